@@ -1,0 +1,89 @@
+"""How a run is trained; what it is trained on is the data's config, and what is trained is the task's."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, optimizer, averaging, and what is due when. Time is counted in images seen."""
+
+    images: int = 200_000
+    """length of the run, in images seen (rounded up to whole batches)"""
+    batch: int = 128
+    """images per optimizer update, over all processes"""
+    micro_batch: int | None = None
+    """images per forward pass on each process, if a whole share of the batch does not fit; null: no accumulation"""
+    learning_rate: float = 2e-4
+    """peak learning rate of AdamW"""
+    warmup_images: int = 10_000
+    """the learning rate rises linearly over these first images"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """the learning rate after the warm-up: constant, or falling to zero at the end of the run"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of AdamW"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the running mean and of the running square of the gradients"""
+    clip: float | None = 1.0
+    """largest norm of the gradient, longer ones are scaled down; null: never"""
+    ema_halflife_images: int = 500_000
+    """images over which a weight's share in the averaged (EMA) model halves"""
+    ema_rampup: float | None = 0.05
+    """keeps the half-life below this share of the images seen so far (Karras et al. 2022); null: always the full one"""
+    log_images: int = 2_000
+    """images between two lines of the log"""
+    sample_images: int = 50_000
+    """images between two evaluations of the averaged model (the end of the run is always evaluated)"""
+    save_images: int = 50_000
+    """images between two checkpoints (the end of the run is always saved)"""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """arithmetic of the forward and backward pass; auto: bf16 where the hardware has it, else float32"""
+    compile: bool = False
+    """compile the model with torch.compile"""
+    seed: int = 0
+    """of the initial weights, the order of the images, and every random number of the training"""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """where accelerate sends the log besides log.jsonl: tensorboard, wandb, trackio, ..."""
+    keep: int = 2
+    """newest checkpoints that are kept, at least 2"""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "ema_halflife_images", "log_images", "sample_images", "save_images"):
+            _require(getattr(self, name) >= 1, self, name, "give at least 1")
+        for name in ("warmup_images", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, self, name, "give 0 or more")
+        _require(self.micro_batch is None or self.micro_batch >= 1, self, "micro_batch", "give at least 1, or null")
+        _require(self.learning_rate > 0, self, "learning_rate", "give a rate above 0")
+        _require(all(0 <= beta < 1 for beta in self.betas), self, "betas", "give two numbers in [0, 1)")
+        _require(self.clip is None or self.clip > 0, self, "clip", "give a norm above 0, or null for no clipping")
+        _require(self.ema_rampup is None or self.ema_rampup > 0, self, "ema_rampup", "give a share above 0, or null")
+        _require(self.keep >= 2, self, "keep", "keep at least 2 checkpoints, so that one is left if the other is bad")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates of the whole run."""
+        return -(-self.images // self.batch)
+
+    def accumulation(self, processes: int) -> int:
+        """Micro-batches per update on each of `processes` processes. Raises ValueError if they do not fill a batch."""
+        if self.batch % processes:
+            raise ValueError(
+                f"train.batch={self.batch} cannot be shared by {processes} processes; give a multiple of {processes}"
+            )
+        share = self.batch // processes
+        if share % (micro_batch := self.micro_batch or share):
+            raise ValueError(
+                f"train.micro_batch={micro_batch} does not divide the {share} images of each of {processes} "
+                f"process{'es' if processes > 1 else ''}; "
+                f"give a divisor of {share}, such as {_divisor_below(share, micro_batch)}"
+            )
+        return share // micro_batch
+
+
+def _require(rule: bool, config: TrainConfig, name: str, remedy: str) -> None:
+    if not rule:
+        raise ValueError(f"train.{name}={getattr(config, name)} is out of range; {remedy}")
+
+
+def _divisor_below(number: int, limit: int) -> int:
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

@@ -1,0 +1,61 @@
+"""Random numbers that depend on (seed, update, stream) alone: not on processes, accumulation or interruptions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from zlib import crc32
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def mix(seed: int, *words: int | str) -> int:
+    """A 32-bit seed from non-negative integers and names.
+
+    32 bits, because a CPU `torch.Generator` keeps no more of its seed; neighbouring inputs give unrelated outputs
+    (`numpy.random.SeedSequence`).
+    """
+    numbers = [crc32(word.encode()) if isinstance(word, str) else word for word in (seed, *words)]
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(seed: int, *words: int | str) -> Iterator[None]:
+    """Within the block torch's CPU generator starts from `mix(seed, *words)`; afterwards it goes on as before.
+
+    Build a model inside `with seeded(config.seed, "model")` and every process starts from the same weights.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(mix(seed, *words))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class GlobalRandom:
+    """The random numbers of one update, drawn for the whole global batch and handed out for one slice of it.
+
+    Every process and every micro-batch draws the same numbers from one generator per (seed, update, stream) and keeps
+    its `part`, so that two processes, or four micro-batches, see what a single large batch would see.
+    Streams: "augment" for the data, "task" for the task.
+    """
+
+    def __init__(
+        self, seed: int, update: int, stream: str, batch: int, part: slice, device: torch.device | str
+    ) -> None:
+        self.batch, self.part, self.device = batch, part, torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(mix(seed, update, stream))
+
+    def normal(self, *shape: int) -> Float[Tensor, "part *shape"]:
+        """Standard normal numbers of the given shape for each image, float32."""
+        return torch.randn(self.batch, *shape, generator=self.generator, device=self.device)[self.part]
+
+    def uniform(self) -> Float[Tensor, "part"]:
+        """One uniform number in [0, 1) for each image, float32."""
+        return torch.rand(self.batch, generator=self.generator, device=self.device)[self.part]
+
+    def integers(self, high: int) -> Int[Tensor, "part"]:
+        """One uniform integer in [0, high) for each image, int64."""
+        return torch.randint(high, (self.batch,), generator=self.generator, device=self.device)[self.part]

@@ -1,0 +1,47 @@
+"""All that the training loop sees of what it trains."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from training.random import GlobalRandom
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device: augmented float32 images in [-1, 1], and int64 labels if the data has any."""
+
+    image: Float[Tensor, "b c h w"]
+    label: Int[Tensor, "b"] | None
+
+
+class Task(Protocol):
+    """A trainable thing: its model, its loss, what to do when an evaluation is due, and how it is handed on."""
+
+    model: nn.Module
+
+    def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Float[Tensor, "b"]:
+        """One float32 loss per image. `model` is `self.model` prepared for the devices (autocast, several processes);
+        every random number comes from `random`, so that the result does not depend on the number of processes."""
+        ...
+
+    def evaluate(
+        self, model: nn.Module, folder: Path, images_seen: int, accelerator: Accelerator
+    ) -> Mapping[str, float]:
+        """Called on every process with the EMA model in eval mode; files go to `folder`, by the main process only.
+        The numbers that it returns are logged."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Called on the main process: write `model` and all that using it takes into the existing empty `folder`."""
+        ...
+
+    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
+        """Inputs with which `self.model(*inputs)` can be called, for `batch` images."""
+        ...
