@@ -1,0 +1,60 @@
+"""Branches: what is added to the shortcut."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import nn
+
+from residual.block import Chain
+from residual.conv import ZeroConv2d
+from residual.embedding import AddEmbedding
+from residual.norm import NormAct
+from residual.shortcut import Identity, Project
+
+Conditioning = Literal["add", "scale_shift"]
+
+
+def unet_branch(
+    c_in: int,
+    c_out: int,
+    emb_channels: int | None = None,
+    *,
+    conditioning: Conditioning = "scale_shift",
+    norm: Callable[..., nn.Module] = NormAct,
+    resample: nn.Module | None = None,
+    dropout: float = 0.0,
+) -> Chain:
+    """The branch of a diffusion U-Net: norm, resample, 3×3 convolution, embedding, norm, dropout, 3×3 convolution.
+
+    `conditioning` says how the embedding enters: `"add"` before the second norm (Ho et al. 2020) or `"scale_shift"`
+    after it (Dhariwal and Nichol 2021); without `emb_channels` there is none. The embedding comes activated: published
+    blocks each apply SiLU to the same vector, here that is done once, outside. `norm(channels, emb_channels)` makes the
+    norm-and-activation nodes. `resample` halves or doubles the size before the first convolution; give the shortcut
+    the same. The last convolution starts at zero.
+    """
+    if conditioning not in ("add", "scale_shift"):
+        raise ValueError(f"no conditioning {conditioning!r}; one of: add, scale_shift")
+    add = emb_channels if conditioning == "add" else None
+    modulate = emb_channels if conditioning == "scale_shift" else None
+    return Chain(
+        norm1=norm(c_in),
+        resample=resample,
+        conv1=nn.Conv2d(c_in, c_out, kernel_size=3, padding=1),
+        emb=None if add is None else AddEmbedding(c_out, add),
+        norm2=norm(c_out, modulate),
+        dropout=nn.Dropout(dropout),
+        conv2=ZeroConv2d(c_out, c_out, kernel_size=3, padding=1),
+    )
+
+
+def unet_shortcut(c_in: int, c_out: int, resample: nn.Module | None = None) -> nn.Module:
+    """The identity where widths and sizes agree, else the cheapest map that makes them agree."""
+    project = None if c_in == c_out else Project(c_in, c_out)
+    if resample is None:
+        return Identity() if project is None else project
+    return Chain(resample=resample, project=project)
+
+
+def attention_branch(channels: int, attention: nn.Module, norm: Callable[..., nn.Module] = NormAct) -> Chain:
+    """A norm without activation, then attention: `Residual(attention_branch(c, SelfAttention(c)))`."""
+    return Chain(norm=norm(channels, act=None), attention=attention)

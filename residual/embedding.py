@@ -1,0 +1,72 @@
+"""From timesteps, labels and other conditions to the embedding `emb`, and the additive way into a branch."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+
+class AddEmbedding(nn.Module):
+    """`x + P(emb)`, with P a linear map to one number per channel (Ho et al. 2020)."""
+
+    takes_emb = True
+
+    def __init__(self, channels: int, emb_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(emb_channels, channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
+        return x + self.project(emb)[:, :, None, None]
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of the timestep at `channels / 2` frequencies from 1 down to 1/10000, always in float32.
+
+    Two conventions are in use, and weights trained under one are wrong under the other:
+
+    - `"ddpm"` (Ho et al. 2020): sines first; the last frequency is exactly 1/10000.
+    - `"adm"` (Nichol and Dhariwal 2021): cosines first; 1/10000 would be the frequency after the last.
+
+    Raises ValueError if `channels` is odd, or too small for the convention.
+    """
+
+    def __init__(self, channels: int, convention: Literal["ddpm", "adm"] = "ddpm") -> None:
+        super().__init__()
+        if channels % 2 or channels < 4:
+            raise ValueError(f"a sinusoidal embedding has an even number of channels, at least 4, not {channels}")
+        if convention not in ("ddpm", "adm"):
+            raise ValueError(f"no timestep convention {convention!r}; one of: ddpm, adm")
+        self.frequencies = channels // 2
+        self.convention = convention
+
+    def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b c"]:
+        # Formed in float32 at each call: a buffer would be cast with the network, and half a bit of a frequency is a
+        # visible phase at t = 999. The order of operations is that of the published code, to the last bit.
+        exponent = -math.log(10000) * torch.arange(self.frequencies, dtype=torch.float32, device=t.device)
+        ddpm = self.convention == "ddpm"
+        angles = t.float()[:, None] * torch.exp(exponent / (self.frequencies - 1 if ddpm else self.frequencies))
+        waves = (angles.sin(), angles.cos()) if ddpm else (angles.cos(), angles.sin())
+        return torch.cat(waves, dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"{2 * self.frequencies}, convention={self.convention!r}"
+
+
+class LabelEmbedding(nn.Embedding):
+    """A learned vector per class. With `null`, one row more: row number `classes` stands for “no label”.
+
+    The null row is what classifier-free guidance trains on dropped labels (Ho and Salimans 2022).
+    Raises ValueError for fewer than one class.
+    """
+
+    def __init__(self, classes: int, channels: int, null: bool = True) -> None:
+        if classes < 1:
+            raise ValueError(f"classes={classes}: a label embedding needs at least one class")
+        super().__init__(classes + null, channels)
+        self.classes = classes
+        self.null = classes if null else None
+
+    def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b c"]:
+        return super().forward(label)

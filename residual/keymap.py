@@ -1,0 +1,148 @@
+"""Renaming weights between our modules and a published layout, in both directions from one table.
+
+A layout is described by two things. A *walk* over a network's config yields one `Place` per module: the kind of block,
+its prefix with us and its prefix with them. A *table* gives for each kind a list of `Rule`s: which of our modules is
+which of theirs, and how a tensor changes on the way. What a rule covers is found from the tensors that are there
+(`weight`, `bias`, …), so one rule serves both directions and every module type.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How tensors change between a layout and ours; `outward` is the exact inverse of `inward`.
+
+    `inward` makes our tensor from theirs (one per published name), `outward` makes theirs from ours.
+    """
+
+    inward: Callable[[list[Tensor]], Tensor]
+    outward: Callable[[Tensor], list[Tensor]]
+
+
+same = Transform(lambda theirs: theirs[0], lambda ours: [ours])
+
+
+def _as_conv(t: Tensor) -> Tensor:
+    return t[..., None, None] if t.dim() == 2 else t
+
+
+def _as_linear(t: Tensor) -> Tensor:
+    return t.flatten(1) if t.dim() == 4 else t
+
+
+linear_to_conv = Transform(lambda theirs: _as_conv(theirs[0]), lambda ours: [_as_linear(ours)])
+"""Their linear map over channels is our 1×1 convolution."""
+
+stacked_linears_to_conv = Transform(
+    lambda theirs: _as_conv(torch.cat(theirs)),
+    lambda ours: [part.contiguous() for part in _as_linear(ours).chunk(3)],
+)
+"""Their three linear maps (query, key, value) are the stacked rows of our one 1×1 convolution."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One module of ours and the module (or modules) of theirs that hold the same weights, relative to the block."""
+
+    ours: str
+    theirs: str | tuple[str, ...]
+    transform: Transform = same
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block of some kind stands: its prefix in our network and in theirs."""
+
+    kind: str
+    ours: str
+    theirs: str
+
+
+Table = Mapping[str, Sequence[Rule]]
+
+
+def import_state(
+    places: Iterable[Place], table: Table, theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Our state dict from theirs. `expected` is our network's own state dict: it says which tensors there are.
+
+    Raises ValueError with the difference if a tensor of theirs is missing, left over, or of another shape.
+    """
+    ours: dict[str, Tensor] = {}
+    used: set[str] = set()
+    missing: list[str] = []
+    for rule, our_name, their_names in _pairs(places, table, expected):
+        used.update(their_names)
+        absent = [name for name in their_names if name not in theirs]
+        missing.extend(absent)
+        if not absent:
+            ours[our_name] = rule.transform.inward([theirs[name] for name in their_names])
+    wrong = [
+        f"{name} has {tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
+        for name, tensor in ours.items()
+        if tensor.shape != expected[name].shape
+    ]
+    raise_difference(missing, [name for name in theirs if name not in used], wrong)
+    return ours
+
+
+def export_state(places: Iterable[Place], table: Table, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their state dict from ours: the exact inverse of `import_state`."""
+    theirs: dict[str, Tensor] = {}
+    for rule, our_name, their_names in _pairs(places, table, ours):
+        theirs.update(zip(their_names, rule.transform.outward(ours[our_name]), strict=True))
+    return theirs
+
+
+def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError with the difference unless both hold tensors of the same names and shapes."""
+    wrong = [
+        f"{name} has {tuple(found[name].shape)}, here {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    raise_difference([n for n in expected if n not in found], [n for n in found if n not in expected], wrong)
+
+
+def raise_difference(missing: Sequence[str], unknown: Sequence[str], wrong: Sequence[str], show: int = 4) -> None:
+    """Raise ValueError naming the first few of each sort of difference; return if there is none."""
+    sorts = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+    parts = [
+        f"{len(names)} {sort}: {', '.join(names[:show])}{', …' if len(names) > show else ''}"
+        for sort, names in sorts
+        if names
+    ]
+    if parts:
+        raise ValueError("the weights do not fit this network: " + "; ".join(parts))
+
+
+def _pairs(
+    places: Iterable[Place], table: Table, expected: Mapping[str, Tensor]
+) -> Iterator[tuple[Rule, str, tuple[str, ...]]]:
+    """Each of our tensors with the rule that covers it and the published names it corresponds to."""
+    leaves: dict[str, list[str]] = {}
+    for name in expected:
+        module, _, leaf = name.rpartition(".")
+        leaves.setdefault(module, []).append(leaf)
+    for place in places:
+        for rule in table[place.kind]:
+            for leaf in leaves.pop(_join(place.ours, rule.ours), ()):
+                yield (
+                    rule,
+                    _join(place.ours, rule.ours, leaf),
+                    tuple(_join(place.theirs, source, leaf) for source in rule.sources),
+                )
+    assert not leaves, f"no rule for {sorted(leaves)}"
+
+
+def _join(*names: str) -> str:
+    return ".".join(name for name in names if name)

@@ -1,0 +1,46 @@
+"""Normalise, scale and shift by the embedding, activate: one node."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def group_count(channels: int, groups: int = 32) -> int:
+    """The largest number of groups, at most `groups`, that divides `channels`.
+
+    Widths that 32 divides get the 32 groups of every published diffusion U-Net; 48 gets 24, 80 gets 20.
+    Raises ValueError if either number is not positive.
+    """
+    if channels < 1 or groups < 1:
+        raise ValueError(f"channels={channels} and groups={groups} must both be at least 1")
+    return next(count for count in range(min(channels, groups), 0, -1) if channels % count == 0)
+
+
+class NormAct(nn.GroupNorm):
+    """Group normalisation, then `h · (1 + scale) + shift` if there is an embedding, then the activation.
+
+    With `emb_channels`, scale and shift are one linear map of the embedding: the first half of its rows is the scale,
+    the second the shift (Dhariwal and Nichol 2021, AdaGN). `groups` is an upper bound, see `group_count`. `act=None`
+    leaves the activation out. It is a `GroupNorm`, so its weights are called `weight` and `bias`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int | None = None,
+        *,
+        groups: int = 32,
+        eps: float = 1e-5,
+        act: type[nn.Module] | None = nn.SiLU,
+    ) -> None:
+        super().__init__(group_count(channels, groups), channels, eps=eps)
+        self.project = None if emb_channels is None else nn.Linear(emb_channels, 2 * channels)
+        self.act = None if act is None else act()
+        self.takes_emb = emb_channels is not None
+
+    def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"] | None = None) -> Float[Tensor, "b c h w"]:
+        h = super().forward(x)
+        if self.project is not None:
+            scale, shift = self.project(emb)[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return h if self.act is None else self.act(h)

@@ -1,0 +1,167 @@
+"""Saving a network as a folder that is enough to rebuild it, and reading such folders strictly."""
+
+import dataclasses
+import difflib
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from residual.keymap import check_state
+
+FORMAT_VERSION = 1
+
+
+class Pretrained:
+    """`save_pretrained` and `from_pretrained` for a module that is built from one config dataclass.
+
+    A model folder holds `config.json` and `model.safetensors`, nothing that could run code.
+    """
+
+    config: Any
+    config_class: ClassVar[type]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, which is made if need be."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        document = {"format_version": FORMAT_VERSION, "model": _qualified_name(type(self))}
+        document |= dataclasses.asdict(self.config)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}  # type: ignore[attr-defined]
+        _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
+        _replace(folder / "config.json", lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
+        """The network of a model folder, or of a repository on the Hugging Face hub, on the CPU and in eval mode.
+
+        Raises ValueError if there is no such folder, if the config has unknown or wrong fields, or if names or shapes
+        of the weights differ from what the config describes.
+        """
+        folder = _local_folder(folder_or_hub_id)
+        document = _read_json(folder / "config.json")
+        found = document.pop("model", None)
+        if found != _qualified_name(cls):
+            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
+        version = document.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{folder / 'config.json'} has format_version {version!r}; this version reads {FORMAT_VERSION}"
+            )
+        try:
+            with torch.device("meta"):
+                model = cls(read_config(cls.config_class, document))  # type: ignore[call-arg]
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        state = read_weights(folder / "model.safetensors")
+        try:
+            check_state(state, model.state_dict())  # type: ignore[attr-defined]
+        except ValueError as error:
+            raise ValueError(f"{folder / 'model.safetensors'}: {error}") from None
+        model.load_state_dict(state, assign=True)  # type: ignore[attr-defined]
+        return model.requires_grad_(True).eval()  # type: ignore[attr-defined]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or save it again") from None
+
+
+def read_config(config_class: type, fields: Mapping[str, Any]) -> Any:
+    """A config dataclass from plain JSON values, each checked against the field's type; lists become tuples.
+
+    Raises ValueError naming the field: unknown (with the nearest name) or of the wrong type.
+    """
+    hints = typing.get_type_hints(config_class)
+    values = {}
+    for name, value in fields.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            raise ValueError(f"unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        value = _tuples(value)
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name}={value!r} should be {_type_name(hints[name])}")
+        values[name] = value
+    return config_class(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return len(hints) == len(value) and all(map(_fits, value, hints))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _type_name(hint: Any) -> str:
+    return str(hint).replace("typing.", "") if typing.get_origin(hint) else hint.__name__
+
+
+def _local_folder(folder_or_hub_id: str | Path) -> Path:
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    text = str(folder_or_hub_id)
+    if isinstance(folder_or_hub_id, Path) or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ValueError(f"no folder {text!r}; give a model folder or a hub id of the form 'owner/name'")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{text!r} is neither a folder here nor a repository that the hub gave: {reason}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}")
+    try:
+        document = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} should hold a JSON object, not a {type(document).__name__}")
+    return document
+
+
+def _replace(path: Path, write: typing.Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _qualified_name(model_class: type) -> str:
+    return f"{model_class.__module__.partition('.')[0]}.{model_class.__name__}"

@@ -1,0 +1,206 @@
+"""The shape of a U-Net, level by level."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from residual import head_count
+from residual.branch import Conditioning
+
+Resample = Literal["conv", "conv_same", "block"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the U-Net, with everything that `UNetConfig` says about it."""
+
+    channels: int
+    blocks: int
+    attention: bool
+    heads: int
+    resample: Resample
+    checkpoint: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Shape of the diffusion U-Net. Level 0 works at full size, each further level at half the size of the one before.
+
+    A field that says “per level” takes one value for all levels or a tuple with one entry for each. Raises ValueError
+    with the value, the rule and the way out.
+    """
+
+    in_channels: int = 3
+    """channels of the network's input: the noisy image, and a conditioning image if there is one"""
+    out_channels: int = 3
+    """channels of the image that is denoised"""
+    size: tuple[int, int] = (32, 32)
+    """height and width for which the network is meant, in pixels; any size that the levels can halve runs"""
+    classes: int | None = None
+    """number of classes; none: the network takes no labels"""
+    null_label: bool = True
+    """with classes: whether one more label, number `classes`, stands for “no label” (needed for guidance)"""
+    channels: int = 128
+    """base width, which the multipliers multiply; the embedding is four times as wide"""
+    multipliers: tuple[float, ...] = (1, 2, 2, 2)
+    """width of each level as a multiple of `channels`; one level per entry"""
+    blocks: int | tuple[int, ...] = 2
+    """residual blocks per level in the encoder (the decoder has one more)"""
+    attention: tuple[int, ...] = (1,)
+    """levels with self-attention after each block, counted from 0; the middle always has one"""
+    heads: int | tuple[int, ...] | None = None
+    """attention heads per level; none: see head_channels"""
+    head_channels: int | tuple[int, ...] | None = None
+    """channels of each attention head per level; none: see heads. Neither: one head of full width"""
+    conditioning: Conditioning = "add"
+    """how the embedding enters a block: `add` before the second norm (DDPM), `scale_shift` after it (ADM)"""
+    resample: Resample | tuple[Resample, ...] = "conv"
+    """how to leave a level, per level: `conv` (stride 2, padded on both sides; back up: nearest, then convolution),
+    `conv_same` (the same, padded right and bottom: google/ddpm-*), `block` (inside a residual block: ADM)"""
+    dropout: float = 0.0
+    """share of features dropped before the last convolution of each block, in training"""
+    groups: int = 32
+    """most groups of a GroupNorm; the largest number up to this that divides the width is used"""
+    eps: float = 1e-5
+    """GroupNorm's epsilon"""
+    time_embedding: Literal["ddpm", "adm"] = "ddpm"
+    """order and frequencies of the timestep's sines and cosines: sines first (DDPM) or cosines first (ADM)"""
+    init: Literal["torch", "xavier"] = "torch"
+    """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
+    learned_variance: bool = False
+    """whether the output is doubled by a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
+    checkpoint: tuple[int, ...] = ()
+    """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        for name in ("attention", "checkpoint"):
+            if wrong := [level for level in getattr(self, name) if not 0 <= level < self.depth]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} names level {wrong[0]}, but multipliers={self.multipliers} "
+                    f"make levels 0 to {self.depth - 1}"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if reason := self.size_error(*self.size):
+            raise ValueError(f"size={self.size}: {reason}")
+        _ = self.levels  # the per-level tuples and the heads are checked where they are read
+
+    @property
+    def depth(self) -> int:
+        """Number of levels."""
+        return len(self.multipliers)
+
+    @property
+    def emb_channels(self) -> int:
+        """Width of the embedding of timestep and label."""
+        return 4 * self.channels
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """What the fields say of each level, from full size down."""
+        blocks, heads = self._per_level("blocks"), self._per_level("heads")
+        head_channels, resample = self._per_level("head_channels"), self._per_level("resample")
+        return tuple(
+            Level(
+                channels=(width := self._width(multiplier)),
+                blocks=blocks[i],
+                attention=i in self.attention,
+                heads=self._heads(i, width, heads[i], head_channels[i]),
+                resample=resample[i],
+                checkpoint=i in self.checkpoint,
+            )
+            for i, multiplier in enumerate(self.multipliers)
+        )
+
+    def size_error(self, height: int, width: int) -> str | None:
+        """Why images of this size cannot pass, and the nearest size that can; None if they can."""
+        factor = 2 ** (self.depth - 1)
+        if height > 0 and width > 0 and height % factor == 0 and width % factor == 0:
+            return None
+        near = tuple(max(factor, round(side / factor) * factor) for side in (height, width))
+        return (
+            f"{height}x{width} px cannot be halved {self.depth - 1} times (multipliers={self.multipliers}); "
+            f"the nearest size that can is {near[0]}x{near[1]}, or give fewer multipliers"
+        )
+
+    def _per_level(self, name: str) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        if not isinstance(value, tuple):
+            return (value,) * self.depth
+        if len(value) != self.depth:
+            raise ValueError(
+                f"{name}={value} has {len(value)} entries for {self.depth} levels; give one or {self.depth}"
+            )
+        return value
+
+    def _width(self, multiplier: float) -> int:
+        width = round(self.channels * multiplier)
+        if width < 1 or abs(width - self.channels * multiplier) > 1e-6:
+            raise ValueError(
+                f"multipliers={self.multipliers}: {multiplier:g} x {self.channels} channels is not a whole width"
+            )
+        return width
+
+    def _heads(self, level: int, width: int, heads: int | None, head_channels: int | None) -> int:
+        if level not in self.attention and level != self.depth - 1:  # the last level's heads are the middle's, too
+            return 1
+        try:
+            return head_count(width, heads, head_channels)
+        except ValueError as error:
+            raise ValueError(f"level {level}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One entry of the encoder's or the decoder's list: where it stands, what comes in, what it is made of."""
+
+    level: int
+    c_in: int
+    c_out: int
+    attention: bool
+    resample: Resample | None
+    """how this entry halves (encoder) or doubles (decoder) the size; none: it does not"""
+
+
+def encoder_blocks(config: UNetConfig) -> Iterator[Block]:
+    """The entries of the encoder after its first convolution: a level's blocks, then what halves the size."""
+    width = config.levels[0].channels
+    for index, level in enumerate(config.levels):
+        for _ in range(level.blocks):
+            yield Block(index, width, level.channels, level.attention, None)
+            width = level.channels
+        if index < config.depth - 1:
+            yield Block(index, width, width, False, level.resample)
+
+
+def decoder_blocks(config: UNetConfig) -> Iterator[Block]:
+    """The entries of the decoder: one for each of the encoder's outputs, which it takes in reverse order.
+
+    The last block of a level doubles the size in the way in which the encoder halved it.
+    """
+    skips = [config.levels[0].channels, *(block.c_out for block in encoder_blocks(config))]
+    width = skips[-1]
+    for index, level in reversed(list(enumerate(config.levels))):
+        for i in range(level.blocks + 1):
+            resample = config.levels[index - 1].resample if index > 0 and i == level.blocks else None
+            yield Block(index, width + skips.pop(), level.channels, level.attention, resample)
+            width = level.channels
+
+
+def _check_counts(config: UNetConfig) -> None:
+    for name in ("in_channels", "out_channels", "channels", "groups"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    if config.channels % 2 or config.channels < 4:
+        raise ValueError(
+            f"channels={config.channels} must be even and at least 4: half are sines, half cosines of the time"
+        )
+    if config.classes is not None and config.classes < 1:
+        raise ValueError(f"classes={config.classes} must be at least 1, or left out for a network without labels")
+    if not config.multipliers:
+        raise ValueError("multipliers=() describes no level; give one entry per level, such as 1,2,2")
+    if min(config.blocks if isinstance(config.blocks, tuple) else (config.blocks,), default=0) < 1:
+        raise ValueError(f"blocks={config.blocks} must be at least 1 per level")
+    if config.eps <= 0:
+        raise ValueError(f"eps={config.eps} must be positive")
