@@ -1,0 +1,29 @@
+"""Denoising diffusion: noise schedules, predictions, the loss, denoisers, guidance, samplers. Knows no network."""
+
+from diffusion.denoiser import Denoiser, NetDenoiser
+from diffusion.guidance import guided
+from diffusion.objective import drop_labels, squared_error
+from diffusion.prediction import PREDICTIONS, clean_and_noise, noised, target
+from diffusion.sampler import SAMPLERS, denoising, draw
+from diffusion.schedule import PUBLISHED, VARIANCES, Schedule
+from diffusion.seeds import generators, image_seed
+
+__all__ = [
+    "PREDICTIONS",
+    "PUBLISHED",
+    "SAMPLERS",
+    "VARIANCES",
+    "Denoiser",
+    "NetDenoiser",
+    "Schedule",
+    "clean_and_noise",
+    "denoising",
+    "draw",
+    "drop_labels",
+    "generators",
+    "guided",
+    "image_seed",
+    "noised",
+    "squared_error",
+    "target",
+]

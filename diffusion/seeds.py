@@ -1,0 +1,25 @@
+"""Random numbers of each image by itself: image k of seed s is the same in every batch and on every process."""
+
+from collections.abc import Iterable
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from torch import Tensor
+
+
+def image_seed(seed: int, image: int) -> int:
+    """The seed of one image's generator, 32 bits (a CPU `torch.Generator` keeps no more). With seed 0 it is `image`."""
+    return (seed * 1_000_003 + image) % 2**32
+
+
+def generators(seed: int, images: Iterable[int]) -> list[torch.Generator]:
+    """One CPU generator for each of the images with these numbers; a diffusers pipeline accepts the same list."""
+    return [torch.Generator().manual_seed(image_seed(seed, image)) for image in images]
+
+
+def normal(
+    sources: list[torch.Generator], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> Float[Tensor, "b c h w"]:
+    """The next standard normal image (c, h, w) of each generator, drawn exactly as a diffusers pipeline draws it."""
+    return randn_tensor((len(sources), *shape), generator=sources, device=torch.device(device), dtype=torch.float32)
