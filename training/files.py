@@ -1,0 +1,73 @@
+"""Writing files and folders so that a crash leaves the old or the new, never half of either."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` every file below `folder`, then the folders."""
+    paths = sorted(folder.rglob("*"), key=lambda path: (path.is_dir(), -len(path.parts)))
+    for path in [*paths, folder]:
+        sync(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file `path` at once."""
+    temporary = path.with_name(f"tmp-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def empty_folder(folder: Path) -> Path:
+    """`folder`, new and empty."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a new folder, and when that is complete and on the disk, put it in the place of `target`.
+
+    Two renames: a folder cannot replace a full one in a single portable step. A crash between them leaves the previous
+    folder beside `target`, where `recover_folder` finds it.
+    """
+    new, old = empty_folder(target.with_name(f"tmp-new-{target.name}")), _old(target)
+    try:
+        fill(new)
+        sync_tree(new)
+    except Exception:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Undo a `replace_folder` that stopped half-way."""
+    old = _old(target)
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f"tmp-old-{target.name}")

@@ -1,0 +1,85 @@
+"""What a run reports: the progress bar, log.jsonl, and accelerate's trackers."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+from tqdm import tqdm
+
+from training.config import TrainConfig
+from training.files import write_text
+
+
+def say(text: str) -> None:
+    """Print one line, above the progress bar if there is one."""
+    tqdm.write(text)
+
+
+def truncate(path: Path, images: int) -> None:
+    """Drop the lines of log.jsonl that were written after `images` images, and a line that a crash cut short."""
+    if path.exists():
+        kept = [json.dumps(row) for row in read(path) if row["images"] <= images]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def evaluated(path: Path, images: int) -> bool:
+    """Whether the log holds the evaluation after `images` images."""
+    return any(row["images"] == images and row.get("evaluated") for row in read(path))
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of log.jsonl."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # the line that was being written when the process died
+
+
+class RunLog:
+    """Where the numbers of a run go; only the main process writes. Use it as a context manager."""
+
+    def __init__(
+        self, path: Path, tracker_folder: Path, config: TrainConfig, images_seen: int, accelerator: Accelerator
+    ) -> None:
+        self.path, self.accelerator = path, accelerator
+        accelerator.log_with = filter_trackers(list(config.trackers), tracker_folder)
+        accelerator.project_configuration.set_directories(str(tracker_folder))
+        accelerator.init_trackers(path.parent.name, init_kwargs={"tensorboard": {"purge_step": images_seen + 1}})
+        self.bar = tqdm(
+            total=config.updates * config.batch,
+            initial=images_seen,
+            unit="img",
+            unit_scale=True,
+            disable=not accelerator.is_main_process,
+            mininterval=0.5 if sys.stderr.isatty() else 20,
+        )
+
+    def advance(self, images: int) -> None:
+        """Move the progress bar."""
+        self.bar.update(images)
+
+    def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: bool) -> None:
+        """One line in log.jsonl, and the numbers to the trackers (over images seen) and beside the bar."""
+        self.accelerator.log(dict(numbers), step=images_seen)
+        if self.accelerator.is_main_process:
+            row = {"images": images_seen, "update": update, **marks, **numbers}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []

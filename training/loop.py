@@ -1,0 +1,198 @@
+"""The training loop: images in, updates of any task's model out. Time is counted in images seen.
+
+Every random number belongs to (seed, update), never to a process, a micro-batch or an interruption, and the loss is
+the mean over the global batch; so two processes, four micro-batches, or a run stopped and resumed train the same model.
+"""
+
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from training import checkpoint, files, log
+from training.accelerator import on_main
+from training.config import TrainConfig
+from training.data import DataConfig, Feed, Images, augment
+from training.log import RunLog
+from training.meter import Meter
+from training.random import GlobalRandom, mix
+from training.run_folder import RunFolder
+from training.schedule import ema_keep, learning_rate
+from training.state import TrainState
+from training.task import Batch, Task
+
+
+def fit(
+    task: Task, images: Images, data: DataConfig, config: TrainConfig, folder: RunFolder, accelerator: Accelerator
+) -> None:
+    """Train `task.model` on `images` until `config.images` are seen; to be called on every process.
+
+    `folder` has been opened: the run starts, or goes on from the newest intact checkpoint, or is finished already.
+    Raises ValueError if a checkpoint does not fit the model or the images, and on every process if training diverges
+    (before the checkpoint that would hold it).
+    """
+    if folder.status is None:
+        raise ValueError(f"the run folder {folder.path} is not open; call folder.open(resolved_config) first")
+    if folder.status == "finished":
+        assert folder.start is not None
+        accelerator.print(
+            f"finished: {folder.path} has seen {folder.start.images:,} images; "
+            "give more train.images to go on, or --fresh to start over"
+        )
+        return
+    Loop(task, images, data, config, folder, accelerator).run()
+
+
+class Loop:
+    """One run: what `fit` was given, and the state that it changes."""
+
+    def __init__(
+        self,
+        task: Task,
+        images: Images,
+        data: DataConfig,
+        config: TrainConfig,
+        folder: RunFolder,
+        accelerator: Accelerator,
+    ) -> None:
+        self.task, self.images, self.config, self.folder, self.accelerator = task, images, config, folder, accelerator
+        self.flip = data.flip
+        self.rank, ranks = accelerator.process_index, accelerator.num_processes
+        self.micro_batches = config.accumulation(ranks)
+        self.micro_batch = config.batch // ranks // self.micro_batches
+        self.state = TrainState(task.model, config, accelerator)
+        self.feed = Feed(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, accelerator.device)
+
+    def run(self) -> None:
+        """From where the run folder stands to the end."""
+        with closing(self.feed):
+            self.start()
+            seen, folder = self.state.images_seen, self.folder
+            with RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator) as self.log:
+                evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
+                if not evaluated and self.due(self.config.sample_images):
+                    self.evaluate()  # the run stopped between the checkpoint and this
+                self.train()
+
+    def start(self) -> None:
+        """Restore the newest checkpoint; or, for a new run, write one before the first update and check it."""
+        start = self.folder.start
+        if start is None:
+            self.save()
+            if problem := on_main(lambda: checkpoint.verify(checkpoint.list_folders(self.folder.checkpoints)[0])):
+                raise OSError(f"{self.folder.checkpoints}: the first checkpoint cannot be read back: {problem}")
+            return
+        if start.data != self.images.fingerprint:
+            raise ValueError(
+                f"{self.folder.path} was trained on other images (fingerprint {start.data[:12]} there, "
+                f"{self.images.fingerprint[:12]} now); give the same, another --run, or --fresh to start over"
+            )
+        self.state.restore(start)
+        self.accelerator.print(f"resuming {self.folder.path} from {start.images:,} images (update {start.update:,})")
+        if start.processes != self.accelerator.num_processes:
+            self.accelerator.print(
+                f"saved by {start.processes} processes, going on with {self.accelerator.num_processes}: "
+                "same images and noise, other dropout and rounding"
+            )
+
+    def train(self) -> None:
+        """Updates until the end, and after each what is due."""
+        config, state, meter = self.config, self.state, Meter(self.accelerator.device)
+        while state.images_seen < config.images:
+            rate = learning_rate(config, state.images_seen)
+            meter.add(*self.update(rate))
+            self.log.advance(config.batch)
+            save, sample = self.due(config.save_images), self.due(config.sample_images)
+            if self.due(config.log_images):
+                numbers = {**meter.means(self.accelerator), "learning_rate": rate}
+                numbers |= meter.speed(config.batch, self.feed.waited_seconds)
+                self.log.write(state.images_seen, state.update, numbers)
+                meter.restart(self.feed.waited_seconds)
+            elif save:
+                meter.means(self.accelerator)  # raises before anything good is overwritten
+            with meter.pause():
+                if save:
+                    self.save()
+                if sample:
+                    self.evaluate()
+
+    def update(self, rate: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """One update of the weights and one of their average, without waiting for the device.
+
+        Returns this process's loss (the mean over the processes is the mean over the global batch) and the norm of the
+        gradient before clipping, both on the device.
+        """
+        state, accelerator, seed = self.state, self.accelerator, self.config.seed
+        losses, norm = [], torch.zeros((), device=accelerator.device)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        for micro in range(self.micro_batches):
+            batch = self.batch(micro)
+            torch.manual_seed(mix(seed, state.update, "dropout", self.rank, micro))
+            with accelerator.accumulate(state.model):
+                losses.append(self.task.loss(state.model, batch, self.random("task", micro)).mean())
+                accelerator.backward(losses[-1])  # divided by micro_batches here, averaged over the processes by DDP
+                if accelerator.sync_gradients:
+                    norm = self.clip()
+                state.optimizer.step()
+                state.optimizer.zero_grad()
+        state.update += 1
+        state.ema.update(ema_keep(self.config, state.images_seen))
+        return torch.stack([loss.detach() for loss in losses]).mean(), norm
+
+    def batch(self, micro: int) -> Batch:
+        """Micro-batch number `micro` of the next update, augmented."""
+        pixels, label = self.feed.get(self.state.update, micro)
+        image = augment(pixels, self.random("augment", micro), self.flip)
+        return Batch(image.contiguous(memory_format=self.state.memory_format), label)
+
+    def random(self, stream: str, micro: int) -> GlobalRandom:
+        """The random numbers of the next update, for this process's micro-batch number `micro`."""
+        first = (self.rank * self.micro_batches + micro) * self.micro_batch
+        part = slice(first, first + self.micro_batch)
+        return GlobalRandom(
+            self.config.seed, self.state.update, stream, self.config.batch, part, self.accelerator.device
+        )
+
+    def clip(self) -> Tensor:
+        """The norm of the gradient, which is scaled down to `config.clip` if it is longer."""
+        weights = list(self.state.trained.parameters())
+        if self.config.clip is not None:
+            return self.accelerator.clip_grad_norm_(weights, self.config.clip)
+        return nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+
+    def due(self, interval_images: int) -> bool:
+        """Whether the last update crossed a multiple of the interval, or ended the run."""
+        seen, before = self.state.images_seen, self.state.images_seen - self.config.batch
+        return seen // interval_images > before // interval_images or seen >= self.config.images
+
+    def save(self) -> None:
+        """Write a checkpoint and the model folder. The checkpoint counts from its renaming, which comes last."""
+        state, folder = self.state, self.folder
+
+        def write() -> Path:
+            staged = checkpoint.stage(
+                folder.checkpoints,
+                state.tensors(),
+                images=state.images_seen,
+                update=state.update,
+                processes=self.accelerator.num_processes,
+                data=self.images.fingerprint,
+            )
+            files.replace_folder(folder.model, lambda new: self.task.save(state.ema.model, new))
+            return staged
+
+        staged = on_main(write)  # and a barrier
+        on_main(lambda: checkpoint.publish(staged))
+        on_main(lambda: checkpoint.prune(folder.checkpoints, self.config.keep))
+
+    def evaluate(self) -> None:
+        """Let the task evaluate the averaged model, on every process, and log what it found."""
+        state = self.state
+        with torch.no_grad():
+            numbers = self.task.evaluate(state.ema.model, self.folder.samples, state.images_seen, self.accelerator)
+        self.accelerator.wait_for_everyone()
+        self.log.write(state.images_seen, state.update, numbers, evaluated=True)

@@ -1,0 +1,60 @@
+"""Loss, gradient norm and speed of an interval, measured without a host sync per update."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Meter:
+    """Loss and gradient norm summed on the device, and the time between two readings: no host sync per update."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2, device=device)
+        self._updates = 0
+        self._waited_seconds, self._paused_s, self._since = 0.0, 0.0, time.perf_counter()
+
+    def add(self, loss: Float[Tensor, ""], gradient_norm: Float[Tensor, ""]) -> None:
+        """Count one update."""
+        self._sums += torch.stack([loss, gradient_norm])
+        self._updates += 1
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is not training time."""
+        begin = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - begin
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean loss and gradient norm of the updates since the last `restart`, over all processes. Waits for them.
+
+        Raises ValueError, on every process, if one of them is not finite.
+        """
+        loss, norm = (accelerator.reduce(self._sums, "mean") / self._updates).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ValueError(
+                f"training diverged: in the last {self._updates} updates the mean loss is {loss} and the mean gradient "
+                f"norm is {norm}; nothing was saved since. Lower train.learning_rate, or raise train.warmup_images, "
+                "and start over with --fresh"
+            )
+        return {"loss": loss, "gradient_norm": norm}
+
+    def speed(self, batch: int, waited_seconds: float) -> dict[str, float]:
+        """Images per second, and the share of the time that was spent waiting for data (`waited_seconds` so far)."""
+        elapsed = time.perf_counter() - self._since - self._paused_s
+        return {
+            "images_per_second": batch * self._updates / elapsed,
+            "data_wait": (waited_seconds - self._waited_seconds) / elapsed,
+        }
+
+    def restart(self, waited_seconds: float) -> None:
+        """Begin a new interval."""
+        self._sums.zero_()
+        self._updates = 0
+        self._waited_seconds, self._paused_s, self._since = waited_seconds, 0.0, time.perf_counter()
