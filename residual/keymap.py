@@ -80,17 +80,16 @@ def import_state(
     ours: dict[str, Tensor] = {}
     used: set[str] = set()
     missing: list[str] = []
+    wrong: list[str] = []
     for rule, our_name, their_names in _pairs(places, table, expected):
         used.update(their_names)
         absent = [name for name in their_names if name not in theirs]
         missing.extend(absent)
         if not absent:
-            ours[our_name] = rule.transform.inward([theirs[name] for name in their_names])
-    wrong = [
-        f"{name} has {tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
-        for name, tensor in ours.items()
-        if tensor.shape != expected[name].shape
-    ]
+            tensor = rule.transform.inward([theirs[name] for name in their_names])
+            if tensor.shape != expected[our_name].shape:
+                wrong.append(_misfit(" + ".join(their_names), tensor, expected[our_name]))
+            ours[our_name] = tensor
     raise_difference(missing, [name for name in theirs if name not in used], wrong)
     return ours
 
@@ -106,7 +105,7 @@ def export_state(places: Iterable[Place], table: Table, ours: Mapping[str, Tenso
 def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise ValueError with the difference unless both hold tensors of the same names and shapes."""
     wrong = [
-        f"{name} has {tuple(found[name].shape)}, here {tuple(tensor.shape)}"
+        _misfit(name, found[name], tensor)
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
@@ -123,6 +122,10 @@ def raise_difference(missing: Sequence[str], unknown: Sequence[str], wrong: Sequ
     ]
     if parts:
         raise ValueError("the weights do not fit this network: " + "; ".join(parts))
+
+
+def _misfit(name: str, found: Tensor, expected: Tensor) -> str:
+    return f"{name} has {tuple(found.shape)}, here {tuple(expected.shape)}"
 
 
 def _pairs(

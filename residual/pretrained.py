@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from residual.keymap import check_state
 
 FORMAT_VERSION = 1
+M = TypeVar("M", bound="Pretrained")
 
 
 class Pretrained:
@@ -40,7 +41,7 @@ class Pretrained:
         _replace(folder / "config.json", lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
+    def from_pretrained(cls: type[M], folder_or_hub_id: str | Path) -> M:
         """The network of a model folder, or of a repository on the Hugging Face hub, on the CPU and in eval mode.
 
         Raises ValueError if there is no such folder, if the config has unknown or wrong fields, or if names or shapes

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from residual import head_count
 from residual.branch import Conditioning
 
 Resample = Literal["conv", "conv_same", "block"]
+TimeEmbedding = Literal["ddpm", "adm"]
+Init = Literal["torch", "xavier"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ class UNetConfig:
     """most groups of a GroupNorm; the largest number up to this that divides the width is used"""
     eps: float = 1e-5
     """GroupNorm's epsilon"""
-    time_embedding: Literal["ddpm", "adm"] = "ddpm"
+    time_embedding: TimeEmbedding = "ddpm"
     """order and frequencies of the timestep's sines and cosines: sines first (DDPM) or cosines first (ADM)"""
-    init: Literal["torch", "xavier"] = "torch"
+    init: Init = "torch"
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
     learned_variance: bool = False
     """whether the output is doubled by a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
@@ -73,6 +75,7 @@ class UNetConfig:
     """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check_counts(self)
         for name in ("attention", "checkpoint"):
             if wrong := [level for level in getattr(self, name) if not 0 <= level < self.depth]:
@@ -186,6 +189,15 @@ def decoder_blocks(config: UNetConfig) -> Iterator[Block]:
             resample = config.levels[index - 1].resample if index > 0 and i == level.blocks else None
             yield Block(index, width + skips.pop(), level.channels, level.attention, resample)
             width = level.channels
+
+
+def _check_choices(config: UNetConfig) -> None:
+    choices = {"conditioning": Conditioning, "resample": Resample, "time_embedding": TimeEmbedding, "init": Init}
+    for name, choice in choices.items():
+        value = getattr(config, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one not in get_args(choice):
+                raise ValueError(f"no {name} {one!r}; one of: {', '.join(get_args(choice))}")
 
 
 def _check_counts(config: UNetConfig) -> None:

@@ -1,0 +1,167 @@
+"""Renaming weights, and reading and writing model folders."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from residual.keymap import (
+    Place,
+    Rule,
+    check_state,
+    export_state,
+    import_state,
+    linear_to_conv,
+    stacked_linears_to_conv,
+)
+from residual.pretrained import Pretrained, read_config
+
+TABLE = {
+    "pair": [Rule("first", "a.0"), Rule("second", "b")],
+    "attention": [Rule("qkv", ("q", "k", "v"), stacked_linears_to_conv), Rule("out", "o", linear_to_conv)],
+}
+PLACES = [Place("pair", "net", "model"), Place("attention", "att", "mid.att")]
+OURS = {
+    "net.first.weight": torch.randn(2, 3),
+    "net.first.bias": torch.randn(2),
+    "net.second.gain": torch.randn(1),
+    "att.qkv.weight": torch.randn(12, 4, 1, 1),
+    "att.qkv.bias": torch.randn(12),
+    "att.out.weight": torch.randn(4, 4, 1, 1),
+}
+
+
+def test_one_table_serves_both_directions_exactly() -> None:
+    theirs = export_state(PLACES, TABLE, OURS)
+    assert set(theirs) == {
+        *("model.a.0.weight", "model.a.0.bias", "model.b.gain", "mid.att.o.weight"),
+        *(f"mid.att.{n}.{leaf}" for n in "qkv" for leaf in ("weight", "bias")),
+    }
+    assert theirs["mid.att.k.weight"].shape == (4, 4)
+    back = import_state(PLACES, TABLE, theirs, OURS)
+    assert_close(back, OURS, rtol=0, atol=0)
+
+
+def test_the_difference_is_shown() -> None:
+    theirs = export_state(PLACES, TABLE, OURS)
+    del theirs["model.a.0.bias"]
+    theirs["stray"] = torch.zeros(1)
+    theirs["model.b.gain"] = torch.zeros(7)
+    with pytest.raises(
+        ValueError, match=r"1 missing: model\.a\.0\.bias; 1 unknown: stray; .*gain has \(7,\), here \(1,\)"
+    ):
+        import_state(PLACES, TABLE, theirs, OURS)
+    with pytest.raises(ValueError, match=r"3 missing: mid\.att\.q\.weight, mid\.att\.k\.weight, mid\.att\.v\.weight"):
+        import_state(
+            PLACES,
+            TABLE,
+            {
+                k: v
+                for k, v in export_state(PLACES, TABLE, OURS).items()
+                if "att" not in k or "weight" not in k or ".o." in k
+            },
+            OURS,
+        )
+
+
+def test_long_differences_are_cut() -> None:
+    with pytest.raises(ValueError, match=r"6 missing: \S+, \S+, \S+, \S+, …"):
+        check_state({}, OURS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    width: int = 2
+    rate: float = 0.5
+    sizes: tuple[int, ...] = (1,)
+    pair: tuple[int, int] | None = None
+    kind: Literal["a", "b"] = "a"
+    flag: bool = False
+
+
+class Net(Pretrained, nn.Module):
+    config_class = Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.Conv2d(3, config.width, 3)
+        self.norm = nn.BatchNorm2d(config.width)
+
+
+def test_a_saved_folder_rebuilds_the_network(tmp_path) -> None:
+    net = Net(Config(width=3, sizes=(4, 5), pair=(6, 7), kind="b")).to(memory_format=torch.channels_last)
+    net.save_pretrained(tmp_path / "model")
+    again = Net.from_pretrained(tmp_path / "model")
+    assert again.config == net.config
+    assert not again.training
+    assert all(p.requires_grad for p in again.parameters())
+    assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widht": 3}, "unknown field 'widht'; did you mean 'width'"),
+        ({"zzz": 3}, "unknown field 'zzz'$"),
+        ({"width": "3"}, "width='3' should be int"),
+        ({"width": True}, "width=True should be int"),
+        ({"rate": "fast"}, "rate='fast' should be float"),
+        ({"sizes": [1, "2"]}, r"sizes=\(1, '2'\) should be tuple\[int, ...\]"),
+        ({"sizes": 1}, r"sizes=1 should be tuple\[int, ...\]"),
+        ({"pair": [1]}, r"pair=\(1,\) should be tuple\[int, int\] \| None"),
+        ({"kind": "c"}, r"kind='c' should be Literal\['a', 'b'\]"),
+        ({"format_version": 2}, "has format_version 2; this version reads 1"),
+        ({"model": "other.Net"}, "describes a 'other.Net', not a"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_line(tmp_path, change, message) -> None:
+    Net(Config()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        Net.from_pretrained(tmp_path)
+
+
+def test_integers_are_floats_and_lists_are_tuples() -> None:
+    assert read_config(Config, {"rate": 1, "sizes": [1, 2], "pair": None}) == Config(rate=1, sizes=(1, 2))
+
+
+def test_damaged_folders_are_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"no folder '.*absent'; give a model folder or a hub id"):
+        Net.from_pretrained(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"is not a model folder: it has no config\.json"):
+        Net.from_pretrained(tmp_path)
+    Net(Config()).save_pretrained(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    weights.write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        Net.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="no weights at"):
+        Net.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    config.write_text(json.dumps(json.loads(text) | {"width": 3}))
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: .* of another shape: layer\.weight has \(2, 3, 3, 3\), here \(3"
+    ):
+        Net.from_pretrained(tmp_path)
+    config.write_text("{")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        Net.from_pretrained(tmp_path)
+    config.write_text("[]")
+    with pytest.raises(ValueError, match="should hold a JSON object, not a list"):
+        Net.from_pretrained(tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_one_line(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="'someone/net' is neither a folder here nor a repository that the hub gave"):
+        Net.from_pretrained("someone/net")

@@ -1,0 +1,149 @@
+"""Norms, embeddings, attention, resampling, counting."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from residual import (
+    AveragePool,
+    LabelEmbedding,
+    Nearest,
+    NearestConv,
+    NormAct,
+    Residual,
+    SelfAttention,
+    SinusoidalEmbedding,
+    StridedConv,
+    attention_branch,
+    group_count,
+    head_count,
+)
+from residual.count import multiply_adds, parameters
+
+
+@given(st.integers(1, 600), st.integers(1, 64))
+def test_the_group_count_is_the_largest_that_divides(channels: int, groups: int) -> None:
+    count = group_count(channels, groups)
+    assert channels % count == 0
+    assert count <= groups
+    assert not any(channels % more == 0 for more in range(count + 1, min(channels, groups) + 1))
+
+
+def test_widths_that_32_divides_keep_32_groups() -> None:
+    assert {group_count(c) for c in range(32, 1025, 32)} == {32}
+    assert (group_count(48), group_count(80), group_count(7)) == (24, 20, 7)
+    with pytest.raises(ValueError, match="channels=0 and groups=32 must both be at least 1"):
+        group_count(0)
+
+
+def test_norm_act_without_embedding_is_group_norm_and_silu() -> None:
+    node, x = NormAct(8, groups=4, eps=1e-3), torch.randn(2, 8, 3, 3)
+    nn.init.normal_(node.weight)
+    assert_close(node(x), F.silu(F.group_norm(x, 4, node.weight, node.bias, 1e-3)))
+    assert set(node.state_dict()) == {"weight", "bias"}
+    assert_close(NormAct(8, act=None)(x), F.group_norm(x, 8))
+    assert_close(NormAct(8, act=nn.ReLU)(x), F.group_norm(x, 8).relu())
+
+
+def test_norm_act_scales_then_shifts() -> None:
+    node, x, emb = NormAct(8, 5, groups=4, act=None), torch.randn(2, 8, 3, 3), torch.randn(2, 5)
+    scale, shift = node.project(emb).chunk(2, dim=1)
+    expected = F.group_norm(x, 4) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    assert_close(node(x, emb), expected)
+
+
+@pytest.mark.parametrize(("convention", "flip", "shift"), [("ddpm", False, 1), ("adm", True, 0)])
+def test_both_timestep_conventions_are_the_published_ones_to_the_last_bit(convention, flip, shift) -> None:
+    t = torch.tensor([0, 1, 500, 999])
+    expected = get_timestep_embedding(t, 128, flip_sin_to_cos=flip, downscale_freq_shift=shift)
+    assert_close(SinusoidalEmbedding(128, convention)(t), expected, rtol=0, atol=0)
+    assert convention in repr(SinusoidalEmbedding(128, convention))
+
+
+def test_timestep_features_are_float32_whatever_the_network_is() -> None:
+    node, t = SinusoidalEmbedding(64), torch.tensor([999.5], dtype=torch.float64)
+    assert node.bfloat16()(t).dtype == torch.float32
+    assert node(t)[0, 0].item() == pytest.approx(math.sin(999.5), abs=1e-6)
+
+
+@pytest.mark.parametrize("channels", [5, 2])
+def test_odd_or_tiny_time_features_are_refused(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"even number of channels, at least 4, not {channels}"):
+        SinusoidalEmbedding(channels)
+
+
+def test_the_null_label_is_one_more_row() -> None:
+    with_null, without = LabelEmbedding(10, 4), LabelEmbedding(10, 4, null=False)
+    assert (with_null.num_embeddings, with_null.null) == (11, 10)
+    assert (without.num_embeddings, without.null) == (10, None)
+    label = torch.tensor([0, 10])
+    assert_close(with_null(label), with_null.weight[label], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="classes=0"):
+        LabelEmbedding(0, 4)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_is_softmax_of_scaled_products(heads: int) -> None:
+    node, x = SelfAttention(8, heads=heads), torch.randn(2, 8, 3, 5)
+    nn.init.normal_(node.out.weight)
+    q, k, v = node.qkv(x).flatten(2).reshape(2, 3, heads, 8 // heads, 15).unbind(1)
+    weights = torch.einsum("bndi,bndj->bnij", q, k).div((8 // heads) ** 0.5).softmax(dim=-1)
+    h = torch.einsum("bnij,bndj->bndi", weights, v).reshape(2, 8, 3, 5)
+    assert_close(node(x), node.out(h), rtol=1e-5, atol=1e-5)
+    assert f"heads={heads}" in repr(node)
+
+
+def test_fresh_attention_is_exactly_its_shortcut() -> None:
+    x = torch.randn(2, 8, 3, 5)
+    assert_close(Residual(attention_branch(8, SelfAttention(8)))(x), x, rtol=0, atol=0)
+
+
+def test_the_norm_before_attention_has_no_activation() -> None:
+    x = torch.randn(2, 8, 3, 5)
+    assert_close(attention_branch(8, nn.Identity())(x), F.group_norm(x, 8))
+
+
+def test_heads_are_given_by_count_or_by_width() -> None:
+    assert (head_count(64), head_count(64, heads=4), head_count(64, head_channels=16)) == (1, 4, 4)
+    with pytest.raises(ValueError, match="heads=3 does not divide 8 channels; one of: 1, 2, 4, 8"):
+        head_count(8, heads=3)
+    with pytest.raises(ValueError, match="head_channels=5 does not divide 8 channels"):
+        SelfAttention(8, head_channels=5)
+    with pytest.raises(ValueError, match="give heads or head_channels, not both"):
+        head_count(8, heads=2, head_channels=4)
+
+
+def test_pooling_and_nearest_are_inverse_on_squares() -> None:
+    x = torch.randn(2, 3, 4, 6)
+    assert_close(AveragePool()(Nearest()(x)), x)
+    assert_close(Nearest()(x)[:, :, 1::2, 1::2], x, rtol=0, atol=0)
+
+
+def test_strided_convolution_pads_as_published() -> None:
+    x = torch.randn(1, 3, 6, 4)
+    both, end = StridedConv(3, 5), StridedConv(3, 5, padding="end")
+    assert_close(both(x), F.conv2d(x, both.weight, both.bias, stride=2, padding=1), rtol=0, atol=0)
+    shifted = F.conv2d(F.pad(x, (0, 1, 0, 1)), end.weight, end.bias, stride=2)
+    assert_close(end(x), shifted, rtol=0, atol=0)
+    assert end(x).shape == both(x).shape == (1, 5, 3, 2)
+
+
+def test_nearest_convolution_convolves_the_doubled_image() -> None:
+    node, x = NearestConv(3, 5), torch.randn(1, 3, 2, 2)
+    assert_close(node(x), F.conv2d(Nearest()(x), node.weight, node.bias, padding=1), rtol=0, atol=0)
+
+
+def test_counting_is_exact() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), SelfAttention(8))
+    assert parameters(net) == (27 + 1) * 8 + (8 + 1) * 24 + (8 + 1) * 8
+    pixels = 16
+    convolutions = pixels * (27 * 8 + 8 * 24 + 8 * 8)
+    attention = 2 * pixels * pixels * 8
+    assert multiply_adds(net, torch.empty(1, 3, 4, 4)) == convolutions + attention

@@ -1,0 +1,66 @@
+"""The floors of the house: a package imports only from lower floors, and only the libraries its floor may see."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BASE = {"torch", "einops", "jaxtyping", "numpy"}
+# What each package may import: packages of ours below it, and libraries at module level.
+ARROWS: dict[str, tuple[set[str], set[str]]] = {
+    "residual": (set(), BASE),
+    "unet": ({"residual"}, BASE),
+    "diffusion": (set(), BASE | {"diffusers"}),
+    "training": (
+        {"residual"},
+        BASE | {"accelerate", "datasets", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
+    ),
+    "tasks": (
+        {"residual", "unet", "diffusion", "training"},
+        BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
+    ),
+}
+# Imported inside the one function that needs them, so that importing the package stays light.
+LAZY = {
+    "residual": {"safetensors", "huggingface_hub"},
+    "training": {"pyarrow", "sklearn", "tensorboard"},
+}
+SCRIPTS = {"train", "sample", "evaluate", "export"}
+
+
+def imports(file: Path) -> list[tuple[str, bool]]:
+    """Root of each module that a file imports, and whether the import stands inside a function."""
+    tree = ast.parse(file.read_text())
+    inner = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name.partition(".")[0], node in inner) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.append(((node.module or "").partition(".")[0], node in inner))
+    return [(name, lazy) for name, lazy in found if name not in sys.stdlib_module_names]
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_imports_only_point_down(package: str) -> None:
+    below, libraries = ARROWS[package]
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        for name, lazy in imports(file):
+            allowed = {package} | below | libraries | (LAZY.get(package, set()) if lazy else set())
+            assert name in allowed, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_nothing_imports_a_script() -> None:
+    for package in ARROWS:
+        for file in (ROOT / package).rglob("*.py"):
+            assert not SCRIPTS & {name for name, _ in imports(file)}, file

@@ -1,0 +1,295 @@
+"""The U-Net: counts, options, sizes, layouts in memory, compilers."""
+
+from dataclasses import fields, replace
+
+import jaxtyping
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import nn
+from torch.testing import assert_close
+
+import unet
+from residual import Residual
+from residual.count import multiply_adds, parameters
+from unet import UNet, UNetConfig
+
+TINY = UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), groups=4, blocks=1)
+
+
+def filled(config: UNetConfig, seed: int = 0) -> UNet:
+    """A network with random weights, also where fresh ones are zero, in eval mode."""
+    torch.manual_seed(seed)
+    net = UNet(config)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.15)
+    return net.eval()
+
+
+def inputs(config: UNetConfig, n: int = 2, size: tuple[int, int] | None = None) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(n, config.in_channels, *(size or config.size), generator=g)
+    t = torch.randint(0, 1000, (n,), generator=g)
+    return (x, t, torch.randint(0, config.classes, (n,), generator=g)) if config.classes else (x, t)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "giga"), [("ddpm-cifar10", 35_746_307, 6.222), ("ddpm-256", 113_673_219, 248.5)]
+)
+def test_presets_have_the_published_counts(name: str, count: int, giga: float) -> None:
+    config = unet.preset(name)
+    with torch.device("meta"):
+        net = UNet(config)
+    assert parameters(net) == count
+    x, t = torch.empty(1, 3, *config.size), torch.zeros(1)
+    assert multiply_adds(net, x, t) / 1e9 == pytest.approx(giga, rel=1e-4)
+
+
+def test_presets_carry_the_published_training_settings() -> None:
+    assert unet.list_presets() == ["ddpm-cifar10", "ddpm-256"]
+    assert [unet.preset(name).dropout for name in unet.list_presets()] == [0.1, 0.0]
+    assert all(unet.preset(name).init == "xavier" for name in unet.list_presets())
+    assert all(unet.presets.source(name).startswith("Ho et al. 2020") for name in unet.list_presets())
+
+
+def test_an_unknown_preset_gets_the_nearest_names() -> None:
+    with pytest.raises(ValueError, match="no preset 'ddpm-cifar'; did you mean ddpm-cifar10"):
+        unet.preset("ddpm-cifar")
+    with pytest.raises(ValueError, match="no preset 'xyz'; one of: ddpm-cifar10, ddpm-256"):
+        unet.preset("xyz")
+
+
+def test_a_fresh_network_predicts_zero() -> None:
+    x, t = inputs(TINY)
+    assert_close(UNet(TINY)(x, t), torch.zeros_like(x), rtol=0, atol=0)
+
+
+# One other value for each field, and what it must change. `size` is a default for others to read, see below.
+CHANGES = {
+    "in_channels": 4,
+    "out_channels": 1,
+    "size": (16, 8),
+    "classes": 5,
+    "null_label": False,
+    "channels": 24,
+    "multipliers": (1, 1.5),
+    "blocks": 2,
+    "attention": (0,),
+    "heads": 2,
+    "head_channels": 8,
+    "conditioning": "scale_shift",
+    "resample": "block",
+    "dropout": 0.3,
+    "groups": 2,
+    "eps": 0.1,
+    "time_embedding": "adm",
+    "init": "xavier",
+    "learned_variance": True,
+    "checkpoint": (0,),
+}
+
+
+def test_every_field_has_a_change_to_try() -> None:
+    assert set(CHANGES) == {field.name for field in fields(UNetConfig)}
+
+
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "null_label", "checkpoint", "init", "dropout"}))
+def test_every_field_changes_the_function(name: str) -> None:
+    before, after = filled(TINY), filled(replace(TINY, **{name: CHANGES[name]}))
+    same_shapes = {k: v.shape for k, v in before.state_dict().items()} == {
+        k: v.shape for k, v in after.state_dict().items()
+    }
+    if same_shapes:
+        after.load_state_dict(before.state_dict())
+        assert not torch.allclose(before(*inputs(TINY)), after(*inputs(TINY)))
+
+
+def test_the_size_is_what_others_are_told() -> None:
+    assert unet.diffusers_config(replace(TINY, size=(16, 8)))["sample_size"] == [16, 8]
+    assert unet.diffusers_config(TINY)["sample_size"] == 8
+
+
+def test_initial_weights() -> None:
+    torch_init, xavier = UNet(TINY), UNet(replace(TINY, init="xavier"))
+    conv = "encoder.1.res.branch.conv1"
+    assert torch_init.get_parameter(f"{conv}.bias").any()
+    assert not xavier.get_parameter(f"{conv}.bias").any()
+    bound = (6 / (16 * 9 + 16 * 9)) ** 0.5
+    assert 0.9 * bound < xavier.get_parameter(f"{conv}.weight").abs().max() <= bound
+    for net in (torch_init, xavier):
+        for name, parameter in net.named_parameters():
+            if "conv2" in name or "attention.out" in name or "head.conv" in name:
+                assert not parameter.any(), name
+
+
+def test_dropout_acts_in_training_only() -> None:
+    net, batch = filled(replace(TINY, dropout=0.3)), inputs(TINY)
+    assert_close(net(*batch), filled(TINY)(*batch), rtol=0, atol=0)
+    net.train()
+    assert not torch.equal(net(*batch), net(*batch))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 4), (2, 6), (10, 22)])
+def test_any_size_that_the_levels_can_halve(size: tuple[int, int]) -> None:
+    batch = inputs(TINY, size=size)
+    assert filled(TINY)(*batch).shape == batch[0].shape
+
+
+@pytest.mark.parametrize("channels", [(1, 1), (3, 3), (4, 4), (6, 3)])
+def test_any_channel_count(channels: tuple[int, int]) -> None:
+    config = replace(TINY, in_channels=channels[0], out_channels=channels[1])
+    assert filled(config)(*inputs(config)).shape == (2, channels[1], 8, 8)
+
+
+def test_learned_variance_doubles_the_output() -> None:
+    config = replace(TINY, learned_variance=True)
+    assert filled(config)(*inputs(config)).shape == (2, 6, 8, 8)
+
+
+def test_labels_and_the_null_label() -> None:
+    config = replace(TINY, classes=5)
+    net, (x, t, label) = filled(config), inputs(config)
+    assert not torch.allclose(net(x, t, label), net(x, t, (label + 1) % 5))
+    assert_close(net(x, t), net(x, t, torch.full((2,), 5)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="built without a null label: it needs a label for each image"):
+        filled(replace(config, null_label=False))(x, t)
+    with pytest.raises(ValueError, match="takes no labels"):
+        filled(TINY)(x, t, label)
+
+
+def test_emb_is_added_to_the_embedding() -> None:
+    config = replace(TINY, classes=5)
+    net, (x, t, label) = filled(config), inputs(config)
+    rows = net.embedding.label.weight
+    assert_close(net(x, t, label), net(x, t, emb=rows[label] - rows[5]), rtol=1e-4, atol=1e-5)
+
+
+def test_one_image_does_not_see_another() -> None:
+    net, (x, t) = filled(TINY), inputs(TINY, n=3)
+    assert_close(net(x, t)[1:2], net(x[1:2], t[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_receives_a_gradient() -> None:
+    config = replace(TINY, classes=5, conditioning="scale_shift", resample="block")
+    net = filled(config)
+    net(*inputs(config)).square().sum().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.any(), name
+
+
+def test_checkpointing_changes_memory_but_no_number() -> None:
+    plain = filled(replace(TINY, dropout=0.2)).train()
+    frugal = filled(replace(TINY, dropout=0.2, checkpoint=(0, 1))).train()
+    kept = []
+    for net in (plain, frugal):
+        sizes: list[int] = []
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t):
+            loss = net(*inputs(TINY)).square().sum()
+        kept.append(sum(sizes))
+        loss.backward()
+    assert kept[1] < kept[0] / 2
+    for (name, a), b in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+        assert_close(a.grad, b.grad, rtol=0, atol=0, msg=name)
+
+
+def test_blocks_are_residuals_with_parts() -> None:
+    net = filled(TINY)
+    res = net.encoder[1].res
+    x, emb = torch.randn(1, 16, 8, 8), torch.randn(1, 64)
+    assert isinstance(res, Residual)
+    assert_close(sum(res.parts(x, emb)), res(x, emb), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("resample", ["conv", "conv_same", "block"])
+def test_channels_last_is_kept_through_every_convolution(resample: str) -> None:
+    config = replace(TINY, resample=resample)
+    net = filled(config).to(memory_format=torch.channels_last)
+    seen = []
+
+    def look(module: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        seen.append(all(y.is_contiguous(memory_format=torch.channels_last) for y in (args[0], out)))
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(look)
+    x, t = inputs(config)
+    net(x.contiguous(memory_format=torch.channels_last), t)
+    assert len(seen) > 20
+    assert all(seen)
+
+
+def test_per_level_settings() -> None:
+    config = replace(TINY, multipliers=(1, 2, 2), blocks=(1, 2, 1), resample=("conv", "block", "conv"), heads=(1, 2, 4))
+    config = replace(config, attention=(1, 2))
+    assert [level.heads for level in config.levels] == [1, 2, 4]
+    net = filled(config)
+    assert len(net.encoder) == 1 + (1 + 2 + 1) + 2
+    assert len(net.decoder) == len(net.encoder)
+    assert net(*inputs(config)).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": (9, 8)}, r"size=\(9, 8\): 9x8 px cannot be halved 1 times .* nearest size that can is 8x8"),
+        ({"size": (0, 8)}, "0x8 px cannot be halved"),
+        ({"attention": (2,)}, r"attention=\(2,\) names level 2, but multipliers=\(1, 2\) make levels 0 to 1"),
+        ({"checkpoint": (-1,)}, r"checkpoint=\(-1,\) names level -1"),
+        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+        ({"channels": 0}, "channels=0 must be at least 1"),
+        ({"channels": 15}, "channels=15 must be even and at least 4"),
+        ({"in_channels": 0}, "in_channels=0 must be at least 1"),
+        ({"classes": 0}, "classes=0 must be at least 1, or left out"),
+        ({"multipliers": ()}, r"multipliers=\(\) describes no level"),
+        ({"multipliers": (1, 0.3)}, r"0.3 x 16 channels is not a whole width"),
+        ({"blocks": 0}, "blocks=0 must be at least 1 per level"),
+        ({"blocks": (1, 2, 3)}, r"blocks=\(1, 2, 3\) has 3 entries for 2 levels; give one or 2"),
+        ({"eps": 0.0}, "eps=0.0 must be positive"),
+        ({"heads": 5}, "level 1: heads=5 does not divide 32 channels; one of: 1, 2, 4, 8, 16, 32"),
+        ({"heads": 2, "head_channels": 8}, "level 1: give heads or head_channels, not both"),
+    ],
+)
+def test_bad_configs_say_what_and_how(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+def test_a_size_that_cannot_pass_is_refused_before_work() -> None:
+    with pytest.raises(ValueError, match="7x8 px cannot be halved 1 times"):
+        UNet(TINY)(torch.randn(1, 3, 7, 8), torch.zeros(1))
+
+
+@pytest.mark.parametrize("config", [TINY, replace(TINY, resample="block", conditioning="scale_shift", classes=3)])
+def test_compiles_to_one_graph_for_all_timesteps(config: UNetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
+    net, batch = filled(config), inputs(config)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for t in (0, 1, 500, 999):
+            t = torch.full((2,), t)
+            assert_close(compiled(batch[0], t, *batch[2:]), net(batch[0], t, *batch[2:]), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("config", [TINY, replace(TINY, resample="block", conditioning="scale_shift", classes=3)])
+def test_exports_with_any_batch_from_1_to_256(config: UNetConfig) -> None:
+    net, batch = filled(config), inputs(config)
+    b = torch.export.Dim("b", min=1, max=256)
+    program = torch.export.export(net, batch, dynamic_shapes=tuple({0: b} for _ in batch)).module()
+    for n in (1, 64, 256):
+        batch = inputs(config, n=n)
+        with torch.no_grad():
+            assert_close(program(*batch), net(*batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_network_is_the_same_network(tmp_path) -> None:
+    config = replace(TINY, classes=5, multipliers=(1, 1.5), heads=(1, 2))
+    net = filled(config)
+    net.save_pretrained(tmp_path)
+    again = UNet.from_pretrained(tmp_path)
+    assert again.config == config
+    assert_close(again(*inputs(config)), net(*inputs(config)), rtol=0, atol=0)
