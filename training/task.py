@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ class Batch:
     label: Int[Tensor, "b"] | None
 
 
+@runtime_checkable
 class Task(Protocol):
     """A trainable thing: its model, its loss, what to do when an evaluation is due, and how it is handed on."""
 
