@@ -1,0 +1,99 @@
+"""The wheel, installed with its declared base dependencies and nothing else."""
+
+import importlib.metadata as metadata
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("diffusers", "accelerate", "datasets", "jsonargparse", "torchvision")
+USE = """
+import importlib.util, sys
+import torch, unet
+from residual import Residual, Chain
+net = unet.UNet(unet.UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,)))
+x = torch.randn(2, 3, 8, 8)
+assert net(x, torch.tensor([1, 2])).shape == x.shape
+net.save_pretrained("model")
+unet.UNet.from_pretrained("model")
+print(*[name for name in sys.argv[1:] if name in sys.modules or importlib.util.find_spec(name)])
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy so that the checkout stays as it is."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("residual", "unet"):
+        shutil.copytree(ROOT / name, source / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel and what it declares; the dependencies are linked from here, not fetched."""
+    home = tmp_path_factory.mktemp("bare")
+    venv.create(home, symlinks=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (info,) = site.glob("residual_diffusion-*.dist-info")
+    link(metadata.Distribution.at(info), site, set())
+    return home
+
+
+def link(distribution: metadata.Distribution, site: Path, seen: set[str]) -> None:
+    """Link into `site` the files of everything that a distribution requires, and what those require."""
+    for text in distribution.requires or ():
+        requirement = Requirement(text)
+        if requirement.name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(requirement.name)
+        found = metadata.distribution(requirement.name)
+        for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."} - {"__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(Path(str(found.locate_file(name))))
+        link(found, site, seen)
+
+
+def python(home: Path, *arguments: str, cwd: Path) -> str:
+    """Run the environment's own interpreter, isolated from this checkout."""
+    command = [str(home / "bin" / "python"), "-I", *arguments]
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"residual", "unet"}
+    assert {"residual/py.typed", "unet/py.typed"} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_base_install_builds_a_model_without_the_trainer(bare: Path, tmp_path: Path) -> None:
+    assert python(bare, "-c", USE, *HEAVY, cwd=tmp_path).split() == []
+
+
+def test_the_example_runs_on_the_base_install_and_scikit_learn(bare: Path, tmp_path: Path) -> None:
+    (site,) = bare.glob("lib/python*/site-packages")
+    for name in (
+        "scikit-learn",
+        *(Requirement(r).name for r in metadata.requires("scikit-learn") or () if ";" not in r),
+    ):
+        for folder in {f.parts[0] for f in metadata.files(name) or () if f.parts[0] != ".."} - {"__pycache__"}:
+            if not (site / folder).exists():
+                (site / folder).symlink_to(Path(str(metadata.distribution(name).locate_file(folder))))
+    out = python(bare, str(ROOT / "examples" / "vae_digits.py"), "--steps", "30", cwd=tmp_path)
+    before, after = (float(line.split()[1]) for line in out.splitlines()[:2])
+    assert after < before
+    assert len((ROOT / "examples" / "vae_digits.py").read_text().splitlines()) <= 80
