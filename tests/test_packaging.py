@@ -6,6 +6,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -49,22 +50,24 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (info,) = site.glob("residual_diffusion-*.dist-info")
-    link(metadata.Distribution.at(info), site, set())
+    link(metadata.Distribution.at(info).requires or (), site)
     return home
 
 
-def link(distribution: metadata.Distribution, site: Path, seen: set[str]) -> None:
-    """Link into `site` the files of everything that a distribution requires, and what those require."""
-    for text in distribution.requires or ():
+def link(requirements: Iterable[str], site: Path) -> None:
+    """Link into `site` the files of every distribution that is required, and of those that these require."""
+    for text in requirements:
         requirement = Requirement(text)
-        if requirement.name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        seen.add(requirement.name)
         found = metadata.distribution(requirement.name)
-        for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."} - {"__pycache__"}:
+        names = {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}
+        if all((site / name).exists() for name in names):
+            continue
+        for name in names:
             if not (site / name).exists():
                 (site / name).symlink_to(Path(str(found.locate_file(name))))
-        link(found, site, seen)
+        link(found.requires or (), site)
 
 
 def python(home: Path, *arguments: str, cwd: Path) -> str:
@@ -86,13 +89,7 @@ def test_the_base_install_builds_a_model_without_the_trainer(bare: Path, tmp_pat
 
 def test_the_example_runs_on_the_base_install_and_scikit_learn(bare: Path, tmp_path: Path) -> None:
     (site,) = bare.glob("lib/python*/site-packages")
-    for name in (
-        "scikit-learn",
-        *(Requirement(r).name for r in metadata.requires("scikit-learn") or () if ";" not in r),
-    ):
-        for folder in {f.parts[0] for f in metadata.files(name) or () if f.parts[0] != ".."} - {"__pycache__"}:
-            if not (site / folder).exists():
-                (site / folder).symlink_to(Path(str(metadata.distribution(name).locate_file(folder))))
+    link(["scikit-learn"], site)
     out = python(bare, str(ROOT / "examples" / "vae_digits.py"), "--steps", "30", cwd=tmp_path)
     before, after = (float(line.split()[1]) for line in out.splitlines()[:2])
     assert after < before
