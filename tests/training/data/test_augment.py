@@ -1,0 +1,36 @@
+import torch
+
+from training.data import augment
+from training.random import GlobalRandom
+
+
+def random(batch: int = 8, part: slice = slice(None), update: int = 0) -> GlobalRandom:
+    return GlobalRandom(0, update, "augment", batch, part, "cpu")
+
+
+def test_bytes_become_minus_one_to_one() -> None:
+    image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    result = augment(image, random(1), flip=False)
+    assert result.dtype == torch.float32
+    assert (result.min(), result.max()) == (-1, 1)
+    torch.testing.assert_close(
+        result.double().ravel(), torch.arange(256, dtype=torch.float64) * 2 / 255 - 1, rtol=0, atol=1e-7
+    )
+    assert image.ravel().tolist() == list(range(256))
+
+
+def test_flip_mirrors_left_to_right_where_the_coin_says() -> None:
+    image = torch.randint(256, (64, 3, 4, 5), dtype=torch.uint8)
+    coins = random(64).uniform() < 0.5
+    assert 10 < coins.sum() < 54
+    expected = torch.where(coins[:, None, None, None], image.flip(3), image).float() / 127.5 - 1
+    torch.testing.assert_close(augment(image, random(64), flip=True), expected, rtol=0, atol=0)
+    torch.testing.assert_close(augment(image, random(64), flip=False), image.float() / 127.5 - 1, rtol=0, atol=0)
+
+
+def test_parts_of_a_batch_are_flipped_as_the_whole() -> None:
+    image = torch.randint(256, (8, 1, 2, 3), dtype=torch.uint8)
+    whole = augment(image, random(), flip=True)
+    parts = [slice(0, 3), slice(3, 8)]
+    pieces = [augment(image[part], random(part=part), flip=True) for part in parts]
+    torch.testing.assert_close(torch.cat(pieces), whole, rtol=0, atol=0)

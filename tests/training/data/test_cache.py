@@ -1,0 +1,210 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.data import cache as module
+from training.data import open_images
+
+
+@pytest.fixture
+def pets(pixels, save, tmp_path: Path) -> Path:
+    for i in range(6):
+        save(tmp_path / "pets" / ("cat" if i % 2 else "dog") / f"{i}.png", pixels(i, 4, 5, 3))
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def built(monkeypatch) -> list[Path]:
+    """The cache folders that were written."""
+    folders: list[Path] = []
+    build = module.build
+    monkeypatch.setattr(
+        module, "build", lambda source, config, folder: (folders.append(folder), build(source, config, folder))
+    )
+    return folders
+
+
+def test_images_are_decoded_once(pets: Path, config, built) -> None:
+    first, second = open_images(config(source=pets)), open_images(config(source=pets))
+    assert len(built) == 1
+    np.testing.assert_array_equal(first.read(np.arange(6)), second.read(np.arange(6)))
+    assert first.fingerprint == second.fingerprint
+    assert second.classes == ("cat", "dog")
+
+
+def test_numpy_alone_can_read_the_cache(pets: Path, config, built) -> None:
+    images = open_images(config(source=pets))
+    info = json.loads((built[0] / "cache.json").read_text())
+    array = np.memmap(built[0] / "images.bin", np.uint8, "r", shape=tuple(info["shape"]))
+    np.testing.assert_array_equal(array, images.read(np.arange(6)))
+    np.testing.assert_array_equal(np.load(built[0] / "labels.npy"), images.labels)
+    assert info["format_version"] == 1
+    assert info["classes"] == ["cat", "dog"]
+    assert info["bad"] == []
+    assert info["fingerprint"] == images.fingerprint
+    assert info["source"] == str(pets)
+    assert info["settings"]["crop"] == "center"
+
+
+def test_a_cache_is_opened_without_datasets_pyarrow_and_pillow(config, png, pixels, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    file = tmp_path / "t.parquet"
+    Dataset.from_dict({"image": [{"bytes": png(pixels(0, 4, 4)), "path": None}]}).to_parquet(file)
+    open_images(config(source=file))
+    code = """
+import sys
+for name in ("datasets", "pyarrow", "PIL", "sklearn"):
+    sys.modules[name] = None
+from pathlib import Path
+from training.data import DataConfig, open_images
+print(open_images(DataConfig(source=sys.argv[1], cache=Path(sys.argv[2]))).shape)
+"""
+    command = [sys.executable, "-c", code, str(file), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1, 4, 4)", done.stderr
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"size": 2}, {"size": (2, 3), "crop": "stretch"}, {"channels": 1}, {"labels": False}, {"crop": "stretch"}],
+)
+def test_other_settings_are_other_caches(fields: dict, pets: Path, config, built) -> None:
+    open_images(config(source=pets))
+    open_images(config(source=pets, **fields))
+    assert len(set(built)) == 2
+
+
+def test_settings_that_change_nothing_stored_share_a_cache(pets: Path, config, built) -> None:
+    for fields in ({}, {"flip": True}, {"max_bad": 0}):
+        open_images(config(source=pets, **fields))
+    assert len(built) == 1
+
+
+def test_changed_files_are_noticed(pets: Path, config, built, pixels, save) -> None:
+    before = open_images(config(source=pets)).fingerprint
+    os.utime(pets / "dog" / "0.png", ns=(0, 0))
+    touched = open_images(config(source=pets)).fingerprint
+    save(pets / "dog" / "0.png", pixels(99, 4, 5, 3))
+    changed = open_images(config(source=pets)).fingerprint
+    save(pets / "dog" / "8.png", pixels(98, 4, 5, 3))
+    more = open_images(config(source=pets)).fingerprint
+    assert len(built) == 4
+    assert before == touched
+    assert len({before, changed, more}) == 3
+
+
+def test_grey_images_among_colours_become_colours(config, pixels, save, tmp_path: Path) -> None:
+    grey = [pixels(i, 3, 4) for i in range(4)]
+    colour = pixels(9, 3, 4, 3)
+    for i, array in enumerate([grey[0], grey[1], grey[2], colour, grey[3]]):
+        save(tmp_path / "mixed" / f"{i}.png", array)
+    images = open_images(config(source=tmp_path / "mixed"))
+    expected = [np.stack([each] * 3) for each in grey]
+    expected.insert(3, colour.transpose(2, 0, 1))
+    np.testing.assert_array_equal(images.read(np.arange(5)), np.stack(expected))
+    (tmp_path / "mixed" / "3.png").unlink()
+    assert open_images(config(source=tmp_path / "mixed")).shape == (1, 3, 4)
+
+
+def test_different_sizes_need_a_size(config, pixels, save, tmp_path: Path) -> None:
+    save(tmp_path / "mixed" / "a.png", pixels(0, 4, 6))
+    save(tmp_path / "mixed" / "b.png", pixels(0, 4, 8))
+    message = (
+        r"images differ in size: a\.png has 4 x 6 px \(height x width\), b\.png has 4 x 8; set data\.size to bring"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_images(config(source=tmp_path / "mixed"))
+    assert open_images(config(source=tmp_path / "mixed", size=4)).shape == (1, 4, 4)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def test_a_truncated_image_is_named_skipped_and_counted(pets: Path, config, capsys) -> None:
+    kept = np.delete(open_images(config(source=pets)).read(np.arange(6)), 4, axis=0)
+    truncate(pets / "dog" / "2.png")
+    for told in (True, False):
+        images = open_images(config(source=pets))
+        assert (len(images), images.skipped) == (5, 1)
+        assert images.bad[0].startswith("dog/2.png: ")
+        assert ("skipped dog/2.png: " in capsys.readouterr().err) == told
+        np.testing.assert_array_equal(images.read(np.arange(5)), kept)
+        assert images.labels is not None
+        assert images.labels.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_more_bad_images_than_the_cap_are_an_error(cached: bool, pets: Path, config) -> None:
+    truncate(pets / "dog" / "2.png")
+    (pets / "cat" / "1.png").write_text("text")
+    if cached:
+        assert open_images(config(source=pets, max_bad=2)).skipped == 2
+    message = (
+        r"more than data\.max_bad 1 images cannot be read \(cat/1\.png: .*; dog/2\.png: .*\); repair or remove them, or"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_images(config(source=pets, max_bad=1))
+
+
+def test_a_set_without_any_good_image_is_an_error(config, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("text")
+    with pytest.raises(ValueError, match=r"data\.source '.*bad' holds no image that can be read \(a\.png: "):
+        open_images(config(source=tmp_path / "bad"))
+
+
+def test_a_failed_build_leaves_nothing(pets: Path, config, monkeypatch) -> None:
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module, "fingerprint", full)
+    with pytest.raises(OSError, match="no space left"):
+        open_images(config(source=pets))
+    assert list(config().cache_folder.iterdir()) == []
+
+
+def test_whoever_is_faster_wins(pets: Path, config, monkeypatch) -> None:
+    """Two runs build the same cache at once: the second finds it there when it wants to rename its own."""
+    write = module.write
+
+    def overtaken(records, settings, folder):
+        write(records, settings, folder)
+        monkeypatch.setattr(module, "write", write)
+        open_images(settings)
+
+    monkeypatch.setattr(module, "write", overtaken)
+    assert len(open_images(config(source=pets))) == 6
+    assert len(list(config().cache_folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["images.bin", "labels.npy", "cache.json"])
+@pytest.mark.parametrize("harm", [truncate, Path.unlink])
+def test_a_damaged_cache_says_what_to_do(name: str, harm, pets: Path, config, built) -> None:
+    open_images(config(source=pets))
+    harm(built[0] / name)
+    with pytest.raises(
+        ValueError, match=r"the cache .*pets-[0-9a-f]{16} is damaged \(.*\); delete it, it will be made again"
+    ):
+        open_images(config(source=pets))
+
+
+def test_the_main_process_builds_while_the_others_wait(pets: Path, config, built) -> None:
+    events = []
+
+    @contextmanager
+    def main_process_first() -> Iterator[None]:
+        events.append(("enter", len(built)))
+        yield
+        events.append(("leave", len(built)))
+
+    open_images(config(source=pets), on_main_first=main_process_first)
+    assert events == [("enter", 0), ("leave", 1)]

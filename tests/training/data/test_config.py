@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from training.data import DataConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": " "}, r"data\.source is empty; give digits, a folder, a file, a glob or hub:OWNER/NAME"),
+        ({"size": 0}, r"data\.size 0 must be a positive number of pixels, or two: \(height, width\)"),
+        ({"size": True}, r"data\.size True must be a positive number"),
+        ({"size": (32, -1)}, r"data\.size \(32, -1\) must be a positive number"),
+        ({"max_bad": -1}, r"data\.max_bad -1 must be 0 or more"),
+        ({"label_column": "y", "labels": False}, r"data\.label_column is 'y' but data\.labels is false; drop one"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**fields)
+
+
+def test_one_number_is_a_square() -> None:
+    assert DataConfig(size=32).hw == (32, 32)
+    assert DataConfig(size=(16, 24)).hw == (16, 24)
+    assert DataConfig().hw is None
+
+
+def test_the_cache_lies_in_the_home_folder_unless_told_otherwise(tmp_path: Path) -> None:
+    assert DataConfig().cache_folder == Path.home() / ".cache" / "residual-diffusion"
+    assert DataConfig(cache=tmp_path).cache_folder == tmp_path

@@ -1,0 +1,115 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from training.data import DataConfig, open_images
+from training.data.source import PICTURES, find_source
+
+
+def test_the_embedded_digits(config) -> None:
+    images = open_images(config())
+    assert (len(images), images.shape) == (1797, (1, 8, 8))
+    assert images.classes == tuple("0123456789")
+    table = load_digits()
+    np.testing.assert_array_equal(images.labels, table.target)
+    np.testing.assert_array_equal(images.read(np.arange(1797))[:, 0], np.round(table.images * 255 / 16))
+
+
+def test_digits_can_be_unlabelled_coloured_and_larger(config) -> None:
+    images = open_images(config(labels=False, channels=3, size=16))
+    assert (images.labels, images.classes, images.shape) == (None, None, (3, 16, 16))
+
+
+def test_class_folders_give_labels(config, pixels, save, tmp_path: Path) -> None:
+    folder = tmp_path / "pets"
+    first = save(folder / "cat" / "deep" / "b.png", pixels(0, 4, 5, 3))
+    second = save(folder / "cat" / "z.PNG", pixels(1, 4, 5, 3))
+    third = save(folder / "dog" / "a.webp", pixels(2, 4, 5, 3), lossless=True)
+    (folder / "empty").mkdir()
+    (folder / "cat" / "notes.txt").write_text("not an image")
+    save(folder / "dog" / ".hidden.png", pixels(3, 9, 9, 3))
+    images = open_images(config(source=folder))
+    assert images.classes == ("cat", "dog")
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(images.read(np.arange(3)), np.stack([first, second, third]).transpose(0, 3, 1, 2))
+    assert open_images(config(source=folder, labels=False)).labels is None
+
+
+def test_a_flat_folder_and_a_single_sub_folder_have_no_labels(config, pixels, save, tmp_path: Path) -> None:
+    save(tmp_path / "flat" / "a.png", pixels(0, 4, 4))
+    save(tmp_path / "one" / "all" / "a.png", pixels(0, 4, 4))
+    assert open_images(config(source=tmp_path / "flat")).labels is None
+    assert open_images(config(source=tmp_path / "one")).labels is None
+    assert open_images(config(source=tmp_path / "one", labels=True)).classes == ("all",)
+
+
+def test_split_folders(config, pixels, save, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for split, count in (("train", 3), ("val", 2)):
+        for i in range(count):
+            save(folder / split / f"class{i}" / "a.png", pixels(i, 4, 4))
+    assert open_images(config(source=folder)).classes == ("class0", "class1", "class2")
+    assert len(open_images(config(source=folder, split="validation"))) == 2
+    assert len(open_images(config(source=folder, split="val"))) == 2
+    with pytest.raises(ValueError, match=r"data\.split 'test' is not a split of '.*set'; splits: train, validation"):
+        find_source(config(source=folder, split="test"))
+    with pytest.raises(ValueError, match=r"data\.split 'test' is not a split of 'digits'; splits: train"):
+        find_source(config(split="test"))
+
+
+def test_linked_folders_are_followed_once(config, pixels, save, tmp_path: Path) -> None:
+    save(tmp_path / "real" / "a.png", pixels(0, 4, 4))
+    (tmp_path / "links").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "links" / "a")
+    os.symlink(tmp_path / "links", tmp_path / "real" / "loop")
+    assert len(open_images(config(source=tmp_path / "links"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("none", r"data\.source '.*none': there is no such folder or file$"),
+        ("empty", r"data\.source '.*empty' holds no images, nor tables; looked for " + " ".join(PICTURES)),
+        (
+            "flat/a.png",
+            r"data\.source '.*a\.png' is not a table \(\.parquet or \.arrow\); give such a file, or a folder",
+        ),
+        ("*.parquet", r"data\.source '.*\*\.parquet' matches no file that ends in \.parquet or \.arrow"),
+        ("mixed", r"data\.source '.*mixed' holds images both directly \(b\.png, …\) and in sub-folders \(x\);"),
+        ("both", r"holds both images \(a\.png, …\) and tables \(t\.parquet, …\); name the tables by a glob"),
+    ],
+)
+def test_a_source_that_cannot_be_used_says_why(source, message, config, pixels, save, tmp_path: Path) -> None:
+    for name in ("flat/a.png", "mixed/x/a.png", "mixed/b.png", "both/a.png"):
+        save(tmp_path / name, pixels(0, 4, 4))
+    (tmp_path / "both" / "t.parquet").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=message):
+        open_images(config(source=tmp_path / source))
+
+
+def test_a_name_that_could_be_of_the_hub_is_not_fetched_unasked(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no such folder or file; for a data set of the hub write hub:owner/name$"):
+        find_source(DataConfig(source="owner/name"))
+
+
+def test_labels_that_are_demanded_must_be_there(config, pixels, save, tmp_path: Path) -> None:
+    save(tmp_path / "flat" / "a.png", pixels(0, 4, 4))
+    with pytest.raises(ValueError, match=r"data\.labels is true but '.*flat' has no sub-folders to take classes from"):
+        open_images(config(source=tmp_path / "flat", labels=True))
+
+
+@pytest.mark.parametrize("field", ["image_column", "label_column"])
+def test_columns_are_refused_where_there_are_none(field: str, config, pixels, save, tmp_path: Path) -> None:
+    save(tmp_path / "flat" / "a.png", pixels(0, 4, 4))
+    with pytest.raises(ValueError, match=rf"data\.{field} is 'img' but a set of digits has no columns; leave it out"):
+        open_images(config(**{field: "img"}))
+    with pytest.raises(
+        ValueError, match=rf"data\.{field} is 'img' but a folder of images has no columns; leave it out"
+    ):
+        open_images(config(source=tmp_path / "flat", **{field: "img"}))

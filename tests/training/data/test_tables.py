@@ -1,0 +1,242 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+
+from training.data import Images, open_images
+
+ANIMALS = ClassLabel(names=["cat", "dog", "eel"])
+
+
+@pytest.fixture
+def table(pixels, png) -> Callable[..., Dataset]:
+    """A table of grey 4x4 images, image i drawn from seed i, with further columns (name -> (feature, values))."""
+
+    def make(count: int = 4, image: str = "image", feature: Any = None, **columns: tuple[Any, list]) -> Dataset:
+        kind = feature or Image()
+        pictures: list[Any] = [png(pixels(i, 4, 4)) for i in range(count)]
+        if feature is None:
+            pictures = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)]
+        features = Features({image: kind} | {name: each for name, (each, _) in columns.items()})
+        return Dataset.from_dict(
+            {image: pictures} | {n: values for n, (_, values) in columns.items()}, features=features
+        )
+
+    return make
+
+
+@pytest.fixture
+def read(config, tmp_path: Path) -> Callable[..., Images]:
+    """Images of a table that went through a parquet file."""
+
+    def through_parquet(table: Dataset, **fields: Any) -> Images:
+        table.to_parquet(tmp_path / "table.parquet")
+        return open_images(config(source=tmp_path / "table.parquet", **fields))
+
+    return through_parquet
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_apart(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "huggingface")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def check(images: Images, pixels: Callable[..., np.ndarray], labels: list[int] | None, classes: tuple | None) -> None:
+    np.testing.assert_array_equal(
+        images.read(np.arange(len(images)))[:, 0], [pixels(i, 4, 4) for i in range(len(images))]
+    )
+    assert (None if images.labels is None else images.labels.tolist()) == labels
+    assert images.classes == classes
+
+
+def test_columns_are_found_by_their_type(table, read, pixels) -> None:
+    images = read(table(image="scan", number=(Value("int64"), [5, 6, 7, 8]), species=(ANIMALS, [2, 0, 1, 0])))
+    check(images, pixels, [2, 0, 1, 0], ("cat", "dog", "eel"))
+
+
+def test_columns_are_found_by_usual_names(table, read, pixels) -> None:
+    """Plain bytes and whole numbers, as other writers than `datasets` leave them."""
+    images = read(
+        table(
+            image="img", feature=Value("binary"), x=(Value("float32"), [0.0] * 4), label=(Value("int32"), [0, 2, 2, 1])
+        )
+    )
+    check(images, pixels, [0, 2, 2, 1], ("0", "1", "2"))
+
+
+def test_of_two_label_columns_the_fine_one_is_taken_or_the_one_named(table, read, pixels) -> None:
+    both = table(coarse_label=(ANIMALS, [0, 0, 0, 0]), fine_label=(ANIMALS, [0, 1, 2, 0]))
+    check(read(both), pixels, [0, 1, 2, 0], ("cat", "dog", "eel"))
+    check(read(both, label_column="coarse_label"), pixels, [0, 0, 0, 0], ("cat", "dog", "eel"))
+    check(read(both, labels=False), pixels, None, None)
+
+
+def test_an_image_column_can_be_named(table, read, pixels) -> None:
+    two = table(other=(Image(), [{"bytes": b"no image", "path": None}] * 4))
+    check(read(two), pixels, None, None)
+    check(read(two.rename_columns({"image": "a", "other": "b"}), image_column="a"), pixels, None, None)
+    with pytest.raises(ValueError, match=r"no image column found; set data\.image_column to one of the columns: a, b"):
+        read(two.rename_columns({"image": "a", "other": "b"}))
+
+
+def test_texts_are_classes(table, read, pixels) -> None:
+    check(read(table(label=(Value("string"), ["no", "yes", "yes", "no"]))), pixels, [0, 1, 1, 0], ("no", "yes"))
+
+
+def test_images_may_lie_beside_the_table(read, pixels, save, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for i, file in enumerate(files):
+        save(Path(file), pixels(i, 4, 4))
+    check(read(Dataset.from_dict({"image": files})), pixels, None, None)
+
+
+def test_a_folder_or_glob_of_parquet_files_with_splits(table, config, pixels, tmp_path: Path) -> None:
+    whole = table(5)
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    whole.select(range(3)).to_parquet(folder / "train-00000-of-00002.parquet")
+    whole.select(range(3, 5)).to_parquet(folder / "train-00001-of-00002.parquet")
+    whole.select(range(2)).to_parquet(folder / "test-00000-of-00001.parquet")
+    images = open_images(config(source=folder.parent))
+    assert len(images) == 5
+    check(images, pixels, None, None)
+    assert len(open_images(config(source=folder, split="test"))) == 2
+    assert len(open_images(config(source=str(folder / "*.parquet")))) == 7
+    with pytest.raises(ValueError, match=r"data\.split 'tset' is not a split of '.*set'; splits: test, train"):
+        open_images(config(source=folder.parent, split="tset"))
+
+
+def test_arrow_files_of_both_kinds(table, config, pixels, tmp_path: Path) -> None:
+    labelled = table(label=(ANIMALS, [2, 0, 1, 0]))
+    labelled.save_to_disk(tmp_path / "saved")  # the streaming format
+    check(open_images(config(source=tmp_path / "saved")), pixels, [2, 0, 1, 0], ("cat", "dog", "eel"))
+    plain = labelled.data.table
+    with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as file, pa.ipc.new_file(file, plain.schema) as writer:
+        writer.write_table(plain)
+    check(open_images(config(source=tmp_path / "file.arrow")), pixels, [2, 0, 1, 0], ("cat", "dog", "eel"))
+
+
+def test_tables_of_two_kinds_are_refused(table, config, tmp_path: Path) -> None:
+    table().save_to_disk(tmp_path / "set")
+    table().to_parquet(tmp_path / "set" / "a.parquet")
+    with pytest.raises(ValueError, match=r"data\.source '.*set' names both parquet and arrow files; name one kind"):
+        open_images(config(source=tmp_path / "set"))
+
+
+def test_a_hub_data_set(table, config, pixels, tmp_path: Path) -> None:
+    """A local repository stands in for one of the hub: `datasets` reads both alike."""
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    table(label=(ANIMALS, [2, 0, 1, 0])).to_parquet(tmp_path / "owner" / "name" / "train.parquet")
+    source = f"hub:{tmp_path / 'owner' / 'name'}"
+    check(open_images(config(source=source)), pixels, [2, 0, 1, 0], ("cat", "dog", "eel"))
+    with pytest.raises(
+        ValueError, match=r"data\.source 'hub:.*name' cannot be read: Unknown split \"tset\".*\['train'\]"
+    ):
+        open_images(config(source=source, split="tset"))
+
+
+def test_a_hub_that_is_out_of_reach(config, monkeypatch) -> None:
+    asked = []
+
+    def unreachable(*arguments, **options):
+        asked.append((arguments, options))
+        raise ConnectionError("Couldn't reach 'owner/name' on the Hub\nlong story")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(
+        ValueError, match=r"cannot be read: Couldn't reach 'owner/name' on the Hub; is the name right, and"
+    ):
+        open_images(config(source="hub:owner/name@v1.0"))
+    assert asked == [(("owner/name",), {"split": "train", "revision": "v1.0"})]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_an_unreadable_file_is_named(kind: str, config, tmp_path: Path) -> None:
+    file = tmp_path / f"bad.{kind}"
+    file.write_bytes(b"PAR1 and then nothing that makes sense PAR1")
+    with pytest.raises(ValueError, match=rf"bad\.{kind} is not a readable {kind} file \(.*\); write it again"):
+        open_images(config(source=file))
+
+
+def test_a_damaged_page_is_an_error(table, config, tmp_path: Path) -> None:
+    file = tmp_path / "table.parquet"
+    table().to_parquet(file)
+    data = bytearray(file.read_bytes())
+    data[4:200] = bytes(196)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"data\.source '.*table\.parquet': a table cannot be read \(.+\)"):
+        open_images(config(source=file))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"image_column": "imag"},
+            r"data\.image_column 'imag' is not a column; nearest: image; columns: image, label, x",
+        ),
+        (
+            {"label_column": "lable"},
+            r"data\.label_column 'lable' is not a column; nearest: label; columns: image, label, x",
+        ),
+        ({"label_column": "q"}, r"data\.label_column 'q' is not a column; columns: image, label, x"),
+        ({"label_column": "x"}, r"label column 'x' holds float32, not whole numbers or names; set data\.label_column"),
+    ],
+)
+def test_a_wrong_column_lists_the_columns(fields: dict, message: str, table, read) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(table(label=(ANIMALS, [0] * 4), x=(Value("float32"), [0.5] * 4)), **fields)
+
+
+def test_labels_that_are_demanded_must_be_there(table, read) -> None:
+    with pytest.raises(ValueError, match=r"data\.labels is true but no label column was found; .* columns: image, x"):
+        read(table(x=(Value("float32"), [0.5] * 4)), labels=True)
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "message"),
+    [
+        (
+            ANIMALS,
+            [0, 1, -1, -1],
+            r"label -1 of image 2, row 2 \(2\.png\), is outside 0\.\.2; correct it, name another",
+        ),
+        (Value("int64"), [0, 1, 2, -7], r"label -7 of image 3, row 3 \(3\.png\), is outside 0\.\.99999"),
+        (
+            Value("int64"),
+            [0, 1 << 40, 2, 3],
+            r"label 1099511627776 of image 1, row 1 \(1\.png\), is outside 0\.\.99999",
+        ),
+        (Value("int64"), [0, None, 2, 3], r"label None of image 1, row 1 \(1\.png\), is missing"),
+        (Value("string"), ["a", None, "b", "c"], r"label None of image 1, row 1 \(1\.png\), is missing"),
+    ],
+)
+def test_a_label_out_of_range_is_named(feature, values: list, message: str, table, read) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(table(label=(feature, values)))
+
+
+def test_a_label_beyond_the_classes_is_named(pixels, png, config, tmp_path: Path) -> None:
+    """Written by hand, as `datasets` itself would not write it."""
+    rows = {"image": [png(pixels(i, 4, 4)) for i in range(2)], "label": [1, 3]}
+    schema = Features({"image": Value("binary"), "label": ANIMALS}).arrow_schema
+    pq.write_table(pa.table(rows).cast(schema), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"label 3 of image 1, row 1, is outside 0\.\.2"):
+        open_images(config(source=tmp_path / "t.parquet"))
+
+
+def test_a_row_without_an_image_is_skipped_and_named(table, read, capsys) -> None:
+    holed = table().map(lambda _, i: {"image": None} if i == 1 else {}, with_indices=True)
+    images = read(holed)
+    assert images.bad == ("row 1: no image",)
+    assert len(images) == 3
+    assert "skipped row 1: no image" in capsys.readouterr().err

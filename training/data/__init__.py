@@ -1,0 +1,10 @@
+"""Data: a source of images, decoded once into a cache, handed out by position, augmented on the device."""
+
+from training.data.augment import augment
+from training.data.cache import open_images
+from training.data.config import DataConfig
+from training.data.feed import Feed
+from training.data.images import Images
+from training.data.order import image_index
+
+__all__ = ["DataConfig", "Feed", "Images", "augment", "image_index", "open_images"]

@@ -1,0 +1,61 @@
+"""What a run says about its images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+CACHE = Path("~/.cache/residual-diffusion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images of a run. Raises ValueError for values that cannot be meant."""
+
+    source: str = "digits"
+    """digits (embedded: 1,797 grey 8x8 images), a folder of images, a parquet or arrow file, a glob or folder of such
+    files, or hub:OWNER/NAME[@REVISION] for a data set of the Hugging Face hub"""
+    split: str = "train"
+    """which part, where the source has parts (files or sub-folders named train, validation, test; splits of the hub)"""
+    size: int | tuple[int, int] | None = None
+    """height and width in pixels, or one number for both; null keeps the images as they are, if all have one size"""
+    channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (RGB); null is as found: 1 if every image is grey, else 3"""
+    crop: Literal["center", "stretch"] = "center"
+    """how an image comes to size: center scales its short side and cuts the rest evenly, stretch ignores its shape"""
+    image_column: str | None = None
+    """column that holds the images of a table; null finds it by its type, else by usual names"""
+    label_column: str | None = None
+    """column that holds the labels of a table; null finds it by its type, else by usual names"""
+    labels: bool | None = None
+    """true demands labels, false ignores them, null takes them where there are some"""
+    flip: bool = False
+    """mirror each image left to right half of the time, in training"""
+    cache: Path | None = None
+    """folder for the decoded images; null is ~/.cache/residual-diffusion"""
+    max_bad: int = 10
+    """how many images that cannot be read may be skipped before that is an error"""
+
+    def __post_init__(self) -> None:
+        if not self.source.strip():
+            raise ValueError("data.source is empty; give digits, a folder, a file, a glob or hub:OWNER/NAME")
+        sides = (self.size,) if isinstance(self.size, int) else self.size or ()
+        if any(isinstance(side, bool) or side < 1 for side in sides):
+            raise ValueError(f"data.size {self.size} must be a positive number of pixels, or two: (height, width)")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"data.channels {self.channels} must be 1 (grey), 3 (RGB) or null (as found)")
+        if self.crop not in ("center", "stretch"):
+            raise ValueError(f"data.crop {self.crop!r} must be center or stretch")
+        if self.max_bad < 0:
+            raise ValueError(f"data.max_bad {self.max_bad} must be 0 or more")
+        if self.label_column is not None and self.labels is False:
+            raise ValueError(f"data.label_column is {self.label_column!r} but data.labels is false; drop one of them")
+
+    @property
+    def hw(self) -> tuple[int, int] | None:
+        """`size` as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def cache_folder(self) -> Path:
+        """`cache`, or its default."""
+        return (self.cache or CACHE).expanduser()

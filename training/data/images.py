@@ -1,0 +1,82 @@
+"""Decoded images: pixels in memory or in a memory-mapped file, their labels and the names of the classes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int, Int64, UInt8
+
+from training.data.labels import name_classes
+
+
+class Images:
+    """A set of images of one shape, read by number.
+
+    `array` is uint8 (n, c, h, w), in memory or mapped; `labels` are class numbers, `classes` their names ("0", "1", …
+    if left out). Raises ValueError for an empty set and for a label outside the classes.
+    """
+
+    def __init__(
+        self,
+        array: UInt8[np.ndarray, "n c h w"],
+        labels: Int[np.ndarray, "n"] | None = None,
+        classes: Sequence[str] | None = None,
+        *,
+        fingerprint: str | None = None,
+        bad: Sequence[str] = (),
+    ):
+        if len(array) == 0:
+            raise ValueError("the set of images is empty; at least one is needed")
+        if labels is None and classes is not None:
+            raise ValueError(f"{len(classes)} class names but no labels; give labels too, or leave the names out")
+        self._array = np.asarray(array)  # a plain view: np.memmap costs time at every access
+        self.labels: np.ndarray | None = None
+        """class number of each image, int64 (n,), or None"""
+        self.classes: tuple[str, ...] | None = None
+        """names of the classes, or None without labels"""
+        if labels is not None:
+            self.labels = labels.astype(np.int64)
+            self.classes = name_classes(self.labels, classes)
+        self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
+        """channels, height, width"""
+        self.bad = tuple(bad)
+        """name and reason of each image that was left out because it cannot be read"""
+        self._fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @property
+    def skipped(self) -> int:
+        """How many images were left out because they cannot be read."""
+        return len(self.bad)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of pixels, labels and class names: equal for equal content, wherever it lies."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._array, self.labels, self.classes)
+        return self._fingerprint
+
+    def read(
+        self, indices: Int[np.ndarray, "b"], out: UInt8[np.ndarray, "b c h w"] | None = None
+    ) -> UInt8[np.ndarray, "b c h w"]:
+        """Copies of the images with these numbers, into `out` if given. Raises IndexError for a number out of range."""
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"image numbers {indices.min()}..{indices.max()} outside 0..{len(self) - 1}")
+        if out is None:
+            out = np.empty((len(indices), *self.shape), np.uint8)
+        return np.take(self._array, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
+
+
+def fingerprint(
+    array: UInt8[np.ndarray, "n c h w"], labels: Int64[np.ndarray, "n"] | None, classes: Sequence[str] | None
+) -> str:
+    """See `Images.fingerprint`."""
+    digest = hashlib.sha256(json.dumps([array.shape, classes]).encode())
+    for start in range(0, len(array), 1024):
+        digest.update(np.ascontiguousarray(array[start : start + 1024]).data)
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
