@@ -4,8 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
@@ -42,12 +41,13 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class RunLog:
-    """Where the numbers of a run go; only the main process writes. Use it as a context manager."""
+    """Where the numbers of a run go; only the main process writes."""
 
     def __init__(
         self, path: Path, tracker_folder: Path, config: TrainConfig, images_seen: int, accelerator: Accelerator
     ) -> None:
         self.path, self.accelerator = path, accelerator
+        self.shown: dict[str, str] = {}
         accelerator.log_with = filter_trackers(list(config.trackers), tracker_folder)
         accelerator.project_configuration.set_directories(str(tracker_folder))
         accelerator.init_trackers(path.parent.name, init_kwargs={"tensorboard": {"purge_step": images_seen + 1}})
@@ -71,14 +71,11 @@ class RunLog:
             row = {"images": images_seen, "update": update, **marks, **numbers}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
+            self.shown |= {name: f"{value:.4g}" for name, value in numbers.items()}
+            self.bar.set_postfix(self.shown, refresh=False)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the bar and the trackers."""
         self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()

@@ -71,7 +71,8 @@ class Loop:
         with closing(self.feed):
             self.start()
             seen, folder = self.state.images_seen, self.folder
-            with RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator) as self.log:
+            self.log = RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator)
+            with closing(self.log):
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
                 if not evaluated and self.due(self.config.sample_images):
                     self.evaluate()  # the run stopped between the checkpoint and this
@@ -94,7 +95,7 @@ class Loop:
         self.accelerator.print(f"resuming {self.folder.path} from {start.images:,} images (update {start.update:,})")
         if start.processes != self.accelerator.num_processes:
             self.accelerator.print(
-                f"saved by {start.processes} processes, going on with {self.accelerator.num_processes}: "
+                f"processes: {start.processes} when it was saved, {self.accelerator.num_processes} now; "
                 "same images and noise, other dropout and rounding"
             )
 
@@ -111,7 +112,7 @@ class Loop:
                 numbers |= meter.speed(config.batch, self.feed.waited_seconds)
                 self.log.write(state.images_seen, state.update, numbers)
                 meter.restart(self.feed.waited_seconds)
-            elif save:
+            elif save or sample:
                 meter.means(self.accelerator)  # raises before anything good is overwritten
             with meter.pause():
                 if save:

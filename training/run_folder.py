@@ -51,6 +51,8 @@ class RunFolder:
         return self.status
 
     def _open(self, resolved: dict[str, Any], fresh: bool) -> tuple[Status, Checkpoint | None]:
+        if self.path.is_file():
+            raise ValueError(f"{self.path} is a file, not a run folder; give another --run")
         if self.path.exists() and any(self.path.iterdir()) and not self.config.is_file():
             raise ValueError(f"{self.path} is not a run folder (no config.yaml); give another --run")
         if fresh and self.config.is_file():

@@ -1,0 +1,58 @@
+import re
+
+import pytest
+
+from training.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("images", 0, "train.images=0 is out of range; give at least 1"),
+        ("batch", 0, "train.batch=0 is out of range; give at least 1"),
+        ("ema_halflife_images", 0, "train.ema_halflife_images=0 is out of range; give at least 1"),
+        ("log_images", 0, "train.log_images=0 is out of range; give at least 1"),
+        ("sample_images", -1, "train.sample_images=-1 is out of range; give at least 1"),
+        ("save_images", 0, "train.save_images=0 is out of range; give at least 1"),
+        ("warmup_images", -1, "train.warmup_images=-1 is out of range; give 0 or more"),
+        ("weight_decay", -0.1, "train.weight_decay=-0.1 is out of range; give 0 or more"),
+        ("seed", -1, "train.seed=-1 is out of range; give 0 or more"),
+        ("micro_batch", 0, "train.micro_batch=0 is out of range; give at least 1, or null"),
+        ("learning_rate", 0.0, "train.learning_rate=0.0 is out of range; give a rate above 0"),
+        ("learning_rate", float("nan"), "train.learning_rate=nan is out of range; give a rate above 0"),
+        ("betas", (0.9, 1.0), "train.betas=(0.9, 1.0) is out of range; give two numbers in [0, 1)"),
+        ("clip", 0.0, "train.clip=0.0 is out of range; give a norm above 0, or null for no clipping"),
+        ("ema_rampup", 0.0, "train.ema_rampup=0.0 is out of range; give a share above 0, or null"),
+        ("keep", 1, "train.keep=1 is out of range; keep at least 2 checkpoints"),
+    ],
+)
+def test_out_of_range(name, value, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "processes", "expected"),
+    [(128, None, 1, 1), (128, None, 2, 1), (128, 32, 1, 4), (128, 32, 2, 2), (12, 3, 4, 1)],
+)
+def test_accumulation(batch, micro_batch, processes, expected):
+    assert TrainConfig(batch=batch, micro_batch=micro_batch).accumulation(processes) == expected
+
+
+def test_a_batch_that_cannot_be_shared():
+    text = "train.batch=10 cannot be shared by 4 processes; give a multiple of 4"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        TrainConfig(batch=10).accumulation(4)
+
+
+def test_a_micro_batch_that_does_not_fit():
+    text = "train.micro_batch=7 does not divide the 16 images of each of 2 processes; give a divisor of 16, such as 4"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        TrainConfig(batch=32, micro_batch=7).accumulation(2)
+    with pytest.raises(ValueError, match="the 32 images of each of 1 process; give a divisor of 32, such as 32"):
+        TrainConfig(batch=32, micro_batch=64).accumulation(1)
+
+
+def test_the_length_is_rounded_up_to_whole_batches():
+    assert TrainConfig(images=100, batch=32).updates == 4
+    assert TrainConfig(images=96, batch=32).updates == 3

@@ -1,0 +1,39 @@
+import copy
+
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from training.ema import Ema
+
+
+def test_against_a_float64_recomputation():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    ema = Ema(copy.deepcopy(model), model)
+    expected = {name: value.detach().double() for name, value in model.named_parameters()}
+    for step in range(50):
+        keep = 1 - 0.5 ** (step + 1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+            model(torch.randn(2, 1, 5, 5))  # moves the buffers
+        ema.update(keep)
+        for name, value in model.named_parameters():
+            expected[name] = keep * expected[name] + (1 - keep) * value.detach().double()
+    for name, value in ema.model.named_parameters():
+        assert_close(value.double(), expected[name], rtol=0, atol=2e-6)
+    for average, source in zip(ema.model.buffers(), model.buffers(), strict=True):
+        assert_close(average, source, rtol=0, atol=0)
+
+
+def test_the_average_is_apart_and_ready_to_use():
+    model = nn.Linear(2, 2)
+    ema = Ema(copy.deepcopy(model), model)
+    before = model.weight.detach().clone()
+    ema.update(0.0)
+    assert_close(ema.model.weight, model.weight, rtol=0, atol=0)
+    assert_close(model.weight.detach(), before, rtol=0, atol=0)
+    assert not ema.model.training
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+    assert list(ema.model.state_dict()) == list(model.state_dict())

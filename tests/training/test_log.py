@@ -1,0 +1,49 @@
+import json
+from contextlib import closing
+
+from tests.training.toy import accelerator, config
+from training.log import RunLog, evaluated, read, truncate
+
+
+def test_truncate_drops_what_came_later_and_a_line_cut_short(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [{"images": images, "loss": images / 7} for images in (8, 16, 24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"images": 16, "lo')
+    truncate(path, 16)
+    assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
+
+
+def test_truncate_without_a_log(tmp_path):
+    truncate(tmp_path / "log.jsonl", 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluated(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert not evaluated(path, 8)
+    path.write_text('{"images": 8, "loss": 1.0}\n{"images": 16, "evaluated": true}\n')
+    assert not evaluated(path, 8)
+    assert evaluated(path, 16)
+
+
+def test_rows_and_the_bar(tmp_path, capsys):
+    settings = config()
+    with closing(RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings, 8, accelerator(settings))) as log:
+        log.advance(8)
+        log.write(16, 2, {"loss": 0.123456})
+        log.write(16, 2, {"score": 2.0}, evaluated=True)
+    assert list(read(tmp_path / "log.jsonl")) == [
+        {"images": 16, "update": 2, "loss": 0.123456},
+        {"images": 16, "update": 2, "evaluated": True, "score": 2.0},
+    ]
+    assert "16.0/80.0" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = config(trackers=("tensorboard",))
+    with closing(RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings, 0, accelerator(settings))) as log:
+        log.write(16, 2, {"loss": 0.5})
+    events = EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(16, 0.5)]

@@ -1,0 +1,308 @@
+import re
+from dataclasses import fields
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.training.toy import BATCH, ToyTask, accelerator, config, hashes, images, loop, newest, tensors, train
+from training.config import TrainConfig
+from training.data import DataConfig
+from training.log import read
+from training.loop import fit
+from training.run_folder import RunFolder
+from training.schedule import ema_keep
+
+
+def losses(path) -> list[float]:
+    return [row["loss"] for row in read(path / "log.jsonl") if "loss" in row]
+
+
+def same_weights(a, b, tolerance: float) -> None:
+    for file in ("model", "ema"):
+        for name, value in tensors(a, file).items():
+            if name != "calls":
+                assert_close(tensors(b, file)[name], value, rtol=0, atol=tolerance)
+
+
+def test_it_learns(tmp_path):
+    train(tmp_path, images=100 * BATCH)
+    found = losses(tmp_path)
+    assert len(found) == 100
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+
+
+@pytest.mark.parametrize("micro_batch", [2, 4])
+def test_accumulation_equals_one_large_batch(tmp_path, micro_batch):
+    train(tmp_path / "whole")
+    task = train(tmp_path / "parts", micro_batch=micro_batch)
+    assert len(task.batches) == 10 * BATCH // micro_batch
+    assert all(len(batch.image) == micro_batch for batch in task.batches)
+    assert len(losses(tmp_path / "whole")) == 10
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    same_weights(tmp_path / "whole", tmp_path / "parts", 1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("split", [1, 6])
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, dropout, split, capsys):
+    def run(path, updates):
+        train(path, ToyTask(dropout=dropout), images=updates * BATCH, micro_batch=4, warmup_images=50)
+
+    run(tmp_path / "straight", 10)
+    run(tmp_path / "halves", split)
+    run(tmp_path / "halves", 10)
+    assert len(hashes(tmp_path / "halves")) == 3
+    assert hashes(tmp_path / "halves") == hashes(tmp_path / "straight")
+    assert losses(tmp_path / "halves") == losses(tmp_path / "straight")
+    text = f"resuming {tmp_path / 'halves'} from {split * BATCH} images (update {split})"
+    assert text in capsys.readouterr().out
+
+
+def test_a_run_that_dies_between_checkpoints_goes_on_as_if_nothing_happened(tmp_path):
+    settings = {"save_images": 4 * BATCH, "sample_images": 2 * BATCH}
+    train(tmp_path / "straight", ToyTask(dropout=0.3), **settings)
+    task = ToyTask(dropout=0.3)
+    task.spoil_at = 7
+    with pytest.raises(ValueError, match="training diverged"):
+        train(tmp_path / "died", task, **settings)
+    assert newest(tmp_path / "died").name == "000000032"
+    train(tmp_path / "died", ToyTask(dropout=0.3), **settings)
+    assert hashes(tmp_path / "died") == hashes(tmp_path / "straight")
+
+    def rows(path):
+        return [
+            {key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")}
+            for row in read(path / "log.jsonl")
+        ]
+
+    assert rows(tmp_path / "died") == rows(tmp_path / "straight")
+
+
+def test_finished_says_so(tmp_path, capsys):
+    train(tmp_path)
+    before = hashes(tmp_path)
+    task = train(tmp_path)
+    assert task.batches == []
+    assert hashes(tmp_path) == before
+    text = f"finished: {tmp_path} has seen 80 images; give more train.images to go on, or --fresh to start over"
+    assert text in capsys.readouterr().out
+
+
+def test_a_longer_run_goes_on(tmp_path):
+    train(tmp_path)
+    task = train(tmp_path, images=12 * BATCH)
+    assert len(task.batches) == 2
+
+
+def test_when_things_are_due(tmp_path):
+    path = tmp_path / "run"
+    task = train(path, log_images=3 * BATCH, sample_images=20, save_images=4 * BATCH, keep=3)
+    rows = list(read(path / "log.jsonl"))
+    assert [row["images"] for row in rows if "loss" in row] == [24, 48, 72, 80]
+    assert task.evaluated == [24, 40, 64, 80], "the first updates at or after 20, 40, 60 images, and the end"
+    assert [row["images"] for row in rows if row.get("evaluated")] == task.evaluated
+    assert sorted(file.name for file in (path / "samples").iterdir()) == ["24.txt", "40.txt", "64.txt", "80.txt"]
+    assert [folder.name for folder in sorted((path / "checkpoints").iterdir())] == [
+        "000000032",
+        "000000064",
+        "000000080",
+    ]
+    assert task.saved == 4, "before the first update too"
+    assert {row["update"] for row in rows if "loss" in row} == {3, 6, 9, 10}
+    row = next(row for row in rows if "loss" in row)
+    assert set(row) == {
+        "images", "update", "loss", "gradient_norm", "learning_rate", "images_per_second", "data_wait"
+    }  # fmt: skip
+
+
+def test_a_loss_line_is_the_mean_of_its_interval(tmp_path):
+    train(tmp_path / "each")
+    train(tmp_path / "fives", log_images=5 * BATCH)
+    each = losses(tmp_path / "each")
+    assert losses(tmp_path / "fives") == pytest.approx([sum(each[:5]) / 5, sum(each[5:]) / 5], rel=1e-6)
+
+
+def test_keep(tmp_path):
+    train(tmp_path, save_images=BATCH)
+    assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["000000072", "000000080"]
+
+
+def test_a_checkpoint_is_there_before_the_first_update(tmp_path):
+    runner = loop(tmp_path, ToyTask())
+    runner.start()
+    assert newest(tmp_path).name == "000000000"
+    assert_close(tensors(tmp_path)["first.weight"], ToyTask().model.first.weight.detach(), rtol=0, atol=0)
+    assert (tmp_path / "model/model.safetensors").is_file()
+    runner.feed.close()
+
+
+@pytest.mark.parametrize(("log_images", "save_images"), [(BATCH, 10**9), (10**9, 6 * BATCH), (10**9, 10**9)])
+def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_images, save_images):
+    task = ToyTask()
+    task.spoil_at = 6
+    with pytest.raises(ValueError, match=r"training diverged: in the last \d+ updates the mean loss is nan"):
+        train(tmp_path, task, log_images=log_images, save_images=save_images)
+    assert newest(tmp_path).name == "000000000"
+    assert all(value.isfinite().all() for value in tensors(tmp_path).values())
+    assert task.saved == 1
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path)), "no NaN in the log"
+
+
+def test_the_average_is_what_it_says(tmp_path):
+    runner = loop(tmp_path, ToyTask(), ema_halflife_images=30)
+    runner.start()
+    expected = runner.state.trained.first.weight.detach().double()
+    for _ in range(10):
+        runner.update(1e-2)
+        keep = ema_keep(runner.config, runner.state.images_seen)
+        expected = keep * expected + (1 - keep) * runner.state.trained.first.weight.detach().double()
+    assert_close(runner.state.ema.model.first.weight.double(), expected, rtol=0, atol=1e-6)
+    assert runner.state.ema.model.calls == 10
+    runner.feed.close()
+
+
+class Syncs(TorchDispatchMode):
+    """Counts the copies of a number from the device to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **options or {})
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_an_update_does_not_wait_for_the_device(tmp_path, clip):
+    runner = loop(tmp_path, ToyTask(), micro_batch=4, clip=clip)
+    with Syncs() as syncs:
+        for _ in range(3):
+            loss, _ = runner.update(1e-2)
+    assert syncs.count == 0
+    with syncs:
+        loss.item()
+    assert syncs.count == 1, "the counter counts"
+    runner.feed.close()
+
+
+def final(path, task: ToyTask | None = None, **changes) -> dict[str, torch.Tensor]:
+    train(path, task, **changes)
+    return {f"{file}.{name}": value for file in ("model", "ema") for name, value in tensors(path, file).items()}
+
+
+CHANGED = {
+    "batch": 4, "learning_rate": 2e-2, "warmup_images": 40, "schedule": "cosine", "weight_decay": 0.5,
+    "betas": (0.5, 0.9), "clip": 0.01, "seed": 1, "precision": "bf16",
+}  # fmt: skip
+AVERAGED = {"ema_halflife_images": 2, "ema_rampup": None}
+ELSEWHERE = {  # has no effect on the weights; shown by the test named
+    "images": "test_a_longer_run_goes_on",
+    "micro_batch": "test_accumulation_equals_one_large_batch",
+    "log_images": "test_when_things_are_due",
+    "sample_images": "test_when_things_are_due",
+    "save_images": "test_when_things_are_due",
+    "keep": "test_keep",
+    "compile": "test_compile_changes_the_speed_only",
+    "trackers": "test_trackers",
+}
+
+
+def test_every_field_is_shown_to_matter():
+    assert {field.name for field in fields(TrainConfig)} == {*CHANGED, *AVERAGED, *ELSEWHERE}
+    assert all(name in globals() for name in ELSEWHERE.values())
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_field_changes_the_weights(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("training.accelerator.cpu_flags", lambda: {"avx512_bf16"})
+    before, after = final(tmp_path / "a"), final(tmp_path / "b", **{name: CHANGED[name]})
+    assert not torch.equal(before["model.first.weight"], after["model.first.weight"])
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_a_field_changes_the_average_only(tmp_path, name):
+    before, after = final(tmp_path / "a"), final(tmp_path / "b", **{name: AVERAGED[name]})
+    assert torch.equal(before["model.first.weight"], after["model.first.weight"])
+    assert not torch.equal(before["ema.first.weight"], after["ema.first.weight"])
+
+
+def test_flips_reach_the_images(tmp_path):
+    flipped, plain = train(tmp_path / "a"), train(tmp_path / "b", flip=False)
+    same = [
+        torch.equal(a, b)
+        for x, y in zip(flipped.batches, plain.batches, strict=True)
+        for a, b in zip(x.image, y.image, strict=True)
+    ]
+    assert 20 < sum(same) < 60
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_changes_the_speed_only(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    task = ToyTask()
+    compiled = final(tmp_path / "a", task, images=3 * BATCH, compile=True)
+    assert task.model._compiled_call_impl is not None
+    for name, value in final(tmp_path / "b", images=3 * BATCH).items():  # by the same names
+        assert_close(compiled[name], value, rtol=0, atol=1e-5)
+
+
+def test_trackers(tmp_path):
+    train(tmp_path / "a", images=BATCH)
+    train(tmp_path / "b", images=BATCH, trackers=("tensorboard",))
+    assert not (tmp_path / "a/tensorboard").exists()
+    assert list((tmp_path / "b/tensorboard/b").glob("events.*"))
+
+
+def test_bf16_reaches_the_convolutions_and_not_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.accelerator.cpu_flags", lambda: {"avx512_bf16"})
+    task, seen = ToyTask(), []
+    task.model.first.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    train(tmp_path, task, precision="bf16", images=BATCH, sample_images=BATCH)
+    assert set(seen) == {torch.bfloat16}
+    assert tensors(tmp_path)["first.weight"].dtype == torch.float32
+
+
+def test_images_and_weights_are_channels_last(tmp_path):
+    task = ToyTask()
+    train(tmp_path, task, pictures=images(), images=BATCH)
+    assert task.batches[0].image.is_contiguous(memory_format=torch.channels_last)
+    assert task.model.last.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_another_model_is_refused_with_the_difference(tmp_path):
+    train(tmp_path)
+    task = ToyTask(channels=4)
+    task.model.extra = nn.Linear(1, 1)
+    text = (
+        "model.safetensors does not fit this model (missing: extra.weight, extra.bias; "
+        "other shape: first.weight (8, 1, 3, 3) instead of (4, 1, 3, 3), first.bias (8,) instead of (4,), "
+        "norm.weight (8,) instead of (4,), norm.bias (8,) instead of (4,) and 2 more); "
+        "give the model that was trained, or --fresh to start over"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        train(tmp_path, task, images=12 * BATCH)
+
+
+def test_unexpected_names_are_shown(tmp_path):
+    larger = ToyTask()
+    larger.model.extra = nn.Linear(1, 1)
+    train(tmp_path, larger)
+    with pytest.raises(ValueError, match=re.escape("does not fit this model (unexpected: extra.bias, extra.weight)")):
+        train(tmp_path, images=12 * BATCH)
+
+
+def test_other_images_are_refused(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ValueError, match=r"was trained on other images \(fingerprint \w{12} there, \w{12} now\); give"):
+        train(tmp_path, pictures=images(seed=1), images=12 * BATCH)
+
+
+def test_a_folder_that_is_not_open(tmp_path):
+    settings = config()
+    with pytest.raises(ValueError, match=re.escape(f"the run folder {tmp_path} is not open; call folder.open(")):
+        fit(ToyTask(), images(), DataConfig(), settings, RunFolder(tmp_path), accelerator(settings))

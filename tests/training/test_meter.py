@@ -1,0 +1,40 @@
+import math
+import re
+import time
+
+import pytest
+import torch
+
+from tests.training.toy import accelerator, config
+from training.meter import Meter
+
+
+def test_means_over_the_interval():
+    engine, meter = accelerator(config()), Meter(torch.device("cpu"))
+    for loss in (1.0, 2.0, 6.0):
+        meter.add(torch.tensor(loss), torch.tensor(loss * 10))
+    assert meter.means(engine) == {"loss": 3.0, "gradient_norm": 30.0}
+    meter.restart(0.0)
+    meter.add(torch.tensor(5.0), torch.tensor(7.0))
+    assert meter.means(engine) == {"loss": 5.0, "gradient_norm": 7.0}
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf)])
+def test_divergence(loss, norm):
+    engine, meter = accelerator(config()), Meter(torch.device("cpu"))
+    meter.add(torch.tensor(1.0), torch.tensor(1.0))
+    meter.add(torch.tensor(loss), torch.tensor(norm))
+    text = f"training diverged: in the last 2 updates the mean loss is {loss} and the mean gradient norm is {norm}"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        meter.means(engine)
+
+
+def test_speed_counts_training_time_only():
+    meter = Meter(torch.device("cpu"))
+    meter.add(torch.tensor(1.0), torch.tensor(1.0))
+    with meter.pause():
+        time.sleep(0.3)
+    time.sleep(0.05)
+    speed = meter.speed(batch=8, waited_seconds=0.02)
+    assert 8 / 0.3 < speed["images_per_second"] < 8 / 0.05
+    assert 0.02 / 0.3 < speed["data_wait"] < 0.02 / 0.05

@@ -1,0 +1,141 @@
+import re
+
+import pytest
+import yaml
+
+from tests.training.test_checkpoint import flip
+from tests.training.toy import BATCH, ToyTask, config, resolved, train
+from training.run_folder import RunFolder
+
+HALF = 5 * BATCH
+
+
+def opened(path, fresh: bool = False, other: dict | None = None, **changes) -> RunFolder:
+    folder = RunFolder(path)
+    folder.open(resolved(config(**changes), **other or {}), fresh)
+    return folder
+
+
+def test_new_resume_finished(tmp_path):
+    path = tmp_path / "deep" / "run"
+    assert opened(path).status == "new"
+    assert opened(path).status == "new", "nothing was trained yet"
+    train(path, images=HALF)
+    assert opened(path, images=HALF).status == "finished"
+    longer = opened(path)
+    assert longer.status == "resume"
+    assert longer.start is not None
+    assert longer.start.images == HALF
+
+
+def test_the_resolved_config_is_stored(tmp_path):
+    opened(tmp_path / "run", other={"model": {"channels": 64}})
+    stored = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert stored["format_version"] == 1
+    assert stored["model"] == {"channels": 64}
+    assert stored["train"]["betas"] == [0.9, 0.999]
+
+
+def test_another_config_is_refused_with_both_values(tmp_path):
+    train(tmp_path / "run", images=HALF)
+    text = (
+        f"{tmp_path / 'run'} holds a run with another config "
+        "(train.learning_rate=0.01 there, 0.02 now; train.seed=0 there, 1 now; model.channels=absent there, 64 now); "
+        "use the same, give another --run, or --fresh to start over"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        opened(tmp_path / "run", learning_rate=0.02, seed=1, other={"model": {"channels": 64}})
+
+
+def test_length_intervals_trackers_and_keep_may_change(tmp_path):
+    train(tmp_path / "run", images=HALF)
+    changes = {"log_images": 16, "sample_images": 24, "save_images": 32, "trackers": ("tensorboard",), "keep": 3}
+    assert opened(tmp_path / "run", images=2 * HALF, **changes).status == "resume"
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["keep"] == 3
+
+
+def test_before_anything_was_trained_the_config_may_change(tmp_path):
+    opened(tmp_path / "run")
+    assert opened(tmp_path / "run", seed=1).status == "new"
+
+
+def test_fresh_moves_the_old_run_aside(tmp_path, capsys):
+    train(tmp_path / "run", images=HALF)
+    assert opened(tmp_path / "run", fresh=True, seed=1).status == "new"
+    train(tmp_path / "run", images=HALF, seed=1)
+    assert opened(tmp_path / "run", fresh=True).status == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1", "run.2"}
+    assert opened(tmp_path / "run.1", images=HALF).status == "finished"
+    assert f"moved the old run to {tmp_path / 'run.2'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, fresh):
+    (tmp_path / "thesis.tex").write_text("…")
+    text = f"{tmp_path} is not a run folder (no config.yaml); give another --run"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        opened(tmp_path, fresh)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match="run is a file, not a run folder; give another --run"):
+        opened(tmp_path / "run")
+
+
+def test_a_run_of_another_format(tmp_path):
+    train(tmp_path, images=HALF)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("format_version: 1", "format_version: 2"))
+    with pytest.raises(
+        ValueError, match=re.escape("config.yaml has format_version 2, this program reads 1; give another")
+    ):
+        opened(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(straight, save_images=2 * BATCH)
+    train(broken, save_images=2 * BATCH)
+    flip(broken / "checkpoints/000000080/optimizer.safetensors")
+    folder = opened(broken, save_images=2 * BATCH)
+    assert folder.status == "resume"
+    assert folder.start is not None
+    assert folder.start.images == 8 * BATCH
+    out = capsys.readouterr().out
+    assert "checkpoint 000000080 is damaged: optimizer.safetensors has changed since it was written (SHA-256)" in out
+    assert "moved to damaged-000000080, taking the one before" in out
+    train(broken, save_images=2 * BATCH)
+    for file in ("model", "ema", "optimizer"):
+        name = f"checkpoints/000000080/{file}.safetensors"
+        assert (broken / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_no_intact_checkpoint_is_an_error(tmp_path):
+    train(tmp_path)
+    for folder in (tmp_path / "checkpoints").iterdir():
+        (folder / "state.json").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is intact .*state.json cannot be read.*--fresh"):
+        opened(tmp_path)
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    train(tmp_path, images=HALF)
+    (tmp_path / "checkpoints/tmp-000000048").mkdir()
+    (tmp_path / "model").rename(tmp_path / "tmp-old-model")
+    opened(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000000000", "000000040"]
+    assert (tmp_path / "model/model.safetensors").is_file()
+
+
+def test_a_run_whose_last_evaluation_failed_is_not_finished(tmp_path):
+    task = ToyTask()
+    task.fail_evaluation = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path, task, images=HALF)
+    assert opened(tmp_path, images=HALF).status == "resume"
+    again = train(tmp_path, images=HALF)
+    assert again.evaluated == [HALF]
+    assert again.batches == []
+    assert opened(tmp_path, images=HALF).status == "finished"

@@ -1,0 +1,90 @@
+"""Two processes train the same model as one. Both start once, and do everything that is asked here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from tests.training.test_loop import losses, same_weights
+from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """The folder in which two processes have run `two_ranks.py`; "elastic" was begun by one process."""
+    out = tmp_path_factory.mktemp("two_ranks")
+    train(out / "elastic", images=6 * BATCH)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = [str(ROOT / "tests/training/two_ranks.py"), str(out)]
+    done = subprocess.run([*command, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (out / "stdout").write_text(done.stdout)
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """The same runs in this process."""
+    out = tmp_path_factory.mktemp("one_rank")
+    train(out / "plain")
+    return out
+
+
+@pytest.mark.parametrize("run", ["plain", "parts"])
+def test_two_ranks_equal_one(one, two, run):
+    assert len(losses(two / run)) == 10
+    assert losses(two / run) == pytest.approx(losses(one / "plain"), abs=1e-5)
+    same_weights(one / "plain", two / run, 1e-5)
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(two):
+    assert len(hashes(two / "halves")) == 3
+    assert hashes(two / "halves") == hashes(two / "straight")
+    assert losses(two / "halves") == losses(two / "straight")
+
+
+def test_two_ranks_go_on_where_one_stopped(one, two):
+    assert losses(two / "elastic") == pytest.approx(losses(one / "plain"), abs=1e-5)
+    same_weights(one / "plain", two / "elastic", 1e-5)
+    assert (
+        "processes: 1 when it was saved, 2 now; same images and noise, other dropout and rounding"
+        in (two / "stdout").read_text()
+    )
+
+
+def test_the_average_is_the_same_on_both_and_on_one(two, tmp_path):
+    ranks = [load_file(two / f"average{rank}.safetensors") for rank in range(2)]
+    expected = load_file(two / "expected0.safetensors")
+    runner = loop(tmp_path, ToyTask(), ema_halflife_images=30)
+    for _ in range(10):
+        runner.update(1e-2)
+    runner.feed.close()
+    for name, value in runner.state.ema.model.named_parameters():
+        assert_close(ranks[0][name], ranks[1][name], rtol=0, atol=0)
+        assert_close(ranks[0][name].double(), expected[name], rtol=0, atol=1e-6)
+        assert_close(ranks[0][name], value, rtol=0, atol=1e-5)
+
+
+def test_one_bad_process_stops_both_before_anything_is_saved(two):
+    for rank in range(2):
+        assert (
+            "training diverged: in the last 1 updates the mean loss is nan" in (two / f"diverged{rank}.txt").read_text()
+        )
+    assert newest(two / "diverged").name == "000000000"
+    assert len(losses(two / "diverged")) == 3
+
+
+def test_an_error_on_the_main_process_is_raised_on_both(two):
+    for rank in range(2):
+        assert "is not a run folder (no config.yaml)" in (two / f"refused{rank}.txt").read_text()
+
+
+def test_only_the_main_process_prints(two):
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as asked)") == 8

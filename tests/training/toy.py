@@ -1,0 +1,149 @@
+"""A small task for the tests of the loop: a convolutional net that guesses the noise in an image."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training.accelerator import make_accelerator
+from training.config import TrainConfig
+from training.data import DataConfig, Images
+from training.loop import Loop, fit
+from training.random import GlobalRandom, seeded
+from training.run_folder import RunFolder
+from training.task import Batch
+
+BATCH = 8
+
+os.environ.setdefault("ACCELERATE_USE_CPU", "1")  # the tests compare bits
+
+
+class Net(nn.Module):
+    def __init__(self, dropout: float, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(2, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Conv2d(channels, 1, 3, padding=1)
+        self.label = nn.Embedding(3, channels)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        h = self.norm(self.first(x)) + self.label(label)[:, :, None, None]
+        return self.last(self.dropout(nn.functional.silu(h)))
+
+
+class ToyTask:
+    """Counts what the loop asks of it. `spoil(update_count) -> factor` lets a test ruin a loss."""
+
+    def __init__(self, seed: int = 0, dropout: float = 0.0, channels: int = 8) -> None:
+        with seeded(seed, "model"):
+            self.model = Net(dropout, channels)
+        self.evaluated: list[int] = []
+        self.saved = 0
+        self.batches: list[Batch] = []
+        self.spoil_at: int | None = None
+        self.fail_evaluation = False
+
+    def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Tensor:
+        self.batches.append(batch)
+        noise = random.normal(*batch.image.shape[1:])
+        level = random.uniform()[:, None, None, None]
+        assert batch.label is not None
+        losses = (model(batch.image + level * noise, batch.label) - noise).square().mean(dim=(1, 2, 3))
+        return losses * float("nan") if len(self.batches) == self.spoil_at else losses
+
+    def evaluate(
+        self, model: nn.Module, folder: Path, images_seen: int, accelerator: Accelerator
+    ) -> Mapping[str, float]:
+        assert not model.training
+        if self.fail_evaluation:
+            raise RuntimeError("out of memory")
+        self.evaluated.append(images_seen)
+        if accelerator.is_main_process:
+            (folder / f"{images_seen}.txt").write_text("seen")
+        return {"average": model.first.weight.double().sum().item()}  # type: ignore[union-attr]
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        self.saved += 1
+        save_file(
+            {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
+        )
+
+    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
+        return torch.zeros(batch, 1, 8, 8, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+
+
+def images(seed: int = 0) -> Images:
+    return Images(np.random.default_rng(seed).integers(0, 256, (24, 1, 8, 8), np.uint8), np.arange(24) % 3)
+
+
+def config(**changes: object) -> TrainConfig:
+    """Ten updates in float32, each logged, one checkpoint at the end."""
+    values: dict = {
+        "images": 10 * BATCH,
+        "batch": BATCH,
+        "learning_rate": 1e-2,
+        "warmup_images": 0,
+        "log_images": BATCH,
+        "save_images": 10**9,
+        "sample_images": 10**9,
+        "precision": "float32",
+        "trackers": (),
+    }
+    return TrainConfig(**values | changes)
+
+
+def accelerator(settings: TrainConfig) -> Accelerator:
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    return make_accelerator(settings)
+
+
+def resolved(settings: TrainConfig, **other: object) -> dict:
+    return {
+        "task": "toy",
+        "train": vars(settings) | {"trackers": list(settings.trackers), "betas": list(settings.betas)},
+    } | other
+
+
+def train(
+    path: Path, task: ToyTask | None = None, pictures: Images | None = None, flip: bool = True, **changes: object
+) -> ToyTask:
+    """What a script does: the same call starts, resumes, or finds the run finished."""
+    settings = config(**changes)
+    task = task or ToyTask(seed=settings.seed)
+    engine = accelerator(settings)
+    folder = RunFolder(path)
+    folder.open(resolved(settings))
+    fit(task, pictures or images(), DataConfig(flip=flip), settings, folder, engine)
+    return task
+
+
+def loop(path: Path, task: ToyTask, **changes: object) -> Loop:
+    settings = config(**changes)
+    engine = accelerator(settings)
+    folder = RunFolder(path)
+    folder.open(resolved(settings))
+    return Loop(task, images(), DataConfig(flip=True), settings, folder, engine)
+
+
+def newest(path: Path) -> Path:
+    return max((path / "checkpoints").glob("[0-9]*"))
+
+
+def tensors(path: Path, file: str = "model") -> dict[str, Tensor]:
+    return load_file(newest(path) / f"{file}.safetensors")
+
+
+def hashes(path: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest(path).glob("*.safetensors")}

@@ -1,0 +1,58 @@
+"""Run by torchrun in two processes: everything that the tests want to know about them, in one launch."""
+
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from tests.training.toy import BATCH, ToyTask, config, loop, resolved, train
+from training.accelerator import process_state
+from training.run_folder import RunFolder
+from training.schedule import ema_keep
+
+
+def main(out: Path) -> None:
+    rank = process_state().process_index
+    train(out / "plain")
+    train(out / "parts", micro_batch=2)
+    train(out / "straight", ToyTask(dropout=0.3), micro_batch=2)
+    train(out / "halves", ToyTask(dropout=0.3), micro_batch=2, images=6 * BATCH)
+    train(out / "halves", ToyTask(dropout=0.3), micro_batch=2)
+    train(out / "elastic")
+    average(out, rank)
+
+    task = ToyTask()
+    task.spoil_at = 4 if rank == 1 else None
+    report(out / f"diverged{rank}.txt", lambda: train(out / "diverged", task))
+    (out / "not a run").mkdir(exist_ok=True)
+    (out / "not a run" / "file").write_text("")
+    report(out / f"refused{rank}.txt", lambda: RunFolder(out / "not a run").open(resolved(config())))
+    PartialState().destroy_process_group()
+
+
+def average(out: Path, rank: int) -> None:
+    """Each process's average after ten updates, and what it should be."""
+    runner = loop(out / "average", ToyTask(), ema_halflife_images=30)
+    runner.start()
+    expected = {name: value.detach().double() for name, value in runner.state.trained.named_parameters()}
+    for _ in range(10):
+        runner.update(1e-2)
+        keep = ema_keep(runner.config, runner.state.images_seen)
+        for name, value in runner.state.trained.named_parameters():
+            expected[name] = keep * expected[name] + (1 - keep) * value.detach().double()
+    found = {name: value.detach().contiguous() for name, value in runner.state.ema.model.named_parameters()}
+    save_file(found, out / f"average{rank}.safetensors")
+    save_file({name: value.contiguous() for name, value in expected.items()}, out / f"expected{rank}.safetensors")
+    runner.feed.close()
+
+
+def report(path: Path, function) -> None:
+    try:
+        function()
+    except ValueError as error:
+        path.write_text(str(error))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
