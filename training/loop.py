@@ -18,7 +18,7 @@ from training.config import TrainConfig
 from training.data import DataConfig, Feed, Images, augment
 from training.log import RunLog
 from training.meter import Meter
-from training.random import GlobalRandom, mix
+from training.random import GlobalRandom, mix, seed_device
 from training.run_folder import RunFolder
 from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
@@ -132,7 +132,7 @@ class Loop:
             group["lr"] = rate
         for micro in range(self.micro_batches):
             batch = self.batch(micro)
-            torch.manual_seed(mix(seed, state.update, "dropout", self.rank, micro))
+            seed_device(mix(seed, state.update, "dropout", self.rank, micro), accelerator.device)
             with accelerator.accumulate(state.model):
                 losses.append(self.task.loss(state.model, batch, self.random("task", micro)).mean())
                 accelerator.backward(losses[-1])  # divided by micro_batches here, averaged over the processes by DDP

@@ -34,6 +34,16 @@ def seeded(seed: int, *words: int | str) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Start the default generators of the CPU and of `device`, which dropout draws from, at `seed`.
+
+    `torch.manual_seed` would also queue calls for accelerators that are not in use, at half a millisecond each.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class GlobalRandom:
     """The random numbers of one update, drawn for the whole global batch and handed out for one slice of it.
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from training.random import GlobalRandom, mix, seeded
+from training.random import GlobalRandom, mix, seed_device, seeded
 
 
 def draw(part: slice, update: int = 3, stream: str = "task", seed: int = 0) -> list[torch.Tensor]:
@@ -41,6 +41,13 @@ def test_drawing_leaves_the_global_generator_alone():
     expected = torch.rand(3)
     torch.manual_seed(0)
     draw(slice(0, 12))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seed_device_is_manual_seed():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    seed_device(5, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 
