@@ -1,0 +1,45 @@
+"""Train a model: `python train.py --config configs/digits.yaml`.
+
+Several processes: `accelerate launch train.py ...`, or `torchrun ... -- train.py ...` (the dashes, so that torchrun
+does not take `--run` for a flag of its own). Every setting of the YAML file can be changed by a flag such as
+`--train.images 2e5`; `--help` lists them, `--dry-run` shows what would be trained. The same command goes on with a run
+that was interrupted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tasks import RUNS
+from training.accelerator import make_accelerator
+from training.cli import command, parse
+from training.data import open_images
+from training.loop import fit
+from training.report import report
+from training.run_folder import RunFolder
+
+DEFAULT = Path(__file__).with_name("configs") / "digits.yaml"
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """From the command line to a finished run folder."""
+    order = parse(RUNS, argv, DEFAULT)
+    run = order.run
+    accelerator = make_accelerator(run.train)
+    images = open_images(run.data, on_main_first=accelerator.main_process_first)
+    torch.manual_seed(run.train.seed)  # of the initial weights
+    task = run.build(images)
+    if order.dry_run:
+        if accelerator.is_main_process:
+            print(report(order.resolved, task, run.train, len(images), accelerator.num_processes))
+    else:
+        folder = RunFolder(order.folder)
+        folder.open(order.resolved, order.fresh)
+        fit(task, images, run.data, run.train, folder, accelerator)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The command line of a training: one YAML file per run, every setting of which can also be given as a flag."""
+
+import functools
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.fields import build, plain
+from training.schema import OWN, Schema, nearest
+from training.yaml_file import listing, read_yaml
+
+PATIENCE_S = 5.0
+"""for how long the other processes leave it to the first to say what is wrong"""
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.,+=@-]*[A-Za-z0-9_,+=@-])?")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for."""
+
+    run: Any
+    """an instance of the run dataclass of its task"""
+    folder: Path
+    """where the run is kept"""
+    fresh: bool
+    dry_run: bool
+    resolved: dict[str, Any]
+    """the settings of `run` in plain types, defaults included; written as YAML they give the same run again"""
+
+
+def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | None = None) -> Command:
+    """Reads `--config FILE`, `--run FOLDER`, `--fresh`, `--dry-run` and dotted flags such as `--train.images 2e5`.
+
+    `task`, and `model.preset` where the task has presets, are read first, the rest as fields of the run dataclass
+    `runs[task]` (see `Schema` for what that class may declare). `--help` prints the settings of the task and exits.
+
+    Raises ValueError, in one line, for what cannot be read, is unknown, does not fit, or is refused by a dataclass.
+    """
+    own, flags = read_flags(argv)
+    path = Path(own["config"]) if "config" in own else None if "help" in own else default_config
+    if path is None and "help" not in own:
+        raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")
+    tree = read_yaml(path) if path else {}
+    is_record = tree.pop("format_version", None) is not None  # the config.yaml of a run folder: continues that run
+
+    task = tree["task"] = flags.pop("task", tree.get("task", next(iter(runs))))
+    if task not in list(runs):
+        raise ValueError(f"task={task!r} is unknown; {nearest(str(task), runs)}")
+    model = tree.get("model")
+    schema = Schema(runs[task], flags.get("model.preset", model.get("preset") if isinstance(model, Mapping) else None))
+    if "help" in own or path is None:
+        if _rank() == 0:
+            schema.parser().print_help()
+        raise SystemExit(0)
+
+    run = build(runs[task], schema.values(tree, flags, path))
+    resolved = plain(run)
+    for name in schema.derived:
+        *parents, last = name.split(".")
+        functools.reduce(dict.__getitem__, parents, resolved).pop(last)
+    folder = Path(own["run"]) if "run" in own else path.parent if is_record else Path("runs", path.stem)
+    return Command(run, _checked_name(folder, path), "fresh" in own, "dry-run" in own, resolved)
+
+
+def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
+    """Makes a script of `main`: a ValueError ends it with one line and exit code 2 (`python -X dev`: with its trace).
+
+    Under several processes the first one speaks. The others keep the line back for some seconds, in which the
+    launcher ends them if the first one failed as well; an error that only they have is printed then.
+    """
+
+    @functools.wraps(main)
+    def script(argv: Sequence[str] | None = None) -> None:
+        try:
+            main(sys.argv[1:] if argv is None else argv)
+        except ValueError as error:
+            if sys.flags.dev_mode:
+                raise
+            speaker = Path(sys.argv[0]).name
+            if rank := _rank():
+                time.sleep(PATIENCE_S)
+                speaker += f" (process {rank})"
+            print(f"{speaker}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+
+    return script
+
+
+def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Splits a command line into the flags of the command itself and those of the run, each name -> text.
+
+    Of a flag that is given twice the last counts, so that a script can end in "$@". Raises ValueError.
+    """
+    own: dict[str, str] = {}
+    flags: dict[str, str] = {}
+    words, last = list(argv), ""
+    while words:
+        word = "--help" if words[0] == "-h" else words[0]
+        name, equals, text = word.removeprefix("--").partition("=")
+        del words[0]
+        if not word.startswith("--"):
+            way_out = (
+                f"write a list as one value: {last},{word}" if last and word[0] != "-" else "every flag starts with --"
+            )
+            raise ValueError(f"{word!r} stands alone; {way_out}")
+        if (name in OWN and OWN[name][0] is None) or name == "help":
+            if equals:
+                raise ValueError(f"--{name} takes no value; leave {equals}{text} out")
+        elif not equals:
+            if not words or words[0].startswith("--"):
+                raise ValueError(f"--{name} has no value; write --{name} VALUE")
+            text = words.pop(0)
+        if name == "config" and name in own:
+            raise ValueError(f"--config is given twice ({own[name]}, {text}); give one file and change it by flags")
+        is_own = name in OWN or name == "help"
+        (own if is_own else flags)[name] = text
+        last = "" if is_own else f"--{name} {text}"
+    return own, flags
+
+
+def _checked_name(folder: Path, config: Path) -> Path:
+    if not RUN_NAME.fullmatch(folder.name):
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-") or config.stem
+        raise ValueError(
+            f"run folder {str(folder)!r} has a name that not every system can hold; "
+            f"use letters, digits and inner _ . , + = @ -, such as --run {Path('runs', name)}"
+        )
+    return folder
+
+
+def _rank() -> int:
+    """The number of this process, as torchrun and accelerate's launcher tell it."""
+    return int(os.environ.get("RANK", 0))
