@@ -106,7 +106,9 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         del words[0]
         if not word.startswith("--"):
             way_out = (
-                f"write a list as one value: {last},{word}" if last and word[0] != "-" else "every flag starts with --"
+                f"write a list as one value: {last},{word}"
+                if last and not word.startswith("-")
+                else "every flag starts with --"
             )
             raise ValueError(f"{word!r} stands alone; {way_out}")
         if (name in OWN and OWN[name][0] is None) or name == "help":

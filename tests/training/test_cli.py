@@ -288,6 +288,7 @@ def test_lists_are_written_within_a_line():
         ("--fresh=no", "--fresh takes no value; leave =no out"),
         ("-fresh", "'-fresh' stands alone; every flag starts with --"),
         ("fresh", "'fresh' stands alone; every flag starts with --"),
+        ("--data.flip true ", "'' stands alone; write a list as one value: --data.flip true,"),
         ("--config b", "--config is given twice (some.yaml, b); give one file and change it by flags"),
         ("--run a:b", "run folder 'a:b' has a name that not every system can hold; use .* such as --run runs/a-b"),
         ("--run ..", "run folder '..' has .* such as --run runs/some"),
