@@ -280,7 +280,7 @@ def test_lists_are_written_within_a_line():
         ("--train.images 0", "train.images=0 is out of range; give at least 1"),
         ("--task to", "task='to' is unknown; did you mean toy?"),
         ("--task plain", "goal is missing; give it in some.yaml or as --goal"),
-        ("--task plain --goal x --model.preset small", "--model.preset is unknown; there is task, goal, config, run, fresh, dry-run"),
+        ("--task plain --goal x --model.preset small", "--model.preset is unknown; there is task, goal, .*"),
         ("--model.preset smal", "model.preset='smal' is unknown; did you mean small?"),
         ("--model.preset 9", "model.preset='9' is unknown; there is small, large"),
         ("--train.images", "--train.images has no value; write --train.images VALUE"),
