@@ -1,6 +1,6 @@
 """Names that a user gives, looked up in a table; an unknown one is answered with its nearest neighbours."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -14,6 +14,6 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
     raise ValueError(f"unknown {kind} {name!r}; {hint}" + (f" (of: {some(names)})" if near else ""))
 
 
-def some(names: list[str], most: int = 12) -> str:
+def some(names: Sequence[str], most: int = 12) -> str:
     """The names in one line, shortened after `most` of them."""
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -43,12 +43,24 @@ def check(sampler: str, steps: int, schedule: Schedule, eta: float = 0.0) -> Non
 
 
 def first_timestep(steps: int, schedule: Schedule) -> int:
-    """Where a chain of `steps` starts. It is far below T - 1 for few steps and for steps > T/2 (except T itself): the
-    published spacing is every (T // steps)-th timestep, counted from 0."""
+    """Where a chain of `steps` starts: the published spacing is every (T // steps)-th timestep, counted from 0."""
     return (steps - 1) * (schedule.timesteps // steps)
 
 
-@torch.no_grad()
+def late_start(steps: int, schedule: Schedule) -> str | None:
+    """A warning if the chain starts far below T - 1, where images are not yet pure noise, with the nearest better
+    number of steps; None if all is well. It happens with few steps, and above T / 2."""
+    last = schedule.timesteps - 1
+    good = [n for n in range(1, last + 2) if first_timestep(n, schedule) >= 0.9 * last]
+    if steps in good:
+        return None
+    nearest = min(good, key=lambda n: abs(n - steps))
+    return (
+        f"{steps} steps start at timestep {first_timestep(steps, schedule)} of {last}, where images are not yet pure "
+        f"noise, and may look wrong; {nearest} steps start higher"
+    )
+
+
 def denoising(
     denoise: Denoiser,
     schedule: Schedule,
@@ -73,8 +85,9 @@ def denoising(
     x = normal(generators, shape, device)
     yield x
     for t in scheduler.timesteps:
-        x0 = denoise(x, t.to(x.device).expand(len(x)), label)
-        x = scheduler.step(x0, t, x, generator=generators, return_dict=False, **options)[0]
+        with torch.no_grad():  # not around the yield: the caller's code is none of our business
+            x0 = denoise(x, t.to(x.device).expand(len(x)), label)
+            x = scheduler.step(x0, t, x, generator=generators, return_dict=False, **options)[0]
         yield x
 
 

@@ -3,7 +3,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusion import PREDICTIONS, NetDenoiser, Schedule, denoising, draw, generators, image_seed
-from diffusion.sampler import check, first_timestep
+from diffusion.sampler import check, first_timestep, late_start
 from diffusion.seeds import normal
 
 SHAPE = (1, 8, 8)
@@ -135,6 +135,13 @@ def test_every_step_is_shown_from_the_noise_on():
     torch.testing.assert_close(frames[-1], torch.zeros(2, *SHAPE), rtol=0, atol=0)
 
 
+def test_drawing_keeps_no_gradients():
+    weight = torch.ones(1, requires_grad=True)
+    for x in denoising(lambda x, t, label: weight * x, Schedule(), generators(0, [0]), SHAPE, steps=2):
+        assert not x.requires_grad
+        assert torch.is_grad_enabled()
+
+
 def test_samples_stay_in_the_range_of_images():
     x = draw(lambda x, t, label: 0 * x + 5, Schedule(), generators(0, [0]), SHAPE, steps=3)
     torch.testing.assert_close(x, torch.ones(1, *SHAPE))
@@ -165,3 +172,12 @@ def test_first_timestep_is_that_of_the_scheduler(steps):
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(steps)
     assert first_timestep(steps, Schedule()) == scheduler.timesteps[0].item()
+
+
+@pytest.mark.parametrize(
+    ("steps", "nearest"), [(1, 10), (9, 10), (10, None), (50, None), (499, None), (501, 500), (800, 901), (999, None)]
+)
+def test_a_late_start_is_told_with_the_nearest_number_of_steps_without_one(steps, nearest):
+    warning = late_start(steps, Schedule())
+    assert (warning is None) == (nearest is None)
+    assert nearest is None or f"; {nearest} steps start higher" in warning

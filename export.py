@@ -1,0 +1,150 @@
+"""Write a trained diffusion model as a folder that another library reads.
+
+python export.py RUN_OR_MODEL --to diffusers --out DIR
+diffusers.DDPMPipeline.from_pretrained("DIR")
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from diffusion.names import known
+from tasks.diffusion import DiffusionModel, load_model
+from training.cli import command
+from unet import diffusers_config
+
+TARGETS = ("diffusers",)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = _Parser(prog="export.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument(
+        "model", metavar="RUN_OR_MODEL", help="a run folder of train.py (its averaged model), or a model folder"
+    )
+    p.add_argument("--to", default="diffusers", help=f"the library: {', '.join(TARGETS)} (default: diffusers)")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    p.add_argument(
+        "--label",
+        metavar="CLASS|none",
+        help="of a model with classes: export this class alone (by name or number), or the model without label (none), "
+        "which diffusers' pipelines can run; without this flag all classes are exported, for a loop of your own",
+    )
+    return p
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """Reads the command line, converts, writes."""
+    args = parser().parse_args(argv)
+    known("target of --to", args.to, TARGETS)
+    if (
+        args.out.exists()
+        and not (args.out / "model_index.json").is_file()
+        and (args.out.is_file() or any(args.out.iterdir()))
+    ):
+        raise ValueError(f"out={str(args.out)!r} is neither empty nor an earlier export; give another folder")
+    model = load_model(args.model)
+    label = None if args.label is None else model.label(args.label)
+    save_diffusers(model, args.out, label)
+    print(f"model: {args.out} (how to draw with it: {args.out / 'README.md'})")
+
+
+def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None) -> None:
+    """Writes a pipeline folder of diffusers: unet/, scheduler/, model_index.json and a card that tells how to use it.
+
+    With `label` the network always draws that class (or none: the null label) and takes no labels any more: the
+    class's embedding is added to what follows the time embedding's last layer anyway, so it goes into that layer's
+    bias. Raises ValueError for a network that `UNet2DModel` cannot express.
+    """
+    config, state = model.net.config, model.net.export_weights("diffusers")
+    if label is not None:
+        config = replace(config, classes=None)
+        rows = state.pop("class_embedding.weight")
+        state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + rows[label]
+    unet = UNet2DModel(**diffusers_config(config))
+    unet.load_state_dict(state)
+    scheduler = DDPMScheduler(**model.schedule.scheduler_config(model.prediction))
+    DDPMPipeline(unet=unet.eval(), scheduler=scheduler).save_pretrained(folder)
+    (folder / "README.md").write_text(card(model, label), encoding="utf-8")
+
+
+def card(model: DiffusionModel, label: int | None) -> str:
+    """The model card: what it is, and code that draws with it."""
+    channels, height, width = model.shape
+    seen = "" if model.images_seen is None else f" after {model.images_seen:,} training images"
+    facts = (
+        f"A denoising diffusion model of {height}x{width} images with {channels} "
+        f"channel{'s' if channels > 1 else ''}{seen}: {model.schedule.name} schedule, {model.schedule.timesteps} "
+        f"timesteps, {model.prediction} prediction."
+    )
+    if model.classes is None or label is not None:
+        only = "" if label is None else f" It draws only this class: {(model.names([label]) or [''])[0]}."
+        usage, code = f"{facts}{only}", PIPELINE_CODE
+    else:
+        listed = "\n".join(f"- {number}: {name}" for number, name in enumerate(model.classes))
+        null = "" if model.null is None else f"\n- {model.null}: no label"
+        usage = (
+            f"{facts} It takes a class as label, which diffusers' pipelines cannot pass on; the loop below does.\n\n"
+            f"Labels:\n\n{listed}{null}"
+        )
+        code = LOOP_CODE.format(classes=len(model.classes), shape=model.shape)
+    return CARD.format(usage=usage, code=code)
+
+
+CARD = """---
+library_name: diffusers
+tags:
+- diffusion
+- ddpm
+---
+
+# Diffusion model
+
+{usage}
+
+Run this in this folder, or put the folder's path, or its name on the hub, in the place of `"."`:
+
+```python
+{code}```
+
+Image k drawn with a generator seeded with k is image k of `sample.py --seed 0` with the same sampler and steps.
+"""
+
+PIPELINE_CODE = """import torch
+from diffusers import DDIMPipeline  # or DDPMPipeline, with num_inference_steps=1000
+
+pipeline = DDIMPipeline.from_pretrained(".")
+generators = [torch.Generator().manual_seed(k) for k in range(4)]
+images = pipeline(batch_size=4, generator=generators, num_inference_steps=50).images
+for k, image in enumerate(images):
+    image.save(f"{k:06d}.png")
+"""
+
+LOOP_CODE = """import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+unet = UNet2DModel.from_pretrained(".", subfolder="unet").eval()
+scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")
+scheduler.set_timesteps(50)
+label = torch.arange({classes})  # one image of each class
+x = torch.stack([torch.randn({shape}, generator=torch.Generator().manual_seed(k)) for k in range(len(label))])
+for t in scheduler.timesteps:
+    with torch.no_grad():
+        x = scheduler.step(unet(x, t, label).sample, t, x).prev_sample
+images = (x / 2 + 0.5).clamp(0, 1)  # (image, channel, height, width), from 0 to 1
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whose errors are one line, as those of the other scripts."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+if __name__ == "__main__":
+    main()

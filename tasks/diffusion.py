@@ -1,0 +1,177 @@
+"""Training a U-Net to denoise (Ho et al. 2020)."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion import Schedule, drop_labels, squared_error
+from tasks.diffusion_model import DiffusionModel, describe, load_model
+from tasks.grid import draw_grid, to_uint8
+from training.config import TrainConfig
+from training.data import DataConfig, Images
+from training.random import GlobalRandom, seeded
+from training.task import Batch
+from unet import UNet, UNetConfig, list_presets, preset
+
+__all__ = ["DiffusionConfig", "DiffusionModel", "DiffusionRun", "DiffusionTask", "SampleConfig", "load_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """What the network learns: how images are noised, and what of that it predicts."""
+
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    """how the noise grows with the timestep: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022), cosine
+    (Nichol and Dhariwal 2021)"""
+    timesteps: int = 1000
+    """number of noise levels"""
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    """noise added by each step of the DDPM sampler: beta (large) or the posterior's (small)"""
+    prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """what the network answers: the noise, the clean image, or their mixture v (Salimans and Ho 2022)"""
+    label_dropout: float = 0.1
+    """share of images that are shown without their label, which guidance needs; 0: none, and no guidance"""
+
+    def __post_init__(self) -> None:
+        _ = self.noise
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout={self.label_dropout} is not a share; give at least 0 and below 1")
+
+    @property
+    def noise(self) -> Schedule:
+        """The noise schedule that the fields describe."""
+        return Schedule(name=self.schedule, timesteps=self.timesteps, variance=self.variance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """The grid of images that the averaged model draws at every evaluation, always from the same noise."""
+
+    num: int = 64
+    """images in the grid; their labels go through the classes in turn. 0: no grid"""
+    steps: int = 50
+    """steps of the sampler"""
+    sampler: str = "ddim"
+    """ddim or ddpm"""
+    guidance: float = 1.0
+    """strength of the labels: 0 none, 1 as learned, more exaggerates them (and takes twice the time)"""
+    batch: int = 64
+    """images per forward pass on each process"""
+
+    def __post_init__(self) -> None:
+        if self.num < 0 or self.batch < 1:
+            raise ValueError(f"num={self.num}, batch={self.batch}: give num 0 or more, batch 1 or more")
+
+
+class DiffusionTask:
+    """Denoising as a task of the training loop."""
+
+    def __init__(self, model: DiffusionModel, label_dropout: float, sample: SampleConfig) -> None:
+        self.diffusion, self.label_dropout, self.sample = model, label_dropout, sample
+        self.model = model.net
+
+    def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Float[Tensor, "b"]:
+        """Squared error of each image's prediction at a random timestep; some labels are dropped."""
+        about, label = self.diffusion, None
+        t, noise = random.integers(about.schedule.timesteps), random.normal(*about.shape)
+        if about.classes is not None:
+            assert batch.label is not None, "the images were checked when the task was built"
+            label = drop_labels(batch.label, random.uniform(), self.label_dropout, null=len(about.classes))
+        return squared_error(
+            model, batch.image.float(), t, noise, label, schedule=about.schedule, prediction=about.prediction
+        )
+
+    def evaluate(self, model: nn.Module, folder: Path, images_seen: int, accelerator: Accelerator) -> dict[str, float]:
+        """Draws the grid `folder`/<images seen>.png, all processes together; returns its pixels' mean and spread."""
+        about, config = self._with(model), self.sample
+        if config.num == 0:
+            return {}
+        mine = range(accelerator.process_index, config.num, accelerator.num_processes)
+        drawn = []
+        for start in range(0, len(mine), config.batch):
+            images = mine[start : start + config.batch]
+            x = about.draw(
+                images,
+                about.cycle(images),
+                guidance=config.guidance,
+                sampler=config.sampler,
+                steps=config.steps,
+                device=accelerator.device,
+            )
+            drawn += list(zip(images, to_uint8(x), strict=True))
+        ordered = sorted(gather_object(drawn), key=lambda pair: pair[0])
+        pixels = np.stack([pixels for _, pixels in ordered])
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            names = about.names(about.cycle(range(config.num)))
+            draw_grid(pixels, names).save(folder / f"{images_seen:09d}.png")
+        values = pixels / 127.5 - 1
+        return {"sample_mean": float(values.mean()), "sample_std": float(values.std())}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Writes the model folder of `model`, the averaged network."""
+        self._with(model).save(folder)
+
+    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
+        """Noisy images, timesteps and (where the network takes them) labels."""
+        x = torch.zeros(batch, *self.diffusion.shape, device=device)
+        t = torch.zeros(batch, dtype=torch.long, device=device)
+        return (x, t) if self.diffusion.classes is None else (x, t, t)
+
+    def _with(self, model: nn.Module) -> DiffusionModel:
+        assert isinstance(model, UNet), "the averaged model is a copy of self.model"
+        return replace(self.diffusion, net=model)
+
+
+_FROM_IMAGES = "it follows from the images; see data.channels, data.size and data.labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRun:
+    """Everything that decides a training run."""
+
+    task: Literal["diffusion"] = "diffusion"
+    """what is trained"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    derived: ClassVar[dict[str, str]] = {
+        "model.in_channels": _FROM_IMAGES,
+        "model.out_channels": _FROM_IMAGES,
+        "model.size": _FROM_IMAGES,
+        "model.classes": _FROM_IMAGES,
+        "model.null_label": "it follows from diffusion.label_dropout",
+    }
+    presets = staticmethod(preset)
+    preset_names = staticmethod(list_presets)
+
+    def build(self, images: Images) -> DiffusionTask:
+        """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
+        if self.model.learned_variance:
+            raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")
+        channels, height, width = images.shape
+        if reason := self.model.size_error(height, width):
+            raise ValueError(f"images of {self.data.source}: {reason}; data.size resizes them")
+        config = replace(
+            self.model,
+            in_channels=channels,
+            out_channels=channels,
+            size=(height, width),
+            classes=None if images.classes is None else len(images.classes),
+            null_label=self.diffusion.label_dropout > 0,
+        )
+        with seeded(self.train.seed, "model"):
+            net = UNet(config)
+        model = describe(net, self.diffusion.noise, self.diffusion.prediction, images.classes)
+        model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
+        return DiffusionTask(model, self.diffusion.label_dropout, self.sample)

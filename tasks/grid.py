@@ -1,0 +1,89 @@
+"""Pictures of many images: a grid with the names of the classes, and its animation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+LEAST_TILE_PX = 64
+GAP_PX = 4
+TEXT_PX = 14
+MOST_ROW_NAMES = 20
+FRAME_MS, LAST_FRAME_MS = 60, 2000
+
+
+def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
+    """Images in [-1, 1] as 8-bit pixels, rounded and clipped, on the CPU."""
+    levels = (images.float() * 127.5 + 127.5).round().clamp(0, 255)
+    return levels.byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """A grey (c = 1) or colour (c = 3) picture. Raises ValueError for other numbers of channels."""
+    channels = pixels.shape[-1]
+    if channels not in (1, 3):
+        raise ValueError(f"images with {channels} channels cannot be drawn; PNG files here are grey (1) or colour (3)")
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def draw_grid(images: UInt8[np.ndarray, "n h w c"], names: Sequence[str] | None = None) -> Image.Image:
+    """All images in one picture, small ones enlarged without smoothing.
+
+    `names` has one name per image. Images of a name stand together, the name to their left; where there are more
+    names than rows would be readable, the images stay in their order and each has its name below.
+    """
+    count, height, width, channels = images.shape
+    scale = max(1, LEAST_TILE_PX // max(height, width))
+    tile_w, tile_h = width * scale, height * scale
+    by_row = names is not None and len(set(names)) <= MOST_ROW_NAMES
+    below = TEXT_PX + 2 if names is not None and not by_row else 0
+    font = ImageFont.load_default(TEXT_PX)
+    margin = max(int(font.getlength(name)) for name in set(names)) + 2 * GAP_PX if names is not None and by_row else 0
+
+    places, columns, rows = _places(count, names if by_row else None)
+    size = (margin + columns * (tile_w + GAP_PX) + GAP_PX, rows * (tile_h + GAP_PX + below) + GAP_PX)
+    picture = Image.new("L" if channels == 1 else "RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    named_rows: dict[str, int] = {}
+    for k, (row, column) in enumerate(places):
+        x, y = margin + GAP_PX + column * (tile_w + GAP_PX), GAP_PX + row * (tile_h + GAP_PX + below)
+        picture.paste(to_picture(images[k]).resize((tile_w, tile_h), Image.Resampling.NEAREST), (x, y))
+        if names is None:
+            continue
+        if below:
+            pen.text((x, y + tile_h), _fitting(names[k], font, tile_w), fill="black", font=font)
+        elif names[k] not in named_rows:
+            named_rows[names[k]] = row
+            pen.text((margin - GAP_PX, y + tile_h // 2), names[k], fill="black", font=font, anchor="rm")
+    return picture
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
+    """An animated GIF that plays for ever and rests on the last frame."""
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def _places(count: int, names: Sequence[str] | None) -> tuple[list[tuple[int, int]], int, int]:
+    """(row, column) of each image, and the numbers of columns and rows."""
+    square = int(np.ceil(np.sqrt(count)))
+    groups: dict[str, list[int]] = {}
+    for k in range(count):
+        groups.setdefault(names[k] if names is not None else "", []).append(k)
+    columns = min(max(map(len, groups.values())), max(square, 10 if len(groups) > 1 else 1))
+    places, row = [(0, 0)] * count, 0
+    for members in groups.values():
+        for i, k in enumerate(members):
+            places[k] = (row + i // columns, i % columns)
+        row += -(-len(members) // columns)
+    return places, columns, row
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of the beginning of `text` as fits."""
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text[:-1]
+    return text

@@ -1,0 +1,49 @@
+"""A small run on the digits, for the tests of tasks and scripts."""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from tasks.diffusion import DiffusionRun, DiffusionTask, SampleConfig
+from training.data import Images
+from training.random import GlobalRandom
+from training.task import Batch
+from unet import UNetConfig
+
+SMALL = UNetConfig(channels=16, multipliers=(1, 2), attention=(1,), blocks=1, groups=8, size=(8, 8))
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def digits(labels: bool = True) -> Images:
+    """The embedded digits as the data package hands them over."""
+    found = load_digits()
+    pixels = np.round(found.images / 16 * 255).astype(np.uint8)[:, None]
+    return Images(pixels, found.target if labels else None, CLASSES if labels else None)
+
+
+def train(run: DiffusionRun, images: Images, updates: int) -> DiffusionTask:
+    """A plain training on the CPU."""
+    task = run.build(images)
+    optimizer = torch.optim.AdamW(task.model.parameters(), 3e-3)
+    for update in range(updates):
+        chosen = np.random.default_rng(update).choice(len(images), 32)
+        image = torch.from_numpy(images.read(chosen)) / 127.5 - 1
+        label = None if images.labels is None else torch.from_numpy(images.labels[chosen])
+        random = GlobalRandom(0, update, "task", 32, slice(0, 32), "cpu")
+        task.loss(task.model.train(), Batch(image, label), random).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    task.model.eval()
+    return task
+
+
+def small_run(**fields) -> DiffusionRun:
+    return DiffusionRun(**{"model": SMALL, "sample": SampleConfig(num=13, steps=5), **fields})
+
+
+def shaken(task: DiffusionTask) -> DiffusionTask:
+    """The task with weights that are not the initial ones: those answer zero to everything."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in task.model.parameters():
+        weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.05)
+    return task

@@ -1,0 +1,380 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffusion import squared_error
+from tasks import RUNS
+from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
+from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
+from training.data import Images
+from training.random import GlobalRandom
+from training.task import Batch
+from unet import list_presets, preset
+
+ROOT = Path(__file__).parents[2]
+
+
+def batch(count=8):
+    generator = torch.Generator().manual_seed(1)
+    return Batch(torch.rand(count, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(count) % 10)
+
+
+def random(part=slice(0, 8)):
+    return GlobalRandom(0, 3, "task", 8, part, "cpu")
+
+
+# --- the run ---
+
+
+def test_the_network_takes_its_shape_from_the_images():
+    config = small_run().build(digits()).model.config
+    assert (config.in_channels, config.out_channels, config.size) == (1, 1, (8, 8))
+    assert (config.classes, config.null_label) == (10, True)
+    colour = Images(np.zeros((2, 3, 8, 16), np.uint8))
+    config = small_run().build(colour).model.config
+    assert (config.in_channels, config.out_channels, config.size, config.classes) == (3, 3, (8, 16), None)
+
+
+def test_weights_come_from_the_seed():
+    run = small_run()
+    other = replace(run, train=replace(run.train, seed=1))
+    states = [each.build(digits()).model.state_dict() for each in (run, run, other)]
+    name = "embedding.linear1.weight"
+    assert torch.equal(states[0][name], states[1][name])
+    assert not torch.equal(states[0][name], states[2][name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": replace(SMALL, learned_variance=True)}, "model.learned_variance=true cannot be trained yet"),
+        ({"model": replace(SMALL, size=(32, 32), multipliers=(1, 1, 1, 1, 1))},
+         r"images of digits: 8x8 px cannot be halved 4 times .* nearest size that can is 16x16.*; data.size resizes"),
+        ({"sample": SampleConfig(sampler="dim")}, "unknown sampler 'dim'; did you mean ddim"),
+        ({"sample": SampleConfig(steps=2000)}, "steps=2000 is more than the 1000 timesteps"),
+        ({"sample": SampleConfig(guidance=2.0), "diffusion": DiffusionConfig(label_dropout=0.0)},
+         "guidance=2 needs a model that also learned without labels; leave guidance at 1, or train one with"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_training(fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(**fields).build(digits())
+
+
+def test_guidance_without_classes_is_refused():
+    with pytest.raises(ValueError, match="guidance=2 needs a model with classes; this one has none"):
+        small_run(sample=SampleConfig(guidance=2.0)).build(digits(labels=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DiffusionConfig(label_dropout=1.0), "label_dropout=1.0 is not a share; give at least 0 and below 1"),
+        (lambda: DiffusionConfig(timesteps=5), "timesteps=5 is too few for the linear schedule"),
+        (lambda: SampleConfig(num=-1), "num=-1, batch=64: give num 0 or more"),
+        (lambda: SampleConfig(batch=0), "num=64, batch=0: give num 0 or more, batch 1 or more"),
+    ],
+)
+def test_bad_fields_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
+    assert {"diffusion": DiffusionRun} == RUNS
+    assert DiffusionRun.preset_names() == list_presets()
+    assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
+    assert {name.partition(".")[0] for name in DiffusionRun.derived} == {"model"}
+
+
+# --- the loss ---
+
+
+def test_loss_is_that_of_the_parts_it_is_made_of():
+    task = shaken(small_run(diffusion=DiffusionConfig(label_dropout=0.5)).build(digits()))
+    given, draws = batch(), random()
+    t, noise = draws.integers(1000), draws.normal(1, 8, 8)
+    label = torch.where(draws.uniform() < 0.5, 10, given.label)
+    assert 0 < (label == 10).sum() < 8
+    expected = squared_error(task.model, given.image, t, noise, label, schedule=task.diffusion.schedule)
+    torch.testing.assert_close(task.loss(task.model, given, random()), expected)
+
+
+def test_loss_does_not_depend_on_how_the_batch_is_divided():
+    task, given = shaken(small_run().build(digits())), batch()
+    whole = task.loss(task.model, given, random())
+    parts = [
+        task.loss(task.model, Batch(given.image[part], given.label[part]), random(part))
+        for part in (slice(0, 3), slice(3, 8))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DiffusionConfig(schedule="cosine"),
+        DiffusionConfig(schedule="scaled_linear"),
+        DiffusionConfig(timesteps=100),
+        DiffusionConfig(prediction="sample"),
+        DiffusionConfig(prediction="v_prediction"),
+    ],
+)
+def test_every_choice_changes_the_loss(config):
+    losses = []
+    for diffusion in (DiffusionConfig(), config):
+        task = shaken(small_run(diffusion=diffusion).build(digits()))
+        losses.append(task.loss(task.model, batch(), random()).detach())
+    assert not torch.allclose(*losses)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_labels_are_dropped_as_often_as_asked(share):
+    task = small_run(diffusion=DiffusionConfig(label_dropout=share)).build(digits())
+    seen = []
+    task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
+    many = Batch(torch.zeros(400, 1, 8, 8), torch.zeros(400, dtype=torch.long))
+    task.loss(task.model, many, GlobalRandom(0, 0, "task", 400, slice(0, 400), "cpu"))
+    assert (seen[0] == 10).float().mean().item() == pytest.approx(share, abs=0.06)
+
+
+def test_labels_are_ignored_by_a_model_without_classes():
+    task = small_run().build(digits(labels=False))
+    assert task.loss(task.model, replace(batch(), label=None), random()).shape == (8,)
+
+
+def test_loss_is_float32_whatever_the_network_answers():
+    task = small_run().build(digits())
+    task.model.register_forward_hook(lambda module, inputs, output: output.bfloat16())
+    assert task.loss(task.model, batch(), random()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_example_can_be_given_to_the_model(labels):
+    task = small_run().build(digits(labels))
+    assert task.model(*task.example(3, "cpu")).shape == (3, 1, 8, 8)
+
+
+# --- evaluation ---
+
+
+def evaluated(folder, sample=None, **fields):
+    """A task of fixed weights that are not the initial ones, evaluated."""
+    task = shaken(small_run(sample=sample or SampleConfig(num=13, steps=5), **fields).build(digits()))
+    sizes = []
+    task.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    with torch.no_grad():
+        numbers = task.evaluate(task.model.eval(), folder, 12345, Accelerator(cpu=True))
+    return numbers, sizes
+
+
+def test_evaluation_draws_the_same_grid_every_time(tmp_path):
+    numbers, _ = evaluated(tmp_path / "a")
+    again, _ = evaluated(tmp_path / "b")
+    assert numbers == again
+    pictures = [Image.open(tmp_path / name / "000012345.png") for name in "ab"]
+    assert np.array_equal(*map(np.array, pictures))
+    assert -1 <= numbers["sample_mean"] <= 1
+    assert numbers["sample_std"] > 0
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        SampleConfig(num=12, steps=5),
+        SampleConfig(num=13, steps=6),
+        SampleConfig(num=13, steps=5, sampler="ddpm"),
+        SampleConfig(num=13, steps=5, guidance=3.0),
+    ],
+)
+def test_every_choice_changes_the_grid(tmp_path, sample):
+    assert evaluated(tmp_path, sample)[0] != evaluated(tmp_path)[0]
+
+
+def test_the_variance_of_ddpm_is_that_of_the_config(tmp_path):
+    sample = SampleConfig(num=13, steps=5, sampler="ddpm")
+    small = DiffusionConfig(variance="fixed_small")
+    assert evaluated(tmp_path, sample, diffusion=small)[0] != evaluated(tmp_path, sample)[0]
+
+
+def test_the_grid_is_drawn_in_batches(tmp_path):
+    assert evaluated(tmp_path, SampleConfig(num=13, steps=1, batch=5))[1] == [5, 5, 3]
+
+
+def test_no_images_no_grid(tmp_path):
+    assert evaluated(tmp_path, SampleConfig(num=0)) == ({}, [])
+    assert not list(tmp_path.iterdir())
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+from tasks.diffusion import DiffusionTask, SampleConfig, load_model
+model, accelerator = load_model(sys.argv[1]), Accelerator(cpu=True)
+task = DiffusionTask(model, 0.1, SampleConfig(num=13, steps=5))
+numbers = task.evaluate(model.net, Path(sys.argv[2]), 7, accelerator)
+print(f"rank {accelerator.process_index} of {accelerator.num_processes}: {numbers['sample_mean']:.3f}")
+accelerator.end_training()
+"""
+
+
+def test_two_processes_draw_the_grid_of_one(conditional, tmp_path):
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    arguments = [str(tmp_path / "script.py"), str(conditional)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments, str(tmp_path / "two")],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 2" in done.stdout
+    model = load_model(conditional)
+    task = small_run().build(digits())
+    task.evaluate(model.net, tmp_path / "one", 7, Accelerator(cpu=True))
+    one, two = (np.array(Image.open(tmp_path / name / "000000007.png")).astype(int) for name in ("one", "two"))
+    assert one.shape == two.shape
+    assert abs(one - two).max() <= 1
+
+
+# --- the model folder ---
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_saved_model_comes_back_whole(tmp_path, labels):
+    config = DiffusionConfig(
+        schedule="cosine", timesteps=50, prediction="v_prediction", variance="fixed_small", label_dropout=0.0
+    )
+    task = shaken(small_run(diffusion=config, sample=SampleConfig(steps=5)).build(digits(labels)))
+    task.save(task.model, tmp_path)
+    model = load_model(tmp_path)
+    assert model.schedule == config.noise
+    assert (model.prediction, model.shape, model.null, model.images_seen) == ("v_prediction", (1, 8, 8), None, None)
+    assert model.classes == (CLASSES if labels else None)
+    assert not model.net.training
+    options = {"steps": 3, "seed": 5}
+    numbers = range(4)
+    ours, theirs = (each.draw(numbers, each.cycle(numbers), **options) for each in (task.diffusion, model))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+
+
+def test_a_run_folder_gives_its_model_and_the_images_it_has_seen(conditional, tmp_path):
+    (tmp_path / "config.yaml").write_text("task: diffusion\n")
+    with pytest.raises(ValueError, match=r"no model in .*: its training has not saved one yet"):
+        load_model(tmp_path)
+    os.symlink(conditional, tmp_path / "model")
+    assert load_model(tmp_path).images_seen is None
+    for name in ("000001024", "000002048", "tmp-000004096"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert load_model(str(tmp_path)).images_seen == 2048
+
+
+def damaged(source, target, change):
+    target.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (target / name).write_bytes((source / name).read_bytes())
+    document = json.loads((source / "diffusion.json").read_text())
+    change(document)
+    (target / "diffusion.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format_version=9), "diffusion.json cannot be used: format_version 9, this version reads 1"),
+        (lambda d: d.pop("schedule"), "diffusion.json does not say 'schedule'; it is not whole"),
+        (
+            lambda d: d.update(prediction="epsilom"),
+            "cannot be used: unknown prediction 'epsilom'; did you mean epsilon",
+        ),
+        (lambda d: d.update(classes=["a"]), "names 1 classes, config.json has 10"),
+        (lambda d: d.update(classes=None), "names 0 classes, config.json has 10"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(conditional, tmp_path, change, message):
+    damaged(conditional, tmp_path / "model", change)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "model")
+
+
+def test_text_that_is_not_json_is_refused(conditional, tmp_path):
+    damaged(conditional, tmp_path / "model", lambda document: None)
+    (tmp_path / "model" / "diffusion.json").write_text("{")
+    with pytest.raises(ValueError, match=r"diffusion.json cannot be used: Expecting"):
+        load_model(tmp_path / "model")
+
+
+def test_weights_of_a_diverged_training_are_refused(conditional, tmp_path):
+    damaged(conditional, tmp_path / "model", lambda document: None)
+    file = tmp_path / "model" / "model.safetensors"
+    state = load_file(file)
+    state["embedding.linear1.weight"][0, 0] = float("nan")
+    save_file(state, file)
+    with pytest.raises(ValueError, match=r"weight embedding.linear1.weight is not finite, so its training diverged"):
+        load_model(tmp_path / "model")
+
+
+def test_folders_that_are_no_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere.*; give a run folder"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no model in .*: it has neither config.yaml nor diffusion.json; give a run"):
+        load_model(tmp_path)
+
+
+# --- labels ---
+
+
+def test_labels_by_name_and_number(conditional):
+    model = load_model(conditional)
+    assert [model.label(text) for text in ("three", "3", "none")] == [3, 3, 10]
+    assert model.names([3, 10]) == ["three", "none"]
+    assert model.cycle(range(8, 12)) == [8, 9, 0, 1]
+
+
+def test_a_name_counts_before_a_number(conditional):
+    assert replace(load_model(conditional), classes=("7", "1", "none")).label("1") == 1
+    assert replace(load_model(conditional), classes=("1", "0")).label("0") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("thre", "unknown class 'thre'; did you mean three"),
+        ("10", "label 10 is outside 0 … 9; the classes are: zero, one, two"),
+        ("-1", "label -1 is outside 0 … 9"),
+    ],
+)
+def test_unknown_labels_are_refused(conditional, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(conditional).label(text)
+
+
+def test_labels_that_a_model_has_not_learned_are_refused(conditional, unconditional):
+    with pytest.raises(ValueError, match="label '3' is asked of a model that has no classes; leave the label out"):
+        load_model(unconditional).label("3")
+    with pytest.raises(ValueError, match="label 'none' needs a model that also learned without labels; train one with"):
+        replace(load_model(conditional), null=None).label("none")
+    with pytest.raises(ValueError, match="guidance=3 needs a model with classes"):
+        load_model(unconditional).draw(range(1), None, guidance=3.0)
+
+
+def test_guidance_0_is_no_label_and_1_is_plain(conditional):
+    model, labels = load_model(conditional), [3, 4, 5]
+    options = {"steps": 10}
+    plain = model.draw(range(3), labels, **options)
+    free = model.draw(range(3), [10] * 3, **options)
+    torch.testing.assert_close(model.draw(range(3), labels, guidance=1.0, **options), plain, rtol=0, atol=0)
+    torch.testing.assert_close(model.draw(range(3), labels, guidance=0.0, **options), free, rtol=0, atol=0)
+    assert (plain - free).abs().max() > 0.1
+    assert (model.draw(range(3), labels, guidance=3.0, **options) - plain).abs().max() > 0.1

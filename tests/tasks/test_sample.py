@@ -1,0 +1,177 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample
+from tasks.diffusion import load_model
+from tasks.grid import to_uint8
+
+ROOT = Path(__file__).parents[2]
+
+
+def pixels(folder):
+    """All images of a folder, in order, as integers."""
+    return np.stack([np.array(Image.open(path)) for path in sorted(folder.glob("0*.png"))]).astype(int)
+
+
+def run(model, out, *flags):
+    sample.main([str(model), "--out", str(out), "--device", "cpu", *map(str, flags)])
+    return pixels(out)
+
+
+def test_one_file_per_image_as_the_library_draws_it(conditional, tmp_path, capsys):
+    found = run(conditional, tmp_path / "out", "--num", 12, "--steps", 10, "--seed", 3)
+    model = load_model(conditional)
+    expected = model.draw(range(12), [k % 10 for k in range(12)], steps=10, seed=3)
+    assert abs(found - to_uint8(expected)[..., 0]).max() == 0
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())][::12] == ["000000.png", "grid.png"]
+    printed = capsys.readouterr().out
+    assert "12 images, ddim, 10 steps, seed 3" in printed
+    assert f"grid: {tmp_path / 'out' / 'grid.png'}" in printed
+
+
+def test_images_depend_neither_on_batches_nor_on_their_number(conditional, tmp_path):
+    whole = run(conditional, tmp_path / "64", "--num", 64, "--steps", 10, "--batch", 64)
+    sevens = run(conditional, tmp_path / "7", "--num", 64, "--steps", 10, "--batch", 7)
+    ones = run(conditional, tmp_path / "1", "--num", 9, "--steps", 10, "--batch", 1)
+    assert abs(sevens - whole).max() <= 1
+    assert abs(ones - whole[:9]).max() <= 1
+
+
+def test_two_processes_draw_what_one_draws(conditional, tmp_path):
+    one = run(conditional, tmp_path / "one", "--num", 7, "--steps", 10, "--animation")
+    flags = ["--num", "7", "--steps", "10", "--animation", "--out", str(tmp_path / "two")]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--",
+         str(ROOT / "sample.py"), str(conditional), *flags],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("images:") == done.stdout.count("grid:") == 1
+    assert abs(pixels(tmp_path / "two") - one).max() <= 1
+    for name in ("grid.png", "animation.gif"):
+        with Image.open(tmp_path / "one" / name) as first, Image.open(tmp_path / "two" / name) as second:
+            assert abs(np.array(first).astype(int) - np.array(second).astype(int)).max() <= 1
+
+
+def test_every_flag_matters(conditional, tmp_path):
+    base = run(conditional, tmp_path / "base", "--num", 2, "--steps", 5, "--label", "three")
+    same = run(conditional, tmp_path / "same", "--num", 2, "--steps", 5, "--label", "3")
+    assert (base == same).all()
+    for name, value in {
+        "label": "none", "guidance": 4, "seed": 1, "eta": 1, "sampler": "ddpm", "steps": 6,
+    }.items():  # fmt: skip
+        flags = {"label": "three", "steps": 5} | {name: value}
+        other = run(conditional, tmp_path / name, "--num", 2, *[w for k, v in flags.items() for w in (f"--{k}", v)])
+        assert abs(other - base).max() > 1, name
+
+
+def test_a_model_without_classes_needs_no_label(unconditional, tmp_path):
+    assert run(unconditional, tmp_path, "--num", 3, "--steps", 2).shape == (3, 8, 8)
+
+
+def test_the_grid_can_be_left_out_and_moved(conditional, tmp_path, capsys):
+    run(conditional, tmp_path / "bare", "--num", 2, "--steps", 2, "--no-grid")
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == ["000000.png", "000001.png"]
+    assert "grid:" not in capsys.readouterr().out
+    run(conditional, tmp_path / "moving", "--num", 2, "--steps", 3, "--animation", "--no-grid")
+    with Image.open(tmp_path / "moving" / "animation.gif") as animation:
+        assert animation.n_frames == 4
+    assert "animation:" in capsys.readouterr().out
+
+
+def test_a_long_animation_is_thinned(conditional, tmp_path):
+    run(conditional, tmp_path, "--num", 1, "--steps", 60, "--animation")
+    with Image.open(tmp_path / "animation.gif") as animation:
+        assert animation.n_frames <= sample.MOST_FRAMES
+        animation.seek(animation.n_frames - 1)
+        last = np.array(animation.convert("L")).astype(int)
+    assert abs(last - np.array(Image.open(tmp_path / "grid.png")).astype(int)).max() <= 1
+
+
+def test_a_huge_grid_stops_at_its_first_images(conditional, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "MOST_IN_GRID", 4)
+    run(conditional, tmp_path / "few", "--num", 4, "--steps", 2)
+    run(conditional, tmp_path / "many", "--num", 6, "--steps", 2, "--batch", 3)
+    grids = [np.array(Image.open(tmp_path / name / "grid.png")).astype(int) for name in ("few", "many")]
+    assert abs(grids[0] - grids[1]).max() <= 1
+
+
+def test_a_run_folder_is_sampled_and_dated(conditional, tmp_path, capsys):
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "000123456").mkdir(parents=True)
+    (folder / "config.yaml").write_text("task: diffusion\n")
+    os.symlink(conditional, folder / "model")
+    run(folder, tmp_path / "out", "--num", 1, "--steps", 50)
+    assert f"model: {folder} at 123,456 images seen; 1 images" in capsys.readouterr().out
+
+
+def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, capsys):
+    run(conditional, tmp_path, "--num", 5, "--steps", 50)
+    assert "note:" not in capsys.readouterr().out
+    run(conditional, tmp_path, "--num", 2, "--steps", 1)
+    printed = capsys.readouterr().out
+    assert "note: 1 steps start at timestep 0 of 999" in printed
+    assert f"note: {tmp_path} also holds 3 images that are not of this command" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num", "0"], "num=0 makes no image; give at least 1"),
+        (["--batch", "0"], "batch=0 makes no image; give at least 1"),
+        (["--steps", "0"], "steps=0 makes no image; give 1 to 1000"),
+        (["--steps", "1001"], "steps=1001 is more than the 1000 timesteps of the model; give 1000 or fewer"),
+        (["--sampler", "dddim"], "unknown sampler 'dddim'; did you mean ddim or ddpm? (of: ddim, ddpm)"),
+        (["--sampler", "ddpm", "--eta", "0.5"], "eta=0.5 has no meaning for sampler ddpm"),
+        (["--label", "10"], "label 10 is outside 0 … 9; the classes are: zero, one"),
+        (["--label", "thre"], "unknown class 'thre'; did you mean three"),
+        (["--label", "none", "--guidance", "2"], "guidance=2 strengthens a label, but label is none"),
+        (["--out", __file__], "is a file; give a folder"),
+        (["--device", "tpux"], "device='tpux' cannot be used: "),
+        (["--num", "x"], "argument --num: invalid int value: 'x'; see sample.py --help"),
+        (["--lable", "3"], "unrecognized arguments: --lable 3; see sample.py --help"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(conditional, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as end:
+        sample.main([str(conditional), "--out", str(tmp_path / "out"), *flags])
+    printed = capsys.readouterr()
+    assert end.value.code == 2
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--label", "3"], "label '3' is asked of a model that has no classes; leave the label out"),
+        (["--guidance", "2"], "guidance=2 needs a model with classes"),
+    ],
+)
+def test_labels_are_not_asked_of_a_model_without_classes(unconditional, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        sample.main([str(unconditional), "--out", str(tmp_path), *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path / "nowhere")])
+    assert "nowhere'; give a run folder (of train.py) or a model folder" in capsys.readouterr().err
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as end:
+        sample.main(["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(action.help for action in sample.parser()._actions)
+    assert "the averaged model" in " ".join(printed.split()) or "averaged model" in printed
