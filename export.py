@@ -78,11 +78,12 @@ def card(model: DiffusionModel, label: int | None) -> str:
     seen = "" if model.images_seen is None else f" after {model.images_seen:,} training images"
     facts = (
         f"A denoising diffusion model of {height}x{width} images with {channels} "
-        f"channel{'s' if channels > 1 else ''}{seen}: {model.schedule.name} schedule, {model.schedule.timesteps} "
+        f"channel{'s' if channels > 1 else ''}{seen}; {model.schedule.name} schedule, {model.schedule.timesteps} "
         f"timesteps, {model.prediction} prediction."
     )
     if model.classes is None or label is not None:
-        only = "" if label is None else f" It draws only this class: {(model.names([label]) or [''])[0]}."
+        name = "" if label is None or label == model.null else (model.names([label]) or [""])[0]
+        only = f" It draws only this class: {name}." if name else ""
         usage, code = f"{facts}{only}", PIPELINE_CODE
     else:
         listed = "\n".join(f"- {number}: {name}" for number, name in enumerate(model.classes))
@@ -111,7 +112,7 @@ Run this in this folder, or put the folder's path, or its name on the hub, in th
 ```python
 {code}```
 
-Image k drawn with a generator seeded with k is image k of `sample.py --seed 0` with the same sampler and steps.
+Image k drawn with a generator seeded with k is image k of `sample.py --seed 0` with the same label, sampler and steps.
 """
 
 PIPELINE_CODE = """import torch

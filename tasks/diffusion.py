@@ -173,5 +173,8 @@ class DiffusionRun:
         with seeded(self.train.seed, "model"):
             net = UNet(config)
         model = describe(net, self.diffusion.noise, self.diffusion.prediction, images.classes)
-        model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
+        try:
+            model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
+        except ValueError as error:
+            raise ValueError(f"sample: {error}") from None
         return DiffusionTask(model, self.diffusion.label_dropout, self.sample)
