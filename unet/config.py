@@ -85,8 +85,6 @@ class UNetConfig:
                 )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if reason := self.size_error(*self.size):
-            raise ValueError(f"size={self.size}: {reason}")
         _ = self.levels  # the per-level tuples and the heads are checked where they are read
 
     @property

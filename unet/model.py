@@ -71,12 +71,15 @@ class UNet(Pretrained, nn.Module):
     """A U-Net of residual blocks that predicts from a noisy image and its timestep (Ho et al. 2020, appendix B).
 
     `encoder` and `decoder` are flat lists of chains; each of the encoder's outputs is taken once by the decoder.
+    Raises ValueError if the levels cannot halve the config's size.
     """
 
     config_class = UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        if reason := config.size_error(*config.size):
+            raise ValueError(f"size={config.size}: {reason}")
         self.config = config
         first, last = config.levels[0], config.levels[-1]
         self.embedding = Embedding(config)
