@@ -9,8 +9,6 @@ that was interrupted.
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from tasks import RUNS
 from training.accelerator import make_accelerator
 from training.cli import command, parse
@@ -29,7 +27,6 @@ def main(argv: Sequence[str]) -> None:
     run = order.run
     accelerator = make_accelerator(run.train)
     images = open_images(run.data, on_main_first=accelerator.main_process_first)
-    torch.manual_seed(run.train.seed)  # of the initial weights
     task = run.build(images)
     if order.dry_run:
         if accelerator.is_main_process:

@@ -1,6 +1,6 @@
 """Forward time of our U-Net against diffusers' `UNet2DModel` with the same weights, side by side in one process.
 
-    python benchmarks/forward.py --preset ddpm-cifar10 --batch 4 --pairs 40
+    python -m benchmarks.forward --preset ddpm-cifar10 --batch 4 --pairs 40
 
 Ours, theirs and a second copy of ours (the A/A control) run in turn, in an order that changes each round; what is
 printed is the median of the ratios within a round, with its quartiles. Nothing inside the control's spread is a win.

@@ -11,6 +11,10 @@ def guided(denoise: Denoiser, scale: float, null: int) -> Denoiser:
     """Moves the guess away from the unconditional one: `free + scale (given - free)` (Ho & Salimans 2022, eq. 6, with
     scale = 1 + w).
 
+    The exaggerated guess leaves the range of images, [-1, 1], and is clipped to it before the sampler sees it: clipped
+    by the sampler alone, the noise that is left in x would belong to another image, and grow (Saharia et al. 2022,
+    section 2.3, static thresholding).
+
     Scale 0 ignores the labels, 1 is plain `denoise`, above 1 exaggerates what is particular to the label. Other scales
     than these two cost twice the work, in one batch of double size. `null` is the label that means "no label".
     The denoiser raises ValueError if it is called without labels.
@@ -27,6 +31,6 @@ def guided(denoise: Denoiser, scale: float, null: int) -> Denoiser:
         if scale == 0:
             return denoise(x, t, free_label)
         given, free = denoise(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([label, free_label])).chunk(2)
-        return free + scale * (given - free)
+        return (free + scale * (given - free)).clamp(-1, 1)
 
     return both

@@ -76,6 +76,15 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     return ("bf16", f"{what} has it") if found else ("float32", f"{what} has no bf16 instructions")
 
 
+def choose_memory_format(device: torch.device, bf16: bool, compiled: bool) -> torch.memory_format:
+    """The layout of images and weights that trains faster: channels last on a CPU in float32 and on CUDA if compiled.
+
+    On a CPU in bf16 it is slower; uncompiled on CUDA every GroupNorm would copy to the other layout and back.
+    """
+    faster = (device.type == "cpu" and not bf16) or (device.type == "cuda" and compiled)
+    return torch.channels_last if faster else torch.contiguous_format
+
+
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     """Instruction sets of the CPU as Linux names them; empty elsewhere."""
     if not path.exists():

@@ -1,14 +1,14 @@
 """What training changes: the weights, their average, the optimizer, and the update it stands at."""
 
 import copy
-from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from training.accelerator import on_main
+from residual.keymap import check_state
+from training.accelerator import choose_memory_format, on_main
 from training.checkpoint import Checkpoint, read_tensors
 from training.config import TrainConfig
 from training.ema import Ema
@@ -22,8 +22,8 @@ class TrainState:
     def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
         self.batch = config.batch
         self.update = 0
-        self.memory_format = (
-            torch.channels_last if accelerator.device.type in ("cpu", "cuda") else torch.contiguous_format
+        self.memory_format = choose_memory_format(
+            accelerator.device, accelerator.mixed_precision == "bf16", config.compile
         )
         self.trained = model.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         average = copy.deepcopy(self.trained)  # before accelerate replaces the forward of the other one
@@ -77,32 +77,15 @@ class TrainState:
             }
 
 
-def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], shown: int = 4) -> str | None:
-    """How the names and shapes of `found` differ from `expected`, in one line; None if they do not."""
-    listed = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "other shape": [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
-        ],
-    }
-    parts = [
-        f"{kind}: {', '.join(names[:shown])}{f' and {len(names) - shown} more' if len(names) > shown else ''}"
-        for kind, names in listed.items()
-        if names
-    ]
-    return "; ".join(parts) or None
-
-
 def _copy_into(live: dict[str, dict[str, Tensor]], saved: dict[str, dict[str, Tensor]], checkpoint: Checkpoint) -> None:
     for file, tensors in live.items():
-        if found := difference(tensors, saved[file]):
+        try:
+            check_state(saved[file], tensors)
+        except ValueError as error:
             raise ValueError(
-                f"{checkpoint.folder / file}.safetensors does not fit this model ({found}); "
+                f"{checkpoint.folder / file}.safetensors: {error}; "
                 "give the model that was trained, or --fresh to start over"
-            )
+            ) from None
     for file, tensors in live.items():
         for name, tensor in tensors.items():
             tensor.copy_(saved[file][name])

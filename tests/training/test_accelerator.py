@@ -5,7 +5,7 @@ import torch
 
 from tests.training.toy import accelerator, config
 from training import accelerator as module
-from training.accelerator import choose_precision, cpu_flags, on_main, process_state
+from training.accelerator import choose_memory_format, choose_precision, cpu_flags, on_main, process_state
 
 CPU = torch.device("cpu")
 
@@ -73,3 +73,18 @@ def test_on_main_returns_and_raises():
     assert on_main(lambda: 3) == 3
     with pytest.raises(OSError, match="disk full"):
         on_main(lambda: (_ for _ in ()).throw(OSError("disk full")))
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "compiled", "last"),
+    [
+        ("cpu", False, False, True),
+        ("cpu", True, False, False),
+        ("cuda", True, False, False),
+        ("cuda", True, True, True),
+        ("mps", False, True, False),
+    ],
+)
+def test_the_faster_layout_is_chosen(device: str, bf16: bool, compiled: bool, last: bool) -> None:
+    expected = torch.channels_last if last else torch.contiguous_format
+    assert choose_memory_format(torch.device(device), bf16, compiled) is expected

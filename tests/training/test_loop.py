@@ -279,9 +279,9 @@ def test_another_model_is_refused_with_the_difference(tmp_path):
     task = ToyTask(channels=4)
     task.model.extra = nn.Linear(1, 1)
     text = (
-        "model.safetensors does not fit this model (missing: extra.weight, extra.bias; "
-        "other shape: first.weight (8, 1, 3, 3) instead of (4, 1, 3, 3), first.bias (8,) instead of (4,), "
-        "norm.weight (8,) instead of (4,), norm.bias (8,) instead of (4,) and 2 more); "
+        "model.safetensors: the weights do not fit this network: 2 missing: extra.weight, extra.bias; "
+        "6 of another shape: first.weight has (8, 1, 3, 3), here (4, 1, 3, 3), first.bias has (8,), here (4,), "
+        "norm.weight has (8,), here (4,), norm.bias has (8,), here (4,), …; "
         "give the model that was trained, or --fresh to start over"
     )
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -292,7 +292,7 @@ def test_unexpected_names_are_shown(tmp_path):
     larger = ToyTask()
     larger.model.extra = nn.Linear(1, 1)
     train(tmp_path, larger)
-    with pytest.raises(ValueError, match=re.escape("does not fit this model (unexpected: extra.bias, extra.weight)")):
+    with pytest.raises(ValueError, match=re.escape("do not fit this network: 2 unknown: extra.bias, extra.weight")):
         train(tmp_path, images=12 * BATCH)
 
 

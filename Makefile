@@ -1,0 +1,28 @@
+# make demo: train a small U-Net on handwritten digits and draw some.   make test: the test suite.
+PYTHON ?= python3
+DEMO ?= digits
+RUN = runs/$(DEMO)
+BIN = .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/train
+	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
+	$(BIN)/python -m benchmarks.recognised_digits $(RUN)
+	$(BIN)/python sample.py $(RUN) --num 100 --out $(RUN)/drawn
+
+test: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
