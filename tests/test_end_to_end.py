@@ -1,0 +1,99 @@
+"""The scripts as a user starts them: the digits, on one process and on two, in one go and in pieces."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from training.checkpoint import sha256
+
+ROOT = Path(__file__).parent.parent
+BATCH = 32
+CONFIG = """
+data: {source: digits, flip: true}
+model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, conditioning: scale_shift}
+diffusion: {schedule: cosine, prediction: v_prediction, label_dropout: 0.2}
+sample: {num: 0}
+train: {images: 320, batch: 32, learning_rate: 1e-3, warmup_images: 0, log_images: 32, save_images: 192, trackers: [],
+        precision: float32}
+"""
+
+
+def launch(folder: Path, script: str, *arguments: object, processes: int = 1) -> str:
+    """Run a script of the project in `folder`; its standard output."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / script), *map(str, arguments)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every run has been trained for ten updates; those in pieces were stopped after six."""
+    out = tmp_path_factory.mktemp("runs")
+    (out / "digits.yaml").write_text(CONFIG)
+
+    def train(name: str, *flags: object, processes: int = 1) -> str:
+        common = ("--config", "digits.yaml", "--run", name, "--data.cache", "cache")
+        return launch(out, "train.py", *common, *flags, processes=processes)
+
+    train("one")
+    train("accumulated", "--train.micro_batch", BATCH // 4)
+    train("two", processes=2)
+    for prefix, processes in (("", 1), ("two_", 2)):
+        dropout = ("--model.dropout", 0.2)
+        train(f"{prefix}straight", *dropout, processes=processes)
+        train(f"{prefix}pieces", *dropout, "--train.images", 6 * BATCH, processes=processes)
+        said = train(f"{prefix}pieces", *dropout, processes=processes)
+        assert f"resuming {prefix}pieces from 192 images (update 6)" in said
+    return out
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """SHA-256 of the tensors after the last update: weights, average and optimizer."""
+    return {file.name: sha256(file) for file in (run / "checkpoints" / "000000320").glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("other", ["two", "accumulated"])
+def test_processes_and_micro_batches_change_nothing(runs: Path, other: str) -> None:
+    assert len(losses(runs / "one")) == 10
+    assert losses(runs / other) == pytest.approx(losses(runs / "one"), rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "two_"])
+def test_a_run_in_pieces_is_the_run_in_one_go_bit_for_bit(runs: Path, prefix: str) -> None:
+    straight, pieces = runs / f"{prefix}straight", runs / f"{prefix}pieces"
+    assert set(hashes(straight)) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    assert hashes(pieces) == hashes(straight)
+    assert losses(pieces) == losses(straight)
+
+
+def test_dropout_makes_another_run(runs: Path) -> None:
+    assert losses(runs / "one") != pytest.approx(losses(runs / "straight"), rel=0, abs=1e-5)
+
+
+def test_the_same_command_again_says_finished(runs: Path) -> None:
+    said = launch(runs, "train.py", "--config", "digits.yaml", "--run", "one", "--data.cache", "cache")
+    assert "finished: one has seen 320 images" in said
+
+
+def test_a_run_can_be_sampled(runs: Path) -> None:
+    said = launch(runs, "sample.py", "one", "--num", 11, "--steps", 2, "--out", "drawn")
+    assert "model: one at 320 images seen" in said
+    assert said.splitlines()[-1] == "grid: drawn/grid.png"
+    assert sorted(path.name for path in (runs / "drawn").iterdir()) == [f"{k:06d}.png" for k in range(11)] + [
+        "grid.png"
+    ]
+    with Image.open(runs / "drawn" / "000010.png") as picture:
+        assert picture.size == (8, 8)
