@@ -47,12 +47,15 @@ def unet_branch(
     )
 
 
-def unet_shortcut(c_in: int, c_out: int, resample: nn.Module | None = None) -> nn.Module:
-    """The identity where widths and sizes agree, else the cheapest map that makes them agree."""
-    project = None if c_in == c_out else Project(c_in, c_out)
+def unet_shortcut(c_in: int, c_out: int, resample: nn.Module | None = None, project: bool = False) -> nn.Module:
+    """The identity where widths and sizes agree, else the cheapest map that makes them agree.
+
+    `project` puts a 1×1 convolution there even if the widths agree, as DDPM++ does after resampling.
+    """
+    projection = Project(c_in, c_out) if project or c_in != c_out else None
     if resample is None:
-        return Identity() if project is None else project
-    return Chain(resample=resample, project=project)
+        return Identity() if projection is None else projection
+    return Chain(resample=resample, project=projection)
 
 
 def attention_branch(channels: int, attention: nn.Module, norm: Callable[..., nn.Module] = NormAct) -> Chain:

@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -70,3 +71,21 @@ class LabelEmbedding(nn.Embedding):
 
     def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b c"]:
         return super().forward(label)
+
+
+class LinearLabelEmbedding(nn.Linear):
+    """A linear map of the one-hot label, times `scale`. Number `classes` stands for “no label”: all zeros (EDM).
+
+    Raises ValueError for fewer than one class.
+    """
+
+    def __init__(self, classes: int, channels: int, bias: bool = False, scale: float = 1.0) -> None:
+        if classes < 1:
+            raise ValueError(f"classes={classes}: a label embedding needs at least one class")
+        super().__init__(classes, channels, bias=bias)
+        self.null = classes
+        self.scale = scale
+
+    def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b c"]:
+        one_hot = F.one_hot(label, self.null + 1)[:, : self.null]
+        return super().forward(self.scale * one_hot.to(self.weight.dtype))

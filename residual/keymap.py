@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -17,32 +18,44 @@ from torch import Tensor
 class Transform:
     """How tensors change between a layout and ours; `outward` is the exact inverse of `inward`.
 
-    `inward` makes our tensor from theirs (one per published name), `outward` makes theirs from ours.
+    `inward` makes our tensor from theirs (one per published name), `outward` makes theirs from ours; both are given
+    the number of attention heads of the place.
     """
 
-    inward: Callable[[list[Tensor]], Tensor]
-    outward: Callable[[Tensor], list[Tensor]]
+    inward: Callable[[list[Tensor], int], Tensor]
+    outward: Callable[[Tensor, int], list[Tensor]]
 
 
-same = Transform(lambda theirs: theirs[0], lambda ours: [ours])
+same = Transform(lambda theirs, heads: theirs[0], lambda ours, heads: [ours])
+
+
+def linear_to_conv(axes: int = 2) -> Transform:
+    """Their linear map over channels, with `axes` axes in its weight, is our 1×1 convolution."""
+    return Transform(lambda theirs, heads: _as_conv(theirs[0]), lambda ours, heads: [_as_linear(ours, axes)])
+
+
+stacked_to_conv = Transform(
+    lambda theirs, heads: _as_conv(torch.cat(theirs)),
+    lambda ours, heads: [part.contiguous() for part in _as_linear(ours, 2).chunk(3)],
+)
+"""Their three linear maps (query, key, value) are the stacked rows of our one 1×1 convolution."""
+
+
+def qkv_rows(order: str, axes: int) -> Transform:
+    """Their one map to queries, keys and values orders its rows otherwise than ours, which is `three n d`: (query, key,
+    value) × head × channel. `axes` is the number of axes of its weight."""
+    return Transform(
+        lambda theirs, n: rearrange(_as_conv(theirs[0]), f"({order}) ... -> (three n d) ...", three=3, n=n),
+        lambda ours, n: [rearrange(_as_linear(ours, axes), f"(three n d) ... -> ({order}) ...", three=3, n=n)],
+    )
 
 
 def _as_conv(t: Tensor) -> Tensor:
-    return t[..., None, None] if t.dim() == 2 else t
+    return t if t.dim() == 1 else t.reshape(*t.shape[:2], 1, 1)
 
 
-def _as_linear(t: Tensor) -> Tensor:
-    return t.flatten(1) if t.dim() == 4 else t
-
-
-linear_to_conv = Transform(lambda theirs: _as_conv(theirs[0]), lambda ours: [_as_linear(ours)])
-"""Their linear map over channels is our 1×1 convolution."""
-
-stacked_linears_to_conv = Transform(
-    lambda theirs: _as_conv(torch.cat(theirs)),
-    lambda ours: [part.contiguous() for part in _as_linear(ours).chunk(3)],
-)
-"""Their three linear maps (query, key, value) are the stacked rows of our one 1×1 convolution."""
+def _as_linear(t: Tensor, axes: int) -> Tensor:
+    return t if t.dim() == 1 else t.reshape(*t.shape[:2], *[1] * (axes - 2))
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class Place:
     kind: str
     ours: str
     theirs: str
+    heads: int = 1
 
 
 Table = Mapping[str, Sequence[Rule]]
@@ -81,12 +95,12 @@ def import_state(
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
-    for rule, our_name, their_names in _pairs(places, table, expected):
+    for rule, our_name, their_names, heads in _pairs(places, table, expected):
         used.update(their_names)
         absent = [name for name in their_names if name not in theirs]
         missing.extend(absent)
         if not absent:
-            tensor = rule.transform.inward([theirs[name] for name in their_names])
+            tensor = rule.transform.inward([theirs[name] for name in their_names], heads)
             if tensor.shape != expected[our_name].shape:
                 wrong.append(_misfit(" + ".join(their_names), tensor, expected[our_name]))
             ours[our_name] = tensor
@@ -97,8 +111,8 @@ def import_state(
 def export_state(places: Iterable[Place], table: Table, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their state dict from ours: the exact inverse of `import_state`."""
     theirs: dict[str, Tensor] = {}
-    for rule, our_name, their_names in _pairs(places, table, ours):
-        theirs.update(zip(their_names, rule.transform.outward(ours[our_name]), strict=True))
+    for rule, our_name, their_names, heads in _pairs(places, table, ours):
+        theirs.update(zip(their_names, rule.transform.outward(ours[our_name], heads), strict=True))
     return theirs
 
 
@@ -130,8 +144,8 @@ def _misfit(name: str, found: Tensor, expected: Tensor) -> str:
 
 def _pairs(
     places: Iterable[Place], table: Table, expected: Mapping[str, Tensor]
-) -> Iterator[tuple[Rule, str, tuple[str, ...]]]:
-    """Each of our tensors with the rule that covers it and the published names it corresponds to."""
+) -> Iterator[tuple[Rule, str, tuple[str, ...], int]]:
+    """Each of our tensors with the rule that covers it, the published names it corresponds to, and its place's heads."""
     leaves: dict[str, list[str]] = {}
     for name in expected:
         module, _, leaf = name.rpartition(".")
@@ -143,6 +157,7 @@ def _pairs(
                     rule,
                     _join(place.ours, rule.ours, leaf),
                     tuple(_join(place.theirs, source, leaf) for source in rule.sources),
+                    place.heads,
                 )
     assert not leaves, f"no rule for {sorted(leaves)}"
 

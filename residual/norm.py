@@ -5,22 +5,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def group_count(channels: int, groups: int = 32) -> int:
-    """The largest number of groups, at most `groups`, that divides `channels`.
+def group_count(channels: int, groups: int = 32, group_channels: int = 1) -> int:
+    """The largest number of groups, at most `groups` and each of at least `group_channels`, that divides `channels`.
 
-    Widths that 32 divides get the 32 groups of every published diffusion U-Net; 48 gets 24, 80 gets 20.
-    Raises ValueError if either number is not positive.
+    Widths that 32 divides get the 32 groups of DDPM and ADM; 48 gets 24, 80 gets 20. EDM's rule, min(32, channels / 4),
+    is `group_channels=4`. Raises ValueError if a number is not positive.
     """
-    if channels < 1 or groups < 1:
-        raise ValueError(f"channels={channels} and groups={groups} must both be at least 1")
-    return next(count for count in range(min(channels, groups), 0, -1) if channels % count == 0)
+    if min(channels, groups, group_channels) < 1:
+        raise ValueError(f"channels={channels}, groups={groups} and group_channels={group_channels} must be at least 1")
+    most = max(1, min(groups, channels // group_channels))
+    return next(count for count in range(most, 0, -1) if channels % count == 0)
 
 
 class NormAct(nn.GroupNorm):
     """Group normalisation, then `h · (1 + scale) + shift` if there is an embedding, then the activation.
 
     With `emb_channels`, scale and shift are one linear map of the embedding: the first half of its rows is the scale,
-    the second the shift (Dhariwal and Nichol 2021, AdaGN). `groups` is an upper bound, see `group_count`. `act=None`
+    the second the shift (Dhariwal and Nichol 2021, AdaGN). For `groups` and `group_channels` see `group_count`. `act=None`
     leaves the activation out. It is a `GroupNorm`, so its weights are called `weight` and `bias`.
     """
 
@@ -30,10 +31,11 @@ class NormAct(nn.GroupNorm):
         emb_channels: int | None = None,
         *,
         groups: int = 32,
+        group_channels: int = 1,
         eps: float = 1e-5,
         act: type[nn.Module] | None = nn.SiLU,
     ) -> None:
-        super().__init__(group_count(channels, groups), channels, eps=eps)
+        super().__init__(group_count(channels, groups, group_channels), channels, eps=eps)
         self.project = None if emb_channels is None else nn.Linear(emb_channels, 2 * channels)
         self.act = None if act is None else act()
         self.takes_emb = emb_channels is not None

@@ -7,8 +7,10 @@ from typing import Any, Literal, get_args
 from residual import head_count
 from residual.branch import Conditioning
 
-Resample = Literal["conv", "conv_same", "block"]
-TimeEmbedding = Literal["ddpm", "adm"]
+Resample = Literal["conv", "conv_same", "block", "block_project", "block_fir"]
+TimeEmbedding = Literal["ddpm", "adm", "fourier", "log_fourier"]
+LabelEmbedding = Literal["table", "linear", "linear_first"]
+DecoderAttention = Literal["all", "last"]
 Init = Literal["torch", "xavier"]
 
 
@@ -43,7 +45,7 @@ class UNetConfig:
     null_label: bool = True
     """with classes: whether one more label, number `classes`, stands for “no label” (needed for guidance)"""
     channels: int = 128
-    """base width, which the multipliers multiply; the embedding is four times as wide"""
+    """base width: that of the first convolution, which the multipliers multiply"""
     multipliers: tuple[float, ...] = (1, 2, 2, 2)
     """width of each level as a multiple of `channels`; one level per entry"""
     blocks: int | tuple[int, ...] = 2
@@ -58,15 +60,33 @@ class UNetConfig:
     """how the embedding enters a block: `add` before the second norm (DDPM), `scale_shift` after it (ADM)"""
     resample: Resample | tuple[Resample, ...] = "conv"
     """how to leave a level, per level: `conv` (stride 2, padded on both sides; back up: nearest, then convolution),
-    `conv_same` (the same, padded right and bottom: google/ddpm-*), `block` (inside a residual block: ADM)"""
+    `conv_same` (the same, padded right and bottom: google/ddpm-*), `block` (inside a residual block: ADM),
+    `block_project` (that, with a 1x1 convolution on the shortcut: DDPM++), `block_fir` (that, with the 1-3-3-1 filter:
+    NCSN++)"""
     dropout: float = 0.0
     """share of features dropped before the last convolution of each block, in training"""
     groups: int = 32
     """most groups of a GroupNorm; the largest number up to this that divides the width is used"""
+    group_channels: int = 1
+    """fewest channels of a group (EDM: 4)"""
     eps: float = 1e-5
     """GroupNorm's epsilon"""
     time_embedding: TimeEmbedding = "ddpm"
-    """order and frequencies of the timestep's sines and cosines: sines first (DDPM) or cosines first (ADM)"""
+    """features of the time: sines first (`ddpm`), cosines first (`adm`), or of random frequencies: of the time itself
+    (`fourier`: NCSN++) or of its logarithm, the output being divided by the time (`log_fourier`: Song et al. 2021)"""
+    time_channels: int | None = None
+    """base width of the embedding: its features are as wide, or twice for Fourier ones, itself four times; none: channels"""
+    label_embedding: LabelEmbedding = "table"
+    """how a label enters: a learned row (`table`: DDPM, ADM) or a linear map of the one-hot label (`linear`: EDM's ADM)
+    added after the time MLP, or the latter, times the root of the classes, before it (`linear_first`: DDPM++, NCSN++)"""
+    augment_channels: int | None = None
+    """numbers that describe how an image was augmented, mapped onto the features of the time (EDM: 9); none: no such input"""
+    decoder_attention: DecoderAttention = "all"
+    """whether each decoder block of a level with attention has one, or only its last (DDPM++, NCSN++)"""
+    residual_scale: float = 1.0
+    """factor on every sum of shortcut and branch (DDPM++, NCSN++: the root of one half)"""
+    input_skips: bool = False
+    """whether the image, halved and convolved again and again, is added to the encoder at every level (NCSN++)"""
     init: Init = "torch"
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
     learned_variance: bool = False
@@ -95,7 +115,7 @@ class UNetConfig:
     @property
     def emb_channels(self) -> int:
         """Width of the embedding of timestep and label."""
-        return 4 * self.channels
+        return 4 * (self.time_channels or self.channels)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -166,7 +186,7 @@ class Block:
 
 def encoder_blocks(config: UNetConfig) -> Iterator[Block]:
     """The entries of the encoder after its first convolution: a level's blocks, then what halves the size."""
-    width = config.levels[0].channels
+    width = config.channels
     for index, level in enumerate(config.levels):
         for _ in range(level.blocks):
             yield Block(index, width, level.channels, level.attention, None)
@@ -180,17 +200,25 @@ def decoder_blocks(config: UNetConfig) -> Iterator[Block]:
 
     The last block of a level doubles the size in the way in which the encoder halved it.
     """
-    skips = [config.levels[0].channels, *(block.c_out for block in encoder_blocks(config))]
+    skips = [config.channels, *(block.c_out for block in encoder_blocks(config))]
     width = skips[-1]
     for index, level in reversed(list(enumerate(config.levels))):
         for i in range(level.blocks + 1):
             resample = config.levels[index - 1].resample if index > 0 and i == level.blocks else None
-            yield Block(index, width + skips.pop(), level.channels, level.attention, resample)
+            attention = level.attention and (config.decoder_attention == "all" or i == level.blocks)
+            yield Block(index, width + skips.pop(), level.channels, attention, resample)
             width = level.channels
 
 
 def _check_choices(config: UNetConfig) -> None:
-    choices = {"conditioning": Conditioning, "resample": Resample, "time_embedding": TimeEmbedding, "init": Init}
+    choices = {
+        "conditioning": Conditioning,
+        "resample": Resample,
+        "time_embedding": TimeEmbedding,
+        "label_embedding": LabelEmbedding,
+        "decoder_attention": DecoderAttention,
+        "init": Init,
+    }
     for name, choice in choices.items():
         value = getattr(config, name)
         for one in value if isinstance(value, tuple) else (value,):
@@ -199,18 +227,18 @@ def _check_choices(config: UNetConfig) -> None:
 
 
 def _check_counts(config: UNetConfig) -> None:
-    for name in ("in_channels", "out_channels", "channels", "groups"):
-        if getattr(config, name) < 1:
+    for name in ("in_channels", "out_channels", "channels", "groups", "group_channels", "augment_channels"):
+        if (value := getattr(config, name)) is not None and value < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    if config.channels % 2 or config.channels < 4:
-        raise ValueError(
-            f"channels={config.channels} must be even and at least 4: half are sines, half cosines of the time"
-        )
+    name = "channels" if config.time_channels is None else "time_channels"
+    if (width := getattr(config, name)) % 2 or width < 4:
+        raise ValueError(f"{name}={width} must be even and at least 4: half are sines, half cosines of the time")
     if config.classes is not None and config.classes < 1:
         raise ValueError(f"classes={config.classes} must be at least 1, or left out for a network without labels")
     if not config.multipliers:
         raise ValueError("multipliers=() describes no level; give one entry per level, such as 1,2,2")
     if min(config.blocks if isinstance(config.blocks, tuple) else (config.blocks,), default=0) < 1:
         raise ValueError(f"blocks={config.blocks} must be at least 1 per level")
-    if config.eps <= 0:
-        raise ValueError(f"eps={config.eps} must be positive")
+    for name in ("eps", "residual_scale"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name}={getattr(config, name)} must be positive")

@@ -1,14 +1,13 @@
-"""Our U-Net's weights under the names of other libraries."""
+"""diffusers' `UNet2DModel`: its names, and its arguments from our config and back."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from residual.keymap import Place, Rule, Table, export_state, import_state, linear_to_conv, stacked_linears_to_conv
-from unet.config import UNetConfig, decoder_blocks, encoder_blocks
+from residual.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
+from unet.config import Block, UNetConfig, decoder_blocks, encoder_blocks
 
 _RESIDUAL = [
     Rule("branch.norm1", "norm1"),
@@ -21,17 +20,17 @@ _RESIDUAL = [
 ]
 _ATTENTION = [
     Rule("branch.norm", "group_norm"),
-    Rule("branch.attention.qkv", ("to_q", "to_k", "to_v"), stacked_linears_to_conv),
-    Rule("branch.attention.out", "to_out.0", linear_to_conv),
+    Rule("branch.attention.qkv", ("to_q", "to_k", "to_v"), stacked_to_conv),
+    Rule("branch.attention.out", "to_out.0", linear_to_conv()),
 ]
-_DIFFUSERS: Table = {
+TABLE: Table = {
     "module": [Rule("", "")],
     "residual": _RESIDUAL,
     "attention": _ATTENTION,
 }
 
 
-def _diffusers_places(config: UNetConfig) -> Iterator[Place]:
+def places(config: UNetConfig) -> Iterator[Place]:
     """Every block of the network with its prefix in diffusers' `UNet2DModel`."""
     yield Place("module", "embedding.linear1", "time_embedding.linear_1")
     yield Place("module", "embedding.linear2", "time_embedding.linear_2")
@@ -65,7 +64,7 @@ def _diffusers_places(config: UNetConfig) -> Iterator[Place]:
     yield Place("module", "head.conv", "conv_out")
 
 
-def diffusers_config(config: UNetConfig) -> dict[str, Any]:
+def config_of(config: UNetConfig) -> dict[str, Any]:
     """The arguments of the `UNet2DModel` that computes the same function.
 
     Raises ValueError, with the reason, for what that class cannot express.
@@ -128,39 +127,3 @@ def _normalised_widths(config: UNetConfig) -> Iterator[int]:
 
 def _inexpressible(value: str, reason: str) -> ValueError:
     return ValueError(f"diffusers' UNet2DModel cannot express {value}: {reason}")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The names of another library: where each block stands, how its tensors are called, what cannot be expressed."""
-
-    places: Callable[[UNetConfig], Iterator[Place]]
-    table: Table
-    check: Callable[[UNetConfig], Any]
-
-
-LAYOUTS = {"diffusers": Layout(_diffusers_places, _DIFFUSERS, diffusers_config)}
-
-
-def import_weights(
-    config: UNetConfig, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], layout: str
-) -> dict[str, Tensor]:
-    """Our state dict from a state dict in another layout; `ours` gives our names and shapes."""
-    chosen = _layout(layout)
-    return import_state(chosen.places(config), chosen.table, theirs, ours)
-
-
-def export_weights(config: UNetConfig, ours: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """The exact inverse of `import_weights`. Raises ValueError where the layout's network cannot express the config."""
-    chosen = _layout(layout)
-    chosen.check(config)
-    return export_state(chosen.places(config), chosen.table, ours)
-
-
-def _layout(name: str) -> Layout:
-    if name not in LAYOUTS:
-        near = difflib.get_close_matches(name, LAYOUTS, n=1)
-        raise ValueError(
-            f"no layout {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(LAYOUTS)}")
-        )
-    return LAYOUTS[name]

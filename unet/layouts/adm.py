@@ -1,0 +1,91 @@
+"""The names of OpenAI's guided-diffusion and improved-diffusion (`UNetModel`)."""
+
+from collections.abc import Iterator
+
+from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
+from unet.config import UNetConfig, decoder_blocks, encoder_blocks
+
+
+def table(qkv: str) -> Table:
+    """The rules, for one of the two orders of attention rows: `n three d` (all iDDPM, ADM but 64x64), `three n d`."""
+    return {
+        "module": [Rule("", "")],
+        "residual": [
+            Rule("branch.norm1", "in_layers.0"),
+            Rule("branch.conv1", "in_layers.2"),
+            Rule("branch.emb.project", "emb_layers.1"),
+            Rule("branch.norm2.project", "emb_layers.1"),
+            Rule("branch.norm2", "out_layers.0"),
+            Rule("branch.conv2", "out_layers.3"),
+            Rule("shortcut", "skip_connection"),
+        ],
+        "attention": [
+            Rule("branch.norm", "norm"),
+            Rule("branch.attention.qkv", "qkv", qkv_rows(qkv, axes=3)),
+            Rule("branch.attention.out", "proj_out", linear_to_conv(axes=3)),
+        ],
+    }
+
+
+def places(config: UNetConfig) -> Iterator[Place]:
+    """Every block of the network with its prefix in `UNetModel`, whose lists are numbered as ours."""
+    levels = config.levels
+    yield Place("module", "embedding.linear1", "time_embed.0")
+    yield Place("module", "embedding.linear2", "time_embed.2")
+    yield Place("module", "embedding.label", "label_emb")
+    yield Place("module", "encoder.0.conv", "input_blocks.0.0")
+    for i, block in enumerate(encoder_blocks(config), start=1):
+        ours, theirs, heads = f"encoder.{i}", f"input_blocks.{i}", levels[block.level].heads
+        if block.resample is None:
+            yield Place("residual", f"{ours}.res", f"{theirs}.0")
+            yield Place("attention", f"{ours}.attn", f"{theirs}.1", heads)
+        elif block.resample == "block":
+            yield Place("residual", f"{ours}.down", f"{theirs}.0")
+        else:
+            yield Place("module", f"{ours}.down", f"{theirs}.0.op")
+    yield Place("residual", "middle.res1", "middle_block.0")
+    yield Place("attention", "middle.attn", "middle_block.1", levels[-1].heads)
+    yield Place("residual", "middle.res2", "middle_block.2")
+    for i, block in enumerate(decoder_blocks(config)):
+        ours, theirs, heads = f"decoder.{i}", f"output_blocks.{i}", levels[block.level].heads
+        yield Place("residual", f"{ours}.res", f"{theirs}.0")
+        yield Place("attention", f"{ours}.attn", f"{theirs}.1", heads)
+        up = f"{theirs}.{2 if block.attention else 1}"
+        yield Place("residual", f"{ours}.up", up) if block.resample == "block" else Place(
+            "module", f"{ours}.up", f"{up}.conv"
+        )
+    yield Place("module", "head.norm", "out.0")
+    yield Place("module", "head.conv", "out.2")
+
+
+def check(config: UNetConfig) -> None:
+    """Raises ValueError, with the reason, for what `UNetModel` cannot express."""
+    levels = config.levels
+    fixed = {
+        "eps": 1e-5,
+        "time_embedding": "adm",
+        "groups": 32,
+        "group_channels": 1,
+        "label_embedding": "table",
+        "augment_channels": None,
+        "decoder_attention": "all",
+        "residual_scale": 1.0,
+        "input_skips": False,
+    }
+    for name, value in fixed.items():
+        if (found := getattr(config, name)) != value:
+            raise _inexpressible(f"{name}={found!r}", f"it has {value!r}")
+    if len({level.blocks for level in levels}) > 1:
+        raise _inexpressible(f"blocks={config.blocks}", "it has one num_res_blocks for all levels")
+    resample = {level.resample for level in levels[:-1]}
+    if len(resample) > 1 or not resample <= {"conv", "block"}:
+        raise _inexpressible(f"resample={config.resample}", "it has `conv` or `block`, the same on all levels")
+    with_attention = [level for level in levels if level.attention or level is levels[-1]]
+    by_count = len({level.heads for level in with_attention}) == 1
+    by_width = len({level.channels // level.heads for level in with_attention}) == 1
+    if not (by_count or by_width):
+        raise _inexpressible(f"heads={config.heads}", "it has one number of heads, or one width of a head, for all levels")
+
+
+def _inexpressible(value: str, reason: str) -> ValueError:
+    return ValueError(f"guided-diffusion's UNetModel cannot express {value}: {reason}")

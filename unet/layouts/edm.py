@@ -1,0 +1,116 @@
+"""The names of EDM's networks: `SongUNet` (DDPM++, NCSN++) and `DhariwalUNet` (ADM)."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
+from unet.config import UNetConfig, decoder_blocks, encoder_blocks
+
+TABLE: Table = {
+    "module": [Rule("", "")],
+    "residual": [
+        Rule("branch.norm1", "norm0"),
+        Rule("branch.conv1", "conv0"),
+        Rule("branch.emb.project", "affine"),
+        Rule("branch.norm2.project", "affine"),
+        Rule("branch.norm2", "norm1"),
+        Rule("branch.conv2", "conv1"),
+        Rule("shortcut", "skip"),
+        Rule("shortcut.project", "skip"),
+    ],
+    "attention": [
+        Rule("branch.norm", "norm2"),
+        Rule("branch.attention.qkv", "qkv", qkv_rows("n d three", axes=4)),
+        Rule("branch.attention.out", "proj", linear_to_conv(axes=4)),
+    ],
+}
+_PREFIX = "model."
+_SONG = {
+    "conditioning": "add",
+    "time_embedding": ("ddpm", "fourier"),
+    "label_embedding": "linear_first",
+    "eps": 1e-6,
+    "decoder_attention": "last",
+    "residual_scale": 0.5**0.5,
+    "resample": ("block_project", "block_fir"),
+}
+_DHARIWAL = {
+    "conditioning": "scale_shift",
+    "time_embedding": "adm",
+    "label_embedding": "linear",
+    "eps": 1e-5,
+    "decoder_attention": "all",
+    "residual_scale": 1.0,
+    "resample": "block",
+    "input_skips": False,
+}
+
+
+def places(config: UNetConfig) -> Iterator[Place]:
+    """Every block of the network with its prefix, which names the side of the image there."""
+    levels, sides = config.levels, [f"{config.size[0] >> i}x{config.size[1] >> i}" for i in range(config.depth)]
+    yield Place("module", "embedding.features", "map_noise")
+    yield Place("module", "embedding.label", "map_label")
+    yield Place("module", "embedding.augment", "map_augment")
+    yield Place("module", "embedding.linear1", "map_layer0")
+    yield Place("module", "embedding.linear2", "map_layer1")
+    yield Place("module", "encoder.0.conv", f"enc.{sides[0]}_conv")
+    count = 0
+    for i, block in enumerate(encoder_blocks(config), start=1):
+        if block.resample is not None:
+            count = 0
+            yield Place("residual", f"encoder.{i}.down", f"enc.{sides[block.level + 1]}_down")
+            yield Place("module", f"input_skips.{i}.branch", f"enc.{sides[block.level + 1]}_aux_residual")
+        else:
+            theirs = f"enc.{sides[block.level]}_block{count}"
+            yield Place("residual", f"encoder.{i}.res", theirs)
+            yield Place("attention", f"encoder.{i}.attn", theirs, levels[block.level].heads)
+            count += 1
+    yield Place("residual", "middle.res1", f"dec.{sides[-1]}_in0")
+    yield Place("attention", "middle.attn", f"dec.{sides[-1]}_in0", levels[-1].heads)
+    yield Place("residual", "middle.res2", f"dec.{sides[-1]}_in1")
+    count = 0
+    for i, block in enumerate(decoder_blocks(config)):
+        theirs = f"dec.{sides[block.level]}_block{count}"
+        yield Place("residual", f"decoder.{i}.res", theirs)
+        yield Place("attention", f"decoder.{i}.attn", theirs, levels[block.level].heads)
+        count += 1
+        if block.resample is not None:
+            count = 0
+            yield Place("residual", f"decoder.{i}.up", f"dec.{sides[block.level - 1]}_up")
+    head = f"dec.{sides[0]}_aux" if config.conditioning == "add" else "out"
+    yield Place("module", "head.norm", f"{head}_norm")
+    yield Place("module", "head.conv", f"{head}_conv")
+
+
+def filters(config: UNetConfig) -> dict[str, Tensor]:
+    """The resampling filters that their state dicts repeat at every place where the size changes."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0] if config.levels[0].resample == "block_fir" else [1.0, 1.0])
+    kernel = (torch.outer(taps, taps) / taps.sum() ** 2)[None, None]
+    names = [place.theirs for place in places(config) if place.theirs.endswith(("_down", "_up"))]
+    owners = [f"{name}.{layer}" for name in names for layer in ("conv0", "skip")]
+    if config.input_skips:
+        owners += [place.theirs for place in places(config) if place.theirs.endswith("_aux_residual")]
+    return {f"{owner}.resample_filter": kernel for owner in owners}
+
+
+def without_prefix(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The names of the bare network; in a preconditioned one it is called `model`."""
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in theirs.items()}
+
+
+def check(config: UNetConfig) -> None:
+    """Raises ValueError, with the reason, for what neither `SongUNet` nor `DhariwalUNet` can express."""
+    name, fixed = ("SongUNet", _SONG) if config.conditioning == "add" else ("DhariwalUNet", _DHARIWAL)
+    shared = {"groups": 32, "group_channels": 4, "time_channels": None}
+    for field, value in (fixed | shared).items():
+        found = getattr(config, field)
+        allowed = value if isinstance(value, tuple) else (value,)
+        if found not in allowed and not (field == "label_embedding" and config.classes is None):
+            raise ValueError(f"EDM's {name} cannot express {field}={found!r}: it has {' or '.join(map(repr, allowed))}")
+    if config.size[0] != config.size[1]:
+        raise ValueError(f"EDM's {name} cannot express size={config.size}: its blocks are named by the side of a square")
+    if len({level.blocks for level in config.levels}) > 1:
+        raise ValueError(f"EDM's {name} cannot express blocks={config.blocks}: it has one num_blocks for all levels")
