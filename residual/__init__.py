@@ -4,10 +4,10 @@ from residual.attention import SelfAttention, head_count
 from residual.block import Chain, Residual
 from residual.branch import attention_branch, unet_branch, unet_shortcut
 from residual.conv import ZeroConv2d
-from residual.embedding import AddEmbedding, LabelEmbedding, SinusoidalEmbedding
+from residual.embedding import AddEmbedding, FourierEmbedding, LabelEmbedding, SinusoidalEmbedding
 from residual.merge import Add
 from residual.norm import NormAct, group_count
-from residual.resample import AveragePool, Nearest, NearestConv, StridedConv
+from residual.resample import AveragePool, FIRDown, FIRDownConv, FIRUp, Nearest, NearestConv, StridedConv
 from residual.shortcut import Identity, Project
 
 __all__ = [
@@ -15,6 +15,10 @@ __all__ = [
     "AddEmbedding",
     "AveragePool",
     "Chain",
+    "FIRDown",
+    "FIRDownConv",
+    "FIRUp",
+    "FourierEmbedding",
     "Identity",
     "LabelEmbedding",
     "Nearest",

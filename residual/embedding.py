@@ -1,6 +1,7 @@
 """From timesteps, labels and other conditions to the embedding `emb`, and the additive way into a branch."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -53,6 +54,39 @@ class SinusoidalEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{2 * self.frequencies}, convention={self.convention!r}"
+
+
+class FourierEmbedding(nn.Module):
+    """Sines, then cosines, of 2π f t at `channels / 2` random frequencies f ~ N(0, scale²), always in float32.
+
+    The frequencies `freqs` are drawn once and stored with the weights, but not trained. NCSN++ (Song et al. 2021) and
+    the networks made of it (Karras et al. 2022) have scale 16 and put the sines first; they call the buffer `W` or
+    `freqs`. Raises ValueError if `channels` is odd or not positive.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, scale: float = 16.0) -> None:
+        super().__init__()
+        if channels % 2 or channels < 2:
+            raise ValueError(f"a Fourier embedding has an even number of channels, at least 2, not {channels}")
+        self.scale = scale
+        self.register_buffer("freqs", scale * torch.randn(channels // 2, dtype=torch.float32))
+
+    def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b c"]:
+        angles = t.float()[:, None] * (2 * math.pi * self.freqs)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Moves with the network but stays float32: rounded to bfloat16, a frequency of 50 is off by up to 1/8."""
+        before = self.freqs
+        super()._apply(fn, recurse)
+        if self.freqs.dtype != torch.float32:
+            self.freqs = before.to(self.freqs.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{2 * len(self.freqs)}, scale={self.scale:g}"
 
 
 class LabelEmbedding(nn.Embedding):
