@@ -4,7 +4,7 @@ from residual.attention import SelfAttention, head_count
 from residual.block import Chain, Residual
 from residual.branch import attention_branch, unet_branch, unet_shortcut
 from residual.conv import ZeroConv2d
-from residual.embedding import AddEmbedding, FourierEmbedding, LabelEmbedding, SinusoidalEmbedding
+from residual.embedding import AddEmbedding, FourierEmbedding, LabelEmbedding, LinearLabelEmbedding, SinusoidalEmbedding
 from residual.merge import Add
 from residual.norm import NormAct, group_count
 from residual.resample import AveragePool, FIRDown, FIRDownConv, FIRUp, Nearest, NearestConv, StridedConv
@@ -21,6 +21,7 @@ __all__ = [
     "FourierEmbedding",
     "Identity",
     "LabelEmbedding",
+    "LinearLabelEmbedding",
     "Nearest",
     "NearestConv",
     "NormAct",

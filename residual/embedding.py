@@ -66,15 +66,17 @@ class FourierEmbedding(nn.Module):
 
     freqs: Tensor
 
-    def __init__(self, channels: int, scale: float = 16.0) -> None:
+    def __init__(self, channels: int, scale: float = 16.0, log: bool = False) -> None:
         super().__init__()
         if channels % 2 or channels < 2:
             raise ValueError(f"a Fourier embedding has an even number of channels, at least 2, not {channels}")
         self.scale = scale
+        self.log = log
         self.register_buffer("freqs", scale * torch.randn(channels // 2, dtype=torch.float32))
 
     def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b c"]:
-        angles = t.float()[:, None] * (2 * math.pi * self.freqs)
+        t = t.float().log() if self.log else t.float()
+        angles = t[:, None] * (2 * math.pi * self.freqs)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -113,13 +115,14 @@ class LinearLabelEmbedding(nn.Linear):
     Raises ValueError for fewer than one class.
     """
 
-    def __init__(self, classes: int, channels: int, bias: bool = False, scale: float = 1.0) -> None:
+    def __init__(self, classes: int, channels: int, null: bool = True, bias: bool = False, scale: float = 1.0) -> None:
         if classes < 1:
             raise ValueError(f"classes={classes}: a label embedding needs at least one class")
         super().__init__(classes, channels, bias=bias)
-        self.null = classes
+        self.classes = classes
+        self.null = classes if null else None
         self.scale = scale
 
     def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b c"]:
-        one_hot = F.one_hot(label, self.null + 1)[:, : self.null]
+        one_hot = F.one_hot(label, self.classes + 1)[:, : self.classes]
         return super().forward(self.scale * one_hot.to(self.weight.dtype))

@@ -145,7 +145,7 @@ def _misfit(name: str, found: Tensor, expected: Tensor) -> str:
 def _pairs(
     places: Iterable[Place], table: Table, expected: Mapping[str, Tensor]
 ) -> Iterator[tuple[Rule, str, tuple[str, ...], int]]:
-    """Each of our tensors with the rule that covers it, the published names it corresponds to, and its place's heads."""
+    """Each of our tensors with the rule that covers it, the published names it corresponds to, and the heads there."""
     leaves: dict[str, list[str]] = {}
     for name in expected:
         module, _, leaf = name.rpartition(".")

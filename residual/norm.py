@@ -21,8 +21,8 @@ class NormAct(nn.GroupNorm):
     """Group normalisation, then `h · (1 + scale) + shift` if there is an embedding, then the activation.
 
     With `emb_channels`, scale and shift are one linear map of the embedding: the first half of its rows is the scale,
-    the second the shift (Dhariwal and Nichol 2021, AdaGN). For `groups` and `group_channels` see `group_count`. `act=None`
-    leaves the activation out. It is a `GroupNorm`, so its weights are called `weight` and `bias`.
+    the second the shift (Dhariwal and Nichol 2021, AdaGN). For `groups` and `group_channels` see `group_count`.
+    `act=None` leaves the activation out. It is a `GroupNorm`, so its weights are called `weight` and `bias`.
     """
 
     def __init__(

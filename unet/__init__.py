@@ -1,7 +1,7 @@
 """The diffusion U-Net, its published shapes, and its weights under the names of other libraries."""
 
 from unet.config import UNetConfig
-from unet.layouts import diffusers_config
+from unet.layouts.diffusers import config_of as diffusers_config
 from unet.model import UNet
 from unet.presets import list_presets, preset
 

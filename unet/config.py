@@ -75,12 +75,12 @@ class UNetConfig:
     """features of the time: sines first (`ddpm`), cosines first (`adm`), or of random frequencies: of the time itself
     (`fourier`: NCSN++) or of its logarithm, the output being divided by the time (`log_fourier`: Song et al. 2021)"""
     time_channels: int | None = None
-    """base width of the embedding: its features are as wide, or twice for Fourier ones, itself four times; none: channels"""
+    """width of the time's features (Fourier: half of it), a quarter of the embedding's; none: channels"""
     label_embedding: LabelEmbedding = "table"
-    """how a label enters: a learned row (`table`: DDPM, ADM) or a linear map of the one-hot label (`linear`: EDM's ADM)
-    added after the time MLP, or the latter, times the root of the classes, before it (`linear_first`: DDPM++, NCSN++)"""
+    """how a label enters: as a learned row (`table`: DDPM, ADM) or a linear map of the one-hot label (`linear`: EDM's
+    ADM) after the time MLP; or as such a map of √classes times the one-hot label before it (`linear_first`: DDPM++)"""
     augment_channels: int | None = None
-    """numbers that describe how an image was augmented, mapped onto the features of the time (EDM: 9); none: no such input"""
+    """numbers that tell how an image was augmented, mapped onto the features of the time (EDM: 9)"""
     decoder_attention: DecoderAttention = "all"
     """whether each decoder block of a level with attention has one, or only its last (DDPM++, NCSN++)"""
     residual_scale: float = 1.0

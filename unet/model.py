@@ -10,9 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from residual import (
+    Add,
     AveragePool,
     Chain,
+    FIRDown,
+    FIRDownConv,
+    FIRUp,
+    FourierEmbedding,
     LabelEmbedding,
+    LinearLabelEmbedding,
     Nearest,
     NearestConv,
     NormAct,
@@ -31,31 +37,79 @@ from unet.layouts import export_weights, import_weights
 
 
 class Embedding(nn.Module):
-    """`silu(MLP(features of t) + label + emb)`: what every block is conditioned on, activated once for all."""
+    """`silu(MLP(features of t) + label + emb)`: what every block is conditioned on, activated once for all.
+
+    The label may also enter before the MLP; a description of the augmentation always does (Karras et al. 2022).
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        width = config.emb_channels
-        self.features = SinusoidalEmbedding(config.channels, config.time_embedding)
-        self.linear1 = nn.Linear(config.channels, width)
+        base, width = config.time_channels or config.channels, config.emb_channels
+        self.features: nn.Module
+        if config.time_embedding in ("ddpm", "adm"):
+            first, self.features = base, SinusoidalEmbedding(base, config.time_embedding)  # type: ignore[arg-type]
+        else:
+            first = 2 * base
+            self.features = FourierEmbedding(first, log=config.time_embedding == "log_fourier")
+        self.label_first = config.label_embedding == "linear_first"
+        self.label = _label(config, first if self.label_first else width)
+        self.augment = nn.Linear(config.augment_channels, first, bias=False) if config.augment_channels else None
+        self.linear1 = nn.Linear(first, width)
         self.linear2 = nn.Linear(width, width)
-        self.label = LabelEmbedding(config.classes, width, config.null_label) if config.classes else None
         self.act = nn.SiLU()
 
     def forward(
-        self, t: Shaped[Tensor, "b"], label: Int[Tensor, "b"] | None, emb: Float[Tensor, "b e"] | None
+        self,
+        t: Shaped[Tensor, "b"],
+        label: Int[Tensor, "b"] | None,
+        emb: Float[Tensor, "b e"] | None,
+        augment: Float[Tensor, "b a"] | None,
     ) -> Float[Tensor, "b e"]:
-        h = self.linear2(self.act(self.linear1(self.features(t).to(self.linear1.weight.dtype))))
-        if self.label is not None:
-            h = h + self.label(self._null(t) if label is None else label)
-        elif label is not None:
-            raise ValueError("this network takes no labels (classes is not set): call it without, or train one with")
-        return self.act(h if emb is None else h + emb)
+        h = self.features(t).to(self.linear1.weight.dtype)
+        if augment is not None:
+            if self.augment is None:
+                raise ValueError("this network takes no augmentation label (augment_channels is not set)")
+            h = h + self.augment(augment)
+        vector = self._vector(t, label)
+        if vector is not None and self.label_first:
+            h = h + vector
+        h = self.linear2(self.act(self.linear1(h)))
+        for late in (None if self.label_first else vector, emb):
+            h = h if late is None else h + late
+        return self.act(h)
 
-    def _null(self, t: Tensor) -> Int[Tensor, "b"]:
-        if self.label is None or self.label.null is None:
-            raise ValueError("this network was built without a null label: it needs a label for each image")
-        return torch.full(t.shape, self.label.null, dtype=torch.long, device=t.device)
+    def _vector(self, t: Tensor, label: Int[Tensor, "b"] | None) -> Tensor | None:
+        if self.label is None:
+            if label is not None:
+                raise ValueError(
+                    "this network takes no labels (classes is not set): call it without, or train one with"
+                )
+            return None
+        if label is None:
+            if self.label.null is None:
+                raise ValueError("this network was built without a null label: it needs a label for each image")
+            label = torch.full(t.shape, self.label.null, dtype=torch.long, device=t.device)
+        return self.label(label)
+
+
+def _label(config: UNetConfig, width: int) -> LabelEmbedding | LinearLabelEmbedding | None:
+    if config.classes is None:
+        return None
+    if config.label_embedding == "table":
+        return LabelEmbedding(config.classes, width, config.null_label)
+    first = config.label_embedding == "linear_first"
+    return LinearLabelEmbedding(
+        config.classes, width, config.null_label, bias=first, scale=config.classes**0.5 if first else 1.0
+    )
+
+
+class DivideByTime(nn.Module):
+    """`x / t`, image by image: the output of score networks that are trained on Fourier features of log t."""
+
+    takes_emb = True
+
+    def forward(self, x: Float[Tensor, "b c h w"], t: Shaped[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+        return x / t.to(x.dtype)[:, None, None, None]
 
 
 class CheckpointedChain(Chain):
@@ -83,8 +137,9 @@ class UNet(Pretrained, nn.Module):
         self.config = config
         first, last = config.levels[0], config.levels[-1]
         self.embedding = Embedding(config)
-        stem = Chain(conv=nn.Conv2d(config.in_channels, first.channels, kernel_size=3, padding=1))
+        stem = Chain(conv=nn.Conv2d(config.in_channels, config.channels, kernel_size=3, padding=1))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in encoder_blocks(config))])
+        self.input_skips = nn.ModuleDict(self._input_skips() if config.input_skips else {})
         self.middle = _chain(
             last,
             {
@@ -99,6 +154,7 @@ class UNet(Pretrained, nn.Module):
             conv=ZeroConv2d(
                 first.channels, config.out_channels * (1 + config.learned_variance), kernel_size=3, padding=1
             ),
+            divide=DivideByTime() if config.time_embedding == "log_fourier" else None,
         )
         if config.init == "xavier":
             self.apply(_xavier)
@@ -110,26 +166,35 @@ class UNet(Pretrained, nn.Module):
         label: Int[Tensor, "b"] | None = None,
         *,
         emb: Float[Tensor, "b e"] | None = None,
+        augment: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
         """The network's output for noisy images `x` at timesteps `t` (0 … T - 1, whole or fractional).
 
         `label` counts from 0; without it the null label is used. `emb` is added to the embedding after the time MLP
-        (`config.emb_channels` wide). With learned variance the second half of the channels interpolates the variance.
+        (`config.emb_channels` wide); `augment` describes how each image was augmented (`config.augment_channels`
+        numbers). With learned variance the second half of the channels interpolates the variance.
 
         Raises ValueError for a size that the levels cannot halve, and for a label where there are no classes or a
         missing one where there is no null label.
         """
         if reason := self.config.size_error(*x.shape[2:]):
             raise ValueError(reason)
-        e = self.embedding(t, label, emb)
-        skips = []
-        for block in self.encoder:
-            x = block(x, e)
-            skips.append(x)
-        x = self.middle(x, e)
+        e = self.embedding(t, label, emb, augment)
+        skips = self.encode(x, e)
+        x = self.middle(skips[-1], e)
         for block in self.decoder:
             x = block(torch.cat([x, skips.pop()], dim=1), e)
-        return self.head(x)
+        return self.head(x, t)
+
+    def encode(self, x: Float[Tensor, "b c_in h w"], e: Float[Tensor, "b e"]) -> list[Tensor]:
+        """The outputs of the encoder's entries, each of which the decoder takes back once."""
+        outputs, image = [], x
+        for i, block in enumerate(self.encoder):
+            x = block(x, e)
+            if str(i) in self.input_skips:
+                x = image = self.input_skips[str(i)](x, image)
+            outputs.append(x)
+        return outputs
 
     def import_weights(self, state_dict: Mapping[str, Tensor], layout: str) -> None:
         """Take the weights of a state dict in another library's layout (`"diffusers"`).
@@ -147,9 +212,12 @@ class UNet(Pretrained, nn.Module):
 
     @property
     def _norm(self) -> partial[NormAct]:
-        return partial(NormAct, groups=self.config.groups, eps=self.config.eps)
+        config = self.config
+        return partial(NormAct, groups=config.groups, group_channels=config.group_channels, eps=config.eps)
 
-    def _residual(self, c_in: int, c_out: int, resample: type[nn.Module] | None = None) -> Residual:
+    def _residual(
+        self, c_in: int, c_out: int, resample: type[nn.Module] | None = None, project: bool = False
+    ) -> Residual:
         config, make = self.config, (lambda: None) if resample is None else resample
         branch = unet_branch(
             c_in,
@@ -160,27 +228,36 @@ class UNet(Pretrained, nn.Module):
             resample=make(),
             dropout=config.dropout,
         )
-        return Residual(branch, unet_shortcut(c_in, c_out, make()))
+        return Residual(branch, unet_shortcut(c_in, c_out, make(), project), self._merge())
 
     def _attention(self, level: Level) -> Residual:
-        return Residual(attention_branch(level.channels, SelfAttention(level.channels, level.heads), self._norm))
+        branch = attention_branch(level.channels, SelfAttention(level.channels, level.heads), self._norm)
+        return Residual(branch, merge=self._merge())
+
+    def _merge(self) -> Add:
+        return Add(scale=self.config.residual_scale, branch_scale=self.config.residual_scale)
 
     def _encoder_chain(self, block: Block) -> Chain:
         level, c = self.config.levels[block.level], block.c_out
-        nodes: dict[str, nn.Module | None]
-        if block.resample == "block":
-            nodes = {"down": self._residual(c, c, AveragePool)}
-        elif block.resample is not None:
+        if block.resample is None:
+            nodes = self._block_nodes(block, level)
+        elif block.resample.startswith("conv"):
             nodes = {"down": StridedConv(c, c, padding="end" if block.resample == "conv_same" else "both")}
         else:
-            nodes = self._block_nodes(block, level)
+            down, project = FIRDown if block.resample == "block_fir" else AveragePool, block.resample != "block"
+            nodes = {"down": self._residual(c, c, down, project)}
         return _chain(level, nodes)
 
     def _decoder_chain(self, block: Block) -> Chain:
         level, c = self.config.levels[block.level], block.c_out
         nodes = self._block_nodes(block, level)
-        if block.resample is not None:
-            nodes["up"] = self._residual(c, c, Nearest) if block.resample == "block" else NearestConv(c, c)
+        if block.resample is None:
+            return _chain(level, nodes)
+        if block.resample.startswith("conv"):
+            nodes["up"] = NearestConv(c, c)
+        else:
+            up, project = FIRUp if block.resample == "block_fir" else Nearest, block.resample != "block"
+            nodes["up"] = self._residual(c, c, up, project)
         return _chain(level, nodes)
 
     def _block_nodes(self, block: Block, level: Level) -> dict[str, nn.Module | None]:
@@ -188,6 +265,26 @@ class UNet(Pretrained, nn.Module):
             "res": self._residual(block.c_in, block.c_out),
             "attn": self._attention(level) if block.attention else None,
         }
+
+    def _input_skips(self) -> dict[str, nn.Module]:
+        width, skips = self.config.in_channels, {}
+        for i, block in enumerate(encoder_blocks(self.config), start=1):
+            if block.resample is not None:
+                skips[str(i)] = InputSkip(FIRDownConv(width, block.c_out), self._merge())
+                width = block.c_out
+        return skips
+
+
+class InputSkip(nn.Module):
+    """The image, or what became of it at the level above, halved and convolved and added to the encoder's output."""
+
+    def __init__(self, branch: nn.Module, merge: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.merge = merge
+
+    def forward(self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"]) -> Float[Tensor, "b c h w"]:
+        return self.merge(x, self.branch(image))
 
 
 def _chain(level: Level, nodes: dict[str, Any]) -> Chain:

@@ -30,7 +30,11 @@ class Layout:
 
 LAYOUTS = {
     "diffusers": Layout(
-        diffusers.places, diffusers.TABLE, diffusers.config_of, "time_embedding.linear_1.weight", diffusers.current_names
+        diffusers.places,
+        diffusers.TABLE,
+        diffusers.config_of,
+        "time_embedding.linear_1.weight",
+        diffusers.current_names,
     ),
     "adm": Layout(adm.places, adm.table("n three d"), adm.check, "input_blocks.0.0.weight"),
     "adm-new-order": Layout(adm.places, adm.table("three n d"), adm.check, "input_blocks.0.0.weight"),

@@ -51,8 +51,10 @@ def places(config: UNetConfig) -> Iterator[Place]:
         yield Place("residual", f"{ours}.res", f"{theirs}.0")
         yield Place("attention", f"{ours}.attn", f"{theirs}.1", heads)
         up = f"{theirs}.{2 if block.attention else 1}"
-        yield Place("residual", f"{ours}.up", up) if block.resample == "block" else Place(
-            "module", f"{ours}.up", f"{up}.conv"
+        yield (
+            Place("residual", f"{ours}.up", up)
+            if block.resample == "block"
+            else Place("module", f"{ours}.up", f"{up}.conv")
         )
     yield Place("module", "head.norm", "out.0")
     yield Place("module", "head.conv", "out.2")
@@ -84,7 +86,9 @@ def check(config: UNetConfig) -> None:
     by_count = len({level.heads for level in with_attention}) == 1
     by_width = len({level.channels // level.heads for level in with_attention}) == 1
     if not (by_count or by_width):
-        raise _inexpressible(f"heads={config.heads}", "it has one number of heads, or one width of a head, for all levels")
+        raise _inexpressible(
+            f"heads={config.heads}", "it has one number of heads, or one width of a head, for all levels"
+        )
 
 
 def _inexpressible(value: str, reason: str) -> ValueError:

@@ -1,13 +1,10 @@
 """diffusers' `UNet2DModel`: its names, and its arguments from our config and back."""
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from residual.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
-from unet.config import Block, UNetConfig, decoder_blocks, encoder_blocks
+from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 
 _RESIDUAL = [
     Rule("branch.norm1", "norm1"),
@@ -69,6 +66,7 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
 
     Raises ValueError, with the reason, for what that class cannot express.
     """
+    _check_fixed(config)
     levels, last = config.levels, config.depth - 1
     blocks = {level.blocks for level in levels}
     if len(blocks) > 1:
@@ -82,8 +80,10 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
         raise _inexpressible(f"heads={config.heads}", "it has one attention_head_dim, a head width, for all levels")
     if levels[0].channels != config.channels:
         raise _inexpressible(
-            f"multipliers={config.multipliers}", "its embedding is as wide as its first level: start with 1"
+            f"multipliers={config.multipliers}", "its first convolution is as wide as its first level: start with 1"
         )
+    if not resample <= {"conv", "conv_same", "block"}:
+        raise _inexpressible(f"resample={config.resample}", "it has conv, conv_same and block")
     if odd := [c for c in _normalised_widths(config) if c % config.groups]:
         raise _inexpressible(
             f"groups={config.groups}", f"its GroupNorms all have that many groups, and {odd[0]} channels cannot"
@@ -108,10 +108,156 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
         "downsample_type": "resnet" if in_block else "conv",
         "upsample_type": "resnet" if in_block else "conv",
         "resnet_time_scale_shift": "scale_shift" if config.conditioning == "scale_shift" else "default",
-        "flip_sin_to_cos": config.time_embedding == "adm",
-        "freq_shift": 1 if config.time_embedding == "ddpm" else 0,
+        **_TIME[config.time_embedding],
         "num_class_embeds": None if config.classes is None else config.classes + config.null_label,
     }
+
+
+def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
+    """Our config for the network of these `UNet2DModel` arguments (the fields of its config.json).
+
+    Every argument is either expressed or, by name, refused with ValueError; so are arguments that are unknown.
+    """
+    given = _DEFAULTS | {name: value for name, value in arguments.items() if not name.startswith("_")}
+    if unknown := [name for name in given if name not in _DEFAULTS]:
+        raise ValueError(f"UNet2DModel has no argument {unknown[0]!r} that is known here; leave it out")
+    for name, (rule, allowed) in _REFUSED.items():
+        if not allowed(given[name], given):
+            raise ValueError(f"UNet2DModel with {name}={given[name]!r} cannot be expressed here: {rule}")
+    widths, down = tuple(given["block_out_channels"]), given["down_block_types"]
+    size = given["sample_size"] if given["sample_size"] is not None else 2 ** (len(widths) - 1)
+    attention = tuple(level for level, name in enumerate(down) if name.startswith("Attn"))
+    in_block = [
+        name.startswith("Resnet") or (name.startswith("Attn") and given["downsample_type"] == "resnet") for name in down
+    ]
+    conv = "conv_same" if given["downsample_padding"] == 0 else "conv"
+    resample = tuple("block" if block else conv for block in in_block)
+    head_channels = given["attention_head_dim"]
+    config = UNetConfig(
+        in_channels=given["in_channels"],
+        out_channels=given["out_channels"],
+        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        classes=given["num_class_embeds"],
+        null_label=False,
+        channels=widths[0],
+        multipliers=tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
+        blocks=given["layers_per_block"],
+        attention=attention,
+        heads=1 if head_channels is None else None,
+        head_channels=head_channels,
+        conditioning="add" if given["resnet_time_scale_shift"] == "default" else "scale_shift",
+        resample=resample[0] if len(set(resample[:-1])) < 2 else resample,  # type: ignore[arg-type]
+        dropout=given["dropout"],
+        groups=given["norm_num_groups"],
+        eps=given["norm_eps"],
+        time_embedding=_time_of(given),  # type: ignore[arg-type]
+    )
+    if config_of(config)["up_block_types"] != list(given["up_block_types"]):
+        raise ValueError(
+            f"UNet2DModel with up_block_types={tuple(given['up_block_types'])} cannot be expressed here: "
+            f"the decoder mirrors the encoder, {tuple(config_of(config)['up_block_types'])}"
+        )
+    return config
+
+
+def current_names(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict with the attention's old names (query, key, value, proj_attn), still on the hub, replaced."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return {".".join(old.get(part, part) for part in name.split(".")): tensor for name, tensor in theirs.items()}
+
+
+_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+_DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+_TIME: dict[str, dict[str, Any]] = {
+    "ddpm": {"time_embedding_type": "positional", "flip_sin_to_cos": False, "freq_shift": 1},
+    "adm": {"time_embedding_type": "positional", "flip_sin_to_cos": True, "freq_shift": 0},
+    "log_fourier": {"time_embedding_type": "fourier"},
+}
+
+
+def _time_of(given: Mapping[str, Any]) -> str | None:
+    fits = (name for name, arguments in _TIME.items() if all(given[key] == value for key, value in arguments.items()))
+    return next(fits, None)
+
+
+_REFUSED: dict[str, tuple[str, Any]] = {
+    "center_input_sample": ("scale the images to [-1, 1] first", lambda value, given: not value),
+    "time_embedding_type": (
+        "its features are ddpm (flip_sin_to_cos=False, freq_shift=1), adm (True, 0) or fourier",
+        lambda value, given: _time_of(given) is not None,
+    ),
+    "time_embedding_dim": (
+        "the embedding is four times as wide as the first level",
+        lambda value, given: value in (None, 4 * given["block_out_channels"][0]),
+    ),
+    "down_block_types": (f"only {', '.join(_DOWN)} are", lambda value, given: set(value) <= set(_DOWN)),
+    "mid_block_type": ("the middle is UNetMidBlock2D", lambda value, given: value == "UNetMidBlock2D"),
+    "mid_block_scale_factor": ("the middle is not scaled", lambda value, given: value == 1),
+    "downsample_type": (
+        "conv and resnet are, the same up and down",
+        lambda value, given: value == given["upsample_type"] and value in ("conv", "resnet"),
+    ),
+    "act_fn": ("the activation is silu", lambda value, given: value in ("silu", "swish")),
+    "attn_norm_num_groups": (
+        "the middle's attention is normalised in norm_num_groups groups, which scale_shift needs to be told",
+        lambda value, given: (
+            value == given["norm_num_groups"] or (value is None and given["resnet_time_scale_shift"] == "default")
+        ),
+    ),
+    "resnet_time_scale_shift": (
+        "default and scale_shift are",
+        lambda value, given: value in ("default", "scale_shift"),
+    ),
+    "add_attention": ("the middle has attention", lambda value, given: bool(value)),
+    "class_embed_type": ("labels are a table of rows", lambda value, given: value is None),
+    "downsample_padding": ("0 and 1 are", lambda value, given: value in (0, 1)),
+}
+
+
+def _check_fixed(config: UNetConfig) -> None:
+    fixed = {
+        "group_channels": 1,
+        "label_embedding": "table",
+        "time_channels": None,
+        "augment_channels": None,
+        "decoder_attention": "all",
+        "residual_scale": 1.0,
+        "input_skips": False,
+    }
+    for name, value in fixed.items():
+        if (found := getattr(config, name)) != value and not (name == "label_embedding" and config.classes is None):
+            raise _inexpressible(f"{name}={found!r}", f"it has {value!r}")
+    if config.time_embedding not in _TIME:
+        raise _inexpressible(f"time_embedding={config.time_embedding!r}", f"it has {', '.join(_TIME)}")
 
 
 def _block_names(attention: bool, resample_in_block: bool) -> tuple[str, str]:

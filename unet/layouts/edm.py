@@ -111,6 +111,8 @@ def check(config: UNetConfig) -> None:
         if found not in allowed and not (field == "label_embedding" and config.classes is None):
             raise ValueError(f"EDM's {name} cannot express {field}={found!r}: it has {' or '.join(map(repr, allowed))}")
     if config.size[0] != config.size[1]:
-        raise ValueError(f"EDM's {name} cannot express size={config.size}: its blocks are named by the side of a square")
+        raise ValueError(
+            f"EDM's {name} cannot express size={config.size}: its blocks are named by the side of a square"
+        )
     if len({level.blocks for level in config.levels}) > 1:
         raise ValueError(f"EDM's {name} cannot express blocks={config.blocks}: it has one num_blocks for all levels")
