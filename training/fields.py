@@ -112,7 +112,7 @@ def words(hint: Any) -> str:
         item, *rest = get_args(option) or (None,)
         if rest == [...] and item in options:
             continue  # the brackets below say it
-        texts.append(words(option) + ("[,...]" if tuple[option, ...] in options else ""))
+        texts.append(words(option) + ("[,...]" if tuple[option, ...] in options else ""))  # type: ignore[valid-type]
     return "|".join(texts)
 
 

@@ -48,7 +48,7 @@ class Schema:
         found = [leaf for leaf in leaves(cls, given) if leaf.name not in self.derived]
         if self.presets:
             text = "a published model, whose values are the defaults of this section"
-            hint = Literal[tuple(self.presets)] | None
+            hint = Literal[tuple(self.presets)] | None  # type: ignore[valid-type]
             found.insert(0, Leaf("model.preset", hint, preset, text))
         self.leaves = {leaf.name: leaf for leaf in found}
 

@@ -15,6 +15,10 @@ class Preset:
     source: str
 
 
+def _square(side: int, **fields: Any) -> UNetConfig:
+    return UNetConfig(size=(side, side), **fields)
+
+
 _DDPM: dict[str, Any] = {
     "conditioning": "add",
     "resample": "conv_same",
@@ -22,15 +26,120 @@ _DDPM: dict[str, Any] = {
     "time_embedding": "ddpm",
     "init": "xavier",
 }
+_IDDPM: dict[str, Any] = {
+    "conditioning": "scale_shift",
+    "resample": "conv",
+    "time_embedding": "adm",
+    "learned_variance": True,
+    "null_label": False,
+    "heads": 4,
+}
+_ADM: dict[str, Any] = _IDDPM | {"resample": "block", "heads": None, "head_channels": 64}
+_FOUR_HEADS: dict[str, Any] = {"heads": 4, "head_channels": None}
+_UPSAMPLER: dict[str, Any] = _ADM | {
+    "in_channels": 6,
+    "classes": 1000,
+    "channels": 192,
+    "multipliers": (1, 1, 2, 2, 4, 4),
+}
+_SONG: dict[str, Any] = {
+    "augment_channels": 9,
+    "group_channels": 4,
+    "conditioning": "add",
+    "label_embedding": "linear_first",
+    "decoder_attention": "last",
+    "residual_scale": 0.5**0.5,
+    "eps": 1e-6,
+    "blocks": 4,
+    "init": "xavier",
+}
+_DDPMPP: dict[str, Any] = _SONG | {"resample": "block_project", "time_embedding": "ddpm"}
+_NCSNPP: dict[str, Any] = _SONG | {"resample": "block_fir", "time_embedding": "fourier", "input_skips": True}
+_CIFAR: dict[str, Any] = {"multipliers": (2, 2, 2), "attention": (1,), "dropout": 0.13}
+_FFHQ: dict[str, Any] = {"multipliers": (1, 2, 2, 2), "attention": (2,), "dropout": 0.05}
+
+_IDDPM_SOURCE = "Nichol and Dhariwal 2021, improved-diffusion"
+_ADM_SOURCE = "Dhariwal and Nichol 2021, guided-diffusion"
+_EDM_SOURCE = "Karras et al. 2022, EDM"
 
 _PRESETS = {
     "ddpm-cifar10": Preset(
-        UNetConfig(**_DDPM, size=(32, 32), multipliers=(1, 2, 2, 2), attention=(1,), dropout=0.1),
+        _square(32, **_DDPM, multipliers=(1, 2, 2, 2), attention=(1,), dropout=0.1),
         "Ho et al. 2020, CIFAR-10; google/ddpm-cifar10-32",
     ),
     "ddpm-256": Preset(
-        UNetConfig(**_DDPM, size=(256, 256), multipliers=(1, 1, 2, 2, 4, 4), attention=(4,)),
+        _square(256, **_DDPM, multipliers=(1, 1, 2, 2, 4, 4), attention=(4,)),
         "Ho et al. 2020, LSUN and CelebA-HQ; google/ddpm-{celebahq,church,bedroom,cat}-256",
+    ),
+    "diffusers-unconditional": Preset(
+        _square(64, multipliers=(1, 1, 2, 2, 4, 4), attention=(4,), head_channels=8, time_embedding="adm"),
+        "the default of train_unconditional.py in diffusers",
+    ),
+    "iddpm-cifar10": Preset(_square(32, **_IDDPM, blocks=3, attention=(1, 2), dropout=0.3), _IDDPM_SOURCE),
+    "iddpm-imagenet64": Preset(
+        _square(64, **_IDDPM, blocks=3, multipliers=(1, 2, 3, 4), attention=(2, 3)), _IDDPM_SOURCE
+    ),
+    "iddpm-imagenet64-cond": Preset(
+        _square(64, **_IDDPM, classes=1000, channels=192, blocks=3, multipliers=(1, 2, 3, 4), attention=(2, 3)),
+        _IDDPM_SOURCE,
+    ),
+    "adm-imagenet64": Preset(
+        _square(
+            64, **_ADM, classes=1000, channels=192, blocks=3, multipliers=(1, 2, 3, 4), attention=(1, 2, 3), dropout=0.1
+        ),
+        _ADM_SOURCE,
+    ),
+    "adm-imagenet128": Preset(
+        _square(
+            128, **_ADM | _FOUR_HEADS, classes=1000, channels=256, multipliers=(1, 1, 2, 3, 4), attention=(2, 3, 4)
+        ),
+        _ADM_SOURCE,
+    ),
+    "adm-imagenet256": Preset(
+        _square(256, **_ADM, classes=1000, channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(3, 4, 5)),
+        _ADM_SOURCE,
+    ),
+    "adm-256-uncond": Preset(
+        _square(256, **_ADM, channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(3, 4, 5)),
+        f"{_ADM_SOURCE}; also LSUN, there with dropout 0.1",
+    ),
+    "adm-imagenet512": Preset(
+        _square(
+            512,
+            **_ADM,
+            classes=1000,
+            channels=128,
+            time_channels=256,
+            multipliers=(1, 2, 2, 4, 4, 8, 8),
+            attention=(4, 5, 6),
+        ),
+        _ADM_SOURCE,
+    ),
+    "adm-upsampler-64-256": Preset(_square(256, **_UPSAMPLER | _FOUR_HEADS, attention=(3, 4, 5)), _ADM_SOURCE),
+    "adm-upsampler-128-512": Preset(_square(512, **_UPSAMPLER, attention=(4, 5)), _ADM_SOURCE),
+    "edm-cifar10-ddpmpp": Preset(_square(32, **_DDPMPP, **_CIFAR), _EDM_SOURCE),
+    "edm-cifar10-ddpmpp-cond": Preset(_square(32, **_DDPMPP, **_CIFAR, classes=10), _EDM_SOURCE),
+    "edm-cifar10-ncsnpp": Preset(_square(32, **_NCSNPP, **_CIFAR), _EDM_SOURCE),
+    "edm-cifar10-ncsnpp-cond": Preset(_square(32, **_NCSNPP, **_CIFAR, classes=10), _EDM_SOURCE),
+    "edm-ffhq64-ddpmpp": Preset(_square(64, **_DDPMPP, **_FFHQ), f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"),
+    "edm-ffhq64-ncsnpp": Preset(_square(64, **_NCSNPP, **_FFHQ), f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"),
+    "edm-imagenet64": Preset(
+        _square(
+            64,
+            classes=1000,
+            channels=192,
+            blocks=3,
+            multipliers=(1, 2, 3, 4),
+            attention=(1, 2, 3),
+            head_channels=64,
+            group_channels=4,
+            conditioning="scale_shift",
+            resample="block",
+            time_embedding="adm",
+            label_embedding="linear",
+            dropout=0.1,
+        ),
+        _EDM_SOURCE,
     ),
 }
 
@@ -45,16 +154,17 @@ def preset(name: str) -> UNetConfig:
 
     Raises ValueError for an unknown name, with the nearest ones.
     """
-    if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3)
-        raise ValueError(
-            f"no preset {name!r}; "
-            + (f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(_PRESETS)}")
-        )
-    return _PRESETS[name].config
+    return _find(name).config
 
 
 def source(name: str) -> str:
-    """Where a preset was published."""
-    preset(name)
-    return _PRESETS[name].source
+    """Where a preset was published. Raises ValueError as `preset` does."""
+    return _find(name).source
+
+
+def _find(name: str) -> Preset:
+    if name not in _PRESETS:
+        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3)
+        known = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(_PRESETS)}"
+        raise ValueError(f"no preset {name!r}; {known}")
+    return _PRESETS[name]

@@ -1,5 +1,6 @@
 """Renaming weights, and reading and writing model folders."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +17,14 @@ from residual.keymap import (
     export_state,
     import_state,
     linear_to_conv,
-    stacked_linears_to_conv,
+    qkv_rows,
+    stacked_to_conv,
 )
 from residual.pretrained import Pretrained, read_config
 
 TABLE = {
     "pair": [Rule("first", "a.0"), Rule("second", "b")],
-    "attention": [Rule("qkv", ("q", "k", "v"), stacked_linears_to_conv), Rule("out", "o", linear_to_conv)],
+    "attention": [Rule("qkv", ("q", "k", "v"), stacked_to_conv), Rule("out", "o", linear_to_conv())],
 }
 PLACES = [Place("pair", "net", "model"), Place("attention", "att", "mid.att")]
 OURS = {
@@ -44,6 +46,23 @@ def test_one_table_serves_both_directions_exactly() -> None:
     assert theirs["mid.att.k.weight"].shape == (4, 4)
     back = import_state(PLACES, TABLE, theirs, OURS)
     assert_close(back, OURS, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("order", ["three n d", "n three d", "n d three"])
+@pytest.mark.parametrize("axes", [2, 3, 4])
+def test_attention_rows_are_permuted_and_permuted_back(order: str, axes: int) -> None:
+    """Row (head i, channel j, part k) of theirs is row (part k, head i, channel j) of ours, by value."""
+    heads, width = 3, 2
+    transform, n = qkv_rows(order, axes), 3 * heads * width
+    ours = torch.arange(n)[:, None, None, None] * torch.ones(1, 4, 1, 1)
+    (theirs,) = transform.outward(ours, heads)
+    assert theirs.dim() == axes
+    place = {"three": range(3), "n": range(heads), "d": range(width)}
+    rows = list(itertools.product(*(place[axis] for axis in order.split())))
+    index = [dict(zip(order.split(), row, strict=True)) for row in rows]
+    expected = [(i["three"] * heads + i["n"]) * width + i["d"] for i in index]
+    assert theirs.flatten(1)[:, 0].tolist() == expected
+    assert_close(transform.inward([theirs], heads), ours, rtol=0, atol=0)
 
 
 def test_the_difference_is_shown() -> None:

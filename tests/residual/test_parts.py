@@ -39,7 +39,16 @@ def test_the_group_count_is_the_largest_that_divides(channels: int, groups: int)
 def test_widths_that_32_divides_keep_32_groups() -> None:
     assert {group_count(c) for c in range(32, 1025, 32)} == {32}
     assert (group_count(48), group_count(80), group_count(7)) == (24, 20, 7)
-    with pytest.raises(ValueError, match="channels=0 and groups=32 must both be at least 1"):
+
+
+def test_groups_of_at_least_four_channels_are_edms_rule() -> None:
+    widths = range(4, 513, 4)
+    assert [group_count(c, group_channels=4) for c in widths if c <= 128] == [c // 4 for c in widths if c <= 128]
+    assert group_count(3, group_channels=4) == 1
+
+
+def test_a_group_count_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="channels=0, groups=32 and group_channels=1 must be at least 1"):
         group_count(0)
 
 

@@ -86,8 +86,8 @@ def test_an_unknown_layout_gets_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks": (1, 2)}, "one layers_per_block for all levels"),
-        ({"multipliers": (1, 2, 2), "resample": ("conv", "block", "conv")}, "resamples in one way on all levels"),
+        ({"blocks": (1, 2)}, "one number of blocks for all levels"),
+        ({"multipliers": (1, 2, 2), "resample": ("conv", "block", "conv")}, "the same on all levels"),
         ({"attention": (0, 1), "heads": 2}, "one attention_head_dim, a head width, for all levels"),
         ({"multipliers": (2, 2)}, "as wide as its first level: start with 1"),
         ({"multipliers": (1, 1.25)}, "groups=8: its GroupNorms all have that many groups, and 20 channels cannot"),

@@ -81,8 +81,15 @@ CHANGES = {
     "resample": "block",
     "dropout": 0.3,
     "groups": 2,
+    "group_channels": 16,
     "eps": 0.1,
     "time_embedding": "adm",
+    "time_channels": 24,
+    "label_embedding": "linear",
+    "augment_channels": 9,
+    "decoder_attention": "last",
+    "residual_scale": 0.7,
+    "input_skips": True,
     "init": "xavier",
     "learned_variance": True,
     "checkpoint": (0,),
@@ -95,13 +102,33 @@ def test_every_field_has_a_change_to_try() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "null_label", "checkpoint", "init", "dropout"}))
 def test_every_field_changes_the_function(name: str) -> None:
-    before, after = filled(TINY), filled(replace(TINY, **{name: CHANGES[name]}))
-    same_shapes = {k: v.shape for k, v in before.state_dict().items()} == {
-        k: v.shape for k, v in after.state_dict().items()
-    }
-    if same_shapes:
+    base = replace(TINY, classes=5) if name == "label_embedding" else TINY
+    before, after = filled(base), filled(replace(base, **{name: CHANGES[name]}))
+    shapes = [{key: tensor.shape for key, tensor in net.state_dict().items()} for net in (before, after)]
+    if shapes[0] == shapes[1]:  # else the weights tell that it matters
         after.load_state_dict(before.state_dict())
-        assert not torch.allclose(before(*inputs(TINY)), after(*inputs(TINY)))
+        assert not torch.allclose(before(*inputs(base)), after(*inputs(base)))
+
+
+def test_the_augmentation_label_matters_and_is_refused_where_it_has_no_place() -> None:
+    net, batch = filled(replace(TINY, augment_channels=9)), inputs(TINY)
+    augment = torch.randn(2, 9)
+    assert not torch.allclose(net(*batch), net(*batch, augment=augment))
+    assert_close(net(*batch), net(*batch, augment=torch.zeros(2, 9)))
+    with pytest.raises(ValueError, match="takes no augmentation label"):
+        filled(TINY)(*batch, augment=augment)
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear_first"])
+def test_linear_labels_are_rows_of_a_matrix_and_no_label_is_none_of_them(kind: str) -> None:
+    config = replace(TINY, classes=4, label_embedding=kind)
+    net = filled(config)
+    x, t, label = inputs(config)
+    assert_close(net(x, t), net(x, t, torch.full((2,), 4)), rtol=0, atol=0)
+    row = net.embedding.label(label)
+    scale = 2.0 if kind == "linear_first" else 1.0
+    bias = net.embedding.label.bias if kind == "linear_first" else 0
+    assert_close(row, scale * net.embedding.label.weight.T[label] + bias)
 
 
 def test_the_size_is_what_others_are_told() -> None:

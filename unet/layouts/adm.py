@@ -4,6 +4,20 @@ from collections.abc import Iterator
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
+from unet.layouts.refuse import inexpressible, require, require_same_blocks, resampling
+
+_NAME = "guided-diffusion's UNetModel"
+_FIXED = {
+    "eps": (1e-5,),
+    "time_embedding": ("adm",),
+    "groups": (32,),
+    "group_channels": (1,),
+    "label_embedding": ("table",),
+    "augment_channels": (None,),
+    "decoder_attention": ("all",),
+    "residual_scale": (1.0,),
+    "input_skips": (False,),
+}
 
 
 def table(qkv: str) -> Table:
@@ -62,34 +76,11 @@ def places(config: UNetConfig) -> Iterator[Place]:
 
 def check(config: UNetConfig) -> None:
     """Raises ValueError, with the reason, for what `UNetModel` cannot express."""
-    levels = config.levels
-    fixed = {
-        "eps": 1e-5,
-        "time_embedding": "adm",
-        "groups": 32,
-        "group_channels": 1,
-        "label_embedding": "table",
-        "augment_channels": None,
-        "decoder_attention": "all",
-        "residual_scale": 1.0,
-        "input_skips": False,
-    }
-    for name, value in fixed.items():
-        if (found := getattr(config, name)) != value:
-            raise _inexpressible(f"{name}={found!r}", f"it has {value!r}")
-    if len({level.blocks for level in levels}) > 1:
-        raise _inexpressible(f"blocks={config.blocks}", "it has one num_res_blocks for all levels")
-    resample = {level.resample for level in levels[:-1]}
-    if len(resample) > 1 or not resample <= {"conv", "block"}:
-        raise _inexpressible(f"resample={config.resample}", "it has `conv` or `block`, the same on all levels")
-    with_attention = [level for level in levels if level.attention or level is levels[-1]]
-    by_count = len({level.heads for level in with_attention}) == 1
-    by_width = len({level.channels // level.heads for level in with_attention}) == 1
-    if not (by_count or by_width):
-        raise _inexpressible(
-            f"heads={config.heads}", "it has one number of heads, or one width of a head, for all levels"
-        )
-
-
-def _inexpressible(value: str, reason: str) -> ValueError:
-    return ValueError(f"guided-diffusion's UNetModel cannot express {value}: {reason}")
+    require(_NAME, config, _FIXED)
+    require_same_blocks(_NAME, config)
+    resampling(_NAME, config, ("conv", "block"))
+    with_attention = [level for level in config.levels if level.attention or level is config.levels[-1]]
+    counts, widths = {v.heads for v in with_attention}, {v.channels // v.heads for v in with_attention}
+    if len(counts) > 1 and len(widths) > 1:
+        reason = "it has one number of heads, or one width of a head, for all levels"
+        raise inexpressible(_NAME, f"heads={config.heads}", reason)

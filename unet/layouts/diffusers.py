@@ -1,11 +1,15 @@
 """diffusers' `UNet2DModel`: its names, and its arguments from our config and back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
+from unet.layouts.refuse import inexpressible, require, require_same_blocks, resampling
 
+_NAME = "diffusers' UNet2DModel"
 _RESIDUAL = [
     Rule("branch.norm1", "norm1"),
     Rule("branch.conv1", "conv1"),
@@ -66,29 +70,27 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
 
     Raises ValueError, with the reason, for what that class cannot express.
     """
-    _check_fixed(config)
+    require(_NAME, config, _FIXED)
+    require_same_blocks(_NAME, config)
+    resample = resampling(_NAME, config, ("conv", "conv_same", "block"))
     levels, last = config.levels, config.depth - 1
-    blocks = {level.blocks for level in levels}
-    if len(blocks) > 1:
-        raise _inexpressible(f"blocks={config.blocks}", "it has one layers_per_block for all levels")
-    resample = {level.resample for level in levels[:-1]} or {levels[0].resample}
-    if len(resample) > 1:
-        raise _inexpressible(f"resample={config.resample}", "it resamples in one way on all levels")
     widths = {level.channels // level.heads for level in levels if level.attention or level is levels[last]}
     one_head = all(level.heads == 1 for level in levels)
     if len(widths) > 1 and not one_head:
-        raise _inexpressible(f"heads={config.heads}", "it has one attention_head_dim, a head width, for all levels")
+        raise inexpressible(
+            _NAME, f"heads={config.heads}", "it has one attention_head_dim, a head width, for all levels"
+        )
     if levels[0].channels != config.channels:
-        raise _inexpressible(
-            f"multipliers={config.multipliers}", "its first convolution is as wide as its first level: start with 1"
+        raise inexpressible(
+            _NAME,
+            f"multipliers={config.multipliers}",
+            "its first convolution is as wide as its first level: start with 1",
         )
-    if not resample <= {"conv", "conv_same", "block"}:
-        raise _inexpressible(f"resample={config.resample}", "it has conv, conv_same and block")
     if odd := [c for c in _normalised_widths(config) if c % config.groups]:
-        raise _inexpressible(
-            f"groups={config.groups}", f"its GroupNorms all have that many groups, and {odd[0]} channels cannot"
+        raise inexpressible(
+            _NAME, f"groups={config.groups}", f"its GroupNorms all have that many groups, and {odd[0]} channels cannot"
         )
-    in_block = resample == {"block"}
+    in_block = resample == "block"
     names = [_block_names(level.attention, in_block and i < last) for i, level in enumerate(levels)]
     up_names = [_block_names(level.attention, in_block and i > 0)[1] for i, level in enumerate(levels)]
     return {
@@ -96,7 +98,7 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
         "in_channels": config.in_channels,
         "out_channels": config.out_channels * (1 + config.learned_variance),
         "block_out_channels": [level.channels for level in levels],
-        "layers_per_block": blocks.pop(),
+        "layers_per_block": levels[0].blocks,
         "down_block_types": [down for down, _ in names],
         "up_block_types": up_names[::-1],
         "attention_head_dim": None if one_head else widths.pop(),
@@ -104,7 +106,7 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
         "attn_norm_num_groups": config.groups,
         "norm_eps": config.eps,
         "dropout": config.dropout,
-        "downsample_padding": 0 if resample == {"conv_same"} else 1,
+        "downsample_padding": 0 if resample == "conv_same" else 1,
         "downsample_type": "resnet" if in_block else "conv",
         "upsample_type": "resnet" if in_block else "conv",
         "resnet_time_scale_shift": "scale_shift" if config.conditioning == "scale_shift" else "default",
@@ -196,6 +198,16 @@ _DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+_FIXED = {
+    "group_channels": (1,),
+    "label_embedding": ("table",),
+    "time_embedding": ("ddpm", "adm", "log_fourier"),
+    "time_channels": (None,),
+    "augment_channels": (None,),
+    "decoder_attention": ("all",),
+    "residual_scale": (1.0,),
+    "input_skips": (False,),
+}
 _DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 _TIME: dict[str, dict[str, Any]] = {
     "ddpm": {"time_embedding_type": "positional", "flip_sin_to_cos": False, "freq_shift": 1},
@@ -243,23 +255,6 @@ _REFUSED: dict[str, tuple[str, Any]] = {
 }
 
 
-def _check_fixed(config: UNetConfig) -> None:
-    fixed = {
-        "group_channels": 1,
-        "label_embedding": "table",
-        "time_channels": None,
-        "augment_channels": None,
-        "decoder_attention": "all",
-        "residual_scale": 1.0,
-        "input_skips": False,
-    }
-    for name, value in fixed.items():
-        if (found := getattr(config, name)) != value and not (name == "label_embedding" and config.classes is None):
-            raise _inexpressible(f"{name}={found!r}", f"it has {value!r}")
-    if config.time_embedding not in _TIME:
-        raise _inexpressible(f"time_embedding={config.time_embedding!r}", f"it has {', '.join(_TIME)}")
-
-
 def _block_names(attention: bool, resample_in_block: bool) -> tuple[str, str]:
     if attention:
         return "AttnDownBlock2D", "AttnUpBlock2D"
@@ -269,7 +264,3 @@ def _block_names(attention: bool, resample_in_block: bool) -> tuple[str, str]:
 def _normalised_widths(config: UNetConfig) -> Iterator[int]:
     for block in (*encoder_blocks(config), *decoder_blocks(config)):
         yield from (block.c_in, block.c_out)
-
-
-def _inexpressible(value: str, reason: str) -> ValueError:
-    return ValueError(f"diffusers' UNet2DModel cannot express {value}: {reason}")

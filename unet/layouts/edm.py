@@ -7,6 +7,7 @@ from torch import Tensor
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
+from unet.layouts.refuse import inexpressible, require, require_same_blocks, resampling
 
 TABLE: Table = {
     "module": [Rule("", "")],
@@ -27,24 +28,21 @@ TABLE: Table = {
     ],
 }
 _PREFIX = "model."
-_SONG = {
-    "conditioning": "add",
+_SHARED = {"groups": (32,), "group_channels": (4,), "time_channels": (None,), "learned_variance": (False,)}
+_SONG = _SHARED | {
     "time_embedding": ("ddpm", "fourier"),
-    "label_embedding": "linear_first",
-    "eps": 1e-6,
-    "decoder_attention": "last",
-    "residual_scale": 0.5**0.5,
-    "resample": ("block_project", "block_fir"),
+    "label_embedding": ("linear_first",),
+    "eps": (1e-6,),
+    "decoder_attention": ("last",),
+    "residual_scale": (0.5**0.5,),
 }
-_DHARIWAL = {
-    "conditioning": "scale_shift",
-    "time_embedding": "adm",
-    "label_embedding": "linear",
-    "eps": 1e-5,
-    "decoder_attention": "all",
-    "residual_scale": 1.0,
-    "resample": "block",
-    "input_skips": False,
+_DHARIWAL = _SHARED | {
+    "time_embedding": ("adm",),
+    "label_embedding": ("linear",),
+    "eps": (1e-5,),
+    "decoder_attention": ("all",),
+    "residual_scale": (1.0,),
+    "input_skips": (False,),
 }
 
 
@@ -103,16 +101,10 @@ def without_prefix(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def check(config: UNetConfig) -> None:
     """Raises ValueError, with the reason, for what neither `SongUNet` nor `DhariwalUNet` can express."""
-    name, fixed = ("SongUNet", _SONG) if config.conditioning == "add" else ("DhariwalUNet", _DHARIWAL)
-    shared = {"groups": 32, "group_channels": 4, "time_channels": None}
-    for field, value in (fixed | shared).items():
-        found = getattr(config, field)
-        allowed = value if isinstance(value, tuple) else (value,)
-        if found not in allowed and not (field == "label_embedding" and config.classes is None):
-            raise ValueError(f"EDM's {name} cannot express {field}={found!r}: it has {' or '.join(map(repr, allowed))}")
+    song = config.conditioning == "add"
+    name, fixed = ("EDM's SongUNet", _SONG) if song else ("EDM's DhariwalUNet", _DHARIWAL)
+    require(name, config, fixed)
+    require_same_blocks(name, config)
+    resampling(name, config, ("block_project", "block_fir") if song else ("block",))
     if config.size[0] != config.size[1]:
-        raise ValueError(
-            f"EDM's {name} cannot express size={config.size}: its blocks are named by the side of a square"
-        )
-    if len({level.blocks for level in config.levels}) > 1:
-        raise ValueError(f"EDM's {name} cannot express blocks={config.blocks}: it has one num_blocks for all levels")
+        raise inexpressible(name, f"size={config.size}", "its blocks are named by the side of a square")

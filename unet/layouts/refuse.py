@@ -1,0 +1,34 @@
+"""What a published network cannot express, said with the reason."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from unet.config import UNetConfig
+
+
+def inexpressible(network: str, value: str, reason: str) -> ValueError:
+    """The error for a value of our config that another network has no argument for."""
+    return ValueError(f"{network} cannot express {value}: {reason}")
+
+
+def require(network: str, config: UNetConfig, fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError unless each of these fields has one of the values that the network has built in."""
+    for name, allowed in fixed.items():
+        found = getattr(config, name)
+        if found not in allowed and not (name == "label_embedding" and config.classes is None):
+            raise inexpressible(network, f"{name}={found!r}", f"it has {' or '.join(map(repr, allowed))}")
+
+
+def require_same_blocks(network: str, config: UNetConfig) -> None:
+    """Raises ValueError unless all levels have the same number of blocks."""
+    if len({level.blocks for level in config.levels}) > 1:
+        raise inexpressible(network, f"blocks={config.blocks}", "it has one number of blocks for all levels")
+
+
+def resampling(network: str, config: UNetConfig, allowed: tuple[str, ...]) -> str:
+    """The one way in which the levels are left. Raises ValueError if there are several, or the network lacks it."""
+    kinds = {level.resample for level in config.levels[:-1]} or {config.levels[0].resample}
+    if len(kinds) > 1 or not kinds <= set(allowed):
+        reason = f"it has {' or '.join(allowed)}, the same on all levels"
+        raise inexpressible(network, f"resample={config.resample!r}", reason)
+    return kinds.pop()
