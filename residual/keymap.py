@@ -60,7 +60,10 @@ def _as_linear(t: Tensor, axes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """One module of ours and the module (or modules) of theirs that hold the same weights, relative to the block."""
+    """One module of ours and the module (or modules) of theirs that hold the same weights, relative to the block.
+
+    Where the tensor itself has another name there, both sides name the tensor instead.
+    """
 
     ours: str
     theirs: str | tuple[str, ...]
@@ -152,14 +155,18 @@ def _pairs(
         leaves.setdefault(module, []).append(leaf)
     for place in places:
         for rule in table[place.kind]:
-            for leaf in leaves.pop(_join(place.ours, rule.ours), ()):
-                yield (
-                    rule,
-                    _join(place.ours, rule.ours, leaf),
-                    tuple(_join(place.theirs, source, leaf) for source in rule.sources),
-                    place.heads,
-                )
-    assert not leaves, f"no rule for {sorted(leaves)}"
+            module, leaf = _join(place.ours, rule.ours), ""
+            if module in expected:  # the rule names one tensor, whose last name is another there
+                module, _, leaf = module.rpartition(".")
+                leaves[module].remove(leaf)
+                theirs = tuple(_join(place.theirs, source) for source in rule.sources)
+                yield rule, _join(module, leaf), theirs, place.heads
+                continue
+            for leaf in leaves.pop(module, ()):
+                theirs = tuple(_join(place.theirs, source, leaf) for source in rule.sources)
+                yield rule, _join(module, leaf), theirs, place.heads
+    left = [_join(module, leaf) for module, names in leaves.items() for leaf in names]
+    assert not left, f"no rule for {left}"
 
 
 def _join(*names: str) -> str:

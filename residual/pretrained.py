@@ -47,8 +47,8 @@ class Pretrained:
         Raises ValueError if there is no such folder, if the config has unknown or wrong fields, or if names or shapes
         of the weights differ from what the config describes.
         """
-        folder = _local_folder(folder_or_hub_id)
-        document = _read_json(folder / "config.json")
+        folder = local_folder(folder_or_hub_id)
+        document = read_json(folder / "config.json")
         found = document.pop("model", None)
         if found != _qualified_name(cls):
             raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
@@ -72,12 +72,19 @@ class Pretrained:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises ValueError if it is missing or damaged."""
+    """The tensors of a safetensors file. Raises ValueError if it is missing, damaged, or a pickle."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ValueError(f"no weights at {path}")
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        raise ValueError(
+            f"{path} is a pickle, which could run code, and is not opened here; save a plain state dict first: "
+            "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
+        )
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -126,7 +133,8 @@ def _type_name(hint: Any) -> str:
     return str(hint).replace("typing.", "") if typing.get_origin(hint) else hint.__name__
 
 
-def _local_folder(folder_or_hub_id: str | Path) -> Path:
+def local_folder(folder_or_hub_id: str | Path) -> Path:
+    """The folder itself, or a copy of a hub repository's JSON and safetensors files. Raises ValueError for neither."""
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
@@ -143,7 +151,8 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
         raise ValueError(f"{text!r} is neither a folder here nor a repository that the hub gave: {reason}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError if there is none."""
     if not path.is_file():
         raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}")
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +28,11 @@ from residual import (
     unet_branch,
     unet_shortcut,
 )
-from residual.pretrained import Pretrained
+from residual.pretrained import Pretrained, local_folder, read_json, read_weights
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.embedding import DivideByTime, Embedding
 from unet.layouts import export_weights, import_weights
+from unet.layouts.diffusers import config_from
 
 
 class CheckpointedChain(Chain):
@@ -117,12 +119,38 @@ class UNet(Pretrained, nn.Module):
             outputs.append(x)
         return outputs
 
-    def import_weights(self, state_dict: Mapping[str, Tensor], layout: str) -> None:
-        """Take the weights of a state dict in another library's layout (`"diffusers"`).
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path) -> "UNet":
+        """The network of a model folder of ours, or of diffusers (a `UNet2DModel` or a pipeline around one), or of such
+        a repository on the Hugging Face hub; on the CPU and in eval mode.
 
-        Raises ValueError for an unknown layout, and with the difference if names or shapes do not fit.
+        Raises ValueError if there is none, if its config cannot be expressed, or if the weights do not fit.
         """
-        self.load_state_dict(import_weights(self.config, state_dict, self.state_dict(), layout))
+        folder = local_folder(folder_or_hub_id)
+        for place in (folder, folder / "unet"):
+            if (place / "config.json").is_file() and "_class_name" in (config := read_json(place / "config.json")):
+                return cls._from_diffusers(place, config)
+        return super().from_pretrained(folder)
+
+    @classmethod
+    def _from_diffusers(cls, folder: Path, arguments: Mapping[str, Any]) -> "UNet":
+        if (name := arguments["_class_name"]) != "UNet2DModel":
+            raise ValueError(f"{folder / 'config.json'} describes a {name}; only UNet2DModel can be read")
+        with torch.device("meta"):
+            net = cls(config_from(arguments))
+        weights = read_weights(folder / "diffusion_pytorch_model.safetensors")
+        net.load_state_dict(import_weights(net.config, weights, net.state_dict(), "diffusers"), assign=True)
+        return net.requires_grad_(True).eval()
+
+    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str) -> None:
+        """Take the weights of a state dict, or of a safetensors file of one, in another library's layout.
+
+        Layouts: `diffusers`; `adm` (improved-diffusion, and guided-diffusion but for its 64x64 model);
+        `adm-new-order` (that one); `edm`. Raises ValueError for an unknown layout, for names of another layout (the
+        likely one is named), with the difference if names or shapes do not fit, and for a pickle.
+        """
+        theirs = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
+        self.load_state_dict(import_weights(self.config, theirs, self.state_dict(), layout))
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
         """The weights as a state dict in another library's layout: the exact inverse of `import_weights`.

@@ -1,7 +1,7 @@
 """Published U-Nets by name."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from unet.config import UNetConfig
@@ -9,9 +9,12 @@ from unet.config import UNetConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A published network: its config and where it was published."""
+    """A published network: its config, its size, and where it was published."""
 
-    config: UNetConfig
+    config: UNetConfig = field(repr=False)
+    parameters: int
+    giga_multiply_adds: float
+    """of one forward pass per image of the config's size, in units of 10⁹"""
     source: str
 
 
@@ -65,42 +68,60 @@ _EDM_SOURCE = "Karras et al. 2022, EDM"
 _PRESETS = {
     "ddpm-cifar10": Preset(
         _square(32, **_DDPM, multipliers=(1, 2, 2, 2), attention=(1,), dropout=0.1),
+        35_746_307,
+        6.22,
         "Ho et al. 2020, CIFAR-10; google/ddpm-cifar10-32",
     ),
     "ddpm-256": Preset(
         _square(256, **_DDPM, multipliers=(1, 1, 2, 2, 4, 4), attention=(4,)),
+        113_673_219,
+        248.51,
         "Ho et al. 2020, LSUN and CelebA-HQ; google/ddpm-{celebahq,church,bedroom,cat}-256",
     ),
     "diffusers-unconditional": Preset(
         _square(64, multipliers=(1, 1, 2, 2, 4, 4), attention=(4,), head_channels=8, time_embedding="adm"),
+        113_673_219,
+        15.52,
         "the default of train_unconditional.py in diffusers",
     ),
-    "iddpm-cifar10": Preset(_square(32, **_IDDPM, blocks=3, attention=(1, 2), dropout=0.3), _IDDPM_SOURCE),
+    "iddpm-cifar10": Preset(
+        _square(32, **_IDDPM, blocks=3, attention=(1, 2), dropout=0.3), 52_546_438, 8.39, _IDDPM_SOURCE
+    ),
     "iddpm-imagenet64": Preset(
-        _square(64, **_IDDPM, blocks=3, multipliers=(1, 2, 3, 4), attention=(2, 3)), _IDDPM_SOURCE
+        _square(64, **_IDDPM, blocks=3, multipliers=(1, 2, 3, 4), attention=(2, 3)), 121_063_942, 39.74, _IDDPM_SOURCE
     ),
     "iddpm-imagenet64-cond": Preset(
         _square(64, **_IDDPM, classes=1000, channels=192, blocks=3, multipliers=(1, 2, 3, 4), attention=(2, 3)),
+        273_049_350,
+        89.09,
         _IDDPM_SOURCE,
     ),
     "adm-imagenet64": Preset(
         _square(
             64, **_ADM, classes=1000, channels=192, blocks=3, multipliers=(1, 2, 3, 4), attention=(1, 2, 3), dropout=0.1
         ),
+        295_904_454,
+        109.68,
         _ADM_SOURCE,
     ),
     "adm-imagenet128": Preset(
         _square(
             128, **_ADM | _FOUR_HEADS, classes=1000, channels=256, multipliers=(1, 1, 2, 3, 4), attention=(2, 3, 4)
         ),
+        421_529_606,
+        306.93,
         _ADM_SOURCE,
     ),
     "adm-imagenet256": Preset(
         _square(256, **_ADM, classes=1000, channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(3, 4, 5)),
+        553_838_086,
+        1119.83,
         _ADM_SOURCE,
     ),
     "adm-256-uncond": Preset(
         _square(256, **_ADM, channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(3, 4, 5)),
+        552_814_086,
+        1119.83,
         f"{_ADM_SOURCE}; also LSUN, there with dropout 0.1",
     ),
     "adm-imagenet512": Preset(
@@ -113,16 +134,24 @@ _PRESETS = {
             multipliers=(1, 2, 2, 4, 4, 8, 8),
             attention=(4, 5, 6),
         ),
+        558_997_638,
+        1982.33,
         _ADM_SOURCE,
     ),
-    "adm-upsampler-64-256": Preset(_square(256, **_UPSAMPLER | _FOUR_HEADS, attention=(3, 4, 5)), _ADM_SOURCE),
-    "adm-upsampler-128-512": Preset(_square(512, **_UPSAMPLER, attention=(4, 5)), _ADM_SOURCE),
-    "edm-cifar10-ddpmpp": Preset(_square(32, **_DDPMPP, **_CIFAR), _EDM_SOURCE),
-    "edm-cifar10-ddpmpp-cond": Preset(_square(32, **_DDPMPP, **_CIFAR, classes=10), _EDM_SOURCE),
-    "edm-cifar10-ncsnpp": Preset(_square(32, **_NCSNPP, **_CIFAR), _EDM_SOURCE),
-    "edm-cifar10-ncsnpp-cond": Preset(_square(32, **_NCSNPP, **_CIFAR, classes=10), _EDM_SOURCE),
-    "edm-ffhq64-ddpmpp": Preset(_square(64, **_DDPMPP, **_FFHQ), f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"),
-    "edm-ffhq64-ncsnpp": Preset(_square(64, **_NCSNPP, **_FFHQ), f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"),
+    "adm-upsampler-64-256": Preset(
+        _square(256, **_UPSAMPLER | _FOUR_HEADS, attention=(3, 4, 5)), 311_795_910, 631.64, _ADM_SOURCE
+    ),
+    "adm-upsampler-128-512": Preset(_square(512, **_UPSAMPLER, attention=(4, 5)), 308_835_270, 2504.78, _ADM_SOURCE),
+    "edm-cifar10-ddpmpp": Preset(_square(32, **_DDPMPP, **_CIFAR), 55_733_891, 21.19, _EDM_SOURCE),
+    "edm-cifar10-ddpmpp-cond": Preset(_square(32, **_DDPMPP, **_CIFAR, classes=10), 55_735_299, 21.19, _EDM_SOURCE),
+    "edm-cifar10-ncsnpp": Preset(_square(32, **_NCSNPP, **_CIFAR), 56_397_827, 21.24, _EDM_SOURCE),
+    "edm-cifar10-ncsnpp-cond": Preset(_square(32, **_NCSNPP, **_CIFAR, classes=10), 56_400_643, 21.24, _EDM_SOURCE),
+    "edm-ffhq64-ddpmpp": Preset(
+        _square(64, **_DDPMPP, **_FFHQ), 61_805_571, 41.86, f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"
+    ),
+    "edm-ffhq64-ncsnpp": Preset(
+        _square(64, **_NCSNPP, **_FFHQ), 62_761_091, 42.0, f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"
+    ),
     "edm-imagenet64": Preset(
         _square(
             64,
@@ -139,14 +168,16 @@ _PRESETS = {
             label_embedding="linear",
             dropout=0.1,
         ),
+        295_899_267,
+        109.66,
         _EDM_SOURCE,
     ),
 }
 
 
-def list_presets() -> list[str]:
-    """The names that `preset` knows."""
-    return list(_PRESETS)
+def list_presets() -> dict[str, Preset]:
+    """Every published network that `preset` knows, by name, with its size and source."""
+    return dict(_PRESETS)
 
 
 def preset(name: str) -> UNetConfig:
@@ -154,17 +185,8 @@ def preset(name: str) -> UNetConfig:
 
     Raises ValueError for an unknown name, with the nearest ones.
     """
-    return _find(name).config
-
-
-def source(name: str) -> str:
-    """Where a preset was published. Raises ValueError as `preset` does."""
-    return _find(name).source
-
-
-def _find(name: str) -> Preset:
     if name not in _PRESETS:
         near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3)
         known = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(_PRESETS)}"
         raise ValueError(f"no preset {name!r}; {known}")
-    return _PRESETS[name]
+    return _PRESETS[name].config

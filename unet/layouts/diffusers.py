@@ -33,6 +33,7 @@ TABLE: Table = {
 
 def places(config: UNetConfig) -> Iterator[Place]:
     """Every block of the network with its prefix in diffusers' `UNet2DModel`."""
+    yield Place("module", "embedding.features.freqs", "time_proj.weight")
     yield Place("module", "embedding.linear1", "time_embedding.linear_1")
     yield Place("module", "embedding.linear2", "time_embedding.linear_2")
     yield Place("module", "embedding.label", "class_embedding")
