@@ -1,4 +1,8 @@
-"""The one calling convention for everything that denoises; samplers and guidance know only this."""
+"""The calling conventions for everything that denoises; samplers and guidance know only these.
+
+`Denoiser` speaks of timesteps, at which the image shrinks while the noise grows; `SigmaDenoiser` of noise levels, above
+which the image stays as it is.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +24,18 @@ class Denoiser(Protocol):
 
     def __call__(
         self, x: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], label: Int[Tensor, "b"] | None
+    ) -> Float[Tensor, "b c h w"]: ...
+
+
+@runtime_checkable
+class SigmaDenoiser(Protocol):
+    """Anything that maps images x = x0 + sigma noise, their noise levels and labels to its best guess of x0.
+
+    `sigma` is in units of the data (images in [-1, 1]). The guess is not clipped.
+    """
+
+    def __call__(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], label: Int[Tensor, "b"] | None
     ) -> Float[Tensor, "b c h w"]: ...
 
 

@@ -5,6 +5,7 @@ from training.data.cache import open_images
 from training.data.config import DataConfig
 from training.data.feed import Feed
 from training.data.images import Images
+from training.data.nonleaky import non_leaky
 from training.data.order import image_index
 
-__all__ = ["DataConfig", "Feed", "Images", "augment", "image_index", "open_images"]
+__all__ = ["DataConfig", "Feed", "Images", "augment", "image_index", "non_leaky", "open_images"]
