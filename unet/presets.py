@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from unet.config import UNetConfig
+from unet.edm2 import EDM2_PRESETS, EDM2Config, EDM2UNet
+from unet.model import UNet
 
 
 @dataclass(frozen=True)
 class Preset:
     """A published network: its config and where it was published."""
 
-    config: UNetConfig
+    config: UNetConfig | EDM2Config
     source: str
 
 
@@ -23,7 +25,7 @@ _DDPM: dict[str, Any] = {
     "init": "xavier",
 }
 
-_PRESETS = {
+_PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
         UNetConfig(**_DDPM, size=(32, 32), multipliers=(1, 2, 2, 2), attention=(1,), dropout=0.1),
         "Ho et al. 2020, CIFAR-10; google/ddpm-cifar10-32",
@@ -33,14 +35,15 @@ _PRESETS = {
         "Ho et al. 2020, LSUN and CelebA-HQ; google/ddpm-{celebahq,church,bedroom,cat}-256",
     ),
 }
+_PRESETS |= {name: Preset(config, "Karras et al. 2024, ImageNet; " + name) for name, config in EDM2_PRESETS.items()}
 
 
-def list_presets() -> list[str]:
-    """The names that `preset` knows."""
-    return list(_PRESETS)
+def list_presets(config_class: type | None = None) -> list[str]:
+    """The names that `preset` knows, all or those of one class of config (`UNetConfig`, `EDM2Config`)."""
+    return [name for name, p in _PRESETS.items() if config_class is None or isinstance(p.config, config_class)]
 
 
-def preset(name: str) -> UNetConfig:
+def preset(name: str) -> UNetConfig | EDM2Config:
     """The config of a published network, with the dropout it was trained with.
 
     Raises ValueError for an unknown name, with the nearest ones.
@@ -52,6 +55,11 @@ def preset(name: str) -> UNetConfig:
             + (f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(_PRESETS)}")
         )
     return _PRESETS[name].config
+
+
+def build(config: UNetConfig | EDM2Config) -> UNet | EDM2UNet:
+    """The network that a config describes, freshly initialised."""
+    return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
 
 
 def source(name: str) -> str:

@@ -19,7 +19,7 @@ from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
 from training.data import Images
 from training.random import GlobalRandom
 from training.task import Batch
-from unet import list_presets, preset
+from unet import UNetConfig, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,7 +92,7 @@ def test_bad_fields_are_named(make, message):
 
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun} == RUNS
-    assert DiffusionRun.preset_names() == list_presets()
+    assert DiffusionRun.preset_names() == list_presets(UNetConfig)
     assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived} == {"model"}
 

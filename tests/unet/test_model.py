@@ -46,10 +46,11 @@ def test_presets_have_the_published_counts(name: str, count: int, giga: float) -
 
 
 def test_presets_carry_the_published_training_settings() -> None:
-    assert unet.list_presets() == ["ddpm-cifar10", "ddpm-256"]
-    assert [unet.preset(name).dropout for name in unet.list_presets()] == [0.1, 0.0]
-    assert all(unet.preset(name).init == "xavier" for name in unet.list_presets())
-    assert all(unet.presets.source(name).startswith("Ho et al. 2020") for name in unet.list_presets())
+    names = unet.list_presets(UNetConfig)
+    assert names == ["ddpm-cifar10", "ddpm-256"]
+    assert [unet.preset(name).dropout for name in names] == [0.1, 0.0]
+    assert all(unet.preset(name).init == "xavier" for name in names)
+    assert all(unet.presets.source(name).startswith("Ho et al. 2020") for name in names)
 
 
 def test_an_unknown_preset_gets_the_nearest_names() -> None:
