@@ -21,7 +21,9 @@ import unet
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="ddpm-cifar10", choices=unet.list_presets(), help="network to time")
+    parser.add_argument(
+        "--preset", default="ddpm-cifar10", choices=unet.list_presets(unet.UNetConfig), help="network to time"
+    )
     parser.add_argument("--batch", type=int, default=4, help="images per forward pass")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the preset's own by default")
     parser.add_argument("--pairs", type=int, default=40, help="rounds of the comparison")
@@ -34,6 +36,7 @@ def main() -> None:
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
 
     config = unet.preset(args.preset)
+    assert isinstance(config, unet.UNetConfig)
     theirs = UNet2DModel(**unet.diffusers_config(config))
     ours, twin = unet.UNet(config), unet.UNet(config)
     for net in (ours, twin):

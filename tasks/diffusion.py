@@ -153,7 +153,7 @@ class DiffusionRun:
         "model.null_label": "it follows from diffusion.label_dropout",
     }
     presets = staticmethod(preset)
-    preset_names = staticmethod(list_presets)
+    preset_names = staticmethod(lambda: list_presets(UNetConfig))  # EDM2's network needs its own preconditioning
 
     def build(self, images: Images) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unet.config import UNetConfig
+from unet.edm2 import EDM2_PRESETS, EDM2Config, EDM2UNet
+from unet.model import UNet
 
 
 @dataclass(frozen=True)
 class Preset:
     """A published network: its config, its size, and where it was published."""
 
-    config: UNetConfig = field(repr=False)
+    config: UNetConfig | EDM2Config = field(repr=False)
     parameters: int
     giga_multiply_adds: float
     """of one forward pass per image of the config's size, in units of 10⁹"""
@@ -65,7 +67,7 @@ _IDDPM_SOURCE = "Nichol and Dhariwal 2021, improved-diffusion"
 _ADM_SOURCE = "Dhariwal and Nichol 2021, guided-diffusion"
 _EDM_SOURCE = "Karras et al. 2022, EDM"
 
-_PRESETS = {
+_PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
         _square(32, **_DDPM, multipliers=(1, 2, 2, 2), attention=(1,), dropout=0.1),
         35_746_307,
@@ -173,14 +175,35 @@ _PRESETS = {
         _EDM_SOURCE,
     ),
 }
+# parameters, 10⁹ multiply-adds
+_EDM2_SIZES = {
+    "edm2-img64-xs": (124_710_949, 0),
+    "edm2-img64-s": (280_209_381, 0),
+    "edm2-img64-m": (497_803_173, 0),
+    "edm2-img64-l": (777_492_325, 0),
+    "edm2-img64-xl": (1_119_276_837, 0),
+    "edm2-img512-xxs": (31_309_029, 0),
+    "edm2-img512-xs": (124_713_253, 0),
+    "edm2-img512-s": (280_212_837, 0),
+    "edm2-img512-m": (497_807_781, 0),
+    "edm2-img512-l": (777_498_085, 0),
+    "edm2-img512-xl": (1_119_283_749, 0),
+    "edm2-img512-xxl": (1_523_164_773, 0),
+}
+_PRESETS |= {
+    name: Preset(EDM2_PRESETS[name], *size, "Karras et al. 2024, EDM2, ImageNet") for name, size in _EDM2_SIZES.items()
+}
 
 
-def list_presets() -> dict[str, Preset]:
-    """Every published network that `preset` knows, by name, with its size and source."""
-    return dict(_PRESETS)
+def list_presets(config_class: type | None = None) -> dict[str, Preset]:
+    """Every published network that `preset` knows, by name, with its size and source.
+
+    All, or those of one class of config (`UNetConfig`, `EDM2Config`).
+    """
+    return {name: p for name, p in _PRESETS.items() if config_class is None or isinstance(p.config, config_class)}
 
 
-def preset(name: str) -> UNetConfig:
+def preset(name: str) -> UNetConfig | EDM2Config:
     """The config of a published network, with the dropout it was trained with.
 
     Raises ValueError for an unknown name, with the nearest ones.
@@ -190,3 +213,9 @@ def preset(name: str) -> UNetConfig:
         known = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(_PRESETS)}"
         raise ValueError(f"no preset {name!r}; {known}")
     return _PRESETS[name].config
+def list_presets(config_class: type | None = None) -> dict[str, Preset]:
+    """Every published network that `preset` knows, by name, with its size and source.
+
+    All, or those of one class of config (`UNetConfig`, `EDM2Config`).
+    """
+    return {name: p for name, p in _PRESETS.items() if config_class is None or isinstance(p.config, config_class)}

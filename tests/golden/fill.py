@@ -1,21 +1,32 @@
-"""Weights and inputs that two implementations can share without a file: drawn by name from a frozen generator."""
+"""Weights and inputs that anyone can make again: each tensor is drawn from a generator seeded with its own name."""
 
+import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def normal(shape: tuple[int, ...], name: str) -> Tensor:
-    """Standard normal float32 numbers of `RandomState(crc32(name))`."""
-    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    return torch.from_numpy(np.asarray(draw, dtype=np.float32))
+def _normal(name: str, shape: Sequence[int]) -> Tensor:
+    # RandomState is numpy's frozen generator: its numbers are the same in every version.
+    numbers = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
+    return torch.from_numpy(np.asarray(numbers, dtype=np.float32))
 
 
-def fill(key: str, shape: tuple[int, ...], salt: str = "") -> Tensor:
-    """The tensor of one state-dict entry, scaled by what it is: a matrix, a gain or a bias."""
-    draw = normal(shape, salt + key)
-    if len(shape) >= 2:
-        return draw / np.prod(shape[1:]) ** 0.5
-    return 1 + 0.1 * draw if key.endswith(("weight", "gain")) else 0.1 * draw
+def fill(key: str, shape: Sequence[int], salt: str = "") -> Tensor:
+    """The tensor of a published state dict under the name `key`, scaled by what kind of tensor it is."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+    v = _normal(salt + key, shape)
+    if key.endswith("running_var"):
+        return 1 + 0.2 * v.abs()
+    if len(shape) > 1:
+        return v / math.prod(shape[1:]) ** 0.5
+    return 1 + 0.1 * v if key.endswith(("weight", "gain")) else 0.1 * v
+
+
+def golden_input(shape: Sequence[int], name: str = "input") -> Tensor:
+    """Standard normal numbers."""
+    return _normal(name, shape)

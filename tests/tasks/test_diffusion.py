@@ -92,7 +92,7 @@ def test_bad_fields_are_named(make, message):
 
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun} == RUNS
-    assert list(DiffusionRun.preset_names()) == list(list_presets())
+    assert DiffusionRun.preset_names() == list(list_presets(UNetConfig))
     assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived} == {"model"}
 

@@ -64,7 +64,7 @@ def on_meta(name: str) -> UNet:
 
 
 def test_every_preset_is_counted() -> None:
-    assert {name: preset.parameters for name, preset in unet.list_presets().items()} == PUBLISHED
+    assert {name: preset.parameters for name, preset in unet.list_presets(UNetConfig).items()} == PUBLISHED
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -83,7 +83,7 @@ def test_presets_have_the_multiply_adds_that_they_name(name: str) -> None:
 
 
 def test_presets_carry_the_published_training_settings() -> None:
-    presets = unet.list_presets()
+    presets = unet.list_presets(UNetConfig)
     dropout = {name: preset.config.dropout for name, preset in presets.items() if preset.config.dropout}
     assert dropout == {
         "ddpm-cifar10": 0.1,

@@ -1,0 +1,208 @@
+"""Magnitude-preserving parts: signals of unit magnitude in, signals of unit magnitude out.
+
+The magnitude of a tensor is its root mean square. No part has a bias or a normalisation with learned statistics; what
+keeps activations in range are weights of unit magnitude and sums scaled by what they add. Equations are those of Karras
+et al. 2024, “Analyzing and improving the training dynamics of diffusion models”.
+
+Weights are normalised where they are used, and stored as the optimizer left them. The paper's learning rates rely on
+stored weights of unit magnitude, too: call `normalize_weights` on the network after each optimizer step.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from residual.attention import head_count
+from residual.block import Chain
+
+
+def normalize(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
+    """`x` divided by its magnitude over the dimensions `dim`, which is taken in float32 at least."""
+    dims = (dim,) if isinstance(dim, int) else dim
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
+    rms = norm / math.prod([x.shape[d] for d in dims]) ** 0.5
+    return x / (eps + rms).to(x.dtype)
+
+
+def pixel_norm(x: Float[Tensor, "b c *hw"]) -> Float[Tensor, "b c *hw"]:
+    """Each pixel's vector of channels brought to unit magnitude."""
+    return normalize(x, dim=1)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """SiLU, divided by the magnitude that it leaves of a standard normal signal (eq. 81)."""
+    return F.silu(x) / 0.596
+
+
+def mp_sum(s: Tensor, f: Tensor, t: float) -> Tensor:
+    """From `s` (t = 0) to `f` (t = 1), with the magnitude of two independent signals kept (eq. 88)."""
+    norm = math.hypot(1 - t, t)
+    return torch.add((1 - t) / norm * s, f, alpha=t / norm)
+
+
+def mp_cat(a: Float[Tensor, "b c1 *hw"], b: Float[Tensor, "b c2 *hw"], t: float = 0.5) -> Float[Tensor, "b c3 *hw"]:
+    """The channels of `a`, then those of `b`, scaled so that `b` has the share `t` in what comes after (eq. 103).
+
+    At t = 0.5 both contribute alike, however many channels each has; the magnitude of the whole is kept.
+    """
+    n_a, n_b = a.shape[1], b.shape[1]
+    scale = math.sqrt(n_a + n_b) / math.hypot(1 - t, t)
+    return torch.cat([scale * (1 - t) / math.sqrt(n_a) * a, scale * t / math.sqrt(n_b) * b], dim=1)
+
+
+class PixelNorm(nn.Module):
+    """`pixel_norm` as a node."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return pixel_norm(x)
+
+
+class MPSiLU(nn.Module):
+    """`mp_silu` as a node."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mp_silu(x)
+
+
+class MPSum(nn.Module):
+    """`mp_sum` as the merge of a `Residual`: the branch has the share `t`. Raises ValueError unless 0 ≤ t ≤ 1."""
+
+    def __init__(self, t: float = 0.3) -> None:
+        super().__init__()
+        if not 0 <= t <= 1:
+            raise ValueError(f"t={t} is the branch's share of the sum: it must lie between 0 and 1")
+        self.t = t
+
+    def forward(self, s: Tensor, f: Tensor) -> Tensor:
+        return mp_sum(s, f, self.t)
+
+    def extra_repr(self) -> str:
+        return f"t={self.t:g}"
+
+
+def unit_weight(weight: Float[Tensor, "c_out *fan_in"]) -> Float[Tensor, "c_out *fan_in"]:
+    """The weight in use: unit magnitude per output channel, divided by the root of its fan-in (eq. 47)."""
+    return normalize(weight, tuple(range(1, weight.dim()))) / weight[0].numel() ** 0.5
+
+
+class MPConv2d(nn.Conv2d):
+    """A convolution without bias whose weight is used in the form of `unit_weight`; the size is kept (odd kernels)."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int = 3) -> None:
+        super().__init__(c_in, c_out, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+
+    def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h w"]:
+        return F.conv2d(x, unit_weight(self.weight), padding=self.padding)
+
+
+class MPLinear(nn.Linear):
+    """A linear map without bias whose weight is used in the form of `unit_weight`."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+
+    def forward(self, x: Float[Tensor, "b c_in"]) -> Float[Tensor, "b c_out"]:
+        return F.linear(x, unit_weight(self.weight))
+
+
+@torch.no_grad()
+def normalize_weights(module: nn.Module) -> None:
+    """Bring every stored `MPConv2d` and `MPLinear` weight back to unit magnitude per output channel (eq. 66).
+
+    To be called after each optimizer step, on the trained weights only: averages of weights stay as they are. Only the
+    direction of a stored weight matters to the function, but a weight that grows learns ever more slowly.
+    """
+    for part in module.modules():
+        if isinstance(part, (MPConv2d, MPLinear)):
+            part.weight.copy_(normalize(part.weight, tuple(range(1, part.weight.dim()))))
+
+
+class MPFourier(nn.Module):
+    """`√2 cos(frequency · t + phase)` at random frequencies and phases (eq. 75), always in float32.
+
+    Frequencies (2π times standard normal numbers) and phases are drawn once and stored with the weights.
+    """
+
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+
+    def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b c"]:
+        angles = t.float()[:, None] * self.freqs.float() + self.phases.float()
+        return math.sqrt(2) * angles.cos()
+
+    def extra_repr(self) -> str:
+        return str(len(self.freqs))
+
+
+class AppendOnes(nn.Module):
+    """One more channel, of ones: what the next convolution has in place of a bias."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c1 h w"]:
+        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+
+class MPModulate(nn.Module):
+    """`x · (1 + gain · P(emb))`, with P a linear map to one number per channel and a learned gain that starts at 0."""
+
+    takes_emb = True
+
+    def __init__(self, channels: int, emb_channels: int) -> None:
+        super().__init__()
+        self.project = MPLinear(emb_channels, channels)
+        self.emb_gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
+        return x * (1 + self.emb_gain * self.project(emb))[:, :, None, None]
+
+
+def mp_branch(c_in: int, c_out: int, emb_channels: int, dropout: float = 0.0) -> Chain:
+    """The branch of EDM2's U-Net: activate, convolve, scale by the embedding, activate, drop, convolve (config G).
+
+    The embedding comes activated, as for `unet_branch`. It resamples nothing and normalises nothing: what stands before
+    the sum (resampling, a change of width, a pixel norm) is shared with the shortcut.
+    """
+    return Chain(
+        act1=MPSiLU(),
+        conv1=MPConv2d(c_in, c_out),
+        modulate=MPModulate(c_out, emb_channels),
+        act2=MPSiLU(),
+        dropout=nn.Dropout(dropout),
+        conv2=MPConv2d(c_out, c_out),
+    )
+
+
+class MPSelfAttention(nn.Module):
+    """Cosine attention: as `SelfAttention`, with queries, keys and values of each head brought to unit magnitude.
+
+    Heads and the rows of `qkv` are as there. It needs no norm before it.
+    """
+
+    def __init__(self, channels: int, heads: int | None = None, head_channels: int | None = None) -> None:
+        super().__init__()
+        self.heads = head_count(channels, heads, head_channels)
+        self.qkv = MPConv2d(channels, 3 * channels, kernel_size=1)
+        self.out = MPConv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        qkv = rearrange(self.qkv(x), "b (three n d) h w -> three b n (h w) d", three=3, n=self.heads)
+        h = F.scaled_dot_product_attention(*normalize(qkv, dim=-1))
+        return self.out(rearrange(h, "b n (h w) d -> b (n d) h w", h=x.shape[2]))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"

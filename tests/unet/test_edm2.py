@@ -1,0 +1,404 @@
+"""EDM2's U-Net: the published function, counts and names; options, errors, compilers."""
+
+import gzip
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import unet
+from residual import Residual
+from residual.count import multiply_adds, parameters
+from residual.magnitude import MPConv2d, MPLinear, MPSum, normalize_weights
+from tests.golden.fill import fill, golden_input
+from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
+
+GOLDEN = json.loads(gzip.decompress((Path(__file__).parent.parent / "golden" / "edm2_small.json.gz").read_bytes()))
+SMALL = EDM2Config(
+    size=(16, 16), classes=5, channels=32, multipliers=(1, 2, 2), blocks=2, attention=(1,), logvar_channels=32
+)
+TINY = EDM2Config(
+    size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), blocks=1, head_channels=16, logvar_channels=8
+)
+
+
+def golden_weights(salt: str = "") -> dict[str, Tensor]:
+    return {key: fill(key, shape, salt) for key, shape in GOLDEN["state_dict"].items()}
+
+
+def filled(config: EDM2Config, seed: int = 0) -> EDM2UNet:
+    """A network whose gains are not zero, in eval mode."""
+    torch.manual_seed(seed)
+    net = EDM2UNet(config)
+    for p in net.parameters():
+        if p.dim() == 0:
+            nn.init.constant_(p, 0.7)
+    return net.eval()
+
+
+def inputs(config: EDM2Config, n: int = 2, size: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(1)
+    x, t = torch.randn(n, config.in_channels, *(size or config.size), generator=g), torch.randn(n, generator=g)
+    return (x, t, torch.randint(0, config.classes, (n,), generator=g)) if config.classes else (x, t)
+
+
+def test_the_published_network_to_the_last_digit() -> None:
+    """The network inside EDM's preconditioning (Karras et al. 2022, table 1), σ_data = 0.5."""
+    net = EDM2UNet(SMALL).eval()
+    net.import_weights(golden_weights(), layout="edm2")
+    x, sigma = golden_input((2, 3, 16, 16), "x"), torch.tensor(GOLDEN["inputs"]["sigma"])
+    label = torch.tensor(GOLDEN["inputs"]["class_labels"]).argmax(dim=1)
+    s = sigma[:, None, None, None]
+    total = s**2 + 0.5**2
+    c_skip, c_out, c_in, c_noise = 0.5**2 / total, s * 0.5 / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
+    with torch.no_grad():
+        d = c_skip * x + c_out * net(c_in * x, c_noise, label)
+    assert list(d.shape) == GOLDEN["output_shape"]
+    assert_close(d[0, 0, 0], torch.tensor(GOLDEN["output_first_row"]), rtol=0, atol=2e-6)
+    assert_close(d[-1, -1, -1], torch.tensor(GOLDEN["output_last_row"]), rtol=0, atol=2e-6)
+    assert d.mean().item() == pytest.approx(GOLDEN["output_mean"], abs=1e-6)
+    assert d.std().item() == pytest.approx(GOLDEN["output_std"], abs=1e-6)
+    assert parameters(net) == GOLDEN["parameters"]
+
+
+# Parameters, and multiply-adds in units of 10⁹.
+COUNTS = {
+    "edm2-img64-xs": (124_710_949, 44.9),
+    "edm2-img64-s": (280_209_381, 100.8),
+    "edm2-img64-m": (497_803_173, 178.9),
+    "edm2-img64-l": (777_492_325, 279.3),
+    "edm2-img64-xl": (1_119_276_837, 402.0),
+    "edm2-img512-xxs": (31_309_029, None),
+    "edm2-img512-xs": (124_713_253, None),
+    "edm2-img512-s": (280_212_837, None),
+    "edm2-img512-m": (497_807_781, None),
+    "edm2-img512-l": (777_498_085, None),
+    "edm2-img512-xl": (1_119_283_749, None),
+    "edm2-img512-xxl": (1_523_164_773, None),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_presets_have_the_published_counts(name: str) -> None:
+    config, (count, giga) = unet.preset(name), COUNTS[name]
+    with torch.device("meta"):
+        net = unet.build(config)
+    assert isinstance(net, EDM2UNet)
+    assert parameters(net) == count
+    if giga is not None:
+        x, t, label = torch.empty(1, config.in_channels, 64, 64), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+        assert multiply_adds(net, x, t, label) / 1e9 == pytest.approx(giga, abs=0.06)
+
+
+def test_presets_are_listed_by_kind() -> None:
+    assert unet.list_presets(EDM2Config) == list(COUNTS)
+    assert set(unet.list_presets()) == {*unet.list_presets(EDM2Config), *unet.list_presets(UNetConfig)}
+    assert unet.presets.source("edm2-img64-s").startswith("Karras et al. 2024")
+    with pytest.raises(ValueError, match="no preset 'edm2-img64-z'; did you mean edm2-img64-"):
+        unet.preset("edm2-img64-z")
+
+
+def test_presets_carry_the_published_training_settings() -> None:
+    assert {unet.preset(name).dropout for name in COUNTS if name.endswith(("-xxs", "-xs", "-s"))} == {0.0}
+    assert {unet.preset(name).dropout for name in COUNTS if name.endswith(("-m", "l"))} == {0.1}
+    assert {unet.preset(name).classes for name in COUNTS} == {1000}
+    assert {unet.preset(name).in_channels for name in COUNTS if "512" in name} == {4}
+
+
+def test_build_makes_the_network_of_the_config() -> None:
+    assert type(unet.build(TINY)) is EDM2UNet
+    assert type(unet.build(UNetConfig(channels=16, multipliers=(1, 1)))) is UNet
+
+
+@pytest.mark.parametrize("salt", ["", "other"])
+def test_import_then_export_is_bit_identical(salt: str) -> None:
+    net, theirs = EDM2UNet(SMALL), golden_weights(salt)
+    net.import_weights(theirs, layout="edm2")
+    assert_close(net.export_weights("edm2"), theirs, rtol=0, atol=0)
+
+
+def test_export_then_import_is_bit_identical() -> None:
+    config = replace(TINY, classes=None, blocks=(1, 2), attention=(0,), head_channels=8)
+    net, again = filled(config), filled(config, seed=1)
+    again.import_weights(net.export_weights("edm2"), layout="edm2")
+    assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
+    assert not [key for key in net.export_weights("edm2") if "label" in key]
+
+
+def test_the_rows_of_qkv_are_reordered() -> None:
+    """Theirs: head × channel × (q, k, v). Ours: (q, k, v) × head × channel."""
+    net, theirs = EDM2UNet(SMALL), golden_weights()
+    net.import_weights(theirs, layout="edm2")
+    rows = theirs["unet.enc.8x8_block1.attn_qkv.weight"]
+    assert_close(net.encoder[5].attn.branch.qkv.weight, torch.cat([rows[0::3], rows[1::3], rows[2::3]]))
+
+
+def test_differences_of_the_weights_are_shown() -> None:
+    theirs = golden_weights()
+    del theirs["unet.out_gain"]
+    theirs["unet.extra"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"fit this network: 1 missing: unet\.out_gain; 1 unknown: unet\.extra"):
+        EDM2UNet(SMALL).import_weights(theirs, layout="edm2")
+    with pytest.raises(ValueError, match=r"of another shape: .*emb_noise.weight has \(64, 32\), here \(128, 32\)"):
+        EDM2UNet(replace(SMALL, multipliers=(1, 2, 4))).import_weights(golden_weights(), layout="edm2")
+
+
+def test_what_the_layout_cannot_express_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"cannot express size=\(8, 16\): it has one img_resolution"):
+        EDM2UNet(replace(TINY, size=(8, 16))).export_weights("edm2")
+    with pytest.raises(ValueError, match=r"cannot express in_channels=6 with out_channels=3: .* one img_channels"):
+        EDM2UNet(replace(TINY, in_channels=6)).import_weights({}, layout="edm2")
+    with pytest.raises(ValueError, match="no layout 'diffusers' for EDM2's U-Net; its only one is 'edm2'"):
+        EDM2UNet(TINY).export_weights("diffusers")
+
+
+def test_a_fresh_network_predicts_zero() -> None:
+    x, t = inputs(TINY)
+    assert_close(EDM2UNet(TINY)(x, t), torch.zeros_like(x), rtol=0, atol=0)
+
+
+def test_magnitudes_are_kept_through_a_fresh_network() -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, channels=32, multipliers=(1, 2, 2), blocks=2, classes=7)
+    net, seen = EDM2UNet(config), []
+    for block in (*net.encoder, *net.middle.children(), *net.decoder, net.head):
+        block.register_forward_hook(lambda _, args, y: seen.append(y.square().mean().sqrt().item()))
+    net(*inputs(config, n=8))
+    assert len(seen) > 15
+    assert all(0.7 < magnitude < 1.3 for magnitude in seen), seen
+
+
+# One other value for each field; those that keep the weights' shapes must change the function.
+CHANGES = {
+    "in_channels": 4,
+    "out_channels": 1,
+    "size": (16, 8),
+    "classes": 5,
+    "channels": 32,
+    "multipliers": (1, 3),
+    "blocks": 2,
+    "attention": (0,),
+    "head_channels": 8,
+    "dropout": 0.3,
+    "logvar_channels": 16,
+    "checkpoint": (0,),
+}
+
+
+def test_every_field_has_a_change_to_try() -> None:
+    assert set(CHANGES) == {field.name for field in fields(EDM2Config)}
+
+
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "checkpoint", "dropout"}))
+def test_every_field_changes_weights_or_function(name: str) -> None:
+    before, after = filled(TINY), filled(replace(TINY, **{name: CHANGES[name]}))
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (before, after)]
+    if name == "head_channels":
+        assert shapes[0] == shapes[1]
+        after.load_state_dict(before.state_dict())
+        assert not torch.allclose(before(*inputs(TINY)), after(*inputs(TINY)))
+    else:
+        assert shapes[0] != shapes[1]
+
+
+def test_the_size_is_what_others_are_told() -> None:
+    assert "unet.enc.16x16_conv.weight" in EDM2UNet(replace(TINY, size=(16, 16))).export_weights("edm2")
+
+
+def test_dropout_acts_in_training_only() -> None:
+    net, batch = filled(replace(TINY, dropout=0.3)), inputs(TINY)
+    assert_close(net(*batch), filled(TINY)(*batch), rtol=0, atol=0)
+    net.train()
+    assert not torch.equal(net(*batch), net(*batch))
+
+
+def test_checkpointing_changes_memory_but_no_number() -> None:
+    plain, frugal = filled(TINY).train(), filled(replace(TINY, checkpoint=(0, 1))).train()
+    kept = []
+    for net in (plain, frugal):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t):
+            loss = net(*inputs(TINY)).square().sum()
+        kept.append(sum(sizes))
+        loss.backward()
+    assert kept[1] < kept[0] / 2
+    for (name, a), b in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+        assert_close(a.grad, b.grad, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 4), (2, 6)])
+def test_any_size_that_the_levels_can_halve(size: tuple[int, int]) -> None:
+    batch = inputs(TINY, size=size)
+    assert filled(TINY)(*batch).shape == batch[0].shape
+
+
+def test_labels_and_no_label() -> None:
+    config = replace(TINY, classes=5)
+    net, (x, t, label) = filled(config), inputs(config)
+    assert config.null_label
+    assert not TINY.null_label
+    assert not torch.allclose(net(x, t, label), net(x, t, (label + 1) % 5))
+    assert not torch.allclose(net(x, t, label), net(x, t))
+    assert_close(net(x, t), net(x, t, torch.full((2,), 5)), rtol=0, atol=0)
+    assert_close(net(x, t, label), net(x, t, label.int()), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="takes no labels"):
+        filled(TINY)(x, t, label)
+    with pytest.raises(RuntimeError):
+        net(x, t, torch.full((2,), 6))
+
+
+def test_emb_is_added_to_the_embedding() -> None:
+    config = replace(TINY, classes=5)
+    net, (x, t, label) = filled(config), inputs(config)
+    vectors = net.embedding.label(5**0.5 * torch.eye(5))[label] / 2**0.5
+    assert vectors.shape == (2, config.emb_channels)
+    assert_close(net(x, t, label), net(x, t, emb=vectors), rtol=1e-4, atol=1e-5)
+
+
+def test_one_image_does_not_see_another() -> None:
+    net, (x, t) = filled(TINY), inputs(TINY, n=3)
+    assert_close(net(x, t)[1:2], net(x[1:2], t[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_uncertainty_is_a_function_of_the_noise_level_alone() -> None:
+    net, t = filled(TINY), torch.tensor([-1.0, 0.0, 0.5])
+    head = net.uncertainty
+    features = 2**0.5 * torch.cos(t[:, None] * head.fourier.freqs + head.fourier.phases)
+    weight = head.linear.weight[0]
+    expected = features @ weight / (1e-4 + weight.square().mean().sqrt()) / 8**0.5
+    assert_close(net.uncertainty(t), expected)
+    assert net.uncertainty(t).shape == (3,)
+
+
+def test_every_parameter_receives_a_gradient() -> None:
+    config = replace(TINY, classes=5)
+    net, batch = filled(config), inputs(config)
+    u = net.uncertainty(batch[1])
+    (net(*batch).square().mean(dim=(1, 2, 3)) / u.exp() + u).sum().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.any(), name
+
+
+def test_normalised_weights_compute_the_same_function() -> None:
+    net, batch = filled(TINY), inputs(TINY)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(*batch).square().mean().backward()
+        optimizer.step()
+    before = net(*batch).detach()
+    normalize_weights(net)
+    assert_close(net(*batch), before, rtol=0, atol=1e-4)  # the epsilon of the normalisation is 1e-4
+    for part in net.modules():
+        if isinstance(part, (MPConv2d, MPLinear)):
+            magnitude = part.weight.square().flatten(1).mean(dim=1).sqrt()
+            assert_close(magnitude, torch.ones(len(part.weight)), rtol=0, atol=2e-4)
+
+
+def test_training_leaves_stored_weights_to_the_optimizer() -> None:
+    net = filled(TINY).train()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    net(*inputs(TINY)).sum().backward()
+    assert_close(dict(net.named_parameters()), before, rtol=0, atol=0)
+
+
+def test_blocks_are_residuals_with_parts() -> None:
+    net = filled(TINY)
+    sums = [m for m in net.modules() if isinstance(m, Residual)]
+    assert len(sums) == 3 + 2 + 5 + 1 + 1 + 2  # encoder, middle, decoder with its step up; attention in each
+    assert {type(m.merge) for m in sums} == {MPSum}
+    res, emb = net.encoder[1].res, torch.randn(1, net.config.emb_channels)
+    x = torch.randn(1, 16, 8, 8)
+    assert_close(res.merge(*res.parts(x, emb)), res(x, emb), rtol=0, atol=0)
+
+
+def test_activations_are_clipped() -> None:
+    net = filled(TINY)
+    block, emb = net.encoder[1], torch.randn(1, net.config.emb_channels)
+    nn.init.constant_(block.res.branch.modulate.emb_gain, 1e6)
+    assert block(torch.randn(1, 16, 8, 8), emb).abs().max().item() == 256
+
+
+def test_channels_last_is_kept_through_every_convolution() -> None:
+    net, seen = filled(TINY).to(memory_format=torch.channels_last), []
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, args, y: seen.append(
+                    all(z.is_contiguous(memory_format=torch.channels_last) for z in (args[0], y))
+                )
+            )
+    x, t = inputs(TINY)
+    net(x.contiguous(memory_format=torch.channels_last), t)
+    assert len(seen) > 20
+    assert all(seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention": (2,)}, r"attention=\(2,\) names level 2, but multipliers=\(1, 2\) make levels 0 to 1"),
+        ({"checkpoint": (-1,)}, r"checkpoint=\(-1,\) names level -1"),
+        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+        ({"channels": 0}, "channels=0 must be at least 1"),
+        ({"classes": 0}, "classes=0 must be at least 1, or left out"),
+        ({"multipliers": ()}, r"multipliers=\(\) describes no level"),
+        ({"blocks": (1, 2, 3)}, r"blocks=\(1, 2, 3\) has 3 entries for 2 levels; give one or 2"),
+        ({"head_channels": 64}, "level 1: head_channels=64 does not divide 32 channels; one of: 1, 2, 4, 8, 16, 32"),
+        ({"logvar_channels": 0}, "logvar_channels=0 must be at least 1"),
+    ],
+)
+def test_bad_configs_say_what_and_how(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+def test_a_size_that_cannot_pass_is_refused_before_work() -> None:
+    with pytest.raises(ValueError, match=r"size=\(9, 8\): 9x8 px cannot be halved 1 times .* size that can is 8x8"):
+        EDM2UNet(replace(TINY, size=(9, 8)))
+    with pytest.raises(ValueError, match="7x8 px cannot be halved 1 times"):
+        EDM2UNet(TINY)(torch.randn(1, 3, 7, 8), torch.zeros(1))
+
+
+@pytest.mark.parametrize("config", [TINY, replace(TINY, classes=3)])
+def test_compiles_to_one_graph_for_all_noise_levels(config: EDM2Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
+    net, batch = filled(config), inputs(config)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for t in (-1.5, 0.0, 1.1):
+            t = torch.full((2,), t)
+            assert_close(compiled(batch[0], t, *batch[2:]), net(batch[0], t, *batch[2:]), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("config", [TINY, replace(TINY, classes=3)])
+def test_exports_with_any_batch_from_1_to_256(config: EDM2Config) -> None:
+    net, batch = filled(config), inputs(config)
+    b = torch.export.Dim("b", min=1, max=256)
+    program = torch.export.export(net, batch, dynamic_shapes=tuple({0: b} for _ in batch)).module()
+    for n in (1, 64, 256):
+        batch = inputs(config, n=n)
+        with torch.no_grad():
+            assert_close(program(*batch), net(*batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
+    config = replace(TINY, classes=5, blocks=(1, 2), head_channels=(16, 8))
+    net = filled(config)
+    net.save_pretrained(tmp_path)
+    again = EDM2UNet.from_pretrained(tmp_path)
+    assert again.config == config
+    assert_close(again(*inputs(config)), net(*inputs(config)), rtol=0, atol=0)
+    assert_close(again.uncertainty(torch.ones(1)), net.uncertainty(torch.ones(1)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"describes a 'unet\.EDM2UNet', not a unet\.UNet"):
+        UNet.from_pretrained(tmp_path)
