@@ -75,6 +75,7 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
 def card(model: DiffusionModel, label: int | None) -> str:
     """The model card: what it is, and code that draws with it."""
     channels, height, width = model.shape
+    steps = min(50, model.schedule.timesteps)
     seen = "" if model.images_seen is None else f" after {model.images_seen:,} training images"
     facts = (
         f"A denoising diffusion model of {height}x{width} images with {channels} "
@@ -84,7 +85,7 @@ def card(model: DiffusionModel, label: int | None) -> str:
     if model.classes is None or label is not None:
         name = "" if label is None or label == model.null else (model.names([label]) or [""])[0]
         only = f" It draws only this class: {name}." if name else ""
-        usage, code = f"{facts}{only}", PIPELINE_CODE
+        usage, code = f"{facts}{only}", PIPELINE_CODE.format(steps=steps, timesteps=model.schedule.timesteps)
     else:
         listed = "\n".join(f"- {number}: {name}" for number, name in enumerate(model.classes))
         null = "" if model.null is None else f"\n- {model.null}: no label"
@@ -92,7 +93,7 @@ def card(model: DiffusionModel, label: int | None) -> str:
             f"{facts} It takes a class as label, which diffusers' pipelines cannot pass on; the loop below does.\n\n"
             f"Labels:\n\n{listed}{null}"
         )
-        code = LOOP_CODE.format(classes=len(model.classes), shape=model.shape)
+        code = LOOP_CODE.format(classes=len(model.classes), shape=model.shape, steps=steps)
     return CARD.format(usage=usage, code=code)
 
 
@@ -116,13 +117,13 @@ Image k drawn with a generator seeded with k is image k of `sample.py --seed 0` 
 """
 
 PIPELINE_CODE = """import torch
-from diffusers import DDIMPipeline  # or DDPMPipeline, with num_inference_steps=1000
+from diffusers import DDIMPipeline  # or DDPMPipeline, with num_inference_steps={timesteps}
 
 pipeline = DDIMPipeline.from_pretrained(".")
 generators = [torch.Generator().manual_seed(k) for k in range(4)]
-images = pipeline(batch_size=4, generator=generators, num_inference_steps=50).images
+images = pipeline(batch_size=4, generator=generators, num_inference_steps={steps}).images
 for k, image in enumerate(images):
-    image.save(f"{k:06d}.png")
+    image.save(f"{{k:06d}}.png")
 """
 
 LOOP_CODE = """import torch
@@ -130,7 +131,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 
 unet = UNet2DModel.from_pretrained(".", subfolder="unet").eval()
 scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")
-scheduler.set_timesteps(50)
+scheduler.set_timesteps({steps})
 label = torch.arange({classes})  # one image of each class
 x = torch.stack([torch.randn({shape}, generator=torch.Generator().manual_seed(k)) for k in range(len(label))])
 for t in scheduler.timesteps:

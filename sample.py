@@ -1,7 +1,7 @@
 """Draw images with a trained diffusion model.
 
 python sample.py RUN_OR_MODEL --num 64 --label 3 --out DIR
-torchrun --nproc_per_node 4 sample.py RUN_OR_MODEL --num 50000 --out DIR
+torchrun --nproc_per_node 4 -- sample.py RUN_OR_MODEL --num 50000 --out DIR
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from diffusion import SAMPLERS
 from diffusion.sampler import late_start
 from tasks.diffusion import DiffusionModel, load_model
-from tasks.grid import draw_grid, save_animation, to_picture, to_uint8
+from tasks.grid import check_drawable, draw_grid, save_animation, to_picture, to_uint8
 from training.accelerator import process_state
 from training.cli import command
 
@@ -101,6 +101,7 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> list[int] | None:
             raise ValueError(f"{name}={getattr(args, name)} makes no image; give at least 1")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"out={str(args.out)!r} is a file; give a folder")
+    check_drawable(model.shape[0])
     model.check(sampler=args.sampler, steps=args.steps, eta=args.eta, guidance=args.guidance)
     if args.label == "all" and "all" not in (model.classes or ()):
         return model.cycle(range(args.num))
@@ -118,7 +119,8 @@ def _device(name: str) -> torch.device:
     if name == "auto" or state.num_processes > 1:
         return state.device
     try:
-        return torch.zeros(1, device=name).device
+        torch.zeros(1, device=name).item()
+        return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks import RUNS
-from training.accelerator import make_accelerator
+from training.accelerator import make_accelerator, on_main
 from training.cli import command, parse
 from training.data import open_images
 from training.loop import fit
@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     order = parse(RUNS, argv, DEFAULT)
     run = order.run
     accelerator = make_accelerator(run.train)
-    images = open_images(run.data, on_main_first=accelerator.main_process_first)
+    images = open_images(run.data, on_main=on_main)
+    accelerator.print(f"data: {images}")
     task = run.build(images)
     if order.dry_run:
         if accelerator.is_main_process:

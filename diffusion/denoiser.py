@@ -41,7 +41,10 @@ class SigmaDenoiser(Protocol):
 
 @dataclass(frozen=True)
 class NetDenoiser:
-    """Makes a `Denoiser` of a network `net(x, t, label)`, hiding what it predicts and in which arithmetic."""
+    """Makes a `Denoiser` of a network `net(x, t, label)`, hiding what it predicts.
+
+    The network must take images of the type of `x`; its answer may be of another, as under autocast.
+    """
 
     net: Callable[..., Tensor]
     schedule: Schedule

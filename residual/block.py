@@ -24,7 +24,7 @@ class Chain(nn.Module):
     def __init__(self, **nodes: nn.Module | None) -> None:
         super().__init__()
         for name, node in nodes.items():
-            if hasattr(nn.Module, name):
+            if hasattr(self, name):
                 raise ValueError(f"a node cannot be called {name!r}: every torch module has an attribute of that name")
             if node is not None:
                 self.add_module(name, node)

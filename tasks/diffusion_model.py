@@ -4,6 +4,7 @@ The folder holds config.json and model.safetensors, which are the network's own,
 """
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from diffusion import PREDICTIONS, Denoiser, NetDenoiser, Schedule, denoising, generators, guided
 from diffusion.names import known, some
 from diffusion.sampler import check
+from residual.pretrained import read_config
 from unet import UNet
 
 FORMAT_VERSION = 1
@@ -46,6 +48,8 @@ class DiffusionModel:
         check(sampler, steps, self.schedule, eta)
         if guidance == 1:
             return
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance={guidance:g} is not a number to multiply with; give 1 (as learned) or more")
         if self.classes is None:
             raise ValueError(
                 f"guidance={guidance:g} needs a model with classes; this one has none, leave guidance at 1"
@@ -99,10 +103,11 @@ class DiffusionModel:
     ) -> Iterator[Float[Tensor, "b c h w"]]:
         """Draws the images with these numbers under `seed`: yields their noise, then each step, last the images.
 
-        `labels` has one label per image. `options` are those of `diffusion.denoising`: sampler, steps, eta.
-        Raises ValueError as `check` does.
+        `labels` has one label per image; without them a model with classes draws the null label. `options` are those
+        of `diffusion.denoising`: sampler, steps, eta. Raises ValueError as `check` does, and for labels unlike these.
         """
         self.check(guidance=guidance, **options)
+        self._check_labels(images, labels)
         denoise: Denoiser = NetDenoiser(self.net, self.schedule, self.prediction)
         if self.null is not None:
             denoise = guided(denoise, guidance, self.null)
@@ -110,21 +115,33 @@ class DiffusionModel:
         sources = generators(seed, images)
         return denoising(denoise, self.schedule, sources, self.shape, label, device=device, **options)
 
+    def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:
+        if not len(images):
+            raise ValueError("no image is asked for; give at least one number of an image")
+        if labels is None:
+            if self.classes is not None and self.null is None:
+                raise ValueError("this model has not learned to do without labels; give one for each image")
+            return
+        if self.classes is None:
+            raise ValueError("this model has no classes; leave the labels out")
+        if len(labels) != len(images):
+            raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each")
+        last = len(self.classes) - (self.null is None)
+        if wrong := [label for label in labels if not 0 <= label <= last]:
+            raise ValueError(f"label {wrong[0]} is outside 0 … {last}")
+
     def draw(self, images: Sequence[int], labels: Sequence[int] | None, **options: Any) -> Float[Tensor, "b c h w"]:
         """The images at the end of `denoising`, in [-1, 1]."""
         return deque(self.denoising(images, labels, **options), maxlen=1).pop().clamp(-1, 1)
 
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
-        channels, *size = self.shape
         document = {
             "format_version": FORMAT_VERSION,
             "schedule": self.schedule.name,
             "timesteps": self.schedule.timesteps,
             "variance": self.schedule.variance,
             "prediction": self.prediction,
-            "channels": channels,
-            "size": size,
             "classes": self.classes,
         }
         self.net.save_pretrained(folder)
@@ -132,7 +149,7 @@ class DiffusionModel:
 
 
 def load_model(path: str | Path) -> DiffusionModel:
-    """The model of a run folder (its newest) or of a model folder, on the CPU and in eval mode.
+    """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
     Raises ValueError, with the reason, if there is none or it is not whole.
     """
@@ -147,11 +164,16 @@ def load_model(path: str | Path) -> DiffusionModel:
         )
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
     schedule, prediction, classes = _read_description(folder / DESCRIPTION_FILE)
-    net = UNet.from_pretrained(folder)
+    net = UNet.from_pretrained(folder).float()
     if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
         raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
     if net.config.learned_variance:
         raise ValueError(f"{folder}: a model with learned_variance cannot be sampled yet")
+    if net.config.in_channels != net.config.out_channels:
+        raise ValueError(
+            f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
+            "cannot be sampled here: it needs more than noise"
+        )
     if net.config.classes != (None if classes is None else len(classes)):
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
@@ -168,15 +190,27 @@ def describe(
     return DiffusionModel(net, schedule, prediction, shape, classes, null, images_seen)
 
 
+@dataclass(frozen=True)
+class _Description:
+    """What diffusion.json says."""
+
+    schedule: str
+    timesteps: int
+    variance: str
+    prediction: str
+    classes: tuple[str, ...] | None
+
+
 def _read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None]:
     try:
         document = json.loads(path.read_text())
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {document['format_version']!r}, this version reads {FORMAT_VERSION}")
-        schedule = Schedule(name=document["schedule"], timesteps=document["timesteps"], variance=document["variance"])
-        known("prediction", document["prediction"], PREDICTIONS)
-        classes = document["classes"]
-        return schedule, document["prediction"], None if classes is None else tuple(classes)
+        fields = {name: document[name] for name in ("schedule", "timesteps", "variance", "prediction", "classes")}
+        found = read_config(_Description, fields)
+        known("prediction", found.prediction, PREDICTIONS)
+        schedule = Schedule(name=found.schedule, timesteps=found.timesteps, variance=found.variance)
+        return schedule, found.prediction, found.classes
     except KeyError as error:
         raise ValueError(f"{path} does not say {error}; it is not whole") from None
     except (ValueError, TypeError) as error:

@@ -21,12 +21,16 @@ def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
     return levels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def to_picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """A grey (c = 1) or colour (c = 3) picture. Raises ValueError for other numbers of channels."""
-    channels = pixels.shape[-1]
+def check_drawable(channels: int) -> None:
+    """Raises ValueError unless images with this number of channels can be PNG files."""
     if channels not in (1, 3):
         raise ValueError(f"images with {channels} channels cannot be drawn; PNG files here are grey (1) or colour (3)")
-    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def to_picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """A grey (c = 1) or colour (c = 3) picture. Raises ValueError for other numbers of channels."""
+    check_drawable(pixels.shape[-1])
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def draw_grid(images: UInt8[np.ndarray, "n h w c"], names: Sequence[str] | None = None) -> Image.Image:

@@ -1,6 +1,7 @@
 """One accelerator for one process, several GPUs or several machines: everything distributed is accelerate's."""
 
 import os
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accumulation = config.accumulation(state.num_processes)
     precision, reason = choose_precision(config.precision, state.device)
     _check_trackers(config.trackers)
+    # of 1x1 convolutions, whose layout is ambiguous: nothing is wrong or slow (pytorch#157862)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if state.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every update has the same shapes
     accelerator = Accelerator(

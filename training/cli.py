@@ -71,6 +71,8 @@ def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
     """Makes a script of `main`: a ValueError ends it with one line and exit code 2 (`python -X dev`: with its trace).
 
+    So does an OSError about a file or folder that the user named: one that is in the way, or may not be written.
+
     Under several processes the first one speaks. The others keep the line back for some seconds, in which the
     launcher ends them if the first one failed as well; an error that only they have is printed then.
     """
@@ -79,9 +81,11 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
     def script(argv: Sequence[str] | None = None) -> None:
         try:
             main(sys.argv[1:] if argv is None else argv)
-        except ValueError as error:
-            if sys.flags.dev_mode:
+        except (ValueError, OSError) as error:
+            if sys.flags.dev_mode or (isinstance(error, OSError) and error.filename is None):
                 raise
+            if isinstance(error, OSError):
+                error = ValueError(f"{error.filename}: {error.strerror}")
             speaker = Path(sys.argv[0]).name
             if rank := _rank():
                 time.sleep(PATIENCE_S)

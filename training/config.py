@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+MAX_BATCH = 2**24
+"""more is a slip of the pen; every process draws the random numbers of the whole batch"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -48,9 +51,11 @@ class TrainConfig:
     """newest checkpoints that are kept, at least 2"""
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "ema_halflife_images", "log_images", "sample_images", "save_images"):
+        _require(1 <= self.batch <= MAX_BATCH, self, "batch", f"give 1 to {MAX_BATCH:,}")
+        _require(0 <= self.seed < 2**64, self, "seed", "give 0 or more, below 2^64")
+        for name in ("images", "ema_halflife_images", "log_images", "sample_images", "save_images"):
             _require(getattr(self, name) >= 1, self, name, "give at least 1")
-        for name in ("warmup_images", "weight_decay", "seed"):
+        for name in ("warmup_images", "weight_decay"):
             _require(getattr(self, name) >= 0, self, name, "give 0 or more")
         _require(self.micro_batch is None or self.micro_batch >= 1, self, "micro_batch", "give at least 1, or null")
         _require(self.learning_rate > 0, self, "learning_rate", "give a rate above 0")

@@ -40,6 +40,15 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             return  # the line that was being written when the process died
 
 
+BAR = "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"
+SHOWN = {
+    "loss": "loss={:.3g}",
+    "gradient_norm": "norm={:.2g}",
+    "learning_rate": "lr={:.2g}",
+    "data_wait": "wait={:.0%}",  # share of the time spent waiting for data
+}
+
+
 class RunLog:
     """Where the numbers of a run go; only the main process writes."""
 
@@ -47,7 +56,6 @@ class RunLog:
         self, path: Path, tracker_folder: Path, config: TrainConfig, images_seen: int, accelerator: Accelerator
     ) -> None:
         self.path, self.accelerator = path, accelerator
-        self.shown: dict[str, str] = {}
         accelerator.log_with = filter_trackers(list(config.trackers), tracker_folder)
         accelerator.project_configuration.set_directories(str(tracker_folder))
         accelerator.init_trackers(path.parent.name, init_kwargs={"tensorboard": {"purge_step": images_seen + 1}})
@@ -56,6 +64,7 @@ class RunLog:
             initial=images_seen,
             unit="img",
             unit_scale=True,
+            bar_format=BAR,
             disable=not accelerator.is_main_process,
             mininterval=0.5 if sys.stderr.isatty() else 20,
         )
@@ -65,14 +74,14 @@ class RunLog:
         self.bar.update(images)
 
     def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: bool) -> None:
-        """One line in log.jsonl, and the numbers to the trackers (over images seen) and beside the bar."""
+        """One line in log.jsonl, the numbers to the trackers (over images seen), and the `SHOWN` beside the bar."""
         self.accelerator.log(dict(numbers), step=images_seen)
         if self.accelerator.is_main_process:
             row = {"images": images_seen, "update": update, **marks, **numbers}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            self.shown |= {name: f"{value:.4g}" for name, value in numbers.items()}
-            self.bar.set_postfix(self.shown, refresh=False)
+            if shown := [text.format(numbers[name]) for name, text in SHOWN.items() if name in numbers]:
+                self.bar.set_postfix_str(" ".join(shown), refresh=False)
 
     def close(self) -> None:
         """Close the bar and the trackers."""

@@ -77,6 +77,9 @@ class Loop:
                 if not evaluated and self.due(self.config.sample_images):
                     self.evaluate()  # the run stopped between the checkpoint and this
                 self.train()
+        self.accelerator.print(
+            f"finished: {folder.path} has seen {self.state.images_seen:,} images; its model is in {folder.model}"
+        )
 
     def start(self) -> None:
         """Restore the newest checkpoint; or, for a new run, write one before the first update and check it."""

@@ -19,7 +19,7 @@ from training.accelerator import on_main
 from training.checkpoint import Checkpoint
 
 FORMAT_VERSION = 1
-MAY_CHANGE = {"format_version"} | {
+MAY_CHANGE = {"format_version", "data.cache"} | {
     f"train.{name}" for name in ("images", "log_images", "sample_images", "save_images", "trackers", "keep")
 }
 
@@ -45,7 +45,7 @@ class RunFolder:
 
         "new": nothing to go on from; "resume": `start` is the newest intact checkpoint; "finished": it is the last one.
         `fresh` moves an existing run aside first. Raises ValueError if the folder is not a run's, if its config differs
-        in more than the length, the intervals and the trackers, or if it has checkpoints and none is intact.
+        in more than `MAY_CHANGE`, or if it has checkpoints and none is intact.
         """
         self.status, self.start = on_main(lambda: self._open(_plain(resolved), fresh))
         return self.status

@@ -70,7 +70,7 @@ def test_absent_nodes_are_left_out() -> None:
     assert [name for name, _ in Chain(a=nn.Tanh(), b=None, c=nn.ReLU()).named_children()] == ["a", "c"]
 
 
-@pytest.mark.parametrize("name", ["half", "type", "forward"])
+@pytest.mark.parametrize("name", ["half", "type", "forward", "training"])
 def test_a_node_cannot_take_the_name_of_a_module_attribute(name: str) -> None:
     with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
         Chain(**{name: nn.Tanh()})

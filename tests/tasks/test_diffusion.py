@@ -12,14 +12,15 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusion import squared_error
+from diffusion import Schedule, squared_error
 from tasks import RUNS
 from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
+from tasks.diffusion_model import describe
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
 from training.data import Images
 from training.random import GlobalRandom
 from training.task import Batch
-from unet import list_presets, preset
+from unet import UNet, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -298,6 +299,9 @@ def damaged(source, target, change):
             lambda d: d.update(prediction="epsilom"),
             "cannot be used: unknown prediction 'epsilom'; did you mean epsilon",
         ),
+        (lambda d: d.update(timesteps="1000"), "cannot be used: timesteps='1000' should be int"),
+        (lambda d: d.update(classes="0123456789"), "cannot be used: classes='0123456789' should be tuple"),
+        (lambda d: d.update(classes=[0, 1]), r"cannot be used: classes=\(0, 1\) should be tuple"),
         (lambda d: d.update(classes=["a"]), "names 1 classes, config.json has 10"),
         (lambda d: d.update(classes=None), "names 0 classes, config.json has 10"),
     ],
@@ -323,6 +327,22 @@ def test_weights_of_a_diverged_training_are_refused(conditional, tmp_path):
     save_file(state, file)
     with pytest.raises(ValueError, match=r"weight embedding.linear1.weight is not finite, so its training diverged"):
         load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_type_are_sampled_in_float32(conditional, tmp_path, dtype):
+    model = load_model(conditional)
+    whole = model.draw(range(2), [3, 4], steps=5)
+    model.net.to(dtype)
+    model.save(tmp_path)
+    torch.testing.assert_close(load_model(tmp_path).draw(range(2), [3, 4], steps=5), whole, rtol=0, atol=0.1)
+
+
+def test_a_network_that_needs_more_than_noise_is_refused(tmp_path):
+    net = UNet(replace(SMALL, in_channels=4, out_channels=1))
+    describe(net, Schedule(), "epsilon", None).save(tmp_path)
+    with pytest.raises(ValueError, match=r"takes 4 channels and draws 1 cannot be sampled here"):
+        load_model(tmp_path)
 
 
 def test_folders_that_are_no_models_are_refused(tmp_path):
@@ -367,6 +387,30 @@ def test_labels_that_a_model_has_not_learned_are_refused(conditional, unconditio
         replace(load_model(conditional), null=None).label("none")
     with pytest.raises(ValueError, match="guidance=3 needs a model with classes"):
         load_model(unconditional).draw(range(1), None, guidance=3.0)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ([], [], "no image is asked for"),
+        ([0, 1], [3], "1 labels for 2 images; give one for each"),
+        ([0, 1], [3, 11], "label 11 is outside 0 … 10"),
+        ([0], [-1], "label -1 is outside 0 … 10"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_any_work(conditional, images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(conditional).denoising(images, labels)
+
+
+def test_labels_must_be_given_or_left_out_as_learned(conditional, unconditional):
+    always = replace(load_model(conditional), null=None)
+    with pytest.raises(ValueError, match="has not learned to do without labels; give one for each image"):
+        always.denoising([0], None)
+    with pytest.raises(ValueError, match="label 10 is outside 0 … 9"):
+        always.denoising([0], [10])
+    with pytest.raises(ValueError, match="this model has no classes; leave the labels out"):
+        load_model(unconditional).denoising([0], [0])
 
 
 def test_guidance_0_is_no_label_and_1_is_plain(conditional):

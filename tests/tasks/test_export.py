@@ -8,8 +8,8 @@ from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 
 import export
 from diffusion import generators
-from tasks.diffusion import load_model
-from tests.tasks.small import CLASSES
+from tasks.diffusion import DiffusionConfig, SampleConfig, load_model
+from tests.tasks.small import CLASSES, digits, small_run
 
 
 def exported(model, out, *flags):
@@ -89,6 +89,17 @@ def test_the_code_on_the_card_of_a_pipeline_draws_images(unconditional, tmp_path
     theirs = np.stack([np.array(image) for image in names["images"]])
     assert np.abs(ours - theirs).max() <= 0.51
     assert (folder / "000003.png").is_file()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_code_on_the_card_goes_with_few_timesteps(tmp_path, monkeypatch, labels):
+    task = small_run(diffusion=DiffusionConfig(schedule="cosine", timesteps=20), sample=SampleConfig(steps=10)).build(
+        digits(labels)
+    )
+    export.save_diffusers(task.diffusion, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(code(tmp_path), {})
+    assert labels or "num_inference_steps=20" in code(tmp_path).splitlines()[1]
 
 
 def test_the_scheduler_says_what_the_model_was_trained_with(unconditional, tmp_path):

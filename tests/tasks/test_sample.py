@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,12 @@ import pytest
 from PIL import Image
 
 import sample
+from diffusion import Schedule
 from tasks.diffusion import load_model
+from tasks.diffusion_model import describe
 from tasks.grid import to_uint8
+from tests.tasks.small import SMALL
+from unet import UNet
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +139,8 @@ def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, c
         (["--label", "thre"], "unknown class 'thre'; did you mean three"),
         (["--label", "none", "--guidance", "2"], "guidance=2 strengthens a label, but label is none"),
         (["--out", __file__], "is a file; give a folder"),
+        (["--guidance", "nan"], "guidance=nan is not a number to multiply with"),
+        (["--device", "meta"], "device='meta' cannot be used: "),
         (["--device", "tpux"], "device='tpux' cannot be used: "),
         (["--num", "x"], "argument --num: invalid int value: 'x'; see sample.py --help"),
         (["--lable", "3"], "unrecognized arguments: --lable 3; see sample.py --help"),
@@ -160,6 +167,15 @@ def test_labels_are_not_asked_of_a_model_without_classes(unconditional, tmp_path
     with pytest.raises(SystemExit):
         sample.main([str(unconditional), "--out", str(tmp_path), *flags])
     assert message in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_drawn_are_refused_before_work(tmp_path, capsys):
+    net = UNet(replace(SMALL, in_channels=2, out_channels=2))
+    describe(net, Schedule(), "epsilon", None).save(tmp_path)
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "images with 2 channels cannot be drawn" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_folder_is_named(tmp_path, capsys):

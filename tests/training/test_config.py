@@ -9,7 +9,8 @@ from training.config import TrainConfig
     ("name", "value", "text"),
     [
         ("images", 0, "train.images=0 is out of range; give at least 1"),
-        ("batch", 0, "train.batch=0 is out of range; give at least 1"),
+        ("batch", 0, "train.batch=0 is out of range; give 1 to 16,777,216"),
+        ("batch", 10**40, "is out of range; give 1 to 16,777,216"),
         ("ema_halflife_images", 0, "train.ema_halflife_images=0 is out of range; give at least 1"),
         ("log_images", 0, "train.log_images=0 is out of range; give at least 1"),
         ("sample_images", -1, "train.sample_images=-1 is out of range; give at least 1"),
@@ -17,6 +18,7 @@ from training.config import TrainConfig
         ("warmup_images", -1, "train.warmup_images=-1 is out of range; give 0 or more"),
         ("weight_decay", -0.1, "train.weight_decay=-0.1 is out of range; give 0 or more"),
         ("seed", -1, "train.seed=-1 is out of range; give 0 or more"),
+        ("seed", 2**64, "train.seed=18446744073709551616 is out of range; give 0 or more, below 2^64"),
         ("micro_batch", 0, "train.micro_batch=0 is out of range; give at least 1, or null"),
         ("learning_rate", 0.0, "train.learning_rate=0.0 is out of range; give a rate above 0"),
         ("learning_rate", float("nan"), "train.learning_rate=nan is out of range; give a rate above 0"),

@@ -39,6 +39,22 @@ def test_rows_and_the_bar(tmp_path, capsys):
     assert "16.0/80.0" in capsys.readouterr().err
 
 
+def test_the_bar_shows_all_numbers_at_80_columns(tmp_path, capsys):
+    settings = config(images=102_400_000, batch=128)
+    log = RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings, 3_600_000, accelerator(settings))
+    with closing(log):
+        log.bar.ncols = 79  # what tqdm takes of a terminal with 80
+        log.bar.start_t -= 3600
+        log.advance(36_000_000)
+        numbers = {"loss": 0.0345678, "gradient_norm": 0.123456, "learning_rate": 1.87654e-4, "data_wait": 0.0123}
+        log.write(39_600_000, 1, numbers | {"images_per_second": 10_000.0})
+        log.bar.refresh()
+    line = capsys.readouterr().err.rstrip().rpartition("\r")[2]
+    assert line.startswith("39.6M/102M ")
+    assert line.endswith(" left 10.0kimg/s, loss=0.0346 norm=0.12 lr=0.00019 wait=1%")
+    assert len(line) <= 79
+
+
 def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -84,6 +84,8 @@ def test_a_run_that_dies_between_checkpoints_goes_on_as_if_nothing_happened(tmp_
 
 def test_finished_says_so(tmp_path, capsys):
     train(tmp_path)
+    text = f"finished: {tmp_path} has seen 80 images; its model is in {tmp_path / 'model'}"
+    assert text in capsys.readouterr().out
     before = hashes(tmp_path)
     task = train(tmp_path)
     assert task.batches == []

@@ -54,6 +54,11 @@ def test_length_intervals_trackers_and_keep_may_change(tmp_path):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["keep"] == 3
 
 
+def test_the_cache_may_move(tmp_path):
+    train(tmp_path / "run", images=HALF)
+    assert opened(tmp_path / "run", other={"data": {"cache": "there"}}).status == "resume"
+
+
 def test_before_anything_was_trained_the_config_may_change(tmp_path):
     opened(tmp_path / "run")
     assert opened(tmp_path / "run", seed=1).status == "new"

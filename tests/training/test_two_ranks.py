@@ -84,6 +84,7 @@ def test_one_bad_process_stops_both_before_anything_is_saved(two):
 def test_an_error_on_the_main_process_is_raised_on_both(two):
     for rank in range(2):
         assert "is not a run folder (no config.yaml)" in (two / f"refused{rank}.txt").read_text()
+        assert "there is no such folder or file" in (two / f"no_images{rank}.txt").read_text()
 
 
 def test_only_the_main_process_prints(two):

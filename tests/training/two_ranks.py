@@ -7,7 +7,8 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from tests.training.toy import BATCH, ToyTask, config, loop, resolved, train
-from training.accelerator import process_state
+from training.accelerator import on_main, process_state
+from training.data import DataConfig, open_images
 from training.run_folder import RunFolder
 from training.schedule import ema_keep
 
@@ -28,6 +29,8 @@ def main(out: Path) -> None:
     (out / "not a run").mkdir(exist_ok=True)
     (out / "not a run" / "file").write_text("")
     report(out / f"refused{rank}.txt", lambda: RunFolder(out / "not a run").open(resolved(config())))
+    nothing = DataConfig(source=str(out / "nothing"), cache=out / "cache")
+    report(out / f"no_images{rank}.txt", lambda: open_images(nothing, on_main=on_main))
     PartialState().destroy_process_group()
 
 

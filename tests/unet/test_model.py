@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import unet
-from residual import Residual
+from residual import NearestConv, Residual
 from residual.count import multiply_adds, parameters
 from unet import UNet, UNetConfig
 
@@ -301,6 +301,8 @@ def test_per_level_settings() -> None:
     net = filled(config)
     assert len(net.encoder) == 1 + (1 + 2 + 1) + 2
     assert len(net.decoder) == len(net.encoder)
+    ups = [chain.up for chain in net.decoder if hasattr(chain, "up")]
+    assert [type(up) for up in ups] == [Residual, NearestConv]  # each level comes back as it was left
     assert net(*inputs(config)).shape == (2, 3, 8, 8)
 
 

@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from training.data.config import DataConfig
-from training.data.images import Images, fingerprint
+from training.data.images import Images, fingerprint, listing
 from training.data.labels import Label, check_label, number_labels
 from training.data.source import Records, Source, find_source
 
@@ -35,22 +35,27 @@ FORMAT_VERSION = 1
 IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"
 
 
-def open_images(
-    config: DataConfig, *, on_main_first: Callable[[], AbstractContextManager[object]] = nullcontext
-) -> Images:
+def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> Images:
     """The images of a run: decoded into the cache when they are not there yet, then mapped from it.
 
-    Under several processes pass accelerate's `main_process_first`: the main process decodes, the others wait.
-    Raises ValueError, in one line, for whatever is wrong with the source, its labels or its images.
+    Under several processes pass `training.accelerator.on_main`: the main process decodes, the others wait, and an error
+    is raised on all. Raises ValueError, in one line, for whatever is wrong with the source, its labels or its images.
     """
-    with on_main_first():
-        source = find_source(config)
-        folder = config.cache_folder / cache_name(source, config)
-        if not folder.exists():
-            build(source, config, folder)
+    folder = on_main(lambda: find_cache(config))
+    if not folder.exists():  # on another machine, with a disk of its own
+        folder = find_cache(config)
     images = load(folder)
     check_bad(images.bad, config.max_bad)
     return images
+
+
+def find_cache(config: DataConfig) -> Path:
+    """The cache folder of a config, which is built if it is not there."""
+    source = find_source(config)
+    folder = config.cache_folder / cache_name(source, config)
+    if not folder.exists():
+        build(source, config, folder)
+    return folder
 
 
 def cache_name(source: Source, config: DataConfig) -> str:
@@ -147,12 +152,6 @@ def check_bad(bad: Sequence[str], most: int) -> None:
     if len(bad) > most:
         rule = f"more than data.max_bad {most} images cannot be read"
         raise ValueError(f"{rule}{listing(bad)}; repair or remove them, or raise data.max_bad")
-
-
-def listing(bad: Sequence[str]) -> str:
-    """The first few unreadable images, for a message."""
-    more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
-    return f" ({'; '.join(bad[:10])}{more})" if bad else ""
 
 
 class PixelFile:

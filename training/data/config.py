@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 CACHE = Path("~/.cache/residual-diffusion")
+MAX_SIDE_PX = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class DataConfig:
         sides = (self.size,) if isinstance(self.size, int) else self.size or ()
         if any(isinstance(side, bool) or side < 1 for side in sides):
             raise ValueError(f"data.size {self.size} must be a positive number of pixels, or two: (height, width)")
+        if any(side > MAX_SIDE_PX for side in sides):
+            raise ValueError(f"data.size {self.size} is too large; give at most {MAX_SIDE_PX} pixels a side")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"data.channels {self.channels} must be 1 (grey), 3 (RGB) or null (as found)")
         if self.crop not in ("center", "stretch"):

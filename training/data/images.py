@@ -47,6 +47,14 @@ class Images:
     def __len__(self) -> int:
         return len(self._array)
 
+    def __str__(self) -> str:
+        """What a user wants to know of the data, in one line."""
+        channels, height, width = self.shape
+        kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+        classes = "no labels" if self.classes is None else f"{len(self.classes)} classes"
+        skipped = f"; {self.skipped} more could not be read{listing(self.bad)}" if self.bad else ""
+        return f"{len(self):,} {kind} images of {height} x {width} px (height x width), {classes}{skipped}"
+
     @property
     def skipped(self) -> int:
         """How many images were left out because they cannot be read."""
@@ -68,6 +76,12 @@ class Images:
         if out is None:
             out = np.empty((len(indices), *self.shape), np.uint8)
         return np.take(self._array, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
+
+
+def listing(bad: Sequence[str]) -> str:
+    """The first few unreadable images, for a message."""
+    more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
+    return f" ({'; '.join(bad[:10])}{more})" if bad else ""
 
 
 def fingerprint(

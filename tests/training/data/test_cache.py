@@ -1,9 +1,8 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +135,8 @@ def test_a_truncated_image_is_named_skipped_and_counted(pets: Path, config, caps
         images = open_images(config(source=pets))
         assert (len(images), images.skipped) == (5, 1)
         assert images.bad[0].startswith("dog/2.png: ")
+        assert str(images).startswith("5 RGB images of 4 x 5 px (height x width), 2 classes; 1 more could not be read")
+        assert "(dog/2.png: " in str(images)
         assert ("skipped dog/2.png: " in capsys.readouterr().err) == told
         np.testing.assert_array_equal(images.read(np.arange(5)), kept)
         assert images.labels is not None
@@ -197,14 +198,19 @@ def test_a_damaged_cache_says_what_to_do(name: str, harm, pets: Path, config, bu
         open_images(config(source=pets))
 
 
-def test_the_main_process_builds_while_the_others_wait(pets: Path, config, built) -> None:
-    events = []
+def test_only_the_main_process_builds(pets: Path, config, built) -> None:
+    """The others are told where; a machine with a disk of its own, where nothing is there, builds its own."""
+    told = []
 
-    @contextmanager
-    def main_process_first() -> Iterator[None]:
-        events.append(("enter", len(built)))
-        yield
-        events.append(("leave", len(built)))
+    def on_main(find):
+        told.append(find())
+        return told[-1]
 
-    open_images(config(source=pets), on_main_first=main_process_first)
-    assert events == [("enter", 0), ("leave", 1)]
+    open_images(config(source=pets), on_main=on_main)
+    open_images(config(source=pets), on_main=lambda find: told[0])
+    assert built == told
+    open_images(config(source=pets), on_main=lambda find: Path("on another machine"))
+    assert built == told
+    shutil.rmtree(told[0])
+    open_images(config(source=pets), on_main=lambda find: told[0])
+    assert built == told * 2

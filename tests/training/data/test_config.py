@@ -12,6 +12,7 @@ from training.data import DataConfig
         ({"size": 0}, r"data\.size 0 must be a positive number of pixels, or two: \(height, width\)"),
         ({"size": True}, r"data\.size True must be a positive number"),
         ({"size": (32, -1)}, r"data\.size \(32, -1\) must be a positive number"),
+        ({"size": (32, 100_000)}, r"data\.size \(32, 100000\) is too large; give at most 8192 pixels a side"),
         ({"max_bad": -1}, r"data\.max_bad -1 must be 0 or more"),
         ({"label_column": "y", "labels": False}, r"data\.label_column is 'y' but data\.labels is false; drop one"),
     ],
