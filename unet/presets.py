@@ -213,9 +213,8 @@ def preset(name: str) -> UNetConfig | EDM2Config:
         known = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(_PRESETS)}"
         raise ValueError(f"no preset {name!r}; {known}")
     return _PRESETS[name].config
-def list_presets(config_class: type | None = None) -> dict[str, Preset]:
-    """Every published network that `preset` knows, by name, with its size and source.
 
-    All, or those of one class of config (`UNetConfig`, `EDM2Config`).
-    """
-    return {name: p for name, p in _PRESETS.items() if config_class is None or isinstance(p.config, config_class)}
+
+def build(config: UNetConfig | EDM2Config) -> UNet | EDM2UNet:
+    """The network that a config describes, freshly initialised."""
+    return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
