@@ -29,7 +29,8 @@ from tqdm import tqdm
 from training.data.config import DataConfig
 from training.data.images import Images, fingerprint, listing
 from training.data.labels import Label, check_label, number_labels
-from training.data.source import Records, Source, find_source
+from training.data.records import Records, Source
+from training.data.source import find_source
 
 FORMAT_VERSION = 1
 IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"

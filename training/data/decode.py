@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from training.data.config import DataConfig
-from training.data.source import Item
+from training.data.records import Item
 
 MAX_PIXELS = 89_478_485
 """an image with more pixels is refused, as a few kB can unpack to gigabytes (from here on Pillow itself warns)"""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from training.data.config import DataConfig
-from training.data.source import PICTURES, SPLITS, Item, Records, Source, choose_split, no_columns, stamp
+from training.data.records import PICTURES, SPLITS, Item, Records, Source, choose_split, no_columns, stamp
 
 SPLIT_FOLDERS = {name: split for split, names in SPLITS.items() for name in names}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.config import DataConfig
-from training.data.source import Item, Records, Source, choose_split, nearest, stamp
+from training.data.records import Item, Records, Source, choose_split, nearest, stamp
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "fine_labels", "coarse_label")

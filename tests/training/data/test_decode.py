@@ -8,7 +8,7 @@ from PIL import Image
 from training.data import DataConfig
 from training.data import decode as module
 from training.data.decode import decode, decode_all, decode_in_threads
-from training.data.source import Item
+from training.data.records import Item
 
 FOUND = DataConfig()
 

@@ -1,0 +1,106 @@
+"""What every kind of source has in common: items, records, splits, and the files of a folder."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.data.config import DataConfig
+
+TABLES = (".parquet", ".arrow")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")} | {
+    "test": ("test", "testing", "eval", "evaluation")
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image before decoding: a file, the bytes of a file, or pixels (h, w) uint8; `label` is an index or a name."""
+
+    name: str
+    data: Path | bytes | np.ndarray
+    label: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Records:
+    """The items of a source in their fixed order, how many (None: not known beforehand) and the names of the classes.
+
+    `labelled` tells that items carry labels; `classes` is then None where the labels themselves are all there is.
+    """
+
+    items: Generator[Item, None, None]
+    count: int | None
+    labelled: bool
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was found: `name` for people, `key` (JSON) that changes with the content, `open` to read it."""
+
+    name: str
+    key: list
+    open: Callable[[], Records]
+
+
+def walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Files below `folder` with one of the suffixes, hidden ones left out, links followed (once), in a fixed order."""
+    seen = set()
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(root, name) for name in files if not name.startswith(".")]
+        seen.add(real)
+    kept = [file for file in found if file.suffix.lower() in suffixes]
+    return iter(sorted(kept, key=lambda file: file.relative_to(folder).as_posix()))
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file or folder name speaks of ("val-00001.parquet": validation), or None."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((split for split, names in SPLITS.items() for word in words if word in names), None)
+
+
+def by_split(files: list[Path], folder: Path) -> dict[str, list[Path]]:
+    """Files by the split that their path below `folder` speaks of; one that speaks of none belongs to train."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(split_of(file.relative_to(folder).as_posix()) or "train", []).append(file)
+    return splits
+
+
+def choose_split(config: DataConfig, splits: Iterable[str]) -> str:
+    """`config.split` under the name that `splits` has for it. Raises ValueError with the splits there are."""
+    known = list(splits)
+    for name in (config.split, split_of(config.split)):
+        if name in known:
+            return str(name)
+    raise ValueError(f"data.split {config.split!r} is not a split of {config.source!r}; splits: {', '.join(known)}")
+
+
+def no_columns(config: DataConfig, what: str) -> None:
+    """Refuse column names where there are no columns."""
+    for field in ("image_column", "label_column"):
+        if getattr(config, field) is not None:
+            raise ValueError(f"data.{field} is {getattr(config, field)!r} but {what} has no columns; leave it out")
+
+
+def stamp(file: Path) -> list:
+    """What tells that a file has changed: its path, size in bytes and time of change in nanoseconds."""
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The known names for an error message, the nearest one first."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, 1)
+    return (f"nearest: {close[0]}; " if close else "") + f"columns: {', '.join(known)}"
