@@ -1,6 +1,7 @@
 """Training a U-Net to denoise (Ho et al. 2020)."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -84,8 +85,9 @@ class DiffusionTask:
         if about.classes is not None:
             assert batch.label is not None, "the images were checked when the task was built"
             label = drop_labels(batch.label, random.uniform(), self.label_dropout, null=len(about.classes))
+        net = model if batch.augment is None else partial(model, augment=batch.augment)
         return squared_error(
-            model, batch.image.float(), t, noise, label, schedule=about.schedule, prediction=about.prediction
+            net, batch.image.float(), t, noise, label, schedule=about.schedule, prediction=about.prediction
         )
 
     def evaluate(self, model: nn.Module, folder: Path, images_seen: int, accelerator: Accelerator) -> dict[str, float]:
@@ -151,6 +153,7 @@ class DiffusionRun:
         "model.size": _FROM_IMAGES,
         "model.classes": _FROM_IMAGES,
         "model.null_label": "it follows from diffusion.label_dropout",
+        "model.augment_channels": "it follows from data.non_leaky",
     }
     presets = staticmethod(preset)
     preset_names = staticmethod(lambda: list_presets(UNetConfig))  # EDM2's network needs its own preconditioning
@@ -159,6 +162,8 @@ class DiffusionRun:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
         if self.model.learned_variance:
             raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")
+        if self.model.time_embedding == "log_fourier":
+            raise ValueError("model.time_embedding=log_fourier cannot be trained on timesteps, the first of which is 0")
         channels, height, width = images.shape
         if reason := self.model.size_error(height, width):
             raise ValueError(f"images of {self.data.source}: {reason}; data.size resizes them")
@@ -169,6 +174,7 @@ class DiffusionRun:
             size=(height, width),
             classes=None if images.classes is None else len(images.classes),
             null_label=self.diffusion.label_dropout > 0,
+            augment_channels=9 if self.data.non_leaky > 0 else None,
         )
         with seeded(self.train.seed, "model"):
             net = UNet(config)

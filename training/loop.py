@@ -59,7 +59,7 @@ class Loop:
         accelerator: Accelerator,
     ) -> None:
         self.task, self.images, self.config, self.folder, self.accelerator = task, images, config, folder, accelerator
-        self.flip = data.flip
+        self.data = data
         self.rank, ranks = accelerator.process_index, accelerator.num_processes
         self.micro_batches = config.accumulation(ranks)
         self.micro_batch = config.batch // ranks // self.micro_batches
@@ -150,8 +150,8 @@ class Loop:
     def batch(self, micro: int) -> Batch:
         """Micro-batch number `micro` of the next update, augmented."""
         pixels, label = self.feed.get(self.state.update, micro)
-        image = augment(pixels, self.random("augment", micro), self.flip)
-        return Batch(image.contiguous(memory_format=self.state.memory_format), label)
+        image, told = augment(pixels, self.random("augment", micro), self.data.flip, self.data.non_leaky)
+        return Batch(image.contiguous(memory_format=self.state.memory_format), label, told)
 
     def random(self, stream: str, micro: int) -> GlobalRandom:
         """The random numbers of the next update, for this process's micro-batch number `micro`."""

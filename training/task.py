@@ -15,10 +15,14 @@ from training.random import GlobalRandom
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the device: augmented float32 images in [-1, 1], and int64 labels if the data has any."""
+    """One micro-batch on the device: augmented float32 images in [-1, 1], and int64 labels if the data has any.
+
+    `augment` is what the network is to be told of each image's augmentation, if it is non-leaky.
+    """
 
     image: Float[Tensor, "b c h w"]
     label: Int[Tensor, "b"] | None
+    augment: Float[Tensor, "b 9"] | None = None
 
 
 @runtime_checkable

@@ -17,10 +17,10 @@ from tasks import RUNS
 from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
 from tasks.diffusion_model import describe
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
-from training.data import Images
+from training.data import DataConfig, Images
 from training.random import GlobalRandom
 from training.task import Batch
-from unet import UNet, list_presets, preset
+from unet import UNet, UNetConfig, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,7 +93,7 @@ def test_bad_fields_are_named(make, message):
 
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun} == RUNS
-    assert DiffusionRun.preset_names() == list(list_presets(UNetConfig))
+    assert list(DiffusionRun.preset_names()) == list(list_presets(UNetConfig))
     assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived} == {"model"}
 
@@ -422,3 +422,23 @@ def test_guidance_0_is_no_label_and_1_is_plain(conditional):
     torch.testing.assert_close(model.draw(range(3), labels, guidance=0.0, **options), free, rtol=0, atol=0)
     assert (plain - free).abs().max() > 0.1
     assert (model.draw(range(3), labels, guidance=3.0, **options) - plain).abs().max() > 0.1
+
+
+def test_the_network_is_told_how_images_were_augmented_and_draws_as_if_they_were_not():
+    run = small_run(data=DataConfig(non_leaky=0.12))
+    task = shaken(run.build(digits()))
+    assert task.model.config.augment_channels == 9
+    image, label = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+
+    def losses(augment):
+        random = GlobalRandom(0, 0, "task", 4, slice(0, 4), "cpu")
+        return task.loss(task.model, Batch(image, label, augment), random)
+
+    plain = losses(None)
+    torch.testing.assert_close(losses(torch.zeros(4, 9)), plain)
+    assert not torch.isclose(losses(torch.ones(4, 9)), plain).any()
+
+
+def test_a_network_of_log_time_is_not_trained_on_timesteps():
+    with pytest.raises(ValueError, match="log_fourier cannot be trained on timesteps"):
+        small_run(model=replace(SMALL, time_embedding="log_fourier")).build(digits())
