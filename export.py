@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffusion.names import known
 from tasks.diffusion import DiffusionModel, load_model
-from training.cli import command
+from training.cli import ScriptParser, command
 from unet import diffusers_config
 
 TARGETS = ("diffusers",)
@@ -21,7 +21,7 @@ TARGETS = ("diffusers",)
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = _Parser(prog="export.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    p = ScriptParser(prog="export.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument(
         "model", metavar="RUN_OR_MODEL", help="a run folder of train.py (its averaged model), or a model folder"
     )
@@ -139,13 +139,6 @@ for t in scheduler.timesteps:
         x = scheduler.step(unet(x, t, label).sample, t, x).prev_sample
 images = (x / 2 + 0.5).clamp(0, 1)  # (image, channel, height, width), from 0 to 1
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Whose errors are one line, as those of the other scripts."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from diffusion.sampler import late_start
 from tasks.diffusion import DiffusionModel, load_model
 from tasks.grid import check_drawable, draw_grid, save_animation, to_picture, to_uint8
 from training.accelerator import process_state
-from training.cli import command
+from training.cli import ScriptParser, command
 
 MOST_IN_GRID = 256
 MOST_FRAMES = 40
@@ -31,7 +31,7 @@ Drawn = tuple[int, np.ndarray, list[np.ndarray]]
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     text = argparse.ArgumentDefaultsHelpFormatter
-    p = _Parser(prog="sample.py", description=__doc__.splitlines()[0], formatter_class=text, allow_abbrev=False)
+    p = ScriptParser(prog="sample.py", description=__doc__.splitlines()[0], formatter_class=text, allow_abbrev=False)
     p.add_argument(
         "model", metavar="RUN_OR_MODEL", help="a run folder of train.py (its averaged model), or a model folder"
     )
@@ -173,13 +173,6 @@ def _write(args: argparse.Namespace, drawn: list[Drawn], names: list[str] | None
     if args.grid:
         draw_grid(np.stack([pixels for _, pixels, _ in drawn]), shown_names).save(args.out / "grid.png")
         print(f"grid: {args.out / 'grid.png'}")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Whose errors are one line, as those of the other scripts."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from sklearn.svm import SVC
 
 from tasks.diffusion import load_model
 from tasks.grid import to_uint8
-from training.cli import command
+from training.cli import ScriptParser, command
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, draws, judges, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run folder of train.py, or a model folder")
     parser.add_argument("--num", type=int, default=500, help="digits to draw")
     parser.add_argument("--steps", type=int, default=50, help="steps of the DDIM sampler")

@@ -14,13 +14,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from training.cli import command
+from training.cli import ScriptParser, command
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Reads the log, prints, draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of train.py")
     run = parser.parse_args(argv).run
     if not (run / "log.jsonl").is_file():

@@ -1,5 +1,6 @@
 """The command line of a training: one YAML file per run, every setting of which can also be given as a flag."""
 
+import argparse
 import functools
 import os
 import re
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from training.fields import build, plain
 from training.schema import OWN, Schema, nearest
@@ -94,6 +95,13 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
             raise SystemExit(2) from None
 
     return script
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """The parser of a script with a command line of its own, whose errors are ValueErrors for `command`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
