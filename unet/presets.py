@@ -4,6 +4,9 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from residual.count import check_memory
 from unet.config import UNetConfig
 from unet.edm2 import EDM2_PRESETS, EDM2Config, EDM2UNet
 from unet.model import UNet
@@ -216,5 +219,14 @@ def preset(name: str) -> UNetConfig | EDM2Config:
 
 
 def build(config: UNetConfig | EDM2Config) -> UNet | EDM2UNet:
-    """The network that a config describes, freshly initialised."""
-    return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
+    """The network that a config describes, freshly initialised, on the default device.
+
+    Raises ValueError, before any work, if its weights are more than this machine has memory.
+    """
+
+    def make() -> UNet | EDM2UNet:
+        return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
+
+    if torch.get_default_device().type == "cpu":
+        check_memory(make)
+    return make()

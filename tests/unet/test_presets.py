@@ -5,7 +5,7 @@ import torch
 
 import unet
 from residual.count import multiply_adds, parameters
-from unet import EDM2UNet, UNet, UNetConfig
+from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
 
 # What their publications, or the published networks themselves, count.
 PUBLISHED = {
@@ -90,3 +90,19 @@ def test_an_unknown_preset_gets_the_nearest_names() -> None:
         unet.preset("ddpm-cifar")
     with pytest.raises(ValueError, match=r"no preset '\?!'; one of: ddpm-cifar10, ddpm-256"):
         unet.preset("?!")
+
+
+@pytest.mark.parametrize("channels", [2**18, 2**40])
+@pytest.mark.parametrize("make", [UNetConfig, EDM2Config])
+def test_a_network_larger_than_the_memory_is_refused_before_work(
+    make: type[UNetConfig | EDM2Config], channels: int
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"weights alone would take [\d,]+\.\d GiB, and this machine has [\d,]+\.\d: ta"
+    ):
+        unet.build(make(channels=channels, size=(8, 8)))
+
+
+def test_memory_is_not_asked_where_none_is_needed() -> None:
+    with torch.device("meta"):
+        assert parameters(unet.build(EDM2Config(channels=2**14))) > 1e12
