@@ -4,9 +4,10 @@ import dataclasses
 import difflib
 import json
 import os
+import tempfile
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,13 +21,15 @@ M = TypeVar("M", bound="Pretrained")
 
 
 class Pretrained:
-    """`save_pretrained` and `from_pretrained` for a module that is built from one config dataclass.
+    """Saving, reading and publishing for a module that is built from one config dataclass.
 
     A model folder holds `config.json` and `model.safetensors`, nothing that could run code.
     """
 
     config: Any
     config_class: ClassVar[type]
+    hub_tags: ClassVar[tuple[str, ...]] = ()
+    """words by which the model can be found on the hub"""
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `folder`, which is made if need be."""
@@ -49,7 +52,7 @@ class Pretrained:
         """
         folder = local_folder(folder_or_hub_id)
         document = read_json(folder / "config.json")
-        found = document.pop("model", None)
+        found = document.pop("model", document.get("_class_name"))
         if found != _qualified_name(cls):
             raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
         version = document.pop("format_version", None)
@@ -70,6 +73,73 @@ class Pretrained:
         model.load_state_dict(state, assign=True)  # type: ignore[attr-defined]
         return model.requires_grad_(True).eval()  # type: ignore[attr-defined]
 
+    def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload model") -> str:
+        """Upload the model folder, with a generated model card, to the Hugging Face hub; returns its address there.
+
+        `repo_id` is "owner/name"; the repository is made if need be, and a card that it has already is kept. The hub
+        knows you by the token of `hf auth login` or of the environment (HF_TOKEN). Raises ValueError, with the reason,
+        if the hub does not take it.
+        """
+        if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+            raise ValueError(f"repo_id={repo_id!r} should be of the form 'owner/name'")
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError, HTTPError
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            try:
+                address = api.create_repo(repo_id, private=private, exist_ok=True)
+                if not api.file_exists(repo_id, "README.md"):
+                    (Path(folder) / "README.md").write_text(self.model_card(repo_id), encoding="utf-8")
+                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+            except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is that of the hub's HTTP library
+                raise ValueError(
+                    f"the hub did not take {repo_id!r}: {_first_line(error)} (hf auth login tells it who you are)"
+                ) from None
+        return str(address)
+
+    def model_card(self, repo_id: str) -> str:
+        """A README.md for the hub: what it is, its size and shape, and how to load it. The licence is yours to add."""
+        package, name = _qualified_name(type(self)).split(".")
+        weights = list(self.parameters())  # type: ignore[attr-defined]
+        return _CARD.format(
+            tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
+            title=repo_id.partition("/")[2],
+            repo_id=repo_id,
+            package=package,
+            name=name,
+            about=(type(self).__doc__ or "").strip().partition("\n")[0],
+            count=f"{sum(p.numel() for p in weights):,}",
+            types=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in weights})),
+            config=json.dumps(dataclasses.asdict(self.config), indent=2),
+        )
+
+
+# The licence is the author's to choose: the hub reads it from the line that is left out here.
+_CARD = """---
+library_name: residual-diffusion
+tags:{tags}
+# license: name yours here, such as apache-2.0
+---
+
+# {title}
+
+A `{package}.{name}` with {count} parameters ({types}). {about}
+
+```python
+from {package} import {name}
+
+net = {name}.from_pretrained("{repo_id}")
+```
+
+Its config:
+
+```json
+{config}
+```
+"""
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ValueError if it is missing, damaged, or a pickle."""
@@ -78,23 +148,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise ValueError(f"no weights at {path}")
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        raise ValueError(
-            f"{path} is a pickle, which could run code, and is not opened here; save a plain state dict first: "
-            "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
-        )
     try:
         return load_file(path)
     except SafetensorError as error:
+        # Looked at only now: a safetensors file may begin with the same bytes, which are its header's length there.
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise pickle_error(path) from None
         raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or save it again") from None
 
 
-def read_config(config_class: type, fields: Mapping[str, Any]) -> Any:
+def pickle_error(path: Path) -> ValueError:
+    """The error for weights that are a pickle, with the way out."""
+    return ValueError(
+        f"{path} is a pickle, which could run code, and is not opened here; save a plain state dict first: "
+        "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
+    )
+
+
+def read_config(config_class: type, fields: Mapping[str, Any], optional: Iterable[str] = ()) -> Any:
     """A config dataclass from plain JSON values, each checked against the field's type; lists become tuples.
 
-    Raises ValueError naming the field: unknown (with the nearest name) or of the wrong type.
+    Every field has to be there but for the `optional` ones: what a file leaves out, a default would decide, and with
+    another default tomorrow it would be another network.
+
+    Raises ValueError naming the field: unknown (with the nearest name), of the wrong type, or missing.
     """
     hints = typing.get_type_hints(config_class)
     values = {}
@@ -106,6 +185,10 @@ def read_config(config_class: type, fields: Mapping[str, Any]) -> Any:
         if not _fits(value, hints[name]):
             raise ValueError(f"{name}={value!r} should be {_type_name(hints[name])}")
         values[name] = value
+    if missing := [name for name in hints if name not in values and name not in optional]:
+        raise ValueError(
+            f"missing field {missing[0]!r}: add it, or save the model again with the version that wrote it"
+        )
     return config_class(**values)
 
 
@@ -147,7 +230,7 @@ def local_folder(folder_or_hub_id: str | Path) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(f"{text!r} is neither a folder here nor a repository that the hub gave: {reason}") from None
 
 
@@ -171,6 +254,10 @@ def _replace(path: Path, write: typing.Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _qualified_name(model_class: type) -> str:

@@ -80,6 +80,8 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"residual", "unet"}
     assert {"residual/py.typed", "unet/py.typed"} <= set(names)
+    modules = {str(path.relative_to(ROOT)) for name in ("residual", "unet") for path in (ROOT / name).rglob("*.py")}
+    assert modules == {name for name in names if name.endswith(".py")}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -1,13 +1,18 @@
 """The README's Python runs, and its recipes and files exist."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import save_file
+from torch.testing import assert_close
 
+import unet
 from tasks import RUNS
 from training.cli import parse
+from unet.layouts import LAYOUTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -15,12 +20,33 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    exec(blocks, names)
     assert names["y"].shape == (2, 128, 16, 16)
     assert names["eps"].shape == (2, 3, 32, 32)
     assert (tmp_path / "folder" / "model.safetensors").is_file()
+
+
+def test_the_python_about_published_networks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a folder in the place of the hub's repository, and a list in the place of the upload."""
+    monkeypatch.chdir(tmp_path)
+    pushed: list[str] = []
+    ddpm = unet.UNet(unet.preset("ddpm-cifar10"))
+    save_file(ddpm.export_weights("diffusers"), tmp_path / "diffusion_pytorch_model.safetensors")
+    arguments = {"_class_name": "UNet2DModel", **unet.diffusers_config(ddpm.config)}
+    (tmp_path / "config.json").write_text(json.dumps(arguments))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    monkeypatch.setattr(unet.UNet, "push_to_hub", lambda net, name, private: pushed.append(name))
+    edm = unet.build(unet.preset("edm-cifar10-ddpmpp")).export_weights("edm")
+    save_file(edm, tmp_path / "edm.safetensors")
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert pushed == ["me/ddpm-cifar10"]
+    assert f"# {len(unet.list_presets())} of them" in code
+    assert set(re.findall(r"^\| `(.*?)` \|", README, re.MULTILINE)) == set(LAYOUTS)
+    assert_close(names["weights"], edm, rtol=0, atol=0)
 
 
 def test_the_files_that_the_readme_names_exist() -> None:

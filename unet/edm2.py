@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from residual.magnitude import (
 )
 from residual.pretrained import Pretrained
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
-from unet.layouts.edm2 import export_edm2, import_edm2
+from unet.layouts import export_weights, import_weights
 from unet.model import CheckpointedChain
 
 
@@ -155,6 +156,7 @@ class EDM2UNet(Pretrained, nn.Module):
     """
 
     config_class = EDM2Config
+    hub_tags = ("diffusion", "edm2")
 
     def __init__(self, config: EDM2Config) -> None:
         super().__init__()
@@ -203,21 +205,21 @@ class EDM2UNet(Pretrained, nn.Module):
             x = block(mp_cat(x, skips.pop()), e)
         return self.out_gain * self.head(x)
 
-    def import_weights(self, state_dict: Mapping[str, Tensor], layout: str = "edm2") -> None:
-        """Take the weights of a plain state dict under EDM2's published names.
+    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str = "edm2") -> None:
+        """Take the weights of a plain state dict, or of a safetensors file of one, under EDM2's published names.
 
-        Raises ValueError for another layout, and with the difference if names or shapes do not fit.
+        Raises ValueError for another layout, for names of another one (it is named), where EDM2's network cannot
+        express this one, with the difference if names or shapes do not fit, and for a pickle.
         """
-        _check_layout(layout)
-        self.load_state_dict(import_edm2(self.config.shape, state_dict, self.state_dict()))
+        ours = self.state_dict()
+        self.load_state_dict(import_weights(self.config.shape, state_dict, ours, layout, "EDM2UNet"))
 
     def export_weights(self, layout: str = "edm2") -> dict[str, Tensor]:
         """The weights as a plain state dict under EDM2's published names: the exact inverse of `import_weights`.
 
-        Raises ValueError, with the reason, where EDM2's network cannot express this one.
+        Raises ValueError for another layout, and, with the reason, where EDM2's network cannot express this one.
         """
-        _check_layout(layout)
-        return export_edm2(self.config.shape, self.state_dict())
+        return export_weights(self.config.shape, self.state_dict(), layout, "EDM2UNet")
 
     def _encoder_chain(self, block: Block) -> Chain:
         """Resampling, change of width and pixel norm stand before the sum: both paths share them."""
@@ -255,11 +257,6 @@ def _attention_and_clip(level: Level, attention: bool) -> dict[str, nn.Module | 
 
 def _chain(level: Level, nodes: Mapping[str, Any]) -> Chain:
     return (CheckpointedChain if level.checkpoint else Chain)(**nodes)
-
-
-def _check_layout(layout: str) -> None:
-    if layout != "edm2":
-        raise ValueError(f"no layout {layout!r} for EDM2's U-Net; its only one is 'edm2'")
 
 
 def _published(channels: int, dropout: float, latent: bool) -> EDM2Config:

@@ -52,6 +52,7 @@ class UNet(Pretrained, nn.Module):
     """
 
     config_class = UNetConfig
+    hub_tags = ("diffusion",)
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -136,10 +137,19 @@ class UNet(Pretrained, nn.Module):
     def _from_diffusers(cls, folder: Path, arguments: Mapping[str, Any]) -> "UNet":
         if (name := arguments["_class_name"]) != "UNet2DModel":
             raise ValueError(f"{folder / 'config.json'} describes a {name}; only UNet2DModel can be read")
-        with torch.device("meta"):
-            net = cls(config_from(arguments))
-        weights = read_weights(folder / "diffusion_pytorch_model.safetensors")
-        net.load_state_dict(import_weights(net.config, weights, net.state_dict(), "diffusers"), assign=True)
+        try:
+            with torch.device("meta"):
+                net = cls(config_from(arguments))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        path = folder / "diffusion_pytorch_model.safetensors"
+        _check_weights(path)
+        theirs = read_weights(path)
+        try:
+            ours = import_weights(net.config, theirs, net.state_dict(), "diffusers")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        net.load_state_dict(ours, assign=True)
         return net.requires_grad_(True).eval()
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str) -> None:
@@ -147,15 +157,16 @@ class UNet(Pretrained, nn.Module):
 
         Layouts: `diffusers`; `adm` (improved-diffusion, and guided-diffusion but for its 64x64 model);
         `adm-new-order` (that one); `edm`. Raises ValueError for an unknown layout, for names of another layout (the
-        likely one is named), with the difference if names or shapes do not fit, and for a pickle.
+        likely one is named), where that library's network cannot express this one, with the difference if names or
+        shapes do not fit, and for a pickle.
         """
-        theirs = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
-        self.load_state_dict(import_weights(self.config, theirs, self.state_dict(), layout))
+        self.load_state_dict(import_weights(self.config, state_dict, self.state_dict(), layout))
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
         """The weights as a state dict in another library's layout: the exact inverse of `import_weights`.
 
-        Raises ValueError, with the reason, where that library's network cannot express this one.
+        Raises ValueError for an unknown layout, and, with the reason, where that library's network cannot express this
+        one.
         """
         return export_weights(self.config, self.state_dict(), layout)
 
@@ -234,6 +245,19 @@ class InputSkip(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"]) -> Float[Tensor, "b c h w"]:
         return self.merge(x, self.branch(image))
+
+
+def _check_weights(path: Path) -> None:
+    """Raises ValueError, with the way out, if diffusers saved its weights in a form that is not read here."""
+    if path.is_file():
+        return
+    whole = "save it with diffusers: UNet2DModel.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER"
+    if path.with_name(f"{path.name}.index.json").is_file():
+        raise ValueError(f"{path.parent} holds its weights in several files; {whole}, max_shard_size='100GB')")
+    if (variants := sorted(path.parent.glob(f"{path.stem}.*.safetensors"))) or path.with_suffix(".bin").is_file():
+        found = f"only {variants[0].name}" if variants else f"only {path.stem}.bin, a pickle, which could run code"
+        raise ValueError(f"{path.parent} holds {found}; {whole})")
+    raise ValueError(f"no {path.name} in {path.parent}; if there is only a .bin (a pickle, not opened here), {whole})")
 
 
 def _chain(level: Level, nodes: dict[str, Any]) -> Chain:

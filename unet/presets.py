@@ -4,6 +4,9 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from residual.count import check_memory
 from unet.config import UNetConfig
 from unet.edm2 import EDM2_PRESETS, EDM2Config, EDM2UNet
 from unet.model import UNet
@@ -177,18 +180,18 @@ _PRESETS: dict[str, Preset] = {
 }
 # parameters, 10⁹ multiply-adds
 _EDM2_SIZES = {
-    "edm2-img64-xs": (124_710_949, 0),
-    "edm2-img64-s": (280_209_381, 0),
-    "edm2-img64-m": (497_803_173, 0),
-    "edm2-img64-l": (777_492_325, 0),
-    "edm2-img64-xl": (1_119_276_837, 0),
-    "edm2-img512-xxs": (31_309_029, 0),
-    "edm2-img512-xs": (124_713_253, 0),
-    "edm2-img512-s": (280_212_837, 0),
-    "edm2-img512-m": (497_807_781, 0),
-    "edm2-img512-l": (777_498_085, 0),
-    "edm2-img512-xl": (1_119_283_749, 0),
-    "edm2-img512-xxl": (1_523_164_773, 0),
+    "edm2-img64-xs": (124_710_949, 44.94),
+    "edm2-img64-s": (280_209_381, 100.8),
+    "edm2-img64-m": (497_803_173, 178.93),
+    "edm2-img64-l": (777_492_325, 279.31),
+    "edm2-img64-xl": (1_119_276_837, 401.96),
+    "edm2-img512-xxs": (31_309_029, 11.35),
+    "edm2-img512-xs": (124_713_253, 44.95),
+    "edm2-img512-s": (280_212_837, 100.82),
+    "edm2-img512-m": (497_807_781, 178.95),
+    "edm2-img512-l": (777_498_085, 279.34),
+    "edm2-img512-xl": (1_119_283_749, 401.99),
+    "edm2-img512-xxl": (1_523_164_773, 546.9),
 }
 _PRESETS |= {
     name: Preset(EDM2_PRESETS[name], *size, "Karras et al. 2024, EDM2, ImageNet") for name, size in _EDM2_SIZES.items()
@@ -216,5 +219,14 @@ def preset(name: str) -> UNetConfig | EDM2Config:
 
 
 def build(config: UNetConfig | EDM2Config) -> UNet | EDM2UNet:
-    """The network that a config describes, freshly initialised."""
-    return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
+    """The network that a config describes, freshly initialised, on the default device.
+
+    Raises ValueError, before any work, if its weights are more than this machine has memory.
+    """
+
+    def make() -> UNet | EDM2UNet:
+        return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
+
+    if torch.get_default_device().type == "cpu":
+        check_memory(make)
+    return make()

@@ -16,7 +16,8 @@ from diffusion import (
     vp,
 )
 from diffusion.precondition import iddpm_levels, vp_sigma, vp_time
-from tests.diffusion.preconditioned_golden import assert_golden_preconditioned, golden_input
+from tests.golden.fill import golden_input
+from tests.golden.networks import GOLDEN, PRECONDITIONED, check_output, label, network
 
 SIGMA = torch.tensor([0.002, 0.35, 1.0, 4.2, 80.0])
 
@@ -194,27 +195,12 @@ def test_one_image_does_not_see_another() -> None:
         assert_close(denoise(x0, SIGMA)[2:3], denoise(x0[2:3], SIGMA[2:3]), rtol=0, atol=0)
 
 
-def test_golden_helper_knows_right_from_wrong() -> None:
-    """A toy network's row, worked out by hand: what the published networks' rows are checked by."""
-
-    def net(x, t, label):
-        return x.tanh() + (t + label)[:, None, None, None]
-
-    x, sigma, label = golden_input((2, 3, 16, 16), "x"), torch.tensor([0.35, 4.2]), torch.tensor([1, 4])
-    s = sigma[:, None, None, None].double()
-    total = (s**2 + 0.25).sqrt()
-    bare = (x / total).tanh() + sigma.double().log()[:, None, None, None] / 4 + label[:, None, None, None]
-    output = 0.25 * x / total**2 + s * 0.5 / total * bare
-    rows = output.reshape(-1, 16)
-    row = {
-        "arguments": {"sigma_data": 0.5},
-        "inputs": {"sigma": sigma.tolist(), "class_labels": [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]},
-        "output_shape": [2, 3, 16, 16],
-        "output_first_row": rows[0].tolist(),
-        "output_last_row": rows[-1].tolist(),
-        "output_mean": output.mean().item(),
-        "output_std": output.std().item(),
-    }
-    assert_golden_preconditioned(net, row)
-    with pytest.raises(AssertionError):
-        assert_golden_preconditioned(net, row, by=edm(0.5001))
+@pytest.mark.parametrize("row", PRECONDITIONED)
+def test_the_published_networks(row: str) -> None:
+    """The recorded outputs of EDM's and EDM2's own wrappers, around our networks with the same weights."""
+    given, net = GOLDEN[row]["inputs"], network(row)
+    x, sigma = golden_input(tuple(GOLDEN[row]["output_shape"]), "x"), torch.tensor(given["sigma"])
+    with torch.no_grad():
+        check_output(row, Preconditioned(net, edm())(x, sigma, label(row)))
+        with pytest.raises(AssertionError):
+            check_output(row, Preconditioned(net, edm(0.5001))(x, sigma, label(row)))

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import pytest
@@ -148,7 +148,22 @@ def test_a_wrong_config_is_one_clear_line(tmp_path, change, message) -> None:
 
 
 def test_integers_are_floats_and_lists_are_tuples() -> None:
-    assert read_config(Config, {"rate": 1, "sizes": [1, 2], "pair": None}) == Config(rate=1, sizes=(1, 2))
+    given = {"width": 2, "rate": 1, "sizes": [1, 2], "pair": None, "kind": "a", "flag": False}
+    assert read_config(Config, given) == Config(rate=1, sizes=(1, 2))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Config)])
+def test_a_missing_field_is_not_a_default(tmp_path, name) -> None:
+    """What a default decides is another network with the next default."""
+    Net(Config()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    document = json.loads(path.read_text())
+    del document[name]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=rf"config\.json: missing field '{name}': add it, or save the model again"):
+        Net.from_pretrained(tmp_path)
+    del document["model"], document["format_version"]
+    assert read_config(Config, document, optional=[name]) == Config()
 
 
 def test_damaged_folders_are_named(tmp_path) -> None:

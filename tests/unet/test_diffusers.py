@@ -76,13 +76,6 @@ def test_the_difference_to_a_wrong_network_is_shown() -> None:
         UNet(TINY).import_weights(reference(replace(TINY, classes=2)).state_dict(), layout="diffusers")
 
 
-def test_an_unknown_layout_gets_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match="no layout 'difusers'; did you mean 'diffusers'"):
-        UNet(TINY).export_weights("difusers")
-    with pytest.raises(ValueError, match="no layout 'keras'; one of: diffusers"):
-        UNet(TINY).import_weights({}, layout="keras")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

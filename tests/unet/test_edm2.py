@@ -1,7 +1,5 @@
 """EDM2's U-Net: the published function, counts and names; options, errors, compilers."""
 
-import gzip
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,22 +12,14 @@ from torch.testing import assert_close
 
 import unet
 from residual import Residual
-from residual.count import multiply_adds, parameters
 from residual.magnitude import MPConv2d, MPLinear, MPSum, normalize_weights
-from tests.golden.fill import fill, golden_input
+from tests.golden.networks import EDM2_SMALL, state
 from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
 
-GOLDEN = json.loads(gzip.decompress((Path(__file__).parent.parent / "golden" / "edm2_small.json.gz").read_bytes()))
-SMALL = EDM2Config(
-    size=(16, 16), classes=5, channels=32, multipliers=(1, 2, 2), blocks=2, attention=(1,), logvar_channels=32
-)
+ROW = "edm2_small_preconditioned"
 TINY = EDM2Config(
     size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), blocks=1, head_channels=16, logvar_channels=8
 )
-
-
-def golden_weights(salt: str = "") -> dict[str, Tensor]:
-    return {key: fill(key, shape, salt) for key, shape in GOLDEN["state_dict"].items()}
 
 
 def filled(config: EDM2Config, seed: int = 0) -> EDM2UNet:
@@ -48,79 +38,24 @@ def inputs(config: EDM2Config, n: int = 2, size: tuple[int, int] | None = None) 
     return (x, t, torch.randint(0, config.classes, (n,), generator=g)) if config.classes else (x, t)
 
 
-def test_the_published_network_to_the_last_digit() -> None:
-    """The network inside EDM's preconditioning (Karras et al. 2022, table 1), σ_data = 0.5."""
-    net = EDM2UNet(SMALL).eval()
-    net.import_weights(golden_weights(), layout="edm2")
-    x, sigma = golden_input((2, 3, 16, 16), "x"), torch.tensor(GOLDEN["inputs"]["sigma"])
-    label = torch.tensor(GOLDEN["inputs"]["class_labels"]).argmax(dim=1)
-    s = sigma[:, None, None, None]
-    total = s**2 + 0.5**2
-    c_skip, c_out, c_in, c_noise = 0.5**2 / total, s * 0.5 / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
-    with torch.no_grad():
-        d = c_skip * x + c_out * net(c_in * x, c_noise, label)
-    assert list(d.shape) == GOLDEN["output_shape"]
-    assert_close(d[0, 0, 0], torch.tensor(GOLDEN["output_first_row"]), rtol=0, atol=2e-6)
-    assert_close(d[-1, -1, -1], torch.tensor(GOLDEN["output_last_row"]), rtol=0, atol=2e-6)
-    assert d.mean().item() == pytest.approx(GOLDEN["output_mean"], abs=1e-6)
-    assert d.std().item() == pytest.approx(GOLDEN["output_std"], abs=1e-6)
-    assert parameters(net) == GOLDEN["parameters"]
-
-
-# Parameters, and multiply-adds in units of 10⁹.
-COUNTS = {
-    "edm2-img64-xs": (124_710_949, 44.9),
-    "edm2-img64-s": (280_209_381, 100.8),
-    "edm2-img64-m": (497_803_173, 178.9),
-    "edm2-img64-l": (777_492_325, 279.3),
-    "edm2-img64-xl": (1_119_276_837, 402.0),
-    "edm2-img512-xxs": (31_309_029, None),
-    "edm2-img512-xs": (124_713_253, None),
-    "edm2-img512-s": (280_212_837, None),
-    "edm2-img512-m": (497_807_781, None),
-    "edm2-img512-l": (777_498_085, None),
-    "edm2-img512-xl": (1_119_283_749, None),
-    "edm2-img512-xxl": (1_523_164_773, None),
-}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_presets_have_the_published_counts(name: str) -> None:
-    config, (count, giga) = unet.preset(name), COUNTS[name]
-    with torch.device("meta"):
-        net = unet.build(config)
-    assert isinstance(net, EDM2UNet)
-    assert parameters(net) == count
-    if giga is not None:
-        x, t, label = torch.empty(1, config.in_channels, 64, 64), torch.zeros(1), torch.zeros(1, dtype=torch.long)
-        assert multiply_adds(net, x, t, label) / 1e9 == pytest.approx(giga, abs=0.06)
-
-
-def test_presets_are_listed_by_kind() -> None:
-    assert unet.list_presets(EDM2Config) == list(COUNTS)
-    assert set(unet.list_presets()) == {*unet.list_presets(EDM2Config), *unet.list_presets(UNetConfig)}
-    assert unet.presets.source("edm2-img64-s").startswith("Karras et al. 2024")
+def test_presets_carry_the_published_training_settings() -> None:
+    presets = unet.list_presets(EDM2Config)
+    assert set(unet.list_presets()) == {*presets, *unet.list_presets(UNetConfig)}
+    dropped = {name for name, preset in presets.items() if preset.config.dropout}
+    assert dropped == {name for name in presets if name.endswith(("-m", "l"))}
+    assert {preset.config.dropout for preset in presets.values()} == {0.0, 0.1}
+    assert {preset.config.classes for preset in presets.values()} == {1000}
+    assert {name for name, preset in presets.items() if preset.config.in_channels == 4} == {
+        name for name in presets if "512" in name
+    }
+    assert presets["edm2-img64-s"].source.startswith("Karras et al. 2024")
     with pytest.raises(ValueError, match="no preset 'edm2-img64-z'; did you mean edm2-img64-"):
         unet.preset("edm2-img64-z")
-
-
-def test_presets_carry_the_published_training_settings() -> None:
-    assert {unet.preset(name).dropout for name in COUNTS if name.endswith(("-xxs", "-xs", "-s"))} == {0.0}
-    assert {unet.preset(name).dropout for name in COUNTS if name.endswith(("-m", "l"))} == {0.1}
-    assert {unet.preset(name).classes for name in COUNTS} == {1000}
-    assert {unet.preset(name).in_channels for name in COUNTS if "512" in name} == {4}
 
 
 def test_build_makes_the_network_of_the_config() -> None:
     assert type(unet.build(TINY)) is EDM2UNet
     assert type(unet.build(UNetConfig(channels=16, multipliers=(1, 1)))) is UNet
-
-
-@pytest.mark.parametrize("salt", ["", "other"])
-def test_import_then_export_is_bit_identical(salt: str) -> None:
-    net, theirs = EDM2UNet(SMALL), golden_weights(salt)
-    net.import_weights(theirs, layout="edm2")
-    assert_close(net.export_weights("edm2"), theirs, rtol=0, atol=0)
 
 
 def test_export_then_import_is_bit_identical() -> None:
@@ -133,20 +68,20 @@ def test_export_then_import_is_bit_identical() -> None:
 
 def test_the_rows_of_qkv_are_reordered() -> None:
     """Theirs: head × channel × (q, k, v). Ours: (q, k, v) × head × channel."""
-    net, theirs = EDM2UNet(SMALL), golden_weights()
+    net, theirs = EDM2UNet(EDM2_SMALL), state(ROW)
     net.import_weights(theirs, layout="edm2")
     rows = theirs["unet.enc.8x8_block1.attn_qkv.weight"]
     assert_close(net.encoder[5].attn.branch.qkv.weight, torch.cat([rows[0::3], rows[1::3], rows[2::3]]))
 
 
 def test_differences_of_the_weights_are_shown() -> None:
-    theirs = golden_weights()
+    theirs = state(ROW)
     del theirs["unet.out_gain"]
     theirs["unet.extra"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"fit this network: 1 missing: unet\.out_gain; 1 unknown: unet\.extra"):
-        EDM2UNet(SMALL).import_weights(theirs, layout="edm2")
+        EDM2UNet(EDM2_SMALL).import_weights(theirs, layout="edm2")
     with pytest.raises(ValueError, match=r"of another shape: .*emb_noise.weight has \(64, 32\), here \(128, 32\)"):
-        EDM2UNet(replace(SMALL, multipliers=(1, 2, 4))).import_weights(golden_weights(), layout="edm2")
+        EDM2UNet(replace(EDM2_SMALL, multipliers=(1, 2, 4))).import_weights(state(ROW), layout="edm2")
 
 
 def test_what_the_layout_cannot_express_is_refused_with_the_reason() -> None:
@@ -154,8 +89,6 @@ def test_what_the_layout_cannot_express_is_refused_with_the_reason() -> None:
         EDM2UNet(replace(TINY, size=(8, 16))).export_weights("edm2")
     with pytest.raises(ValueError, match=r"cannot express in_channels=6 with out_channels=3: .* one img_channels"):
         EDM2UNet(replace(TINY, in_channels=6)).import_weights({}, layout="edm2")
-    with pytest.raises(ValueError, match="no layout 'diffusers' for EDM2's U-Net; its only one is 'edm2'"):
-        EDM2UNet(TINY).export_weights("diffusers")
 
 
 def test_a_fresh_network_predicts_zero() -> None:

@@ -1,105 +1,25 @@
 """Outputs of the published implementations, for weights that are drawn by name (tests/golden)."""
 
-import gzip
-import json
-from pathlib import Path
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.testing import assert_close
 
+from residual.count import parameters
 from tests.golden.fill import fill, golden_input
-from unet import UNet, UNetConfig
-
-GOLDEN = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "unet.json.gz").read_bytes()))["outputs"]
-ADM: dict[str, Any] = {
-    "size": (16, 16),
-    "channels": 32,
-    "multipliers": (1, 2, 3),
-    "attention": (1,),
-    "time_embedding": "adm",
-    "null_label": False,
-}
-EDM: dict[str, Any] = {
-    "size": (16, 16),
-    "classes": 5,
-    "channels": 32,
-    "multipliers": (1, 2, 2),
-    "attention": (1,),
-    "group_channels": 4,
-}
-SONG = EDM | {
-    "conditioning": "add",
-    "label_embedding": "linear_first",
-    "decoder_attention": "last",
-    "residual_scale": 0.5**0.5,
-    "eps": 1e-6,
-}
-ROWS: dict[str, tuple[str, UNetConfig]] = {
-    "adm_small": (
-        "adm",
-        UNetConfig(
-            **ADM, head_channels=16, classes=5, conditioning="scale_shift", resample="block", learned_variance=True
-        ),
-    ),
-    "adm_small_plain": ("adm", UNetConfig(**ADM, heads=2, conditioning="add", resample="conv")),
-    "adm_small_new_attention_order": (
-        "adm-new-order",
-        UNetConfig(**ADM, head_channels=16, conditioning="scale_shift", resample="conv"),
-    ),
-    "edm_ddpmpp_small": ("edm", UNetConfig(**SONG, resample="block_project")),
-    "edm_ncsnpp_small": (
-        "edm",
-        UNetConfig(**SONG, resample="block_fir", time_embedding="fourier", input_skips=True),
-    ),
-    "edm_adm_small": (
-        "edm",
-        UNetConfig(
-            **EDM,
-            head_channels=64,
-            conditioning="scale_shift",
-            resample="block",
-            time_embedding="adm",
-            label_embedding="linear",
-        ),
-    ),
-}
+from tests.golden.networks import BARE, GOLDEN, ROWS, check_output, label, network, state
+from unet import build
 
 
-def state(row: str, salt: str = "") -> dict[str, Tensor]:
-    """The state dict of a row's published network, without the buffers that its code computes."""
-    shapes = GOLDEN[row]["state_dict"]
-    computed = GOLDEN[row]["buffers_not_filled"]
-    return {key: fill(key, tuple(shape), salt) for key, shape in shapes.items() if key not in computed}
+def test_every_recorded_row_is_here() -> None:
+    assert set(ROWS) == set(GOLDEN)
 
 
-def network(row: str) -> UNet:
-    layout, config = ROWS[row]
-    net = UNet(config).eval()
-    net.import_weights(state(row), layout=layout)
-    return net
-
-
-def label(row: str) -> Tensor | None:
-    given = GOLDEN[row]["inputs"]
-    if "class_labels" in given:
-        return torch.tensor(given["class_labels"]).argmax(dim=1)
-    return torch.tensor(given["y"]) if "y" in given else None
-
-
-def check_output(row: str, found: Tensor) -> None:
-    """The recorded rows within 5e-6, and mean and spread of the whole output."""
-    golden = GOLDEN[row]
-    assert list(found.shape) == golden["output_shape"]
-    assert_close(found[0, 0, 0], torch.tensor(golden["output_first_row"]), rtol=0, atol=5e-6)
-    assert_close(found[-1, -1, -1], torch.tensor(golden["output_last_row"]), rtol=0, atol=5e-6)
-    assert found.mean().item() == pytest.approx(golden["output_mean"], abs=5e-6)
-    assert found.std().item() == pytest.approx(golden["output_std"], abs=5e-6)
-
-
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", BARE)
 def test_the_published_output(row: str) -> None:
     given = GOLDEN[row]["inputs"]
     x, t = golden_input((2, 3, 16, 16), "x"), torch.tensor(given.get("timesteps", given.get("noise_labels")))
@@ -110,15 +30,43 @@ def test_the_published_output(row: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_parameters_and_epsilons(row: str) -> None:
     net = network(row)
-    stored = sum(p.numel() for p in net.parameters())
-    assert stored == GOLDEN[row]["parameters"]
+    assert parameters(net) == GOLDEN[row]["parameters"]
     epsilons = {module.eps for module in net.modules() if isinstance(module, nn.GroupNorm)}
-    assert epsilons == {1e-6 if "pp" in row else 1e-5}
+    assert epsilons == (set() if "edm2" in row else {1e-6 if "pp" in row else 1e-5})
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_import_then_export_is_bit_identical(row: str) -> None:
     exported = network(row).export_weights(ROWS[row][0])
-    assert {key: list(tensor.shape) for key, tensor in exported.items()} == GOLDEN[row]["state_dict"]
+    prefix = "model." if "preconditioned" in row and "edm2" not in row else ""
+    assert {prefix + key: list(tensor.shape) for key, tensor in exported.items()} == GOLDEN[row]["state_dict"]
     for key, tensor in state(row).items():
-        assert_close(exported[key], tensor, rtol=0, atol=0)
+        assert_close(exported[key.removeprefix(prefix)], tensor, rtol=0, atol=0)
+
+
+# Other weights, other sizes, other numbers of channels: the names follow, and the function is that of the same network
+# in float64.
+@pytest.mark.parametrize(
+    ("salt", "change"),
+    [
+        ("a", {}),
+        ("b", {"size": (32, 32)}),
+        ("c", {"size": (8, 8), "in_channels": 1, "out_channels": 1}),
+        ("d", {"size": (24, 24), "classes": 3, "blocks": 1}),
+    ],
+)
+@pytest.mark.parametrize("row", [*BARE, "edm2_small_preconditioned"])
+def test_other_weights_and_sizes(row: str, salt: str, change: dict[str, Any]) -> None:
+    layout, config = ROWS[row]
+    config = replace(config, **change)
+    net, names = build(config).eval(), build(config).export_weights(layout)
+    constant = {key: tensor for key, tensor in names.items() if key.endswith("resample_filter")}
+    theirs = {key: fill(key, tuple(tensor.shape), salt) for key, tensor in names.items()} | constant
+    net.import_weights(theirs, layout=layout)
+    assert_close(net.export_weights(layout), theirs, rtol=0, atol=0)
+    x, t = golden_input((2, config.in_channels, *config.size), salt), torch.tensor([0.3, 1.2])
+    labels = () if config.classes is None else (torch.tensor([0, 2]),)
+    with torch.no_grad():
+        found, exact = net(x, t, *labels), copy.deepcopy(net).double()(x.double(), t.double(), *labels)
+    assert found.std() > 0.02
+    assert_close(found.double(), exact, rtol=0, atol=5e-6 * max(1.0, exact.std().item()))

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 import unet
 from residual import NearestConv, Residual
-from residual.count import multiply_adds, parameters
 from unet import UNet, UNetConfig
 
 TINY = UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), groups=4, blocks=1)
@@ -31,79 +30,6 @@ def inputs(config: UNetConfig, n: int = 2, size: tuple[int, int] | None = None) 
     x = torch.randn(n, config.in_channels, *(size or config.size), generator=g)
     t = torch.randint(0, 1000, (n,), generator=g)
     return (x, t, torch.randint(0, config.classes, (n,), generator=g)) if config.classes else (x, t)
-
-
-# What their publications, or the published networks themselves, count.
-PUBLISHED = {
-    "ddpm-cifar10": 35_746_307,
-    "ddpm-256": 113_673_219,
-    "diffusers-unconditional": 113_673_219,
-    "iddpm-cifar10": 52_546_438,
-    "iddpm-imagenet64": 121_063_942,
-    "iddpm-imagenet64-cond": 273_049_350,
-    "adm-imagenet64": 295_904_454,
-    "adm-imagenet128": 421_529_606,
-    "adm-imagenet256": 553_838_086,
-    "adm-256-uncond": 552_814_086,
-    "adm-imagenet512": 558_997_638,
-    "adm-upsampler-64-256": 311_795_910,
-    "adm-upsampler-128-512": 308_835_270,
-    "edm-cifar10-ddpmpp": 55_733_891,
-    "edm-cifar10-ddpmpp-cond": 55_735_299,
-    "edm-cifar10-ncsnpp": 56_397_827,
-    "edm-cifar10-ncsnpp-cond": 56_400_643,
-    "edm-ffhq64-ddpmpp": 61_805_571,
-    "edm-ffhq64-ncsnpp": 62_761_091,
-    "edm-imagenet64": 295_899_267,
-}
-
-
-def on_meta(name: str) -> UNet:
-    with torch.device("meta"):
-        return UNet(unet.preset(name))
-
-
-def test_every_preset_is_counted() -> None:
-    assert {name: preset.parameters for name, preset in unet.list_presets(UNetConfig).items()} == PUBLISHED
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_presets_have_the_published_counts(name: str) -> None:
-    assert parameters(on_meta(name)) == PUBLISHED[name]
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if PUBLISHED[name] < 6e7 else pytest.mark.slow) for name in PUBLISHED]
-)
-def test_presets_have_the_multiply_adds_that_they_name(name: str) -> None:
-    net, config = on_meta(name), unet.preset(name)
-    label = (torch.zeros(1, dtype=torch.long),) if config.classes else ()
-    found = multiply_adds(net, torch.empty(1, config.in_channels, *config.size), torch.zeros(1), *label)
-    assert found / 1e9 == pytest.approx(unet.list_presets()[name].giga_multiply_adds, abs=0.005)
-
-
-def test_presets_carry_the_published_training_settings() -> None:
-    presets = unet.list_presets(UNetConfig)
-    dropout = {name: preset.config.dropout for name, preset in presets.items() if preset.config.dropout}
-    assert dropout == {
-        "ddpm-cifar10": 0.1,
-        "iddpm-cifar10": 0.3,
-        "adm-imagenet64": 0.1,
-        **{f"edm-cifar10-{kind}{cond}": 0.13 for kind in ("ddpmpp", "ncsnpp") for cond in ("", "-cond")},
-        **{f"edm-ffhq64-{kind}": 0.05 for kind in ("ddpmpp", "ncsnpp")},
-        "edm-imagenet64": 0.1,
-    }
-    assert {name for name, preset in presets.items() if preset.config.init == "xavier"} == {
-        name for name in presets if name.startswith("ddpm") or (name.startswith("edm-") and "pp" in name)
-    }
-    assert "Ho et al. 2020" in presets["ddpm-cifar10"].source
-
-
-def test_an_unknown_preset_gets_the_nearest_names() -> None:
-    with pytest.raises(ValueError, match="no preset 'ddpm-cifar'; did you mean ddpm-cifar10"):
-        unet.preset("ddpm-cifar")
-    with pytest.raises(ValueError, match=r"no preset '\?!'; one of: ddpm-cifar10, ddpm-256"):
-        unet.preset("?!")
 
 
 def test_a_fresh_network_predicts_zero() -> None:

@@ -1,15 +1,17 @@
-"""Our U-Net's weights under the names of other libraries."""
+"""Our U-Nets' weights under the names of other libraries."""
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from residual.keymap import Place, Table, export_state, import_state
+from residual.pretrained import read_weights
 from unet.config import UNetConfig
-from unet.layouts import adm, diffusers, edm
+from unet.layouts import adm, diffusers, edm, edm2
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Layout:
     """brings older spellings to the current one"""
     constants: Callable[[UNetConfig], dict[str, Tensor]] = lambda config: {}
     """tensors that their state dicts hold besides the weights, always the same"""
+    network: str = "UNet"
+    """the class of ours that has these weights"""
 
 
 LAYOUTS = {
@@ -39,36 +43,61 @@ LAYOUTS = {
     "adm": Layout(adm.places, adm.table("n three d"), adm.check, "input_blocks.0.0.weight"),
     "adm-new-order": Layout(adm.places, adm.table("three n d"), adm.check, "input_blocks.0.0.weight"),
     "edm": Layout(edm.places, edm.TABLE, edm.check, "map_layer0.weight", edm.without_prefix, edm.filters),
+    "edm2": Layout(edm2.places, edm2.TABLE, edm2.check, "unet.emb_noise.weight", network="EDM2UNet"),
 }
+_OUR_MARKS = {"embedding.linear1.weight": "UNet", "embedding.noise.weight": "EDM2UNet"}
 
 
 def import_weights(
-    config: UNetConfig, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], layout: str
+    config: UNetConfig,
+    state_dict: Mapping[str, Tensor] | str | Path,
+    ours: Mapping[str, Tensor],
+    layout: str,
+    network: str = "UNet",
 ) -> dict[str, Tensor]:
-    """Our state dict from a state dict in another layout; `ours` gives our names and shapes."""
-    chosen = _layout(layout)
-    cleaned = chosen.clean(theirs)
+    """Our state dict from a state dict in another layout, or from a safetensors file of one.
+
+    `ours` gives our names and shapes, `network` the class they belong to. Raises ValueError for a layout that the class
+    does not have, for names of another layout (the likely ones are named), for a config that the layout's network
+    cannot express, with the difference if names or shapes do not fit, and for a pickle.
+    """
+    chosen = _layout(layout, network)
+    given = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
+    theirs = chosen.clean(given)
+    if chosen.mark not in theirs and (likely := _likely(given)):
+        raise ValueError(f"layout {layout!r} does not fit: the names look like {likely}")
+    chosen.check(config)
     constant = chosen.constants(config)
-    weights = {name: tensor for name, tensor in cleaned.items() if name not in constant}
-    try:
-        return import_state(chosen.places(config), chosen.table, weights, ours)
-    except ValueError as error:
-        likely = [name for name, other in LAYOUTS.items() if other.mark in other.clean(theirs)]
-        if likely and layout not in likely:
-            raise ValueError(f"layout {layout!r} does not fit; these names look like {likely[0]!r} ({error})") from None
-        raise
+    weights = {name: tensor for name, tensor in theirs.items() if name not in constant}
+    return import_state(chosen.places(config), chosen.table, weights, ours)
 
 
-def export_weights(config: UNetConfig, ours: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def export_weights(
+    config: UNetConfig, ours: Mapping[str, Tensor], layout: str, network: str = "UNet"
+) -> dict[str, Tensor]:
     """The exact inverse of `import_weights`. Raises ValueError where the layout's network cannot express the config."""
-    chosen = _layout(layout)
+    chosen = _layout(layout, network)
     chosen.check(config)
     return export_state(chosen.places(config), chosen.table, ours) | chosen.constants(config)
 
 
-def _layout(name: str) -> Layout:
+def _layout(name: str, network: str) -> Layout:
+    names = [other for other, layout in LAYOUTS.items() if layout.network == network]
     if name not in LAYOUTS:
-        near = difflib.get_close_matches(name, LAYOUTS, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(LAYOUTS)}"
+        near = difflib.get_close_matches(name, names, n=1)
+        known = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names)}"
         raise ValueError(f"no layout {name!r}; {known}")
+    if name not in names:
+        raise ValueError(f"layout {name!r} is for {LAYOUTS[name].network}; {network} has {', '.join(names)}")
     return LAYOUTS[name]
+
+
+def _likely(given: Mapping[str, Tensor]) -> str | None:
+    """The layouts that these names look like, and the class that has them."""
+    for mark, network in _OUR_MARKS.items():
+        if mark in given:
+            return f"those of our own {network}: load_state_dict takes them"
+    fits = {name: layout.network for name, layout in LAYOUTS.items() if layout.mark in layout.clean(given)}
+    if not fits:
+        return None
+    return f"those of {' or '.join(map(repr, fits))}, for {next(iter(fits.values()))}"

@@ -1,11 +1,13 @@
 """diffusers' `UNet2DModel`: its names, and its arguments from our config and back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
+from residual.pretrained import read_config
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts.refuse import inexpressible, require, require_same_blocks, resampling
 
@@ -119,11 +121,11 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
 def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
     """Our config for the network of these `UNet2DModel` arguments (the fields of its config.json).
 
-    Every argument is either expressed or, by name, refused with ValueError; so are arguments that are unknown.
+    Every argument is either expressed or, by name, refused with ValueError; so are arguments that are unknown or of the
+    wrong type. What is left out has the default of `UNet2DModel`.
     """
-    given = _DEFAULTS | {name: value for name, value in arguments.items() if not name.startswith("_")}
-    if unknown := [name for name in given if name not in _DEFAULTS]:
-        raise ValueError(f"UNet2DModel has no argument {unknown[0]!r} that is known here; leave it out")
+    said = {name: value for name, value in arguments.items() if not name.startswith("_")}
+    given = asdict(read_config(Arguments, said, optional=asdict(Arguments())))
     for name, (rule, allowed) in _REFUSED.items():
         if not allowed(given[name], given):
             raise ValueError(f"UNet2DModel with {name}={given[name]!r} cannot be expressed here: {rule}")
@@ -169,36 +171,40 @@ def current_names(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {".".join(old.get(part, part) for part in name.split(".")): tensor for name, tensor in theirs.items()}
 
 
-_DEFAULTS: dict[str, Any] = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
-}
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of `UNet2DModel`, with its defaults."""
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
+
+
 _FIXED = {
     "group_channels": (1,),
     "label_embedding": ("table",),
@@ -222,7 +228,11 @@ def _time_of(given: Mapping[str, Any]) -> str | None:
     return next(fits, None)
 
 
-_REFUSED: dict[str, tuple[str, Any]] = {
+_REFUSED: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
+    "block_out_channels": (
+        "it needs one width, above 0, for each of down_block_types",
+        lambda value, given: len(value) == len(given["down_block_types"]) and min(value, default=0) > 0,
+    ),
     "center_input_sample": ("scale the images to [-1, 1] first", lambda value, given: not value),
     "time_embedding_type": (
         "its features are ddpm (flip_sin_to_cos=False, freq_shift=1), adm (True, 0) or fourier",
@@ -240,15 +250,15 @@ _REFUSED: dict[str, tuple[str, Any]] = {
         lambda value, given: value == given["upsample_type"] and value in ("conv", "resnet"),
     ),
     "act_fn": ("the activation is silu", lambda value, given: value in ("silu", "swish")),
+    "resnet_time_scale_shift": (
+        "default and scale_shift are",
+        lambda value, given: value in ("default", "scale_shift"),
+    ),
     "attn_norm_num_groups": (
         "the middle's attention is normalised in norm_num_groups groups, which scale_shift needs to be told",
         lambda value, given: (
             value == given["norm_num_groups"] or (value is None and given["resnet_time_scale_shift"] == "default")
         ),
-    ),
-    "resnet_time_scale_shift": (
-        "default and scale_shift are",
-        lambda value, given: value in ("default", "scale_shift"),
     ),
     "add_attention": ("the middle has attention", lambda value, given: bool(value)),
     "class_embed_type": ("labels are a table of rows", lambda value, given: value is None),

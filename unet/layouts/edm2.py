@@ -1,14 +1,12 @@
 """EDM2's weights under their published names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from torch import Tensor
-
-from residual.keymap import Place, Rule, Table, export_state, import_state, qkv_rows
+from residual.keymap import Place, Rule, Table, qkv_rows
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts.refuse import inexpressible
 
-_TABLE: Table = {
+TABLE: Table = {
     "module": [Rule("", "")],
     "block": [
         Rule("project", "conv_skip"),
@@ -23,7 +21,8 @@ _TABLE: Table = {
 }
 
 
-def _places(shape: UNetConfig) -> Iterator[Place]:
+def places(shape: UNetConfig) -> Iterator[Place]:
+    """Every block of the network with its prefix, which names the side of the image there."""
     sides = [f"{shape.size[0] >> level}x{shape.size[0] >> level}" for level in range(shape.depth)]
     yield Place("module", "", "unet")
     for ours, theirs in (("fourier", "emb_fourier"), ("noise", "emb_noise"), ("label", "emb_label")):
@@ -49,19 +48,8 @@ def _places(shape: UNetConfig) -> Iterator[Place]:
     yield Place("module", "head", "unet.out_conv")
 
 
-def import_edm2(shape: UNetConfig, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from EDM2's; `ours` gives our names and shapes. Raises ValueError with the difference."""
-    _check(shape)
-    return import_state(_places(shape), _TABLE, theirs, ours)
-
-
-def export_edm2(shape: UNetConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The exact inverse of `import_edm2`. Raises ValueError where EDM2's network cannot express the shape."""
-    _check(shape)
-    return export_state(_places(shape), _TABLE, ours)
-
-
-def _check(shape: UNetConfig) -> None:
+def check(shape: UNetConfig) -> None:
+    """Raises ValueError, with the reason, for what EDM2's network cannot express."""
     name = "EDM2's network"
     if shape.size[0] != shape.size[1]:
         raise inexpressible(name, f"size={shape.size}", "it has one img_resolution, the side")

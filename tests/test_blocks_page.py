@@ -1,0 +1,152 @@
+"""Every entry of docs/blocks.md is the block of that kind in the published network."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import unet
+from residual.keymap import Place, Rule, Table, import_state
+from unet.layouts.diffusers import TABLE
+
+PAGE = (Path(__file__).parents[1] / "docs" / "blocks.md").read_text()
+IMPORTS, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+ENTRIES = dict(re.findall(r"^### (.*?)\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+
+# entry -> preset, places of such blocks in its network
+PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "DDPM: block": ("ddpm-cifar10", ("encoder.1.res", "encoder.4.res", "middle.res1", "decoder.0.res")),
+    "DDPM: attention": ("ddpm-cifar10", ("encoder.4.attn", "middle.attn")),
+    "DDPM: down": ("ddpm-cifar10", ("encoder.3.down",)),
+    "DDPM: up": ("ddpm-cifar10", ("decoder.2.up",)),
+    "ResnetBlock2D: default": ("diffusers-unconditional", ("encoder.1.res", "decoder.0.res")),
+    "Attention": ("diffusers-unconditional", ("encoder.13.attn", "middle.attn")),
+    "ADM: block": ("adm-imagenet256", ("encoder.1.res", "encoder.7.res", "decoder.0.res")),
+    "ADM: down": ("adm-imagenet256", ("encoder.3.down",)),
+    "ADM: up": ("adm-imagenet256", ("decoder.2.up",)),
+    "ADM: attention": ("adm-imagenet256", ("encoder.10.attn", "middle.attn")),
+    "DDPM++: block": ("edm-cifar10-ddpmpp", ("encoder.1.res", "encoder.2.res", "decoder.0.res")),
+    "DDPM++: down": ("edm-cifar10-ddpmpp", ("encoder.5.down",)),
+    "DDPM++: up": ("edm-cifar10-ddpmpp", ("decoder.4.up",)),
+    "DDPM++: attention": ("edm-cifar10-ddpmpp", ("encoder.6.attn", "middle.attn")),
+    "NCSN++: down": ("edm-cifar10-ncsnpp", ("encoder.5.down",)),
+    "NCSN++: up": ("edm-cifar10-ncsnpp", ("decoder.4.up",)),
+    "NCSN++: residual encoder": ("edm-cifar10-ncsnpp", ("input_skips.5.branch",)),
+    "ADM of EDM: block": ("edm-imagenet64", ("encoder.1.res", "encoder.5.res", "decoder.0.res")),
+    "ADM of EDM: down": ("edm-imagenet64", ("encoder.4.down",)),
+    "ADM of EDM: up": ("edm-imagenet64", ("decoder.3.up",)),
+    "ADM of EDM: attention": ("edm-imagenet64", ("encoder.5.attn", "middle.attn")),
+    "EDM2: encoder": ("edm2-img64-s", ("encoder.1", "encoder.5", "encoder.9", "encoder.10")),
+    "EDM2: encoder, down": ("edm2-img64-s", ("encoder.4",)),
+    "EDM2: decoder": ("edm2-img64-s", ("decoder.0.block", "decoder.15.block")),
+    "EDM2: decoder, up": ("edm2-img64-s", ("decoder.3.up",)),
+}
+# UNet2DModel never projects and resamples at once, the class can.
+RULES: Table = {"residual": [*TABLE["residual"], Rule("shortcut.project", "conv_shortcut")]}
+SONG = {"eps": 1e-6, "skip_time_act": True, "output_scale_factor": 2**0.5, "groups": 16, "groups_out": 24}
+SONG_RESAMPLING = SONG | {"groups": 24, "use_in_shortcut": True}
+DHARIWAL = {"eps": 1e-5, "skip_time_act": True, "time_embedding_norm": "scale_shift", "groups": 16, "groups_out": 24}
+# entry -> arguments of the ResnetBlock2D that computes the same, for 64 channels to 96, or 96 where the width is kept
+CLASSES: dict[str, dict[str, Any]] = {
+    "DDPM: block": {"eps": 1e-6},
+    "ResnetBlock2D: default": {"eps": 1e-5},
+    "ResnetBlock2D: scale_shift": {"eps": 1e-5, "time_embedding_norm": "scale_shift"},
+    "ResnetBlock2D: down": {"eps": 1e-5, "down": True},
+    "ResnetBlock2D: up": {"eps": 1e-5, "up": True},
+    "ADM: block": {"eps": 1e-5, "time_embedding_norm": "scale_shift"},
+    "ADM: down": {"eps": 1e-5, "time_embedding_norm": "scale_shift", "down": True},
+    "ADM: up": {"eps": 1e-5, "time_embedding_norm": "scale_shift", "up": True},
+    "DDPM++: block": SONG,
+    "DDPM++: down": SONG_RESAMPLING | {"down": True},
+    "DDPM++: up": SONG_RESAMPLING | {"up": True},
+    "NCSN++: down": SONG_RESAMPLING | {"down": True, "kernel": "fir"},
+    "NCSN++: up": SONG_RESAMPLING | {"up": True, "kernel": "fir"},
+    "ADM of EDM: block": DHARIWAL,
+    "ADM of EDM: down": DHARIWAL | {"groups": 24, "down": True},
+    "ADM of EDM: up": DHARIWAL | {"groups": 24, "up": True},
+}
+
+
+def made(code: str, c_in: int, c_out: int, emb: int) -> nn.Module:
+    """The `block` of an entry, with weights that are zero nowhere."""
+    names: dict[str, Any] = {"c_in": c_in, "c_out": c_out, "emb": emb}
+    exec(IMPORTS + code, names)
+    torch.manual_seed(0)
+    for p in names["block"].parameters():
+        nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5 if p.dim() > 1 else 0.3)
+    return names["block"].eval()
+
+
+def called(block: nn.Module, channels: int, emb: int) -> Tensor:
+    torch.manual_seed(1)
+    x, e = torch.randn(2, channels, 8, 8), torch.randn(2, emb)
+    with torch.no_grad():
+        return block(x, e) if getattr(block, "takes_emb", False) else block(x)
+
+
+@cache
+def network(preset: str) -> nn.Module:
+    with torch.device("meta"):
+        return unet.build(unet.preset(preset))
+
+
+def test_every_entry_is_under_ten_lines_and_checked() -> None:
+    assert set(ENTRIES) == {*PUBLISHED, *CLASSES}
+    assert PAGE.count("```python") == len(ENTRIES) + 1
+    assert all(len(code.splitlines()) < 10 for code in ENTRIES.values())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_an_entry_is_the_block_of_the_published_network(name: str) -> None:
+    preset, places = PUBLISHED[name]
+    net = network(preset)
+    for place in places:
+        published = net.get_submodule(place).eval()
+        convolutions = [m for m in published.modules() if isinstance(m, nn.Conv2d)]
+        widths = convolutions[0].in_channels, convolutions[-1].out_channels
+        if "EDM2" in name:
+            widths = convolutions[0].in_channels, published.res.branch.conv2.out_channels
+        attention = hasattr(published, "attn")
+        code = "".join(line for line in ENTRIES[name].splitlines(True) if attention or "attn=" not in line)
+        block = made(code, *widths, net.config.emb_channels)
+        assert repr(block) == repr(published), place
+        published.load_state_dict(block.state_dict(), assign=True)
+        ours, theirs = (called(b, widths[0], net.config.emb_channels) for b in (block, published))
+        assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_entry_is_a_resnet_block_of_diffusers(name: str) -> None:
+    keeps = "ResnetBlock2D" not in name and name.endswith(("down", "up"))
+    c_in, c_out, emb = 96 if keeps else 64, 96, 40
+    block = made(ENTRIES[name], c_in, c_out, emb)
+    theirs = ResnetBlock2D(in_channels=c_in, out_channels=c_out, temb_channels=emb, **CLASSES[name]).eval()
+    for p in theirs.parameters():
+        nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5 if p.dim() > 1 else 0.3)
+    block.load_state_dict(import_state([Place("residual", "", "")], RULES, theirs.state_dict(), block.state_dict()))
+    x, e = torch.randn(2, c_in, 8, 8), torch.randn(2, emb)
+    with torch.no_grad():
+        found, expected = block(x, e if "skip_time_act" in CLASSES[name] else F.silu(e)), theirs(x, e)
+    assert_close(found, expected, rtol=0, atol=2e-5 * expected.std().item())
+
+
+def test_the_attention_is_that_of_diffusers() -> None:
+    block = made(ENTRIES["Attention"], 64, 64, 1)
+    theirs = Attention(
+        64, heads=8, dim_head=8, eps=1e-5, norm_num_groups=32, residual_connection=True, bias=True, upcast_softmax=True
+    ).eval()
+    for p in theirs.parameters():
+        nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5 if p.dim() > 1 else 0.3)
+    block.load_state_dict(import_state([Place("attention", "", "")], TABLE, theirs.state_dict(), block.state_dict()))
+    x = torch.randn(2, 64, 8, 8)
+    with torch.no_grad():
+        expected = theirs(x)
+        assert_close(block(x), expected, rtol=0, atol=2e-5 * expected.std().item())

@@ -1,0 +1,169 @@
+"""Weights under other libraries' names: the wrong layout, the wrong network, the wrong file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from tests.golden.networks import BARE, EDM2_SMALL
+from unet import EDM2UNet, UNet, UNetConfig, build
+from unet.layouts import LAYOUTS
+
+NETWORKS = {
+    "diffusers": UNetConfig(size=(16, 16), channels=32, multipliers=(1, 2), attention=(1,)),
+    "adm": BARE["adm_small_plain"][1],
+    "adm-new-order": BARE["adm_small_new_attention_order"][1],
+    "edm": BARE["edm_ddpmpp_small"][1],
+    "edm2": EDM2_SMALL,
+}
+LIKELY = {
+    "diffusers": "those of 'diffusers', for UNet",
+    "adm": "those of 'adm' or 'adm-new-order', for UNet",
+    "adm-new-order": "those of 'adm' or 'adm-new-order', for UNet",
+    "edm": "those of 'edm', for UNet",
+    "edm2": "those of 'edm2', for EDM2UNet",
+}
+
+
+def weights(layout: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return build(NETWORKS[layout]).export_weights(layout)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two layouts have the same names; they differ in the order of the attention's rows, which none can see."""
+    return LAYOUTS[one].mark == LAYOUTS[other].mark
+
+
+def test_every_layout_is_tried() -> None:
+    assert set(NETWORKS) == set(LIKELY) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(a, g) for a in LAYOUTS for g in LAYOUTS if not alike(a, g)])
+def test_names_of_another_layout_are_recognised(asked: str, given: str) -> None:
+    net = build(NETWORKS[asked])
+    with pytest.raises(ValueError, match=f"^layout '{asked}' does not fit: the names look like {LIKELY[given]}$"):
+        net.import_weights(weights(given), layout=asked)
+
+
+def test_names_in_a_wrapper_or_of_old_are_recognised() -> None:
+    wrapped = {f"model.{name}": tensor for name, tensor in weights("edm").items()}
+    with pytest.raises(ValueError, match="layout 'adm' does not fit: the names look like those of 'edm'"):
+        build(NETWORKS["adm"]).import_weights(wrapped, layout="adm")
+    build(NETWORKS["edm"]).import_weights(wrapped, layout="edm")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_our_own_names_are_recognised(layout: str) -> None:
+    net = build(NETWORKS[layout])
+    name = type(net).__name__
+    with pytest.raises(ValueError, match=f"those of our own {name}: load_state_dict takes them"):
+        net.import_weights(net.state_dict(), layout=layout)
+
+
+def test_the_two_orders_of_adm_differ_in_the_attention_alone() -> None:
+    one, other = (build(NETWORKS["adm"]) for _ in range(2))
+    one.import_weights(weights("adm"), layout="adm")
+    other.import_weights(weights("adm"), layout="adm-new-order")
+    differ = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, other.state_dict()[name])}
+    assert differ == {name for name in one.state_dict() if ".qkv." in name}
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "message"),
+    [
+        (NETWORKS["diffusers"], "difusers", "no layout 'difusers'; did you mean 'diffusers'"),
+        (NETWORKS["diffusers"], "keras", "no layout 'keras'; one of: diffusers, adm, adm-new-order, edm$"),
+        (NETWORKS["diffusers"], "edm2", "layout 'edm2' is for EDM2UNet; UNet has diffusers, adm, adm-new-order, edm$"),
+        (EDM2_SMALL, "edm-2", "no layout 'edm-2'; did you mean 'edm2'"),
+        (EDM2_SMALL, "keras", "no layout 'keras'; one of: edm2$"),
+        (EDM2_SMALL, "diffusers", "layout 'diffusers' is for UNet; EDM2UNet has edm2$"),
+    ],
+)
+def test_a_layout_that_a_network_does_not_have(config: Any, layout: str, message: str) -> None:
+    net = build(config)
+    with pytest.raises(ValueError, match=message):
+        net.import_weights({}, layout=layout)
+    with pytest.raises(ValueError, match=message):
+        net.export_weights(layout)
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "message"),
+    [
+        ("adm", {"eps": 1e-6}, r"UNetModel cannot express eps=1e-06: it has 1e-05"),
+        ("adm", {"time_embedding": "ddpm"}, "UNetModel cannot express time_embedding='ddpm': it has 'adm'"),
+        ("edm", {"eps": 1e-5}, "SongUNet cannot express eps=1e-05: it has 1e-06"),
+        ("edm", {"residual_scale": 1.0}, "SongUNet cannot express residual_scale=1.0"),
+        ("edm2", {"size": (16, 8)}, r"EDM2's network cannot express size=\(16, 8\)"),
+    ],
+)
+def test_weights_of_another_function_are_not_taken(layout: str, change: dict[str, Any], message: str) -> None:
+    """The names and shapes would fit; the output would be wrong without a word."""
+    net = build(replace(NETWORKS[layout], **change))
+    with pytest.raises(ValueError, match=message):
+        net.import_weights(weights(layout), layout=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_is_as_good_as_a_state_dict(layout: str, tmp_path: Path) -> None:
+    theirs, path = weights(layout), tmp_path / "weights.safetensors"
+    save_file(theirs, path)
+    for source in (path, str(path)):
+        net = build(NETWORKS[layout])
+        net.import_weights(source, layout=layout)
+        assert_close(net.export_weights(layout), theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("network", [UNet(NETWORKS["adm"]), EDM2UNet(EDM2_SMALL)], ids=["UNet", "EDM2UNet"])
+def test_files_that_are_none_are_one_clear_line(network: UNet | EDM2UNet, tmp_path: Path) -> None:
+    layout = "edm2" if isinstance(network, EDM2UNet) else "adm"
+    theirs = weights(layout)
+    for name, legacy in (("new.pt", False), ("old.pkl", True)):
+        torch.save(theirs, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(
+            ValueError, match=rf"{name} is a pickle, which could run code, .*; save a plain state dict first: safetens"
+        ):
+            network.import_weights(tmp_path / name, layout=layout)
+    path = tmp_path / "weights.safetensors"
+    save_file(theirs, path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:100], whole[:4], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is not a whole safetensors file .*: copy or save it again"):
+            network.import_weights(path, layout=layout)
+    with pytest.raises(ValueError, match=r"no weights at .*absent"):
+        network.import_weights(tmp_path / "absent", layout=layout)
+
+
+def test_the_way_out_of_a_pickle_works(tmp_path: Path) -> None:
+    torch.save(weights("edm"), tmp_path / "weights.pt")
+    save_file(torch.load(tmp_path / "weights.pt", weights_only=True), tmp_path / "weights.safetensors")
+    build(NETWORKS["edm"]).import_weights(tmp_path / "weights.safetensors", layout="edm")
+
+
+def test_a_header_as_long_as_the_mark_of_a_pickle_is_none(tmp_path: Path) -> None:
+    """A safetensors file begins with the length of its header: 640 is 80 02 in hexadecimal, as a pickle begins."""
+    net, path = build(NETWORKS["adm"]), tmp_path / "weights.safetensors"
+    theirs = weights("adm")
+    save_file(theirs, path)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    for mark in (b"\x80\x02", b"PK"):
+        padding = (int.from_bytes(mark, "little") - length - 26) % 2**16
+        save_file(theirs, path, metadata={"x": "-" * padding})
+        short = (int.from_bytes(mark, "little") - int.from_bytes(path.read_bytes()[:8], "little")) % 2**16
+        save_file(theirs, path, metadata={"x": "-" * (padding + short)})
+        assert path.read_bytes()[:2] == mark
+        net.import_weights(path, layout="adm")
+
+
+def test_some_names_missing_is_shown_as_a_difference() -> None:
+    theirs = weights("adm")
+    del theirs["input_blocks.0.0.weight"]
+    with pytest.raises(ValueError, match=r"do not fit this network: 1 missing: input_blocks\.0\.0\.weight$"):
+        build(NETWORKS["adm"]).import_weights(theirs, layout="adm")

@@ -1,0 +1,108 @@
+"""Published networks by name: their counts, on the meta device, and what they were trained with."""
+
+import pytest
+import torch
+
+import unet
+from residual.count import multiply_adds, parameters
+from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
+
+# What their publications, or the published networks themselves, count.
+PUBLISHED = {
+    "ddpm-cifar10": 35_746_307,
+    "ddpm-256": 113_673_219,
+    "diffusers-unconditional": 113_673_219,
+    "iddpm-cifar10": 52_546_438,
+    "iddpm-imagenet64": 121_063_942,
+    "iddpm-imagenet64-cond": 273_049_350,
+    "adm-imagenet64": 295_904_454,
+    "adm-imagenet128": 421_529_606,
+    "adm-imagenet256": 553_838_086,
+    "adm-256-uncond": 552_814_086,
+    "adm-imagenet512": 558_997_638,
+    "adm-upsampler-64-256": 311_795_910,
+    "adm-upsampler-128-512": 308_835_270,
+    "edm-cifar10-ddpmpp": 55_733_891,
+    "edm-cifar10-ddpmpp-cond": 55_735_299,
+    "edm-cifar10-ncsnpp": 56_397_827,
+    "edm-cifar10-ncsnpp-cond": 56_400_643,
+    "edm-ffhq64-ddpmpp": 61_805_571,
+    "edm-ffhq64-ncsnpp": 62_761_091,
+    "edm-imagenet64": 295_899_267,
+    "edm2-img64-xs": 124_710_949,
+    "edm2-img64-s": 280_209_381,
+    "edm2-img64-m": 497_803_173,
+    "edm2-img64-l": 777_492_325,
+    "edm2-img64-xl": 1_119_276_837,
+    "edm2-img512-xxs": 31_309_029,
+    "edm2-img512-xs": 124_713_253,
+    "edm2-img512-s": 280_212_837,
+    "edm2-img512-m": 497_807_781,
+    "edm2-img512-l": 777_498_085,
+    "edm2-img512-xl": 1_119_283_749,
+    "edm2-img512-xxl": 1_523_164_773,
+}
+
+
+def on_meta(name: str) -> UNet | EDM2UNet:
+    with torch.device("meta"):
+        return unet.build(unet.preset(name))
+
+
+def test_every_preset_is_counted() -> None:
+    assert {name: preset.parameters for name, preset in unet.list_presets().items()} == PUBLISHED
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_counts(name: str) -> None:
+    assert parameters(on_meta(name)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if PUBLISHED[name] < 6e7 else pytest.mark.slow) for name in PUBLISHED]
+)
+def test_presets_have_the_multiply_adds_that_they_name(name: str) -> None:
+    net, config = on_meta(name), unet.preset(name)
+    label = (torch.zeros(1, dtype=torch.long),) if config.classes else ()
+    found = multiply_adds(net, torch.empty(1, config.in_channels, *config.size), torch.zeros(1), *label)
+    assert found / 1e9 == pytest.approx(unet.list_presets()[name].giga_multiply_adds, abs=0.005)
+
+
+def test_presets_carry_the_published_training_settings() -> None:
+    presets = unet.list_presets(UNetConfig)
+    dropout = {name: preset.config.dropout for name, preset in presets.items() if preset.config.dropout}
+    assert dropout == {
+        "ddpm-cifar10": 0.1,
+        "iddpm-cifar10": 0.3,
+        "adm-imagenet64": 0.1,
+        **{f"edm-cifar10-{kind}{cond}": 0.13 for kind in ("ddpmpp", "ncsnpp") for cond in ("", "-cond")},
+        **{f"edm-ffhq64-{kind}": 0.05 for kind in ("ddpmpp", "ncsnpp")},
+        "edm-imagenet64": 0.1,
+    }
+    assert {name for name, preset in presets.items() if preset.config.init == "xavier"} == {
+        name for name in presets if name.startswith("ddpm") or (name.startswith("edm-") and "pp" in name)
+    }
+    assert "Ho et al. 2020" in presets["ddpm-cifar10"].source
+
+
+def test_an_unknown_preset_gets_the_nearest_names() -> None:
+    with pytest.raises(ValueError, match="no preset 'ddpm-cifar'; did you mean ddpm-cifar10"):
+        unet.preset("ddpm-cifar")
+    with pytest.raises(ValueError, match=r"no preset '\?!'; one of: ddpm-cifar10, ddpm-256"):
+        unet.preset("?!")
+
+
+@pytest.mark.parametrize("channels", [2**18, 2**40])
+@pytest.mark.parametrize("make", [UNetConfig, EDM2Config])
+def test_a_network_larger_than_the_memory_is_refused_before_work(
+    make: type[UNetConfig | EDM2Config], channels: int
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"weights alone would take [\d,]+\.\d GiB, and this machine has [\d,]+\.\d: ta"
+    ):
+        unet.build(make(channels=channels, size=(8, 8)))
+
+
+def test_memory_is_not_asked_where_none_is_needed() -> None:
+    with torch.device("meta"):
+        assert parameters(unet.build(EDM2Config(channels=2**14))) > 1e12
