@@ -3,14 +3,17 @@
 import subprocess
 import sys
 
+RESAMPLE = "no resample 'pool'; one of: conv, conv_same, block, block_project, block_fir"
 CASES = {
     'unet_branch(8, 8, 4, conditioning="film")': "no conditioning 'film'; one of: add, scale_shift",
     'SinusoidalEmbedding(8, "fourier")': "no timestep convention 'fourier'; one of: ddpm, adm",
     'StridedConv(3, 5, padding="same")': "no padding 'same'; one of: both, end",
     'UNetConfig(conditioning="film")': "no conditioning 'film'; one of: add, scale_shift",
-    'UNetConfig(resample="pool")': "no resample 'pool'; one of: conv, conv_same, block",
-    'UNetConfig(resample=("conv", "pool", "conv", "conv"))': "no resample 'pool'; one of: conv, conv_same, block",
-    'UNetConfig(time_embedding="fourier")': "no time_embedding 'fourier'; one of: ddpm, adm",
+    'UNetConfig(resample="pool")': RESAMPLE,
+    'UNetConfig(resample=("conv", "pool", "conv", "conv"))': RESAMPLE,
+    'UNetConfig(time_embedding="sine")': "no time_embedding 'sine'; one of: ddpm, adm, fourier, log_fourier",
+    'UNetConfig(label_embedding="row")': "no label_embedding 'row'; one of: table, linear, linear_first",
+    'UNetConfig(decoder_attention="first")': "no decoder_attention 'first'; one of: all, last",
     'UNetConfig(init="he")': "no init 'he'; one of: torch, xavier",
 }
 SCRIPT = """

@@ -211,8 +211,8 @@ class EDM2UNet(Pretrained, nn.Module):
         Raises ValueError for another layout, for names of another one (it is named), where EDM2's network cannot
         express this one, with the difference if names or shapes do not fit, and for a pickle.
         """
-        ours = self.state_dict()
-        self.load_state_dict(import_weights(self.config.shape, state_dict, ours, layout, "EDM2UNet"))
+        ours = import_weights(self.config.shape, state_dict, self.state_dict(), layout, "EDM2UNet")
+        self.load_state_dict(ours, assign=self.out_gain.is_meta)
 
     def export_weights(self, layout: str = "edm2") -> dict[str, Tensor]:
         """The weights as a plain state dict under EDM2's published names: the exact inverse of `import_weights`.

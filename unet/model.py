@@ -128,29 +128,34 @@ class UNet(Pretrained, nn.Module):
         Raises ValueError if there is none, if its config cannot be expressed, or if the weights do not fit.
         """
         folder = local_folder(folder_or_hub_id)
-        for place in (folder, folder / "unet"):
-            if (place / "config.json").is_file() and "_class_name" in (config := read_json(place / "config.json")):
-                return cls._from_diffusers(place, config)
-        return super().from_pretrained(folder)
-
-    @classmethod
-    def _from_diffusers(cls, folder: Path, arguments: Mapping[str, Any]) -> "UNet":
-        if (name := arguments["_class_name"]) != "UNet2DModel":
-            raise ValueError(f"{folder / 'config.json'} describes a {name}; only UNet2DModel can be read")
+        if (place := _diffusers_folder(folder)) is None:
+            return super().from_pretrained(folder)
+        config, path = cls.read_config(folder), place / "diffusion_pytorch_model.safetensors"
         try:
             with torch.device("meta"):
-                net = cls(config_from(arguments))
+                net = cls(config)
         except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        path = folder / "diffusion_pytorch_model.safetensors"
+            raise ValueError(f"{place / 'config.json'}: {error}") from None
         _check_weights(path)
         theirs = read_weights(path)
         try:
-            ours = import_weights(net.config, theirs, net.state_dict(), "diffusers")
+            net.import_weights(theirs, "diffusers")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        net.load_state_dict(ours, assign=True)
-        return net.requires_grad_(True).eval()
+        return net.eval()
+
+    @classmethod
+    def read_config(cls, folder: Path) -> UNetConfig:
+        """The config of a folder that `from_pretrained` opens, without its weights. Raises ValueError as that does."""
+        if (place := _diffusers_folder(folder)) is None:
+            return super().read_config(folder)
+        arguments = read_json(place / "config.json")
+        if (name := arguments["_class_name"]) != "UNet2DModel":
+            raise ValueError(f"{place / 'config.json'} describes a {name}; only UNet2DModel can be read")
+        try:
+            return config_from(arguments)
+        except ValueError as error:
+            raise ValueError(f"{place / 'config.json'}: {error}") from None
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str) -> None:
         """Take the weights of a state dict, or of a safetensors file of one, in another library's layout.
@@ -160,7 +165,8 @@ class UNet(Pretrained, nn.Module):
         likely one is named), where that library's network cannot express this one, with the difference if names or
         shapes do not fit, and for a pickle.
         """
-        self.load_state_dict(import_weights(self.config, state_dict, self.state_dict(), layout))
+        ours = import_weights(self.config, state_dict, self.state_dict(), layout)
+        self.load_state_dict(ours, assign=self.embedding.linear1.weight.is_meta)
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
         """The weights as a state dict in another library's layout: the exact inverse of `import_weights`.
@@ -245,6 +251,14 @@ class InputSkip(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"]) -> Float[Tensor, "b c h w"]:
         return self.merge(x, self.branch(image))
+
+
+def _diffusers_folder(folder: Path) -> Path | None:
+    """Where, in a model or pipeline folder of diffusers, the files of the network are; None if it is another's."""
+    for place in (folder, folder / "unet"):
+        if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
+            return place
+    return None
 
 
 def _check_weights(path: Path) -> None:

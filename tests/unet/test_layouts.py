@@ -141,6 +141,18 @@ def test_files_that_are_none_are_one_clear_line(network: UNet | EDM2UNet, tmp_pa
         network.import_weights(tmp_path / "absent", layout=layout)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_go_into_a_network_without_memory(layout: str) -> None:
+    """Laid out on the meta device, it takes the tensors themselves."""
+    theirs = weights(layout)
+    with torch.device("meta"):
+        net = build(NETWORKS[layout])
+    net.import_weights(theirs, layout=layout)
+    assert not [name for name, tensor in net.state_dict().items() if tensor.is_meta]
+    assert all(p.requires_grad for p in net.parameters())
+    assert_close(net.export_weights(layout), theirs, rtol=0, atol=0)
+
+
 def test_the_way_out_of_a_pickle_works(tmp_path: Path) -> None:
     torch.save(weights("edm"), tmp_path / "weights.pt")
     save_file(torch.load(tmp_path / "weights.pt", weights_only=True), tmp_path / "weights.safetensors")

@@ -71,6 +71,13 @@ def test_a_model_folder_of_diffusers(folder: Path, theirs: UNet2DModel) -> None:
     assert_same(UNet.from_pretrained(str(folder)), theirs)
 
 
+def test_a_model_folder_with_a_table_of_frequencies(tmp_path: Path) -> None:
+    theirs = UNet2DModel(**ARGUMENTS, time_embedding_type="fourier").eval()
+    nn.init.normal_(theirs.conv_out.weight)
+    theirs.save_pretrained(tmp_path)
+    assert_same(UNet.from_pretrained(tmp_path), theirs)
+
+
 def test_a_pipeline_folder_of_diffusers(theirs: UNet2DModel, tmp_path: Path) -> None:
     DDPMPipeline(unet=theirs, scheduler=DDPMScheduler()).save_pretrained(tmp_path)
     assert (tmp_path / "unet" / WEIGHTS).is_file()

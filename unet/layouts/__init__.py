@@ -81,6 +81,11 @@ def export_weights(
     return export_state(chosen.places(config), chosen.table, ours) | chosen.constants(config)
 
 
+def likely_layouts(theirs: Mapping[str, Tensor]) -> list[str]:
+    """The layouts that a state dict may be in, by its names."""
+    return [name for name, layout in LAYOUTS.items() if layout.mark in layout.clean(theirs)]
+
+
 def _layout(name: str, network: str) -> Layout:
     names = [other for other, layout in LAYOUTS.items() if layout.network == network]
     if name not in LAYOUTS:
@@ -97,7 +102,6 @@ def _likely(given: Mapping[str, Tensor]) -> str | None:
     for mark, network in _OUR_MARKS.items():
         if mark in given:
             return f"those of our own {network}: load_state_dict takes them"
-    fits = {name: layout.network for name, layout in LAYOUTS.items() if layout.mark in layout.clean(given)}
-    if not fits:
+    if not (fits := likely_layouts(given)):
         return None
-    return f"those of {' or '.join(map(repr, fits))}, for {next(iter(fits.values()))}"
+    return f"those of {' or '.join(map(repr, fits))}, for {LAYOUTS[fits[0]].network}"

@@ -91,7 +91,7 @@ def filters(config: UNetConfig) -> dict[str, Tensor]:
     owners = [f"{name}.{layer}" for name in names for layer in ("conv0", "skip")]
     if config.input_skips:
         owners += [place.theirs for place in places(config) if place.theirs.endswith("_aux_residual")]
-    return {f"{owner}.resample_filter": kernel.clone() for owner in owners}  # safetensors refuses shared memory
+    return {f"{owner}.resample_filter": kernel.clone() for owner in owners}
 
 
 def without_prefix(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
