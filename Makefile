@@ -12,7 +12,7 @@ demo: .venv/train
 	$(BIN)/python sample.py $(RUN) --num 100 --out $(RUN)/drawn
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 check: .venv/dev
 	$(BIN)/ruff check .

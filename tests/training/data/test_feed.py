@@ -1,3 +1,4 @@
+import copy
 import threading
 import time
 
@@ -52,16 +53,17 @@ def test_a_batch_is_the_readers_own(images: Images) -> None:
     torch.testing.assert_close(first, kept)
 
 
-def test_the_next_piece_is_read_ahead_in_a_thread(images: Images, monkeypatch) -> None:
+def test_the_next_piece_is_read_ahead_in_a_thread(images: Images) -> None:
     asked: list[tuple[list[int], bool]] = []
     read = Images.read
 
-    def spy(self, indices, out=None):
+    def spy(indices, out=None):
         asked.append((indices.tolist(), threading.current_thread() is threading.main_thread()))
-        return read(self, indices, out)
+        return read(images, indices, out)
 
-    monkeypatch.setattr(Images, "read", spy)
-    feed = Feed(images, 9, 4, micro_batch=2)
+    watched = copy.copy(images)  # others may still be read by feeds of earlier tests
+    watched.read = spy
+    feed = Feed(watched, 9, 4, micro_batch=2)
     feed.get(0, 0)
     deadline = time.monotonic() + 10
     while len(asked) < 2 and time.monotonic() < deadline:
