@@ -48,6 +48,23 @@ class Pretrained:
         of the weights differ from what the config describes.
         """
         folder = local_folder(folder_or_hub_id)
+        config = cls.read_config(folder)
+        try:
+            with torch.device("meta"):
+                model = cls(config)  # type: ignore[call-arg]
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        state = read_weights(folder / "model.safetensors")
+        try:
+            check_state(state, model.state_dict())  # type: ignore[attr-defined]
+        except ValueError as error:
+            raise ValueError(f"{folder / 'model.safetensors'}: {error}") from None
+        model.load_state_dict(state, assign=True)  # type: ignore[attr-defined]
+        return model.requires_grad_(True).eval()  # type: ignore[attr-defined]
+
+    @classmethod
+    def read_config(cls, folder: Path) -> Any:
+        """The config of a model folder. Raises ValueError as `from_pretrained` does."""
         document = read_json(folder / "config.json")
         found = document.pop("model", None)
         if found != _qualified_name(cls):
@@ -58,17 +75,9 @@ class Pretrained:
                 f"{folder / 'config.json'} has format_version {version!r}; this version reads {FORMAT_VERSION}"
             )
         try:
-            with torch.device("meta"):
-                model = cls(read_config(cls.config_class, document))  # type: ignore[call-arg]
+            return read_config(cls.config_class, document)
         except ValueError as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        state = read_weights(folder / "model.safetensors")
-        try:
-            check_state(state, model.state_dict())  # type: ignore[attr-defined]
-        except ValueError as error:
-            raise ValueError(f"{folder / 'model.safetensors'}: {error}") from None
-        model.load_state_dict(state, assign=True)  # type: ignore[attr-defined]
-        return model.requires_grad_(True).eval()  # type: ignore[attr-defined]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

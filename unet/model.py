@@ -127,20 +127,22 @@ class UNet(Pretrained, nn.Module):
         Raises ValueError if there is none, if its config cannot be expressed, or if the weights do not fit.
         """
         folder = local_folder(folder_or_hub_id)
-        for place in (folder, folder / "unet"):
-            if (place / "config.json").is_file() and "_class_name" in (config := read_json(place / "config.json")):
-                return cls._from_diffusers(place, config)
-        return super().from_pretrained(folder)
+        if (place := _diffusers_folder(folder)) is None:
+            return super().from_pretrained(folder)
+        with torch.device("meta"):
+            net = cls(cls.read_config(folder))
+        net.import_weights(place / "diffusion_pytorch_model.safetensors", "diffusers")
+        return net.eval()
 
     @classmethod
-    def _from_diffusers(cls, folder: Path, arguments: Mapping[str, Any]) -> "UNet":
+    def read_config(cls, folder: Path) -> UNetConfig:
+        """The config of a folder that `from_pretrained` opens, without its weights. Raises ValueError as that does."""
+        if (place := _diffusers_folder(folder)) is None:
+            return super().read_config(folder)
+        arguments = read_json(place / "config.json")
         if (name := arguments["_class_name"]) != "UNet2DModel":
-            raise ValueError(f"{folder / 'config.json'} describes a {name}; only UNet2DModel can be read")
-        with torch.device("meta"):
-            net = cls(config_from(arguments))
-        weights = read_weights(folder / "diffusion_pytorch_model.safetensors")
-        net.load_state_dict(import_weights(net.config, weights, net.state_dict(), "diffusers"), assign=True)
-        return net.requires_grad_(True).eval()
+            raise ValueError(f"{place / 'config.json'} describes a {name}; only UNet2DModel can be read")
+        return config_from(arguments)
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str) -> None:
         """Take the weights of a state dict, or of a safetensors file of one, in another library's layout.
@@ -150,7 +152,8 @@ class UNet(Pretrained, nn.Module):
         likely one is named), with the difference if names or shapes do not fit, and for a pickle.
         """
         theirs = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
-        self.load_state_dict(import_weights(self.config, theirs, self.state_dict(), layout))
+        ours = import_weights(self.config, theirs, self.state_dict(), layout)
+        self.load_state_dict(ours, assign=self.embedding.linear1.weight.is_meta)
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
         """The weights as a state dict in another library's layout: the exact inverse of `import_weights`.
@@ -234,6 +237,14 @@ class InputSkip(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"]) -> Float[Tensor, "b c h w"]:
         return self.merge(x, self.branch(image))
+
+
+def _diffusers_folder(folder: Path) -> Path | None:
+    """Where, in a model or pipeline folder of diffusers, the files of the network are; None if it is another's."""
+    for place in (folder, folder / "unet"):
+        if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
+            return place
+    return None
 
 
 def _chain(level: Level, nodes: dict[str, Any]) -> Chain:
