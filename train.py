@@ -13,7 +13,9 @@ from tasks import RUNS
 from training.accelerator import make_accelerator, on_main
 from training.cli import command, parse
 from training.data import open_images
+from training.freeze import freeze
 from training.loop import fit
+from training.memory import require_memory
 from training.report import report
 from training.run_folder import RunFolder
 
@@ -26,14 +28,20 @@ def main(argv: Sequence[str]) -> None:
     order = parse(RUNS, argv, DEFAULT)
     run = order.run
     accelerator = make_accelerator(run.train)
+    require_memory(run.outline, run.freeze, accelerator.device)
+    folder = RunFolder(order.folder)
+    resumes = on_main(lambda: folder.has_checkpoint) and not order.fresh
     images = open_images(run.data, on_main=on_main)
     accelerator.print(f"data: {images}")
     task = run.build(images)
+    for line in [] if resumes else run.start(task):
+        accelerator.print(line)
+    if frozen := freeze(task.model, run.freeze):
+        accelerator.print(frozen)
     if order.dry_run:
         if accelerator.is_main_process:
             print(report(order.resolved, task, run.train, len(images), accelerator.num_processes))
     else:
-        folder = RunFolder(order.folder)
         folder.open(order.resolved, order.fresh)
         fit(task, images, run.data, run.train, folder, accelerator)
     accelerator.end_training()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffusion import Schedule, drop_labels, squared_error
 from tasks.diffusion_model import DiffusionModel, describe, load_model
 from tasks.grid import draw_grid, to_uint8
+from tasks.start import load_start, start_config
 from training.config import TrainConfig
 from training.data import DataConfig, Images
 from training.random import GlobalRandom, seeded
@@ -141,6 +142,13 @@ class DiffusionRun:
 
     task: Literal["diffusion"] = "diffusion"
     """what is trained"""
+    init: str | None = None
+    """a trained network to start from: a run folder, a model folder (ours or diffusers'), an id on the hub, all of
+    which also give the defaults of the section model, or a safetensors file with another library's names"""
+    init_layout: Literal["diffusers", "adm", "adm-new-order", "edm"] | None = None
+    """of a safetensors file: whose names it has; null: found by the names, which cannot tell the two of adm apart"""
+    freeze: tuple[str, ...] = ()
+    """parameters that are not trained, by patterns such as encoder.*"""
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -157,6 +165,29 @@ class DiffusionRun:
     }
     presets = staticmethod(preset)
     preset_names = staticmethod(lambda: list_presets(UNetConfig))  # EDM2's network needs its own preconditioning
+
+    start_config = staticmethod(start_config)
+
+    def __post_init__(self) -> None:
+        if self.init_layout is not None and self.init is None:
+            raise ValueError(f"init_layout={self.init_layout} without init; give the file with --init")
+
+    def outline(self) -> UNet:
+        """The network on the meta device, as far as it is known before the images are: enough to say how large it is.
+
+        Raises ValueError as `UNet` does.
+        """
+        side = 2 ** (self.model.depth - 1)
+        with torch.device("meta"):
+            return UNet(replace(self.model, size=(side, side)))
+
+    def start(self, task: DiffusionTask) -> list[str]:
+        """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
+        fit, or were trained for something else."""
+        about = task.diffusion
+        if self.init is None:
+            return []
+        return load_start(about.net, self.init, self.init_layout, about.schedule, about.prediction)
 
     def build(self, images: Images) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""

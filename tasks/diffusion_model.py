@@ -163,7 +163,7 @@ def load_model(path: str | Path) -> DiffusionModel:
             "its training has not saved one yet" if is_run else f"it has neither config.yaml nor {DESCRIPTION_FILE}"
         )
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
-    schedule, prediction, classes = _read_description(folder / DESCRIPTION_FILE)
+    schedule, prediction, classes = read_description(folder / DESCRIPTION_FILE)
     net = UNet.from_pretrained(folder).float()
     if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
         raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
@@ -201,7 +201,7 @@ class _Description:
     classes: tuple[str, ...] | None
 
 
-def _read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None]:
+def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None]:
     try:
         document = json.loads(path.read_text())
         if document["format_version"] != FORMAT_VERSION:

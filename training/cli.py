@@ -38,8 +38,9 @@ class Command:
 def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | None = None) -> Command:
     """Reads `--config FILE`, `--run FOLDER`, `--fresh`, `--dry-run` and dotted flags such as `--train.images 2e5`.
 
-    `task`, and `model.preset` where the task has presets, are read first, the rest as fields of the run dataclass
-    `runs[task]` (see `Schema` for what that class may declare). `--help` prints the settings of the task and exits.
+    `task`, and `model.preset` and `init` where the task has them, are read first, the rest as fields of the run
+    dataclass `runs[task]` (see `Schema` for what that class may declare). `--help` prints the settings of the task and
+    exits.
 
     Raises ValueError, in one line, for what cannot be read, is unknown, does not fit, or is refused by a dataclass.
     """
@@ -53,8 +54,9 @@ def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | 
     task = tree["task"] = flags.pop("task", tree.get("task", next(iter(runs))))
     if task not in list(runs):
         raise ValueError(f"task={task!r} is unknown; {nearest(str(task), runs)}")
-    model = tree.get("model")
-    schema = Schema(runs[task], flags.get("model.preset", model.get("preset") if isinstance(model, Mapping) else None))
+    folder = Path("runs", "help" if path is None else path.stem)
+    folder = Path(own["run"]) if "run" in own else path.parent if is_record and path else folder
+    schema = _schema(runs[task], tree, flags, {} if "fresh" in own else _record(folder))
     if "help" in own or path is None:
         if _rank() == 0:
             schema.parser().print_help()
@@ -65,7 +67,6 @@ def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | 
     for name in schema.derived:
         *parents, last = name.split(".")
         functools.reduce(dict.__getitem__, parents, resolved).pop(last)
-    folder = Path(own["run"]) if "run" in own else path.parent if is_record else Path("runs", path.stem)
     return Command(run, _checked_name(folder, path), "fresh" in own, "dry-run" in own, resolved)
 
 
@@ -136,6 +137,28 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         (own if is_own else flags)[name] = text
         last = "" if is_own else f"--{name} {text}"
     return own, flags
+
+
+def _schema(cls: type, tree: dict[str, Any], flags: Mapping[str, str], record: Mapping[str, Any]) -> Schema:
+    """The schema, with the defaults of the preset or of the model that the run starts from.
+
+    A run that is gone on with needs that model no longer: `record`, what its folder says, then stands in for it.
+    """
+    model = tree["model"] if isinstance(tree.get("model"), Mapping) else {}
+    preset, init = flags.get("model.preset", model.get("preset")), flags.get("init", tree.get("init"))
+    init = None if init == "null" else init
+    try:
+        return Schema(cls, preset, init)
+    except ValueError:
+        if preset is not None or init is None or record.get("init") != init:
+            raise
+    tree["model"] = dict(record["model"]) | model
+    return Schema(cls)
+
+
+def _record(folder: Path) -> Mapping[str, Any]:
+    """The settings of the run in this folder, if there is one."""
+    return read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
 
 
 def _checked_name(folder: Path, config: Path) -> Path:

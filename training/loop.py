@@ -163,7 +163,7 @@ class Loop:
 
     def clip(self) -> Tensor:
         """The norm of the gradient, which is scaled down to `config.clip` if it is longer."""
-        weights = list(self.state.trained.parameters())
+        weights = self.state.trainable
         if self.config.clip is not None:
             return self.accelerator.clip_grad_norm_(weights, self.config.clip)
         return nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])

@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
 from training.config import TrainConfig
+from training.memory import show_count, show_size, state_bytes, tensor_bytes
 from training.schedule import learning_rate
 from training.task import Task
 from training.yaml_file import write_yaml
@@ -23,8 +24,10 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
     count, stored = parameters(task.model), tensor_bytes(task.model)
-    state = stored["parameters"] * 5 + stored["buffers"] * 2
-    activations = activation_bytes(task.model, *task.example(1, "meta"))
+    trained = sum(weight.nbytes for weight in task.model.parameters() if weight.requires_grad)
+    state = state_bytes(task.model)
+    one = activation_bytes(task.model, *task.example(1, "meta"))
+    activations, disk = one * micro_batch, 2 * (stored["parameters"] + stored["buffers"] + trained)
     seen = config.updates * config.batch
     split = " x ".join(
         f"{number} {name}"
@@ -33,11 +36,11 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
     )
     rows = {
         "parameters": f"{count:,}",
-        "multiply-adds": f"{_count(multiply_adds(task.model, *task.example(1, 'meta')))} per image, forward",
-        "memory, estimated": f"{_size(state + activations * micro_batch)} on each process, of it",
-        "  model and optimizer": f"{_size(state)} (weights, gradients, two of Adam, EMA)",
-        "  activations": f"{_size(activations * micro_batch)} in float32 ({micro_batch} x {_size(activations)})",
-        "checkpoint": f"{_size(stored['parameters'] * 4 + stored['buffers'] * 2)} on disk, {config.keep} are kept",
+        "multiply-adds": f"{show_count(multiply_adds(task.model, *task.example(1, 'meta')))} per image, forward",
+        "memory, estimated": f"{show_size(state + activations)} on each process, of it",
+        "  model and optimizer": f"{show_size(state)} (weights, gradients, two of Adam, EMA)",
+        "  activations": f"{show_size(activations)} in float32 ({micro_batch} x {show_size(one)})",
+        "checkpoint": f"{show_size(disk)} on disk, {config.keep} are kept",
         "updates": f"{config.updates:,} of {split}",
         "length": f"{seen:,} images: each of the {images:,} about {seen / images:,.1f} times",
     }
@@ -66,28 +69,9 @@ def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def tensor_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of the parameters and of the buffers that a checkpoint holds."""
-    names = {name for name, _ in model.named_parameters()}
-    stored = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
-    of_parameters = sum(size for name, size in stored.items() if name in names)
-    return {"parameters": of_parameters, "buffers": sum(stored.values()) - of_parameters}
-
-
 def rate_points(config: TrainConfig, after_warmup: int = 8) -> list[int]:
     """Images seen before some updates of the run: the first and the last, within, at and evenly after the warm-up."""
     last = (config.updates - 1) * config.batch
     edge = min(config.warmup_images, last)
     points = [0, edge // 2, *(edge + (last - edge) * i // after_warmup for i in range(after_warmup + 1))]
     return sorted({-(-point // config.batch) * config.batch for point in points})
-
-
-def _count(number: float, digits: int = 4) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.{digits}g} {unit}"
-    return f"{number:.0f}"
-
-
-def _size(count: float) -> str:
-    return f"{_count(count, 3)}B" if count >= 1e3 else f"{count:.0f} bytes"

@@ -40,6 +40,11 @@ class RunFolder:
         self.status: Status | None = None
         self.start: Checkpoint | None = None  # set by `open`
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a run to go on with; its newest checkpoint may still turn out to be damaged."""
+        return bool(checkpoint.list_folders(self.checkpoints))
+
     def open(self, resolved: Mapping[str, Any], fresh: bool = False) -> Status:
         """Prepare the folder for a run with the plain, YAML-able config `resolved`; to be called on every process.
 

@@ -35,16 +35,23 @@ class Schema:
     """The settings of a run dataclass.
 
     The class may have `derived` (dotted field -> why it may not be set), and `presets` (name -> instance) with
-    `preset_names`, whose instances give the defaults of its section `model`. Raises ValueError for an unknown preset.
+    `preset_names`, whose instances give the defaults of its section `model`; without a preset, those are what its
+    `start_config` answers for the model that the run starts from, if it has a field `init` and the model tells.
+    Raises ValueError for an unknown preset, and as `start_config` does.
     """
 
-    def __init__(self, cls: Any, preset: Any = None):
+    def __init__(self, cls: Any, preset: Any = None, init: Any = None):
         self.sections = sections(cls)
         self.derived: Mapping[str, str] = getattr(cls, "derived", {})
         self.presets: list[str] = cls.preset_names() if hasattr(cls, "presets") else []
         if preset is not None and self.presets and preset not in self.presets:
             raise ValueError(f"model.preset={preset!r} is unknown; {nearest(str(preset), self.presets)}")
-        given = {"model": cls.presets(preset)} if preset is not None and self.presets else {}
+        model = None
+        if preset is not None and self.presets:
+            model = cls.presets(preset)
+        elif isinstance(init, str) and hasattr(cls, "start_config"):
+            model = cls.start_config(init)
+        given = {} if model is None else {"model": model}
         found = [leaf for leaf in leaves(cls, given) if leaf.name not in self.derived]
         if self.presets:
             text = "a published model, whose values are the defaults of this section"
@@ -190,7 +197,12 @@ def _from_text(text: str, hint: Any) -> Any:
         return value if type(value) in options else text
     is_list = [get_origin(option) is tuple for option in options if option is not NoneType]
     brackets = not text.startswith("[") and ("," in text if not all(is_list) else any(is_list))
-    return read_value(f"[{text}]" if brackets else text)
+    try:
+        return read_value(f"[{text}]" if brackets else text)
+    except ValueError:
+        if tuple[str, ...] in options:  # such as *.bias, which YAML takes for something else
+            return text.split(",")
+        raise
 
 
 def show(value: Any, flag: bool) -> str:

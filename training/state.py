@@ -17,7 +17,10 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainState:
-    """Model, EMA and optimizer on the devices. `model` is what the loss calls, `trained` the same without wrappers."""
+    """Model, EMA and optimizer on the devices. `model` is what the loss calls, `trained` the same without wrappers.
+
+    Parameters that require no gradient are frozen: the optimizer does not know them, neither does its checkpoint.
+    """
 
     def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
         self.batch = config.batch
@@ -30,7 +33,7 @@ class TrainState:
         if config.compile:
             self.trained.compile()  # in place: the names of the weights stay
         optimizer = torch.optim.AdamW(
-            self.trained.parameters(),
+            self.trainable,
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -39,6 +42,11 @@ class TrainState:
         self.model, self.optimizer = accelerator.prepare(self.trained, optimizer)
         average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
         self.ema = Ema(average, self.trained)
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that are not frozen."""
+        return [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
 
     @property
     def images_seen(self) -> int:
@@ -70,7 +78,7 @@ class TrainState:
         self.update = checkpoint.update
 
     def _allocate_moments(self) -> None:
-        for parameter in self.trained.parameters():
+        for parameter in self.trainable:
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 **{moment: torch.zeros_like(parameter) for moment in MOMENTS[1:]},

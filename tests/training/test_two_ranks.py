@@ -50,6 +50,12 @@ def test_a_resumed_run_is_the_same_bit_for_bit(two):
     assert losses(two / "halves") == losses(two / "straight")
 
 
+def test_frozen_parameters_stay_frozen_on_two_ranks(two):
+    start = ToyTask().model.state_dict()
+    for name, tensor in load_file(newest(two / "frozen") / "model.safetensors").items():
+        assert name == "calls" or tensor.equal(start[name]) == name.startswith("first."), name
+
+
 def test_two_ranks_go_on_where_one_stopped(one, two):
     assert losses(two / "elastic") == pytest.approx(losses(one / "plain"), abs=1e-5)
     same_weights(one / "plain", two / "elastic", 1e-5)
@@ -88,4 +94,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as asked)") == 8
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as asked)") == 9

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from tests.training.toy import BATCH, ToyTask, config, loop, resolved, train
 from training.accelerator import on_main, process_state
 from training.data import DataConfig, open_images
+from training.freeze import freeze
 from training.run_folder import RunFolder
 from training.schedule import ema_keep
 
@@ -22,6 +23,9 @@ def main(out: Path) -> None:
     train(out / "halves", ToyTask(dropout=0.3), micro_batch=2)
     train(out / "elastic")
     average(out, rank)
+    task = ToyTask()
+    freeze(task.model, ["first.*"])
+    train(out / "frozen", task)
 
     task = ToyTask()
     task.spoil_at = 4 if rank == 1 else None

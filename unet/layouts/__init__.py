@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Layout:
     """tensors that their state dicts hold besides the weights, always the same"""
     network: str = "UNet"
     """the class of ours that has these weights"""
+    sized: Callable[[UNetConfig, Mapping[str, Tensor]], UNetConfig] = lambda config, theirs: config
+    """the config with the size of image that the names tell, if they do"""
 
 
 LAYOUTS = {
@@ -42,7 +44,9 @@ LAYOUTS = {
     ),
     "adm": Layout(adm.places, adm.table("n three d"), adm.check, "input_blocks.0.0.weight"),
     "adm-new-order": Layout(adm.places, adm.table("three n d"), adm.check, "input_blocks.0.0.weight"),
-    "edm": Layout(edm.places, edm.TABLE, edm.check, "map_layer0.weight", edm.without_prefix, edm.filters),
+    "edm": Layout(
+        edm.places, edm.TABLE, edm.check, "map_layer0.weight", edm.without_prefix, edm.filters, sized=edm.sized
+    ),
     "edm2": Layout(edm2.places, edm2.TABLE, edm2.check, "unet.emb_noise.weight", network="EDM2UNet"),
 }
 _OUR_MARKS = {"embedding.linear1.weight": "UNet", "embedding.noise.weight": "EDM2UNet"}
@@ -84,6 +88,27 @@ def export_weights(
 def likely_layouts(theirs: Mapping[str, Tensor]) -> list[str]:
     """The layouts that a state dict may be in, by its names."""
     return [name for name, layout in LAYOUTS.items() if layout.mark in layout.clean(theirs)]
+
+
+def config_of_weights(config: UNetConfig, theirs: Mapping[str, Tensor], layout: str) -> UNetConfig:
+    """`config` with the channels, labels and size of the network that a state dict in another layout is of.
+
+    Twice as many outputs as inputs are taken for a learned variance. Tensors that are not where `config` has them are
+    for `import_weights` to name.
+    """
+    chosen = _layout(layout, "UNet")
+    theirs = chosen.clean(theirs)
+    config = chosen.sized(config, theirs)
+    names = {place.ours: f"{place.theirs}.weight" for place in chosen.places(config)}
+    stem, head, label = (names[name] for name in ("encoder.0.conv", "head.conv", "embedding.label"))
+    if stem in theirs and head in theirs:
+        inputs, outputs = theirs[stem].shape[1], theirs[head].shape[0]
+        variance = outputs == 2 * inputs
+        outputs = inputs if variance else outputs
+        config = replace(config, in_channels=inputs, out_channels=outputs, learned_variance=variance)
+    table = config.label_embedding == "table"
+    classes = theirs[label].shape[0 if table else 1] if label in theirs else None
+    return replace(config, classes=classes, null_label=not table)
 
 
 def _layout(name: str, network: str) -> Layout:

@@ -1,6 +1,8 @@
 """The names of EDM's networks: `SongUNet` (DDPM++, NCSN++) and `DhariwalUNet` (ADM)."""
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -97,6 +99,12 @@ def filters(config: UNetConfig) -> dict[str, Tensor]:
 def without_prefix(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The names of the bare network; in a preconditioned one it is called `model`."""
     return {name.removeprefix(_PREFIX): tensor for name, tensor in theirs.items()}
+
+
+def sized(config: UNetConfig, theirs: Mapping[str, Tensor]) -> UNetConfig:
+    """The config with the size of image that the names of the blocks tell."""
+    sides = [int(found[1]) for name in theirs if (found := re.match(r"enc\.(\d+)x\d+_conv\.weight$", name))]
+    return replace(config, size=(sides[0], sides[0])) if sides else config
 
 
 def check(config: UNetConfig) -> None:

@@ -1,0 +1,293 @@
+"""Training that starts from a trained network: what is read, what is adapted, what is refused and in which words."""
+
+import json
+import pickle
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+import train as script
+from export import save_diffusers
+from tasks import RUNS
+from tasks.diffusion import DiffusionConfig, DiffusionRun, load_model
+from tests.tasks.small import SMALL, digits, shaken, small_run
+from training.cli import parse
+from unet import UNet, UNetConfig, diffusers_config
+
+ADM = replace(SMALL, channels=32, groups=32, conditioning="scale_shift", resample="block", time_embedding="adm")
+SONG = replace(
+    SMALL,
+    channels=32,
+    groups=32,
+    group_channels=4,
+    resample="block_fir",
+    input_skips=True,
+    time_embedding="fourier",
+    label_embedding="linear_first",
+    decoder_attention="last",
+    residual_scale=0.5**0.5,
+    eps=1e-6,
+)
+TINY = (
+    "model: {channels: 16, multipliers: [1, 2], attention: [1], blocks: 1, groups: 8}\n"
+    "train: {images: 64, batch: 32, warmup_images: 0, trackers: [], precision: float32}\nsample: {num: 0}\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    return tmp_path
+
+
+def net(config: UNetConfig) -> UNet:
+    """A network with weights that are zero nowhere, as it would come from training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(config)
+        for weight in network.parameters():
+            weight.data.add_(torch.randn_like(weight), alpha=0.05)
+    return network.eval()
+
+
+def started(run: DiffusionRun, labels: bool = True) -> tuple[UNet, list[str]]:
+    task = run.build(digits(labels))
+    said = run.start(task)
+    assert isinstance(task.model, UNet)
+    return task.model, said
+
+
+def same(a: UNet, b: UNet) -> None:
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+# --- the four homes of a checkpoint ---
+
+
+def test_a_model_folder_of_ours(conditional: Path) -> None:
+    network, said = started(small_run(init=str(conditional)))
+    same(network, load_model(conditional).net)
+    assert said == [f"init: {conditional}, 1 x 8 x 8, 10 classes"]
+
+
+def test_a_pipeline_of_diffusers_at_the_root_or_under_unet(conditional: Path) -> None:
+    model = load_model(conditional)
+    save_diffusers(model, Path("pipeline"))
+    network, said = started(small_run(init="pipeline"))
+    same(network, model.net)
+    assert said[1:] == ["init: labels: number 10 of the 11 there is taken for “no label” here"]
+    network, said = started(small_run(init="pipeline/unet"))
+    same(network, model.net)
+    assert said[0].endswith("; it does not say for what it was trained, the run trains epsilon, linear noise")
+    shutil.copytree("pipeline/unet", "root")
+    shutil.copy("pipeline/scheduler/scheduler_config.json", "root")
+    assert started(small_run(init="root"))[1][0] == "init: root, 1 x 8 x 8, 11 classes"
+
+
+@pytest.mark.parametrize(
+    ("layout", "config"),
+    [("diffusers", SMALL), ("adm", ADM), ("adm-new-order", ADM), ("edm", replace(SONG, size=(16, 16)))],
+)
+def test_a_file_in_every_layout(layout: str, config: UNetConfig) -> None:
+    trained = net(replace(config, in_channels=1, out_channels=1))
+    save_file(trained.export_weights(layout), "weights.safetensors")
+    run = small_run(model=config, init="weights.safetensors", init_layout=layout)
+    network, said = started(run, labels=False)
+    same(network, trained)
+    assert len(said) == 1
+    if not layout.startswith("adm"):
+        same(started(replace(run, init_layout=None), labels=False)[0], trained)
+
+
+def test_a_file_of_a_network_with_other_channels_labels_and_a_learned_variance() -> None:
+    trained = net(replace(ADM, classes=3, null_label=False, learned_variance=True))
+    save_file(trained.export_weights("adm"), "weights.safetensors")
+    network, said = started(small_run(model=ADM, init="weights.safetensors", init_layout="adm"))
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in said[1:]] == [
+        "output",
+        "input",
+        "output",
+        "labels",
+    ]
+    x, t, label = torch.randn(2, 1, 8, 8), torch.tensor([3, 800]), torch.tensor([0, 2])
+    with torch.no_grad():
+        expected = trained(x.repeat(1, 3, 1, 1), t, label)[:, :3].mean(dim=1, keepdim=True)
+        torch.testing.assert_close(network.eval()(x, t, label), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_a_run_folder_gives_weights_and_config() -> None:
+    Path("first.yaml").write_text(TINY)
+    script.main(["--config", "first.yaml"])
+    trained = load_file("runs/first/model/model.safetensors")
+    Path("second.yaml").write_text(TINY.partition("\n")[2])
+    command = ["--config", "second.yaml", "--init", "runs/first", "--freeze", "*.norm1.*,head.*"]
+    script.main(command)
+    first = min(Path("runs/second/checkpoints").iterdir())
+    last = max(Path("runs/second/checkpoints").iterdir())
+    assert (first.name, last.name) == ("000000000", "000000064")
+    for file in ("model", "ema"):
+        begun, done = (load_file(place / f"{file}.safetensors") for place in (first, last))
+        for name, tensor in trained.items():
+            assert torch.equal(begun[name], tensor), name
+            if "norm1." in name or name.startswith("head."):
+                assert torch.equal(done[name], tensor), name
+        assert not torch.equal(done["encoder.0.conv.weight"], trained["encoder.0.conv.weight"])
+
+
+def test_a_run_that_is_gone_on_with_does_not_need_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("first.yaml").write_text(TINY)
+    script.main(["--config", "first.yaml"])
+    Path("second.yaml").write_text(TINY.partition("\n")[2])
+    command = ["--config", "second.yaml", "--init", "runs/first"]
+    script.main(command)
+    shutil.rmtree("runs/first")
+    capsys.readouterr()
+    script.main([*command, "--train.images", "128"])
+    said = capsys.readouterr().out
+    assert "resuming runs/second from 64 images" in said
+    assert "init:" not in said
+    for changed in (["--config", "second.yaml", "--init", "runs/second"], [*command, "--fresh"]):
+        with pytest.raises(SystemExit, match="2"):
+            script.main(changed)
+    errors = capsys.readouterr().err.splitlines()
+    assert "holds a run with another config (init=runs/first there, runs/second now)" in errors[-2]
+    assert "init=runs/first: 'runs/first' is neither a folder here nor" in errors[-1]
+
+
+# --- the config ---
+
+
+def test_the_checkpoint_gives_the_defaults_of_the_model(conditional: Path) -> None:
+    Path("plain.yaml").write_text("task: diffusion")
+    run = parse(RUNS, ["--config", "plain.yaml", "--init", str(conditional), "--model.dropout", "0.2"]).run
+    assert (run.model.channels, run.model.groups, run.model.dropout) == (16, 8, 0.2)
+    assert parse(RUNS, ["--config", "plain.yaml", "--init", "null"]).run.init is None
+    given = ["--config", "plain.yaml", "--init", str(conditional), "--model.preset", "ddpm-cifar10"]
+    assert parse(RUNS, given).run.model.channels == 128  # and the difference is shown when the weights are read
+
+
+def test_a_file_has_no_config_to_give() -> None:
+    Path("plain.yaml").write_text("task: diffusion")
+    run = parse(RUNS, ["--config", "plain.yaml", "--init", "w.safetensors", "--init_layout", "adm"]).run
+    assert run.model == DiffusionRun().model
+    assert (run.init, run.init_layout) == ("w.safetensors", "adm")
+
+
+def test_patterns_may_begin_with_a_star() -> None:
+    Path("plain.yaml").write_text("task: diffusion")
+    flags = ["--config", "plain.yaml", "--freeze"]
+    assert parse(RUNS, [*flags, "*.norm1.*,head.conv.*"]).run.freeze == ("*.norm1.*", "head.conv.*")
+    assert parse(RUNS, [*flags, "encoder.[01].*"]).run.freeze == ("encoder.[01].*",)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction": "v_prediction"},
+         r"trained for another answer than this run would train \(diffusion.prediction=epsilon there, v_prediction "
+         r"here\); give --diffusion.prediction epsilon"),
+        ({"schedule": "cosine", "timesteps": 500},
+         r"diffusion.schedule=linear there, cosine here; diffusion.timesteps=1000 there, 500 here\); "
+         "give --diffusion.schedule linear --diffusion.timesteps 1000"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("theirs", [False, True])
+def test_another_target_is_refused(conditional: Path, change: dict, message: str, theirs: bool) -> None:
+    if theirs:
+        save_diffusers(load_model(conditional), Path("pipeline"))
+    init = "pipeline" if theirs else str(conditional)
+    with pytest.raises(ValueError, match=message):
+        started(small_run(init=init, diffusion=DiffusionConfig(**change)))
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ({"beta_end": 0.03}, r"diffusion.schedule=\(linear from 0.0001 to 0.03\) there, linear here"),
+        (
+            {"beta_schedule": "sigmoid"},
+            r"schedule=\(sigmoid from 0.0001 to 0.02\) there.*there is no such schedule here",
+        ),
+        ({"trained_betas": [0.1] * 1000}, "schedule=trained_betas there"),
+        (
+            {"beta_schedule": "squaredcos_cap_v2"},
+            "schedule=cosine there, linear here.; give --diffusion.schedule cosine",
+        ),
+        ({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, "schedule=scaled_linear there"),
+    ],
+)
+def test_other_betas_are_refused(betas: dict, message: str) -> None:
+    UNet2DModel(**diffusers_config(SMALL)).save_pretrained("pipeline/unet")
+    DDPMScheduler(**betas).save_pretrained("pipeline/scheduler")
+    with pytest.raises(ValueError, match=message):
+        started(small_run(init="pipeline"))
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "message"),
+    [
+        (lambda: None, {"init": "w.safetensors"}, "init=w.safetensors: no weights at w.safetensors"),
+        (lambda: Path("w.pt").write_bytes(pickle.dumps({}, protocol=2)), {"init": "w.pt"}, "w.pt is a pickle"),
+        (lambda: save_file(net(ADM).export_weights("adm"), "w.safetensors"), {"init": "w.safetensors"},
+         "its names fit adm and adm-new-order, .*; give --init_layout adm .* or adm-new-order"),
+        (lambda: save_file(net(ADM).state_dict(), "w.safetensors"), {"init": "w.safetensors"},
+         "its names are our own; give the folder that it lies in"),
+        (lambda: save_file({"x": torch.zeros(1)}, "w.safetensors"), {"init": "w.safetensors"},
+         "its names, such as 'x', are of no layout that is known here"),
+        (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"),
+         {"init": "w.safetensors", "init_layout": "adm"}, "layout 'adm' does not fit; .* look like 'diffusers'"),
+        (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"),
+         {"init": "w.safetensors", "model": replace(SMALL, blocks=2)}, "the weights do not fit .* missing"),
+        (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "model": replace(SMALL, eps=1e-6)},
+         "init=m: the networks differ in eps=1e-05 there, 1e-06 here"),
+        (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "init_layout": "adm"},
+         "a folder tells its layout; leave out init_layout=adm"),
+        (lambda: Path("m").mkdir(), {"init": "m"}, "init=m: m is not a model folder: it has no config.json"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_started_from_is_refused(make, fields: dict, message: str) -> None:
+    make()
+    with pytest.raises(ValueError, match=message):
+        started(small_run(**fields))
+
+
+def test_a_run_without_a_model_yet() -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(json.dumps({"task": "diffusion"}))
+    with pytest.raises(ValueError, match="init=run: this run has not saved a model yet"):
+        DiffusionRun.start_config("run")
+
+
+def test_a_layout_needs_a_file() -> None:
+    with pytest.raises(ValueError, match="init_layout=adm without init; give the file with --init"):
+        DiffusionRun(init_layout="adm")
+
+
+def test_a_model_beyond_the_memory_is_refused_before_any_work(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    Path("plain.yaml").write_text("task: diffusion")
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--config", "plain.yaml", "--model.channels", "1048576", "--data.source", "nothing"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(
+        r"error: this model takes 47.9 PB \(weights, gradients, two of Adam, EMA of 2.39 P parameters\)", line
+    )
+    assert not (folder / "runs").exists()
+
+
+def test_nothing_is_started_from_without_init() -> None:
+    task = shaken(small_run().build(digits()))
+    assert small_run().start(task) == []

@@ -1,0 +1,62 @@
+"""Models that no machine can train, refused before any work."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training import memory
+from training.memory import require_memory, show_size, state_bytes, total_bytes
+
+CPU = torch.device("cpu")
+
+
+def outline(width: int = 10) -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1, bias=False))
+
+
+def test_state_is_weights_average_gradients_and_two_of_adam() -> None:
+    assert state_bytes(outline()) == 5 * 4 * (100 + 10 + 10)
+    assert state_bytes(outline(), frozenset({"0.weight"})) == 5 * 4 * 20 + 2 * 4 * 100
+    model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
+    assert state_bytes(model) == 2 * 4 * 4 + 5 * 4 * 4 + 2 * (2 * 2 * 4 + 8)
+
+
+def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 2400)
+    require_memory(outline, [], CPU)
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 2399)
+    with pytest.raises(
+        ValueError, match=r"this model takes 2.4 kB \(weights.* of 120 parameters\) to train, but cpu has"
+    ):
+        require_memory(outline, [], CPU)
+    require_memory(outline, ["0.*"], CPU)
+    monkeypatch.setattr(memory, "total_bytes", lambda device: None)
+    require_memory(outline, [], CPU)
+
+
+def test_a_model_beyond_counting_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"takes more memory than can be counted to train, but cpu has .*; make it small"
+    ):
+        require_memory(lambda: outline(2**40), [], CPU)
+
+
+def test_the_memory_of_the_machine_is_shared_by_its_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = total_bytes(CPU)
+    assert alone is not None
+    assert alone > 2**28
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert total_bytes(CPU) == alone // 2
+    (tmp_path / "memory.max").write_text("1000000\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "memory.max")
+    assert total_bytes(CPU) == 500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert total_bytes(CPU) is not None
+
+
+def test_sizes_are_said_as_people_say_them() -> None:
+    assert [show_size(n) for n in (12, 1500, 25.3e9, 4.79e16)] == ["12 bytes", "1.5 kB", "25.3 GB", "47.9 PB"]

@@ -1,0 +1,81 @@
+"""What training keeps in memory whatever the batch, and whether the machine has that much."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training.freeze import frozen_names
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def require_memory(outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device) -> None:
+    """Raises ValueError if model and optimizer alone would not fit into the memory of `device`.
+
+    `outline` makes the model on the meta device; `freeze` as in `training.freeze`.
+    """
+    there_is = total_bytes(device)
+    if there_is is None:
+        return
+    try:
+        model = outline()
+        needed = state_bytes(model, frozen_names(model, freeze))
+        what = f"{show_size(needed)} (weights, gradients, two of Adam, EMA of {_parameters(model)} parameters)"
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        needed, what = there_is + 1, "more memory than can be counted"
+    if needed > there_is:
+        raise ValueError(
+            f"this model takes {what} to train, but {device.type} has {show_size(there_is)} for each process; "
+            "make it smaller, or take a larger machine"
+        )
+
+
+def total_bytes(device: torch.device) -> int | None:
+    """Memory of the device, used or not, for each of its processes; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+    allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
+    return min(installed, int(allowed) if allowed.isdecimal() else installed) // int(
+        os.environ.get("LOCAL_WORLD_SIZE", 1)
+    )
+
+
+def state_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
+    """Bytes of weights and their average, and of gradients and Adam's two means where weights are trained."""
+    stored = tensor_bytes(model)
+    trained = sum(p.nbytes for name, p in model.named_parameters() if p.requires_grad and name not in frozen)
+    return 2 * (stored["parameters"] + stored["buffers"]) + 3 * trained
+
+
+def tensor_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of the parameters and of the buffers that a checkpoint holds."""
+    names = {name for name, _ in model.named_parameters()}
+    stored = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
+    of_parameters = sum(size for name, size in stored.items() if name in names)
+    return {"parameters": of_parameters, "buffers": sum(stored.values()) - of_parameters}
+
+
+def show_count(number: float, digits: int = 4) -> str:
+    """A number as people say it: 1.05 M."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.{digits}g} {unit}"
+    return f"{number:.0f}"
+
+
+def show_size(count: float) -> str:
+    """Bytes as people say them: 1.05 MB."""
+    return f"{show_count(count, 3)}B" if count >= 1e3 else f"{count:.0f} bytes"
+
+
+def _parameters(model: nn.Module) -> str:
+    return show_count(sum(p.numel() for p in model.parameters()), 3)
