@@ -249,7 +249,7 @@ def test_other_betas_are_refused(betas: dict, message: str) -> None:
         (lambda: save_file({"x": torch.zeros(1)}, "w.safetensors"), {"init": "w.safetensors"},
          "its names, such as 'x', are of no layout that is known here"),
         (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"),
-         {"init": "w.safetensors", "init_layout": "adm"}, "layout 'adm' does not fit; .* look like 'diffusers'"),
+         {"init": "w.safetensors", "init_layout": "adm"}, "layout 'adm' does not fit: .* look like those of 'diffusers'"),
         (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"),
          {"init": "w.safetensors", "model": replace(SMALL, blocks=2)}, "the weights do not fit .* missing"),
         (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "model": replace(SMALL, eps=1e-6)},
