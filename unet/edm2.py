@@ -167,7 +167,7 @@ class EDM2UNet(Pretrained, nn.Module):
         first, last = shape.levels[0], shape.levels[-1]
         self.embedding = Embedding(config)
         self.uncertainty = Uncertainty(config.logvar_channels)
-        stem = Chain(ones=AppendOnes(), conv=MPConv2d(config.in_channels + 1, first.channels))
+        stem = Chain(ones=AppendOnes(), conv=MPConv2d(config.in_channels + 1, config.channels))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in encoder_blocks(shape))])
         middle = {
             "block0": self._decoder_block(last, last.channels, attention=True),

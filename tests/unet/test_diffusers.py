@@ -83,7 +83,7 @@ def test_the_difference_to_a_wrong_network_is_shown() -> None:
         ({"multipliers": (1, 2, 2), "resample": ("conv", "block", "conv")}, "the same on all levels"),
         ({"attention": (0, 1), "heads": 2}, "one attention_head_dim, a head width, for all levels"),
         ({"multipliers": (2, 2)}, "as wide as its first level: start with 1"),
-        ({"multipliers": (1, 1.25)}, "groups=8: its GroupNorms all have that many groups, and 20 channels cannot"),
+        ({"multipliers": (1, 1.25)}, "groups=8: its GroupNorm of 20 channels has 8 groups"),
     ],
 )
 def test_what_diffusers_cannot_express_is_refused_with_the_reason(change: dict, message: str) -> None:

@@ -59,7 +59,7 @@ def test_build_makes_the_network_of_the_config() -> None:
 
 
 def test_export_then_import_is_bit_identical() -> None:
-    config = replace(TINY, classes=None, blocks=(1, 2), attention=(0,), head_channels=8)
+    config = replace(TINY, classes=None, blocks=2, attention=(0,), head_channels=8)
     net, again = filled(config), filled(config, seed=1)
     again.import_weights(net.export_weights("edm2"), layout="edm2")
     assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
@@ -291,6 +291,13 @@ def test_channels_last_is_kept_through_every_convolution() -> None:
 def test_bad_configs_say_what_and_how(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
+
+
+@pytest.mark.parametrize("multipliers", [(2, 2), (0.5, 1)])
+def test_the_first_level_may_have_another_width_than_the_first_convolution(multipliers: tuple[float, ...]) -> None:
+    config = replace(TINY, multipliers=multipliers, head_channels=8)
+    x, t = inputs(config)
+    assert filled(config)(x, t).shape == x.shape
 
 
 def test_a_size_that_cannot_pass_is_refused_before_work() -> None:

@@ -100,7 +100,15 @@ def test_a_layout_that_a_network_does_not_have(config: Any, layout: str, message
         ("adm", {"time_embedding": "ddpm"}, "UNetModel cannot express time_embedding='ddpm': it has 'adm'"),
         ("edm", {"eps": 1e-5}, "SongUNet cannot express eps=1e-05: it has 1e-06"),
         ("edm", {"residual_scale": 1.0}, "SongUNet cannot express residual_scale=1.0"),
+        ("adm", {"multipliers": (2, 2, 3)}, "as wide as its first level: start with 1"),
+        ("adm", {"channels": 48, "heads": 4}, "groups=32: its GroupNorm of 48 channels has 32 groups"),
+        ("edm", {"heads": 4}, r"SongUNet cannot express heads=\(1, 4, 4\): it has one head everywhere"),
+        ("edm", {"channels": 50}, "groups=32: its GroupNorm of 50 channels has 12 groups"),
+        ("edm", {"input_skips": True}, "input_skips=True with resample='block_project': it has one filter for both"),
         ("edm2", {"size": (16, 8)}, r"EDM2's network cannot express size=\(16, 8\)"),
+        ("edm2", {"blocks": (1, 2, 2)}, r"blocks=\(1, 2, 2\): it has one number of blocks for all levels"),
+        ("edm2", {"head_channels": (32, 32, 64)}, r"head_channels=\(32, 32, 64\): it has one width of a head"),
+        ("edm2", {"multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
     ],
 )
 def test_weights_of_another_function_are_not_taken(layout: str, change: dict[str, Any], message: str) -> None:
@@ -108,6 +116,28 @@ def test_weights_of_another_function_are_not_taken(layout: str, change: dict[str
     net = build(replace(NETWORKS[layout], **change))
     with pytest.raises(ValueError, match=message):
         net.import_weights(weights(layout), layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head_channels": 16}, r"DhariwalUNet cannot express heads=\(1, 4, 4\): each of its heads has 64 channels"),
+        ({"multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
+    ],
+)
+def test_what_edms_adm_has_built_in(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(replace(BARE["edm_adm_small"][1], **change)).export_weights("edm")
+
+
+def test_filters_of_another_network_are_not_taken() -> None:
+    """They are no weights of ours, but say which resampling the weights were trained with."""
+    theirs = weights("edm")
+    name = "dec.16x16_up.skip.resample_filter"
+    build(NETWORKS["edm"]).import_weights(theirs | {name: theirs[name].half()}, layout="edm")
+    for other in (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 4, 4) / 16):
+        with pytest.raises(ValueError, match=rf"{name} is another filter than .* \(resample='block_project'\)"):
+            build(NETWORKS["edm"]).import_weights(theirs | {name: other}, layout="edm")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -241,7 +241,7 @@ def test_what_is_not_expressed_is_refused_by_name(name: str, folder: Path) -> No
         ({"attention_head_dim": 7}, "level 1: head_channels=7 does not divide 64 channels; one of: 1, 2, 4"),
         (
             {"norm_num_groups": 24},
-            "cannot express groups=24: its GroupNorms all have that many groups, and 32",
+            "cannot express groups=24: its GroupNorm of 32 channels has 24 groups",
         ),
         ({"sample_size": 9}, "9x9 px cannot be halved 1 times"),
         ({"layers_per_block": 0}, "blocks=0 must be at least 1"),

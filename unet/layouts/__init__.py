@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from residual.keymap import Place, Table, export_state, import_state
@@ -72,6 +73,8 @@ def import_weights(
         raise ValueError(f"layout {layout!r} does not fit: the names look like {likely}")
     chosen.check(config)
     constant = chosen.constants(config)
+    if other := [name for name in constant if name in theirs and not _equal(theirs[name], constant[name])]:
+        raise ValueError(f"{other[0]} is another filter than this network has (resample={config.resample!r})")
     weights = {name: tensor for name, tensor in theirs.items() if name not in constant}
     return import_state(chosen.places(config), chosen.table, weights, ours)
 
@@ -109,6 +112,10 @@ def config_of_weights(config: UNetConfig, theirs: Mapping[str, Tensor], layout: 
     table = config.label_embedding == "table"
     classes = theirs[label].shape[0 if table else 1] if label in theirs else None
     return replace(config, classes=classes, null_label=not table)
+
+
+def _equal(found: Tensor, constant: Tensor) -> bool:
+    return found.shape == constant.shape and torch.equal(found.to(constant), constant)
 
 
 def _layout(name: str, network: str) -> Layout:

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
-from unet.layouts.refuse import inexpressible, require, require_same_blocks, resampling
+from unet.layouts.refuse import (
+    attending,
+    inexpressible,
+    require,
+    require_first_width,
+    require_groups,
+    require_same_blocks,
+    resampling,
+)
 
 _NAME = "guided-diffusion's UNetModel"
 _FIXED = {
@@ -79,8 +87,10 @@ def check(config: UNetConfig) -> None:
     require(_NAME, config, _FIXED)
     require_same_blocks(_NAME, config)
     resampling(_NAME, config, ("conv", "block"))
-    with_attention = [level for level in config.levels if level.attention or level is config.levels[-1]]
-    counts, widths = {v.heads for v in with_attention}, {v.channels // v.heads for v in with_attention}
+    require_first_width(_NAME, config)
+    require_groups(_NAME, config)
+    levels = attending(config)
+    counts, widths = {level.heads for level in levels}, {level.channels // level.heads for level in levels}
     if len(counts) > 1 and len(widths) > 1:
         reason = "it has one number of heads, or one width of a head, for all levels"
         raise inexpressible(_NAME, f"heads={config.heads}", reason)

@@ -9,7 +9,15 @@ from torch import Tensor
 from residual.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
 from residual.pretrained import read_config
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
-from unet.layouts.refuse import inexpressible, require, require_same_blocks, resampling
+from unet.layouts.refuse import (
+    attending,
+    inexpressible,
+    require,
+    require_first_width,
+    require_groups,
+    require_same_blocks,
+    resampling,
+)
 
 _NAME = "diffusers' UNet2DModel"
 _RESIDUAL = [
@@ -77,22 +85,14 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
     require_same_blocks(_NAME, config)
     resample = resampling(_NAME, config, ("conv", "conv_same", "block"))
     levels, last = config.levels, config.depth - 1
-    widths = {level.channels // level.heads for level in levels if level.attention or level is levels[last]}
+    widths = {level.channels // level.heads for level in attending(config)}
     one_head = all(level.heads == 1 for level in levels)
     if len(widths) > 1 and not one_head:
         raise inexpressible(
             _NAME, f"heads={config.heads}", "it has one attention_head_dim, a head width, for all levels"
         )
-    if levels[0].channels != config.channels:
-        raise inexpressible(
-            _NAME,
-            f"multipliers={config.multipliers}",
-            "its first convolution is as wide as its first level: start with 1",
-        )
-    if odd := [c for c in _normalised_widths(config) if c % config.groups]:
-        raise inexpressible(
-            _NAME, f"groups={config.groups}", f"its GroupNorms all have that many groups, and {odd[0]} channels cannot"
-        )
+    require_first_width(_NAME, config)
+    require_groups(_NAME, config)
     in_block = resample == "block"
     names = [_block_names(level.attention, in_block and i < last) for i, level in enumerate(levels)]
     up_names = [_block_names(level.attention, in_block and i > 0)[1] for i, level in enumerate(levels)]
@@ -270,8 +270,3 @@ def _block_names(attention: bool, resample_in_block: bool) -> tuple[str, str]:
     if attention:
         return "AttnDownBlock2D", "AttnUpBlock2D"
     return ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resample_in_block else ("DownBlock2D", "UpBlock2D")
-
-
-def _normalised_widths(config: UNetConfig) -> Iterator[int]:
-    for block in (*encoder_blocks(config), *decoder_blocks(config)):
-        yield from (block.c_in, block.c_out)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
-from unet.layouts.refuse import inexpressible, require, require_same_blocks, resampling
+from unet.layouts.refuse import (
+    attending,
+    inexpressible,
+    require,
+    require_first_width,
+    require_groups,
+    require_same_blocks,
+    resampling,
+)
 
 TABLE: Table = {
     "module": [Rule("", "")],
@@ -113,6 +121,14 @@ def check(config: UNetConfig) -> None:
     name, fixed = ("EDM's SongUNet", _SONG) if song else ("EDM's DhariwalUNet", _DHARIWAL)
     require(name, config, fixed)
     require_same_blocks(name, config)
-    resampling(name, config, ("block_project", "block_fir") if song else ("block",))
+    resample = resampling(name, config, ("block_project", "block_fir") if song else ("block",))
+    require_groups(name, config)
+    if not song:
+        require_first_width(name, config)
+    if any(level.heads != (1 if song else level.channels // 64) for level in attending(config)):
+        reason = "it has one head everywhere" if song else "each of its heads has 64 channels"
+        raise inexpressible(name, f"heads={tuple(level.heads for level in config.levels)}", reason)
+    if config.input_skips and resample != "block_fir":
+        raise inexpressible(name, f"input_skips=True with resample={resample!r}", "it has one filter for both")
     if config.size[0] != config.size[1]:
         raise inexpressible(name, f"size={config.size}", "its blocks are named by the side of a square")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from residual.keymap import Place, Rule, Table, qkv_rows
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
-from unet.layouts.refuse import inexpressible
+from unet.layouts.refuse import attending, inexpressible, require_first_width, require_same_blocks
 
 TABLE: Table = {
     "module": [Rule("", "")],
@@ -53,6 +53,10 @@ def check(shape: UNetConfig) -> None:
     name = "EDM2's network"
     if shape.size[0] != shape.size[1]:
         raise inexpressible(name, f"size={shape.size}", "it has one img_resolution, the side")
+    require_same_blocks(name, shape)
+    require_first_width(name, shape)
+    if len({level.channels // level.heads for level in attending(shape)}) > 1:
+        raise inexpressible(name, f"head_channels={shape.head_channels}", "it has one width of a head for all levels")
     if shape.in_channels != shape.out_channels:
         value = f"in_channels={shape.in_channels} with out_channels={shape.out_channels}"
         raise inexpressible(name, value, "it has one img_channels")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unet.config import UNetConfig
+from unet.config import Level, UNetConfig, decoder_blocks, encoder_blocks
 
 
 def inexpressible(network: str, value: str, reason: str) -> ValueError:
@@ -32,3 +32,26 @@ def resampling(network: str, config: UNetConfig, allowed: tuple[str, ...]) -> st
         reason = f"it has {' or '.join(allowed)}, the same on all levels"
         raise inexpressible(network, f"resample={config.resample!r}", reason)
     return kinds.pop()
+
+
+def require_first_width(network: str, config: UNetConfig) -> None:
+    """Raises ValueError unless the first convolution is as wide as the first level."""
+    if config.levels[0].channels != config.channels:
+        reason = "its first convolution is as wide as its first level: start with 1"
+        raise inexpressible(network, f"multipliers={config.multipliers}", reason)
+
+
+def require_groups(network: str, config: UNetConfig) -> None:
+    """Raises ValueError unless the number of groups, as the network takes it from a width, divides every width."""
+    for block in (*encoder_blocks(config), *decoder_blocks(config)):
+        for c in (block.c_in, block.c_out):
+            groups = config.groups if config.group_channels == 1 else min(config.groups, c // config.group_channels)
+            if groups == 0 or c % groups:
+                reason = f"its GroupNorm of {c} channels has {groups} groups"
+                raise inexpressible(network, f"groups={config.groups}", reason)
+
+
+def attending(config: UNetConfig) -> list[Level]:
+    """The levels whose heads matter: those with attention, and the last, which the middle's attention is of."""
+    levels = config.levels
+    return [*(level for level in levels[:-1] if level.attention), levels[-1]]
