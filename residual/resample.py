@@ -1,5 +1,6 @@
 """Halving and doubling the sides of an image."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -50,7 +51,29 @@ class NearestConv(nn.Conv2d):
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class FIRDown(nn.Module):
+class _Filter(nn.Module):
+    """Holds a FIR filter, which is made of its taps and not of a state dict."""
+
+    kernel: Tensor
+    gain = 1.0
+
+    def _set_taps(self, taps: tuple[float, ...]) -> None:
+        self.taps = taps
+        # On the CPU even where the default is the meta device: no state dict would fill it later.
+        self.register_buffer("kernel", self.gain * _outer(taps), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Moves with the network, and is made again there: `to_empty` would leave it empty."""
+        super()._apply(fn, recurse)
+        if not self.kernel.is_meta:
+            self.kernel = (self.gain * _outer(self.taps)).to(self.kernel)
+        return self
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (super().extra_repr(), f"taps={self.taps}")))
+
+
+class FIRDown(_Filter):
     """Half the size: each channel filtered with a separable FIR filter, every second pixel kept. No parameters.
 
     `taps` are scaled to a sum of one; those of NCSN++ are (1, 3, 3, 1) (Song et al. 2021), and (1, 1) is `AveragePool`.
@@ -58,43 +81,33 @@ class FIRDown(nn.Module):
     Raises ValueError unless the taps are a symmetric row of even length: another would shift the image.
     """
 
-    kernel: Tensor
-
     def __init__(self, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
         super().__init__()
-        self.taps = taps
-        self.register_buffer("kernel", _outer(taps), persistent=False)
+        self._set_taps(taps)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         return _filtered(x, self.kernel, padding=len(self.taps) // 2 - 1, stride=2)
 
-    def extra_repr(self) -> str:
-        return f"taps={self.taps}"
 
-
-class FIRUp(nn.Module):
+class FIRUp(_Filter):
     """Twice the size: zeros between the pixels, filtered as in `FIRDown`, times 4 to stay as bright. No parameters.
 
     With taps (1, 1) it is `Nearest`. It is four times the adjoint of `FIRDown`.
     """
 
-    kernel: Tensor
+    gain = 4.0
 
     def __init__(self, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
         super().__init__()
-        self.taps = taps
-        self.register_buffer("kernel", 4 * _outer(taps), persistent=False)
+        self._set_taps(taps)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         channels, padding = x.shape[1], len(self.taps) // 2 - 1
         weight = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
         return F.conv_transpose2d(x, weight, stride=2, padding=padding, groups=channels)
 
-    def extra_repr(self) -> str:
-        return f"taps={self.taps}"
 
-
-class FIRDownConv(nn.Conv2d):
+class FIRDownConv(_Filter, nn.Conv2d):
     """Half the size: a 3×3 convolution, then the filter and stride of `FIRDown`, as one map of the zero-padded image.
 
     It carries the image down the encoder of NCSN++ (Song et al. 2021). The convolution is not cut off at the border
@@ -102,24 +115,17 @@ class FIRDownConv(nn.Conv2d):
     here the filter comes first: the convolution then works on a quarter of the pixels.
     """
 
-    kernel: Tensor
-
     def __init__(self, c_in: int, c_out: int, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
         super().__init__(c_in, c_out, kernel_size=3, stride=2)
-        self.taps = taps
-        self.register_buffer("kernel", _outer(taps), persistent=False)
+        self._set_taps(taps)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         return super().forward(_filtered(x, self.kernel, padding=len(self.taps) // 2, stride=1))
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, taps={self.taps}"
 
 
 def _outer(taps: tuple[float, ...]) -> Float[Tensor, "k k"]:
     if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) == 0:
         raise ValueError(f"taps={taps} should be a symmetric row of even length with a sum other than 0, as 1 3 3 1 is")
-    # On the CPU even where the default is the meta device: no state dict would fill it later.
     row = torch.tensor(taps, dtype=torch.float32, device="cpu") / sum(taps)
     return torch.outer(row, row)
 

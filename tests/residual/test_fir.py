@@ -91,6 +91,17 @@ def test_filters_are_no_weights_and_survive_the_meta_device() -> None:
     assert_close(node(x), real(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("make", [FIRDown, FIRUp, lambda: FIRDownConv(3, 5)])
+def test_filters_are_there_after_to_empty(make) -> None:
+    with torch.device("meta"):
+        laid_out = make()
+    for node in (laid_out, make().to("meta")):
+        real, node = make(), node.to_empty(device="cpu")
+        node.load_state_dict(real.state_dict())
+        x = torch.randn(1, 3, 4, 4)
+        assert_close(node(x), real(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("taps", [(), (1, 2, 1), (1, 2, 3, 4), (1, -1, -1, 1)])
 def test_taps_that_shift_or_vanish_are_refused(taps) -> None:
     for build in (FIRDown, FIRUp, lambda taps: FIRDownConv(3, 5, taps)):
