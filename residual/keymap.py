@@ -103,10 +103,13 @@ def import_state(
         absent = [name for name in their_names if name not in theirs]
         missing.extend(absent)
         if not absent:
-            tensor = rule.transform.inward([theirs[name] for name in their_names], heads)
-            if tensor.shape != expected[our_name].shape:
-                wrong.append(_misfit(" + ".join(their_names), tensor, expected[our_name]))
-            ours[our_name] = tensor
+            try:
+                ours[our_name] = rule.transform.inward([theirs[name] for name in their_names], heads)
+            except RuntimeError:  # rows that cannot be split or put together as here
+                wrong.extend(f"{name} has {tuple(theirs[name].shape)}" for name in their_names)
+            else:
+                if ours[our_name].shape != expected[our_name].shape:
+                    wrong.append(_misfit(" + ".join(their_names), ours[our_name], expected[our_name]))
     raise_difference(missing, [name for name in theirs if name not in used], wrong)
     return ours
 

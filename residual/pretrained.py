@@ -52,11 +52,7 @@ class Pretrained:
         """
         folder = local_folder(folder_or_hub_id)
         config = cls.read_config(folder)
-        try:
-            with torch.device("meta"):
-                model = cls(config)  # type: ignore[call-arg]
-        except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        model = laid_out(cls, config, folder / "config.json")
         state = read_weights(folder / "model.safetensors")
         try:
             check_state(state, model.state_dict())  # type: ignore[attr-defined]
@@ -148,6 +144,17 @@ Its config:
 {config}
 ```
 """
+
+
+def laid_out(model_class: type[M], config: Any, path: Path) -> M:
+    """The model of a config on the meta device, without memory. Raises ValueError, with the config's path, if none."""
+    try:
+        with torch.device("meta"):
+            return model_class(config)  # type: ignore[call-arg]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except RuntimeError:  # the size of a tensor does not fit into 64 bits
+        raise ValueError(f"{path} describes a network that no memory can hold") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -248,8 +255,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}")
     try:
-        document = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} should hold a JSON object, not a {type(document).__name__}")

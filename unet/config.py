@@ -1,5 +1,6 @@
 """The shape of a U-Net, level by level."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -240,5 +241,5 @@ def _check_counts(config: UNetConfig) -> None:
     if min(config.blocks if isinstance(config.blocks, tuple) else (config.blocks,), default=0) < 1:
         raise ValueError(f"blocks={config.blocks} must be at least 1 per level")
     for name in ("eps", "residual_scale"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name}={getattr(config, name)} must be positive")
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} must be positive and finite")

@@ -28,7 +28,7 @@ from residual import (
     unet_branch,
     unet_shortcut,
 )
-from residual.pretrained import Pretrained, local_folder, read_json, read_weights
+from residual.pretrained import Pretrained, laid_out, local_folder, read_json, read_weights
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.embedding import DivideByTime, Embedding
 from unet.layouts import export_weights, import_weights
@@ -131,11 +131,7 @@ class UNet(Pretrained, nn.Module):
         if (place := _diffusers_folder(folder)) is None:
             return super().from_pretrained(folder)
         config, path = cls.read_config(folder), place / "diffusion_pytorch_model.safetensors"
-        try:
-            with torch.device("meta"):
-                net = cls(config)
-        except ValueError as error:
-            raise ValueError(f"{place / 'config.json'}: {error}") from None
+        net = laid_out(cls, config, place / "config.json")
         _check_weights(path)
         theirs = read_weights(path)
         try:

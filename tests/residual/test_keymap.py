@@ -178,6 +178,10 @@ def test_damaged_folders_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="is not a whole safetensors file"):
         Net.from_pretrained(tmp_path)
     weights.unlink()
+    config.write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON: 'utf-8' codec"):
+        Net.from_pretrained(tmp_path)
+    config.write_text(text)
     with pytest.raises(ValueError, match="no weights at"):
         Net.from_pretrained(tmp_path)
     weights.write_bytes(whole)

@@ -1,5 +1,6 @@
 """Weights under other libraries' names: the wrong layout, the wrong network, the wrong file."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,23 @@ def test_a_header_as_long_as_the_mark_of_a_pickle_is_none(tmp_path: Path) -> Non
         save_file(theirs, path, metadata={"x": "-" * (padding + short)})
         assert path.read_bytes()[:2] == mark
         net.import_weights(path, layout="adm")
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "shape"),
+    [
+        ("diffusers", "mid_block.attentions.0.to_k.weight", (64, 5)),
+        ("adm", "middle_block.1.qkv.weight", (289, 96, 1)),
+        ("adm", "middle_block.1.qkv.weight", ()),
+    ],
+)
+def test_rows_of_attention_that_cannot_be_ordered_are_a_difference_of_shape(
+    layout: str, name: str, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^the weights do not fit .* of another shape: .*{name} has {re.escape(str(shape))}"
+    ):
+        build(NETWORKS[layout]).import_weights(weights(layout) | {name: torch.zeros(shape)}, layout=layout)
 
 
 def test_some_names_missing_is_shown_as_a_difference() -> None:

@@ -183,6 +183,9 @@ def test_a_config_of_more_than_the_memory_costs_none(folder: Path) -> None:
         ValueError, match=r"do not fit this network: .*linear_1\.weight has \(128, 32\), here \(4194304"
     ):
         UNet.from_pretrained(folder)
+    edit(folder / "config.json", lambda d: d.update(block_out_channels=[2**31, 2**31]))
+    with pytest.raises(ValueError, match=r"config\.json describes a network that no memory can hold$"):
+        UNet.from_pretrained(folder)
 
 
 # Every argument that is refused, an example of it, and what the error says besides the rule.
