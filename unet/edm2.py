@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ from residual.magnitude import (
 from residual.pretrained import Pretrained
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts import export_weights, import_weights
-from unet.model import CheckpointedChain
+from unet.model import level_chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ class EDM2UNet(Pretrained, nn.Module):
             "block0": self._decoder_block(last, last.channels, attention=True),
             "block1": self._decoder_block(last, last.channels),
         }
-        self.middle = _chain(last, middle)
+        self.middle = level_chain(last, middle)
         self.decoder = nn.ModuleList(self._decoder_chain(block) for block in decoder_blocks(shape))
         self.head = MPConv2d(first.channels, config.out_channels)
         self.out_gain = nn.Parameter(torch.zeros(()))
@@ -230,7 +229,7 @@ class EDM2UNet(Pretrained, nn.Module):
             "norm": PixelNorm(),
             "res": Residual(self._branch(c, c), merge=MPSum(0.3)),
         }
-        return _chain(level, nodes | _attention_and_clip(level, block.attention))
+        return level_chain(level, nodes | _attention_and_clip(level, block.attention))
 
     def _decoder_chain(self, block: Block) -> Chain:
         levels = self.config.shape.levels
@@ -238,7 +237,7 @@ class EDM2UNet(Pretrained, nn.Module):
         nodes: dict[str, nn.Module | None] = {"block": self._decoder_block(level, block.c_in, block.attention)}
         if block.resample is not None:
             nodes["up"] = self._decoder_block(level, block.c_out, up=Nearest())
-        return _chain(level, nodes)
+        return level_chain(level, nodes)
 
     def _decoder_block(self, level: Level, c_in: int, attention: bool = False, up: nn.Module | None = None) -> Chain:
         c = level.channels
@@ -253,10 +252,6 @@ class EDM2UNet(Pretrained, nn.Module):
 def _attention_and_clip(level: Level, attention: bool) -> dict[str, nn.Module | None]:
     attn = Residual(MPSelfAttention(level.channels, level.heads), merge=MPSum(0.3)) if attention else None
     return {"attn": attn, "clip": nn.Hardtanh(-256, 256)}  # out of float16's reach, and never met in float32
-
-
-def _chain(level: Level, nodes: Mapping[str, Any]) -> Chain:
-    return (CheckpointedChain if level.checkpoint else Chain)(**nodes)
 
 
 def _published(channels: int, dropout: float, latent: bool) -> EDM2Config:

@@ -64,7 +64,7 @@ class UNet(Pretrained, nn.Module):
         stem = Chain(conv=nn.Conv2d(config.in_channels, config.channels, kernel_size=3, padding=1))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in encoder_blocks(config))])
         self.input_skips = nn.ModuleDict(self._input_skips() if config.input_skips else {})
-        self.middle = _chain(
+        self.middle = level_chain(
             last,
             {
                 "res1": self._residual(last.channels, last.channels),
@@ -208,19 +208,19 @@ class UNet(Pretrained, nn.Module):
         else:
             down, project = FIRDown if block.resample == "block_fir" else AveragePool, block.resample != "block"
             nodes = {"down": self._residual(c, c, down, project)}
-        return _chain(level, nodes)
+        return level_chain(level, nodes)
 
     def _decoder_chain(self, block: Block) -> Chain:
         level, c = self.config.levels[block.level], block.c_out
         nodes = self._block_nodes(block, level)
         if block.resample is None:
-            return _chain(level, nodes)
+            return level_chain(level, nodes)
         if block.resample.startswith("conv"):
             nodes["up"] = NearestConv(c, c)
         else:
             up, project = FIRUp if block.resample == "block_fir" else Nearest, block.resample != "block"
             nodes["up"] = self._residual(c, c, up, project)
-        return _chain(level, nodes)
+        return level_chain(level, nodes)
 
     def _block_nodes(self, block: Block, level: Level) -> dict[str, nn.Module | None]:
         return {
@@ -270,7 +270,8 @@ def _check_weights(path: Path) -> None:
     raise ValueError(f"no {path.name} in {path.parent}; if there is only a .bin (a pickle, not opened here), {whole})")
 
 
-def _chain(level: Level, nodes: dict[str, Any]) -> Chain:
+def level_chain(level: Level, nodes: Mapping[str, Any]) -> Chain:
+    """The nodes as a chain, in the form that the level asks for."""
     return (CheckpointedChain if level.checkpoint else Chain)(**nodes)
 
 

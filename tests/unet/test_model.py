@@ -267,7 +267,21 @@ def test_a_size_that_cannot_pass_is_refused_before_work() -> None:
         UNet(TINY)(torch.randn(1, 3, 7, 8), torch.zeros(1))
 
 
-@pytest.mark.parametrize("config", [TINY, replace(TINY, resample="block", conditioning="scale_shift", classes=3)])
+COMPILED = [
+    TINY,
+    replace(TINY, resample="block", conditioning="scale_shift", classes=3),
+    replace(
+        TINY,
+        resample="block_fir",
+        input_skips=True,
+        time_embedding="fourier",
+        label_embedding="linear_first",
+        classes=3,
+    ),
+]
+
+
+@pytest.mark.parametrize("config", COMPILED)
 def test_compiles_to_one_graph_for_all_timesteps(config: UNetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
     net, batch = filled(config), inputs(config)
@@ -281,7 +295,7 @@ def test_compiles_to_one_graph_for_all_timesteps(config: UNetConfig, monkeypatch
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("config", [TINY, replace(TINY, resample="block", conditioning="scale_shift", classes=3)])
+@pytest.mark.parametrize("config", COMPILED)
 def test_exports_with_any_batch_from_1_to_256(config: UNetConfig) -> None:
     net, batch = filled(config), inputs(config)
     b = torch.export.Dim("b", min=1, max=256)
