@@ -183,4 +183,7 @@ def test_what_cannot_be_adapted_is_shown(changes: dict, message: str) -> None:
 
 def test_two_ways_to_say_the_same_are_no_difference() -> None:
     net = trained(replace(SMALL, heads=2))
-    adapted(net, heads=None, head_channels=16, blocks=(1, 1), time_channels=16, checkpoint=(0,), init="xavier")
+    changes = {"heads": None, "head_channels": 16, "blocks": (1, 1), "time_channels": 16, "checkpoint": (0,)}
+    other, said = adapted(net, **changes, init="xavier")
+    assert said == []
+    assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)

@@ -187,7 +187,9 @@ def test_weights_go_into_a_network_without_memory(layout: str) -> None:
 def test_the_way_out_of_a_pickle_works(tmp_path: Path) -> None:
     torch.save(weights("edm"), tmp_path / "weights.pt")
     save_file(torch.load(tmp_path / "weights.pt", weights_only=True), tmp_path / "weights.safetensors")
-    build(NETWORKS["edm"]).import_weights(tmp_path / "weights.safetensors", layout="edm")
+    net = build(NETWORKS["edm"])
+    net.import_weights(tmp_path / "weights.safetensors", layout="edm")
+    assert_close(net.export_weights("edm"), weights("edm"), rtol=0, atol=0)
 
 
 def test_a_header_as_long_as_the_mark_of_a_pickle_is_none(tmp_path: Path) -> None:
