@@ -24,8 +24,8 @@ def require_memory(outline: Callable[[], nn.Module], freeze: Sequence[str], devi
         model = outline()
         needed = state_bytes(model, frozen_names(model, freeze))
         what = f"{show_size(needed)} (weights, gradients, two of Adam, EMA of {_parameters(model)} parameters)"
-    except RuntimeError as error:
-        if "overflow" not in str(error):
+    except (RuntimeError, TypeError) as error:  # a product of sizes, or a size, beyond 64 bits
+        if "overflow" not in str(error).lower():
             raise
         needed, what = there_is + 1, "more memory than can be counted"
     if needed > there_is:

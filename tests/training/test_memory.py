@@ -37,11 +37,12 @@ def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> No
     require_memory(outline, [], CPU)
 
 
-def test_a_model_beyond_counting_is_refused() -> None:
+@pytest.mark.parametrize("width", [2**40, 2**70])
+def test_a_model_beyond_counting_is_refused(width: int) -> None:
     with pytest.raises(
         ValueError, match=r"takes more memory than can be counted to train, but cpu has .*; make it small"
     ):
-        require_memory(lambda: outline(2**40), [], CPU)
+        require_memory(lambda: outline(width), [], CPU)
 
 
 def test_the_memory_of_the_machine_is_shared_by_its_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
