@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusion.names import known
 from tasks.diffusion import DiffusionModel, load_model
 from training.cli import ScriptParser, command
-from unet import diffusers_config
+from unet import UNet, diffusers_config
 
 TARGETS = ("diffusers",)
 
@@ -58,9 +58,14 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
 
     With `label` the network always draws that class (or none: the null label) and takes no labels any more: the
     class's embedding is added to what follows the time embedding's last layer anyway, so it goes into that layer's
-    bias. Raises ValueError for a network that `UNet2DModel` cannot express.
+    bias. What `data.non_leaky` told the network of each image is left out: of an image as it is, that was nothing.
+    Raises ValueError for a network that `UNet2DModel` cannot express.
     """
-    config, state = model.net.config, model.net.export_weights("diffusers")
+    net = model.net
+    if net.config.augment_channels is not None:
+        net = UNet(replace(net.config, augment_channels=None))
+        net.load_state_dict({k: v for k, v in model.net.state_dict().items() if k != "embedding.augment.weight"})
+    config, state = net.config, net.export_weights("diffusers")
     if label is not None:
         config = replace(config, classes=None)
         rows = state.pop("class_embedding.weight")

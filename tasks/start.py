@@ -6,6 +6,7 @@ hub, or a safetensors file with the names of another library.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,15 @@ def load_start(net: UNet, init: str, layout: str | None, schedule: Schedule, pre
             raise ValueError(f"a folder tells its layout; leave out init_layout={layout}")
         else:
             there, weights, note = _model_folder(_folder(init), schedule, prediction)
+        weights, told = _adapt_augmentation(weights, there, net)
+        there = replace(there, augment_channels=net.config.augment_channels)
         adapted, adaptations = adapt_weights(weights, there, net.config)
         check_state(adapted, net.state_dict())
     except ValueError as error:
         raise ValueError(f"init={init}: {error}") from None
     net.load_state_dict(adapted)
     unknown = f"; it does not say for what it was trained, the run trains {prediction}, {schedule.name} noise"
-    return [f"init: {init}{note or unknown}", *(f"init: {line}" for line in adaptations)]
+    return [f"init: {init}{note or unknown}", *(f"init: {line}" for line in [*told, *adaptations])]
 
 
 def _is_file(init: str) -> bool:
@@ -83,10 +86,30 @@ def _folder(init: str) -> Path:
 def _plain_file(path: Path, layout: str | None, here: UNetConfig) -> tuple[UNetConfig, dict[str, Tensor], str]:
     theirs = read_weights(path)
     layout = layout or _layout_of(theirs)
+    if layout == "edm":
+        augment = (weight.shape[1] for name, weight in theirs.items() if name.endswith("map_augment.weight"))
+        here = replace(here, augment_channels=next(augment, None))
     there = config_of_weights(here, theirs, layout)
     with torch.device("meta"):
         expected = UNet(there).state_dict()
     return there, import_weights(there, theirs, expected, layout), ""
+
+
+def _adapt_augmentation(
+    weights: dict[str, Tensor], there: UNetConfig, net: UNet
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights with or without the input for how an image was augmented, as `net` has it; and what to say of it.
+
+    Of an image as it is that input is told zeros, so such images mean the same to both.
+    """
+    here = net.embedding.augment
+    if there.augment_channels == net.config.augment_channels:
+        return weights, []
+    kept = {name: weight for name, weight in weights.items() if name != "embedding.augment.weight"}
+    if here is None:
+        return kept, ["augmentation: what the network is told of it is left out; data.non_leaky keeps it"]
+    kept["embedding.augment.weight"] = torch.zeros_like(here.weight)
+    return kept, ["augmentation: the network was told nothing of it there; that starts at zero"]
 
 
 def _layout_of(theirs: Mapping[str, Tensor]) -> str:

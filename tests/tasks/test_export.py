@@ -9,7 +9,8 @@ from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 import export
 from diffusion import generators
 from tasks.diffusion import DiffusionConfig, SampleConfig, load_model
-from tests.tasks.small import CLASSES, digits, small_run
+from tests.tasks.small import CLASSES, digits, shaken, small_run
+from training.data import DataConfig
 
 
 def exported(model, out, *flags):
@@ -62,6 +63,15 @@ def test_folding_a_class_into_the_time_bias_is_an_identity(conditional, tmp_path
         other = model.net(x, t, torch.full((4,), 8))
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-5)
     assert (ours - other).abs().max() > 1e-2
+
+
+def test_what_the_network_was_told_of_augmentation_is_left_out(tmp_path):
+    task = shaken(small_run(data=DataConfig(non_leaky=0.12)).build(digits()))
+    export.save_diffusers(task.diffusion, tmp_path)
+    x, t, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 9, 10])
+    with torch.no_grad():
+        theirs = UNet2DModel.from_pretrained(tmp_path, subfolder="unet")(x, t, label).sample
+        torch.testing.assert_close(theirs, task.model.eval()(x, t, label), rtol=0, atol=2e-5)
 
 
 def code(folder):

@@ -19,6 +19,7 @@ from tasks import RUNS
 from tasks.diffusion import DiffusionConfig, DiffusionRun, load_model
 from tests.tasks.small import SMALL, digits, shaken, small_run
 from training.cli import parse
+from training.data import DataConfig
 from unet import UNet, UNetConfig, diffusers_config
 
 ADM = replace(SMALL, channels=32, groups=32, conditioning="scale_shift", resample="block", time_embedding="adm")
@@ -124,6 +125,35 @@ def test_a_file_of_a_network_with_other_channels_labels_and_a_learned_variance()
     with torch.no_grad():
         expected = trained(x.repeat(1, 3, 1, 1), t, label)[:, :3].mean(dim=1, keepdim=True)
         torch.testing.assert_close(network.eval()(x, t, label), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("home", ["folder", "edm"])
+def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: str) -> None:
+    song = replace(SONG, size=(8, 8), in_channels=1, out_channels=1)
+    told, plain = net(replace(song, augment_channels=9)), net(song)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 800])
+
+    def through_init(trained: UNet, non_leaky: float) -> tuple[UNet, str]:
+        shutil.rmtree("there", ignore_errors=True)
+        trained.save_pretrained("there")
+        save_file(trained.export_weights("edm"), "there/edm.safetensors")
+        init = "there" if home == "folder" else "there/edm.safetensors"
+        run = small_run(model=SONG, init=init, data=DataConfig(non_leaky=non_leaky))
+        network, (_, line) = started(run, labels=False)
+        with torch.no_grad():
+            torch.testing.assert_close(network.eval()(x, t), trained(x, t), rtol=0, atol=0)
+        return network, line
+
+    network, line = through_init(told, 0.0)
+    assert network.config.augment_channels is None
+    assert line == "init: augmentation: what the network is told of it is left out; data.non_leaky keeps it"
+    network, line = through_init(plain, 0.1)
+    assert network.config.augment_channels == 9
+    assert line == "init: augmentation: the network was told nothing of it there; that starts at zero"
+    told.save_pretrained("there")
+    kept, said = started(small_run(model=SONG, init="there", data=DataConfig(non_leaky=0.1)), labels=False)
+    same(kept, told)
+    assert len(said) == 1
 
 
 def test_a_run_folder_gives_weights_and_config() -> None:
