@@ -22,6 +22,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     # Nichol & Dhariwal 2021, eq. 17
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
 }
+MOST_TIMESTEPS = 1_000_000
 VARIANCES = ("fixed_large", "fixed_small")
 
 
@@ -31,7 +32,7 @@ class Schedule:
 
     The published betas belong to 1000 timesteps; for T of them they are multiplied by 1000 / T, so that the last one
     is nearly pure noise for every T (as in Nichol & Dhariwal 2021's code).
-    Raises ValueError for an unknown name or variance, or if T is so small that a beta would reach 1.
+    Raises ValueError for an unknown name or variance, if T is so small that a beta would reach 1, or above a million.
     """
 
     name: str = "linear"
@@ -50,6 +51,8 @@ class Schedule:
                 f"timesteps={self.timesteps} is too few for the {self.name} schedule; give at least {least} "
                 "(1000 is what was published)"
             )
+        if self.timesteps > MOST_TIMESTEPS:
+            raise ValueError(f"timesteps={self.timesteps} is too many; give at most {MOST_TIMESTEPS}")
 
     def scheduler_config(self, prediction: str) -> dict[str, Any]:
         """The arguments of a diffusers scheduler of this schedule, for a network with this kind of prediction.

@@ -10,6 +10,8 @@ from residual.branch import Conditioning
 
 Resample = Literal["conv", "conv_same", "block", "block_project", "block_fir"]
 TimeEmbedding = Literal["ddpm", "adm", "fourier", "log_fourier"]
+MOST_BLOCKS = 1000
+"""per level: far beyond what was ever trained, and still built in seconds"""
 LabelEmbedding = Literal["table", "linear", "linear_first"]
 DecoderAttention = Literal["all", "last"]
 Init = Literal["torch", "xavier"]
@@ -238,8 +240,9 @@ def _check_counts(config: UNetConfig) -> None:
         raise ValueError(f"classes={config.classes} must be at least 1, or left out for a network without labels")
     if not config.multipliers:
         raise ValueError("multipliers=() describes no level; give one entry per level, such as 1,2,2")
-    if min(config.blocks if isinstance(config.blocks, tuple) else (config.blocks,), default=0) < 1:
-        raise ValueError(f"blocks={config.blocks} must be at least 1 per level")
+    blocks = config.blocks if isinstance(config.blocks, tuple) else (config.blocks,)
+    if min(blocks, default=0) < 1 or max(blocks) > MOST_BLOCKS:
+        raise ValueError(f"blocks={config.blocks} must be at least 1 per level, and at most {MOST_BLOCKS}")
     for name in ("eps", "residual_scale"):
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{name}={getattr(config, name)} must be positive and finite")

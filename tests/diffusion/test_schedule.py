@@ -58,6 +58,7 @@ def test_noise_grows_to_nearly_all_whatever_the_number_of_timesteps(name, timest
         ({"name": "xyz"}, "unknown schedule 'xyz'; give one of: linear, scaled_linear, cosine"),
         ({"variance": "fixed_larg"}, "did you mean fixed_large"),
         ({"timesteps": 20}, "timesteps=20 is too few for the linear schedule; give at least 21"),
+        ({"timesteps": 10**12}, "timesteps=1000000000000 is too many; give at most 1000000"),
         ({"name": "cosine", "timesteps": 0}, "timesteps=0 is too few for the cosine schedule; give at least 2"),
     ],
 )

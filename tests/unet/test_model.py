@@ -245,6 +245,7 @@ def test_per_level_settings() -> None:
         ({"multipliers": ()}, r"multipliers=\(\) describes no level"),
         ({"multipliers": (1, 0.3)}, r"0.3 x 16 channels is not a whole width"),
         ({"blocks": 0}, "blocks=0 must be at least 1 per level"),
+        ({"blocks": (1, 100_000)}, r"blocks=\(1, 100000\) must be at least 1 per level, and at most 1000"),
         ({"blocks": (1, 2, 3)}, r"blocks=\(1, 2, 3\) has 3 entries for 2 levels; give one or 2"),
         ({"eps": 0.0}, "eps=0.0 must be positive and finite"),
         ({"eps": float("nan")}, "eps=nan must be positive and finite"),
