@@ -10,11 +10,11 @@ from residual.branch import Conditioning
 
 Resample = Literal["conv", "conv_same", "block", "block_project", "block_fir"]
 TimeEmbedding = Literal["ddpm", "adm", "fourier", "log_fourier"]
-MOST_BLOCKS = 1000
-"""per level: far beyond what was ever trained, and still built in seconds"""
 LabelEmbedding = Literal["table", "linear", "linear_first"]
 DecoderAttention = Literal["all", "last"]
 Init = Literal["torch", "xavier"]
+MOST_BLOCKS = 1000
+"""per level: far beyond what was ever trained, and still built in seconds"""
 
 
 @dataclass(frozen=True)
