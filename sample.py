@@ -18,7 +18,7 @@ from diffusion import SAMPLERS
 from diffusion.sampler import late_start
 from tasks.diffusion import DiffusionModel, load_model
 from tasks.grid import check_drawable, draw_grid, save_animation, to_picture, to_uint8
-from training.accelerator import process_state
+from training.accelerator import leave_processes, process_state
 from training.cli import ScriptParser, command
 
 MOST_IN_GRID = 256
@@ -90,8 +90,7 @@ def main(argv: Sequence[str]) -> None:
     gathered = sorted(gather_object(kept), key=lambda drawn: drawn[0])
     if state.is_main_process:
         _write(args, gathered, model.names(labels))
-    if state.num_processes > 1:
-        state.destroy_process_group()
+    leave_processes()
 
 
 def _check(args: argparse.Namespace, model: DiffusionModel) -> list[int] | None:

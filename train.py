@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks import RUNS
-from training.accelerator import make_accelerator, on_main
+from training.accelerator import leave_processes, make_accelerator, on_main
 from training.cli import command, parse
 from training.data import open_images
 from training.freeze import freeze
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         folder.open(order.resolved, order.fresh)
         fit(task, images, run.data, run.train, folder, accelerator)
-    accelerator.end_training()
+    leave_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """One accelerator for one process, several GPUs or several machines: everything distributed is accelerate's."""
 
+import gc
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -58,6 +60,25 @@ def process_state() -> PartialState:
             "without GPUs, set ACCELERATE_USE_CPU=1"
         )
     return state
+
+
+def leave_processes(accelerator: Accelerator | None = None) -> None:
+    """Ends this process's part among its peers: the last call of a script. Where there are peers it does not return.
+
+    Prepared models hold the process group, so they go first. A thread of the group that is still at work while the
+    interpreter shuts down aborts the process; so with peers the process ends here, with exit code 0, without that.
+    """
+    peers = process_state().num_processes > 1
+    if accelerator is not None:
+        accelerator.free_memory()
+        accelerator.end_training()
+    elif peers:
+        gc.collect()
+        process_state().destroy_process_group()
+    if peers:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:

@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
 from safetensors.torch import save_file
 
 from tests.training.toy import BATCH, ToyTask, config, loop, resolved, train
-from training.accelerator import on_main, process_state
+from training.accelerator import leave_processes, on_main, process_state
 from training.data import DataConfig, open_images
 from training.freeze import freeze
 from training.run_folder import RunFolder
@@ -35,7 +34,7 @@ def main(out: Path) -> None:
     report(out / f"refused{rank}.txt", lambda: RunFolder(out / "not a run").open(resolved(config())))
     nothing = DataConfig(source=str(out / "nothing"), cache=out / "cache")
     report(out / f"no_images{rank}.txt", lambda: open_images(nothing, on_main=on_main))
-    PartialState().destroy_process_group()
+    leave_processes()
 
 
 def average(out: Path, rank: int) -> None:
