@@ -3,11 +3,14 @@
 import copy
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def parameters(model: nn.Module) -> int:
@@ -29,19 +32,29 @@ def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
+def machine_bytes() -> int | None:
+    """Memory of this machine, or of the container around this process; None where the system does not tell."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+    allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
+    return min(installed, int(allowed)) if allowed.isdecimal() else installed
+
+
 def check_memory(make: Callable[[], nn.Module]) -> None:
     """Raises ValueError if the weights of the model that `make()` makes are more than this machine has memory.
 
     It is made on the meta device, which takes none. Where the system does not tell its memory nothing is checked.
     """
-    try:
-        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+    if (have := machine_bytes()) is None:
         return
     try:
         with torch.device("meta"):
             needed = sum(t.numel() * t.element_size() for t in make().state_dict().values())
-    except RuntimeError:  # the size of a tensor does not fit into 64 bits
+    except RuntimeError as error:
+        if "overflow" not in str(error).lower():
+            raise
         needed = 2**63
     if needed > have:
         raise ValueError(

@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from residual.count import machine_bytes
 from training.freeze import frozen_names
-
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def require_memory(outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device) -> None:
@@ -39,14 +37,8 @@ def total_bytes(device: torch.device) -> int | None:
     """Memory of the device, used or not, for each of its processes; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
-    allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
-    return min(installed, int(allowed) if allowed.isdecimal() else installed) // int(
-        os.environ.get("LOCAL_WORLD_SIZE", 1)
-    )
+    there_is = machine_bytes()
+    return None if there_is is None else there_is // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def state_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
