@@ -149,8 +149,9 @@ class Loop:
 
     def batch(self, micro: int) -> Batch:
         """Micro-batch number `micro` of the next update, augmented."""
-        pixels, label = self.feed.get(self.state.update, micro)
-        image, told = augment(pixels, self.random("augment", micro), self.data.flip, self.data.non_leaky)
+        stored, label = self.feed.get(self.state.update, micro)
+        random = self.random("augment", micro)
+        image, told = augment(stored, self.images.pixels, random, self.data.flip, self.data.non_leaky)
         return Batch(image.contiguous(memory_format=self.state.memory_format), label, told)
 
     def random(self, stream: str, micro: int) -> GlobalRandom:

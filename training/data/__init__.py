@@ -7,5 +7,6 @@ from training.data.feed import Feed
 from training.data.images import Images
 from training.data.nonleaky import non_leaky
 from training.data.order import image_index
+from training.data.pixels import Pixels
 
-__all__ = ["DataConfig", "Feed", "Images", "augment", "image_index", "non_leaky", "open_images"]
+__all__ = ["DataConfig", "Feed", "Images", "Pixels", "augment", "image_index", "non_leaky", "open_images"]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
 from training.data.labels import name_classes
+from training.data.pixels import BYTES, Pixels
 
 
 class Images:
@@ -23,6 +24,7 @@ class Images:
         labels: Int[np.ndarray, "n"] | None = None,
         classes: Sequence[str] | None = None,
         *,
+        pixels: Pixels = BYTES,
         fingerprint: str | None = None,
         bad: Sequence[str] = (),
     ):
@@ -40,6 +42,8 @@ class Images:
             self.classes = name_classes(self.labels, classes)
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
         """channels, height, width"""
+        self.pixels = pixels
+        """what the stored numbers mean"""
         self.bad = tuple(bad)
         """name and reason of each image that was left out because it cannot be read"""
         self._fingerprint = fingerprint
