@@ -62,11 +62,11 @@ def process_state() -> PartialState:
     return state
 
 
-def leave_processes(accelerator: Accelerator | None = None) -> None:
+def leave_processes(accelerator: Accelerator | None = None, exit_code: int = 0) -> None:
     """Ends this process's part among its peers: the last call of a script. Where there are peers it does not return.
 
     Prepared models hold the process group, so they go first. A thread of the group that is still at work while the
-    interpreter shuts down aborts the process; so with peers the process ends here, with exit code 0, without that.
+    interpreter shuts down aborts the process; so with peers the process ends here, without that.
     """
     peers = process_state().num_processes > 1
     if accelerator is not None:
@@ -78,7 +78,9 @@ def leave_processes(accelerator: Accelerator | None = None) -> None:
     if peers:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(exit_code)
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
