@@ -1,4 +1,4 @@
-"""`python -m tests.torture [--quick]`: kills, signals and restarts of real commands, with a table at the end."""
+"""`python -m tests.torture [--quick]`: kills, damage, signals, full disks; with a table at the end."""
 
 import argparse
 import random
@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.torture import kills, signals
+from tests.torture import damage, disk, kills, signals
 from tests.torture.runs import Broken, Run
 
 
@@ -77,6 +77,20 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
             f"{found['times']} of {count} saved and left, the slowest in {found['slowest_s']:.1f} s; nothing repeated"
         )
 
+    def damaged(most: int | None) -> str:
+        count = damage.damage_all(out, undisturbed(1), dice, most)
+        return f"{count} of {count} named, the checkpoint before taken, the bits of the undisturbed run"
+
+    def full(times: int) -> str:
+        try:
+            found = disk.fill_until(out, undisturbed(1), times, dice)
+        except disk.NotPossible as error:
+            return f"not tried: {error}"
+        return (
+            f"{found['times']} of {times} refused loudly, {found['during a save']} of them during a save; "
+            "the checkpoint before intact, nothing left behind, the bits of the undisturbed run"
+        )
+
     def kept(trial: Callable[[Path, Run, random.Random], None], processes: int) -> str:
         trial(out, undisturbed(processes), dice)
         return "kept"
@@ -89,6 +103,8 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
         "SIGKILL, 1 process": lambda: killed(1, 6 if quick else args.kills // 2),
         "SIGKILL, 2 processes": lambda: killed(2, 2 if quick else args.kills - args.kills // 2),
         **{way.name: row(1 if quick else args.signals, way) for way in signals.WAYS if not quick or way.quick},
+        "newest checkpoint damaged": lambda: damaged(2 if quick else None),
+        "disk full": lambda: full(2 if quick else 20),
         "second Ctrl-C": lambda: kept(signals.second_ctrl_c, 1),
         "SIGTERM to accelerate launch": lambda: kept(signals.launcher_dies, 1),
         "torchrun --max-restarts 2, two SIGKILLs": lambda: kept(signals.restarts, 2),
