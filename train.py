@@ -10,6 +10,7 @@ exits with code 75; a second Ctrl-C ends it at once.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tasks import RUNS
@@ -47,9 +48,10 @@ def main(argv: Sequence[str]) -> None:
         if accelerator.is_main_process:
             print(report(order.resolved, task, run.train, len(images), accelerator.num_processes))
     else:
-        folder.open(order.resolved, order.fresh)
-        if not fit(task, images, run.data, run.train, folder, accelerator):
-            exit_code = EXIT_CODE
+        with closing(folder):
+            folder.open(order.resolved, order.fresh)
+            if not fit(task, images, run.data, run.train, folder, accelerator):
+                exit_code = EXIT_CODE
     leave_processes(accelerator, exit_code)
 
 

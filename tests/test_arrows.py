@@ -1,10 +1,14 @@
 """The floors of the house: a package imports only from lower floors, and only the libraries its floor may see."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from training.yaml_file import _Loader
 
 ROOT = Path(__file__).parent.parent
 BASE = {"torch", "einops", "jaxtyping", "numpy"}
@@ -15,7 +19,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "diffusion": (set(), BASE | {"diffusers"}),
     "training": (
         {"residual"},
-        BASE | {"accelerate", "datasets", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
+        BASE | {"accelerate", "datasets", "filelock", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
     ),
     "tasks": (
         {"residual", "unet", "diffusion", "training"},
@@ -64,3 +68,19 @@ def test_nothing_imports_a_script() -> None:
     for package in ARROWS:
         for file in (ROOT / package).rglob("*.py"):
             assert not SCRIPTS & {name for name, _ in imports(file)}, file
+
+
+def test_nothing_that_can_run_code_is_ever_loaded() -> None:
+    """Weights are safetensors, what is said of them JSON or YAML without tags; a pickle is never opened."""
+    patterns = (
+        r"^\s*(import|from) (c?pickle|dill|joblib|shelve|marshal)\b",
+        r"allow_pickle=True",
+        r"yaml\.(unsafe_load|full_load|load)\((?!.*, _Loader\))",  # a SafeLoader, see below
+        r"torch\.load\((?!PATH, weights_only=True\), ')",  # said in the message about pickles, not done
+    )
+    forbidden = re.compile("|".join(patterns))
+    assert issubclass(_Loader, yaml.SafeLoader)
+    files = [*ROOT.glob("*.py"), *(file for package in ARROWS for file in (ROOT / package).rglob("*.py"))]
+    for file in files:
+        for line in file.read_text().splitlines():
+            assert not forbidden.search(line), f"{file.relative_to(ROOT)}: {line.strip()}"

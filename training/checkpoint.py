@@ -1,49 +1,73 @@
 """Checkpoints that are whole or absent: safetensors and JSON, hashed, written beside and renamed.
 
 `checkpoints/<images seen, 9 digits>/` holds one safetensors file per group of tensors and `state.json`, written last:
-the update, and size and SHA-256 of every other file and of itself. A folder counts only if all of it is as that says.
+where in the run it was written and with what (`Facts`), and size and SHA-256 of every other file and of itself. A
+folder counts only if all of it is as that says, and there is nothing else in it.
 """
 
 import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.files import empty_folder, sync, write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE = "state.json"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on the disk, and where in the run it was written."""
+def _machine() -> dict[str, str | int]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+    }
 
-    folder: Path
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Where in a run a checkpoint was written, and with what."""
+
     images: int
     """images seen"""
     update: int
+    batch: int
+    """images per update"""
     processes: int
     data: str
     """fingerprint of the images"""
+    config: Mapping[str, Any]
+    """the resolved config of the run, in plain types"""
+    machine: Mapping[str, str | int] = field(default_factory=_machine)
+    """versions of python and torch, and threads per process"""
+    written: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """when, ISO 8601"""
 
 
-def stage(
-    root: Path, tensors: Mapping[str, Mapping[str, Tensor]], *, images: int, update: int, processes: int, data: str
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Facts):
+    """A checkpoint on the disk."""
+
+    folder: Path
+
+
+def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Facts) -> Path:
     """Write a checkpoint into a temporary folder below `root` and wait until it is on the disk; `publish` renames it.
 
-    `tensors` are one file per entry; the rest is as in `Checkpoint`. If writing fails, on a full disk for instance,
-    what was written is removed again.
+    `tensors` are one file per entry. If writing fails, on a full disk for instance, what was written is removed again.
     """
-    folder = empty_folder(root / f"tmp-{images:09d}")
+    folder = empty_folder(root / f"tmp-{facts.images:09d}")
     try:
         files = {}
         for name, group in tensors.items():
@@ -51,9 +75,8 @@ def stage(
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
             sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        facts = {"images": images, "update": update, "processes": processes, "data": data}
-        state = {"format_version": FORMAT_VERSION, **facts, "files": files}
-        write_text(folder / STATE, json.dumps(state | {"sha256": _sha256_of_state(state)}, indent=2) + "\n")
+        state = {"format_version": FORMAT_VERSION, **asdict(facts), "files": files}
+        write_text(folder / STATE, _render(state | {"sha256": _sha256_of_state(state)}))
         return folder
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
@@ -61,17 +84,23 @@ def stage(
 
 
 def publish(staged: Path) -> Path:
-    """Give a staged checkpoint its name: from here on it counts."""
+    """Give a staged checkpoint its name: from here on it counts, unless that cannot be flushed to the disk."""
     folder = staged.with_name(staged.name.removeprefix("tmp-"))
     os.rename(staged, folder)
-    sync(folder.parent)
+    try:
+        sync(folder.parent)
+    except OSError:
+        os.rename(folder, staged)
+        raise
     return folder
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints."""
+def prune(root: Path, keep: int, for_good: Callable[[int], bool] = lambda images: False) -> None:
+    """Remove all but the `keep` newest checkpoints and those after a number of images that is `for_good`."""
     assert keep >= 2, "one checkpoint may turn out to be damaged"
     for folder in list_folders(root)[keep:]:
+        if for_good(int(folder.name)):
+            continue
         doomed = folder.with_name(f"tmp-{folder.name}")  # half a checkpoint must not look like one
         os.rename(folder, doomed)
         shutil.rmtree(doomed)
@@ -90,24 +119,31 @@ def list_folders(root: Path) -> list[Path]:
 
 
 def verify(folder: Path) -> str | None:
-    """What is wrong with the checkpoint in `folder`; None if every byte is as it was written."""
+    """What is wrong with the checkpoint in `folder`; None if every byte is as it was written, and nothing was added."""
     try:
-        state = _read_state(folder)
+        text, state = _read_state(folder)
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in state["files"].items()}
         if state["format_version"] != FORMAT_VERSION:
             return f"{STATE} has format_version {state['format_version']}, this program reads {FORMAT_VERSION}"
-        if state["sha256"] != _sha256_of_state(state):
+        if text != _render(state) or state["sha256"] != _sha256_of_state(state):
             return f"{STATE} has changed since it was written (SHA-256)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE} cannot be read ({type(error).__name__}: {error})"
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if sha256(path) != digest:
-            return f"{name} has changed since it was written (SHA-256)"
+    added = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {STATE, *files}
+    if added:
+        return f"{min(added)} does not belong to it, {STATE} does not list it"
+    with ThreadPoolExecutor() as threads:  # hashing does not hold Python's lock
+        problems = threads.map(lambda name: _verify_file(folder / name, *files[name]), files)
+        return next((problem for problem in problems if problem), None)
+
+
+def _verify_file(path: Path, size: int, digest: str) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != size:
+        return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
+    if sha256(path) != digest:
+        return f"{path.name} has changed since it was written (SHA-256)"
     return None
 
 
@@ -120,7 +156,8 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     for folder in list_folders(root):
         problem = verify(folder)
         if problem is None:
-            return _checkpoint(folder, _read_state(folder)), damaged
+            _, state = _read_state(folder)
+            return Checkpoint(folder=folder, **{fact.name: state[fact.name] for fact in fields(Facts)}), damaged
         damaged[folder] = problem
     if damaged:
         listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in damaged.items())
@@ -132,8 +169,23 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint on the CPU, by file and name. The caller has verified it."""
-    names = _read_state(checkpoint.folder)["files"]
-    return {name.removesuffix(".safetensors"): load_file(checkpoint.folder / name) for name in names}
+    _, state = _read_state(checkpoint.folder)
+    return {name.removesuffix(".safetensors"): load_file(checkpoint.folder / name) for name in state["files"]}
+
+
+def changes(before: Facts, now: Facts) -> list[str]:
+    """What differs between a checkpoint and the run that goes on from it, with what follows; a line for each."""
+    micro = [facts.config["train"]["micro_batch"] or "null" for facts in (before, now)]
+    rows = [
+        ("processes", before.processes, now.processes, "dropout and rounding"),
+        ("train.micro_batch", *micro, "dropout and rounding"),
+        *((name, before.machine[name], now.machine[name], "rounding") for name in ("torch", "threads")),
+    ]
+    return [
+        f"{name}: {there} when it was saved, {here} now; same images and noise, other {effect}"
+        for name, there, here, effect in rows
+        if there != here
+    ]
 
 
 def sha256(path: Path) -> str:
@@ -147,9 +199,11 @@ def _sha256_of_state(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+def _render(state: Mapping[str, Any]) -> str:
+    return json.dumps(state, indent=2) + "\n"
 
 
-def _checkpoint(folder: Path, state: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(folder, state["images"], state["update"], state["processes"], state["data"])
+def _read_state(folder: Path) -> tuple[str, dict[str, Any]]:
+    """`state.json` as text and as what it says."""
+    text = (folder / STATE).read_bytes().decode()
+    return text, json.loads(text)

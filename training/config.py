@@ -49,6 +49,9 @@ class TrainConfig:
     """where accelerate sends the log besides log.jsonl: tensorboard, wandb, trackio, ..."""
     keep: int = 2
     """newest checkpoints that are kept, at least 2"""
+    keep_every_images: int | None = None
+    """of older checkpoints, the first one after each multiple of this is kept for good, a multiple of save_images;
+    null: none"""
 
     def __post_init__(self) -> None:
         _require(1 <= self.batch <= MAX_BATCH, self, "batch", f"give 1 to {MAX_BATCH:,}")
@@ -64,11 +67,18 @@ class TrainConfig:
         _require(self.clip is None or self.clip > 0, self, "clip", "give a norm above 0, or null for no clipping")
         _require(self.ema_rampup is None or self.ema_rampup > 0, self, "ema_rampup", "give a share above 0, or null")
         _require(self.keep >= 2, self, "keep", "keep at least 2 checkpoints, so that one is left if the other is bad")
+        every, interval = self.keep_every_images, self.save_images
+        remedy = f"give a multiple of train.save_images={interval}, or null"
+        _require(every is None or (every >= 1 and every % interval == 0), self, "keep_every_images", remedy)
 
     @property
     def updates(self) -> int:
         """Optimizer updates of the whole run."""
         return -(-self.images // self.batch)
+
+    def kept_for_good(self, images: int) -> bool:
+        """Whether the checkpoint that was written after `images` images is never removed."""
+        return self.keep_every_images is not None and images % self.keep_every_images < self.batch
 
     def accumulation(self, processes: int) -> int:
         """Micro-batches per update on each of `processes` processes. Raises ValueError if they do not fill a batch."""

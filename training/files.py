@@ -27,9 +27,13 @@ def sync_tree(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace the file `path` at once."""
     temporary = path.with_name(f"tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -47,17 +51,17 @@ def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
     Two renames: a folder cannot replace a full one in a single portable step. A crash between them leaves the previous
     folder beside `target`, where `recover_folder` finds it.
     """
-    new, old = empty_folder(target.with_name(f"tmp-new-{target.name}")), _old(target)
+    new, old = empty_folder(_new(target)), _old(target)
     try:
         fill(new)
         sync_tree(new)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+        sync(target.parent)
     except Exception:
-        shutil.rmtree(new, ignore_errors=True)
+        recover_folder(target)
         raise
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
-    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -67,6 +71,11 @@ def recover_folder(target: Path) -> None:
     if old.exists() and not target.exists():
         os.rename(old, target)
     shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_new(target), ignore_errors=True)
+
+
+def _new(target: Path) -> Path:
+    return target.with_name(f"tmp-new-{target.name}")
 
 
 def _old(target: Path) -> Path:

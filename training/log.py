@@ -2,21 +2,23 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
+from accelerate.tracking import GeneralTracker, filter_trackers
 from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.files import write_text
+from training.room import append_line, is_full, unless_full
 
 
 def say(text: str) -> None:
-    """Print one line, above the progress bar if there is one."""
-    tqdm.write(text)
+    """Print one line, above the progress bar if there is one. A full disk, if it is written to one, does no harm."""
+    with unless_full():
+        tqdm.write(text)
 
 
 def truncate(path: Path, images: int) -> None:
@@ -56,6 +58,7 @@ class RunLog:
         self, path: Path, tracker_folder: Path, config: TrainConfig, images_seen: int, accelerator: Accelerator
     ) -> None:
         self.path, self.accelerator = path, accelerator
+        self.was_full = False
         accelerator.log_with = filter_trackers(list(config.trackers), tracker_folder)
         accelerator.project_configuration.set_directories(str(tracker_folder))
         accelerator.init_trackers(path.parent.name, init_kwargs={"tensorboard": {"purge_step": images_seen + 1}})
@@ -71,21 +74,37 @@ class RunLog:
 
     def advance(self, images: int) -> None:
         """Move the progress bar."""
-        self.bar.update(images)
+        with unless_full():
+            self.bar.update(images)
 
     def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: bool) -> None:
-        """One line in log.jsonl, the numbers to the trackers (over images seen), and the `SHOWN` beside the bar."""
-        self.accelerator.log(dict(numbers), step=images_seen)
+        """One line in log.jsonl, the numbers to the trackers (over images seen), and the `SHOWN` beside the bar.
+
+        On a full disk the line is left out, and a tracker that cannot write gets no more of this run.
+        """
+        for tracker in list(self.accelerator.trackers) if numbers else []:
+            self._track(tracker, lambda tracker: tracker.log(dict(numbers), step=images_seen))
         if self.accelerator.is_main_process:
             row = {"images": images_seen, "update": update, **marks, **numbers}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            if not append_line(self.path, json.dumps(row)) and not self.was_full:
+                say(f"the disk is full: {self.path} lacks what came after {images_seen:,} images")
+                self.was_full = True
             if shown := [text.format(numbers[name]) for name, text in SHOWN.items() if name in numbers]:
                 self.bar.set_postfix_str(" ".join(shown), refresh=False)
 
     def close(self) -> None:
         """Close the bar and the trackers."""
-        self.bar.close()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        with unless_full():
+            self.bar.close()
+        for tracker in list(self.accelerator.trackers):
+            self._track(tracker, lambda tracker: tracker.finish())
         self.accelerator.trackers = []
+
+    def _track(self, tracker: GeneralTracker, call: Callable[[GeneralTracker], object]) -> None:
+        try:
+            call(tracker)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.accelerator.trackers.remove(tracker)
+            say(f"the disk is full: {tracker.name} gets no more numbers of this run")

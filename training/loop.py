@@ -4,6 +4,7 @@ Every random number belongs to (seed, update), never to a process, a micro-batch
 the mean over the global batch; so two processes, four micro-batches, or a run stopped and resumed train the same model.
 """
 
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 
 from training import checkpoint, files, log
 from training.accelerator import on_main
+from training.checkpoint import Checkpoint, Facts
 from training.config import TrainConfig
 from training.data import DataConfig, Feed, Images, augment
 from training.log import RunLog
+from training.memory import checkpoint_bytes, saved_bytes, show_size
 from training.meter import Meter
 from training.random import GlobalRandom, mix, seed_device
+from training.report import checkpoints_kept
+from training.room import NoRoom, free_bytes, is_full, require_room, room
 from training.run_folder import RunFolder
 from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
@@ -90,13 +95,26 @@ class Loop:
         return stopped is None
 
     def start(self) -> None:
-        """Restore the newest checkpoint; or, for a new run, write one before the first update and check it."""
-        start = self.folder.start
+        """Restore the newest checkpoint; or, for a new run, write one before the first update and check it.
+
+        Raises NoRoom if the disk has no room for what the run will write next.
+        """
+        start, path, model, took = self.folder.start, self.folder.path, self.state.trained, ""
         if start is None:
+            on_main(lambda: require_room(path, saved_bytes(model, 2), "two checkpoints and the model"))
+            began = time.perf_counter()
             self.save()
+            took = f"; the first took {time.perf_counter() - began:.1f} s"
             if problem := on_main(lambda: checkpoint.verify(checkpoint.list_folders(self.folder.checkpoints)[0])):
                 raise OSError(f"{self.folder.checkpoints}: the first checkpoint cannot be read back: {problem}")
-            return
+        else:
+            on_main(lambda: require_room(path, saved_bytes(model), "a checkpoint and the model"))
+            self.restore(start)
+        size, free = show_size(checkpoint_bytes(model)), show_size(on_main(lambda: free_bytes(path)))
+        self.accelerator.print(f"checkpoints: {size} each, {checkpoints_kept(self.config)}{took}; {free} are free")
+
+    def restore(self, start: Checkpoint) -> None:
+        """Go on from a checkpoint, and say what has changed since it was written."""
         if start.data != self.images.fingerprint:
             raise ValueError(
                 f"{self.folder.path} was trained on other images (fingerprint {start.data[:12]} there, "
@@ -104,11 +122,8 @@ class Loop:
             )
         self.state.restore(start)
         self.accelerator.print(f"resuming {self.folder.path} from {start.images:,} images (update {start.update:,})")
-        if start.processes != self.accelerator.num_processes:
-            self.accelerator.print(
-                f"processes: {start.processes} when it was saved, {self.accelerator.num_processes} now; "
-                "same images and noise, other dropout and rounding"
-            )
+        for line in checkpoint.changes(start, self.facts()):
+            self.accelerator.print(line)
 
     def train(self) -> str | None:
         """Updates until the end, and after each what is due. If asked to stop, saves and tells by what."""
@@ -189,33 +204,64 @@ class Loop:
         seen, before = self.state.images_seen, self.state.images_seen - self.config.batch
         return seen // interval_images > before // interval_images or seen >= self.config.images
 
-    def save(self) -> None:
-        """Write a checkpoint and the model folder. The checkpoint counts from its renaming, which comes last."""
-        state, folder = self.state, self.folder
+    def facts(self) -> Facts:
+        """What a checkpoint that is written now says of itself."""
+        return Facts(
+            images=self.state.images_seen,
+            update=self.state.update,
+            batch=self.config.batch,
+            processes=self.accelerator.num_processes,
+            data=self.images.fingerprint,
+            config=self.folder.resolved,
+        )
+
+    def save(self) -> bool:
+        """Write a checkpoint and the model folder. The checkpoint counts from its renaming, which comes last.
+
+        False if there is no room for it: that is said, what was there stays, and training goes on. Raises NoRoom if it
+        is the first or the last one of the run.
+        """
+        state, folder, config = self.state, self.folder, self.config
 
         def write() -> Path:
-            staged = checkpoint.stage(
-                folder.checkpoints,
-                state.tensors(),
-                images=state.images_seen,
-                update=state.update,
-                processes=self.accelerator.num_processes,
-                data=self.images.fingerprint,
-            )
-            files.replace_folder(folder.model, lambda new: self.task.save(state.ema.model, new))
-            return staged
+            with room(folder.path, saved_bytes(state.trained), "a checkpoint and the model"):
+                staged = checkpoint.stage(folder.checkpoints, state.tensors(), self.facts())
+                files.replace_folder(folder.model, lambda new: self.task.save(state.ema.model, new))
+                return staged
 
-        staged = on_main(write)  # and a barrier
-        on_main(lambda: checkpoint.publish(staged))
-        on_main(lambda: checkpoint.prune(folder.checkpoints, self.config.keep))
+        def publish(staged: Path) -> None:
+            with room(folder.path, 0, "a checkpoint"):
+                checkpoint.publish(staged)
+            checkpoint.prune(folder.checkpoints, config.keep, config.kept_for_good)
+
+        try:
+            staged = on_main(write)  # and a barrier
+            on_main(lambda: publish(staged))
+        except NoRoom as error:
+            on_main(lambda: checkpoint.clean(folder.checkpoints))
+            if state.update == 0:
+                raise
+            if state.images_seen >= config.images:
+                raise NoRoom(f"the end of the run is not saved: {error}; the same command goes on") from None
+            if self.accelerator.is_main_process:
+                log.say(f"NOT SAVED after {state.images_seen:,} images: {error}; training goes on")
+            self.log.write(state.images_seen, state.update, {}, saved=False)
+            return False
+        return True
 
     def evaluate(self) -> None:
         """Let the task evaluate the averaged model, on every process, and log what it found; a stop cuts it short."""
         state = self.state
-        with torch.no_grad():
-            numbers = self.task.evaluate(
-                state.ema.model, self.folder.samples, state.images_seen, self.accelerator, self.stop.agreed
-            )
+        try:
+            with torch.no_grad():
+                numbers = self.task.evaluate(
+                    state.ema.model, self.folder.samples, state.images_seen, self.accelerator, self.stop.agreed
+                )
+        except OSError as error:  # of the main process, which alone writes
+            if not is_full(error):
+                raise
+            numbers = None
+            log.say(f"the disk is full: {self.folder.samples} lacks the evaluation after {state.images_seen:,} images")
         self.accelerator.wait_for_everyone()
         if numbers is not None:
             self.log.write(state.images_seen, state.update, numbers, evaluated=True)

@@ -43,9 +43,7 @@ def total_bytes(device: torch.device) -> int | None:
 
 def state_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
     """Bytes of weights and their average, and of gradients and Adam's two means where weights are trained."""
-    stored = tensor_bytes(model)
-    trained = sum(p.nbytes for name, p in model.named_parameters() if p.requires_grad and name not in frozen)
-    return 2 * (stored["parameters"] + stored["buffers"]) + 3 * trained
+    return 2 * model_bytes(model) + 3 * trained_bytes(model, frozen)
 
 
 def tensor_bytes(model: nn.Module) -> dict[str, int]:
@@ -54,6 +52,26 @@ def tensor_bytes(model: nn.Module) -> dict[str, int]:
     stored = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
     of_parameters = sum(size for name, size in stored.items() if name in names)
     return {"parameters": of_parameters, "buffers": sum(stored.values()) - of_parameters}
+
+
+def checkpoint_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
+    """Bytes of a checkpoint: weights and their average, and Adam's two means where weights are trained."""
+    return state_bytes(model, frozen) - trained_bytes(model, frozen)
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of the weights in a model folder."""
+    return sum(tensor_bytes(model).values())
+
+
+def saved_bytes(model: nn.Module, checkpoints: int = 1) -> int:
+    """Bytes of that many checkpoints and of the model folder."""
+    return checkpoints * checkpoint_bytes(model) + model_bytes(model)
+
+
+def trained_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
+    """Bytes of the weights that are trained, and so of their gradients."""
+    return sum(p.nbytes for name, p in model.named_parameters() if p.requires_grad and name not in frozen)
 
 
 def show_count(number: float, digits: int = 4) -> str:

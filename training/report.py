@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
 from training.config import TrainConfig
-from training.memory import show_count, show_size, state_bytes, tensor_bytes
+from training.memory import checkpoint_bytes, show_count, show_size, state_bytes
 from training.schedule import learning_rate
 from training.task import Task
 from training.yaml_file import write_yaml
@@ -23,11 +23,9 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
     """
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
-    count, stored = parameters(task.model), tensor_bytes(task.model)
-    trained = sum(weight.nbytes for weight in task.model.parameters() if weight.requires_grad)
-    state = state_bytes(task.model)
+    count, state = parameters(task.model), state_bytes(task.model)
     one = activation_bytes(task.model, *task.example(1, "meta"))
-    activations, disk = one * micro_batch, 2 * (stored["parameters"] + stored["buffers"] + trained)
+    activations = one * micro_batch
     seen = config.updates * config.batch
     split = " x ".join(
         f"{number} {name}"
@@ -40,13 +38,21 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
         "memory, estimated": f"{show_size(state + activations)} on each process, of it",
         "  model and optimizer": f"{show_size(state)} (weights, gradients, two of Adam, EMA)",
         "  activations": f"{show_size(activations)} in float32 ({micro_batch} x {show_size(one)})",
-        "checkpoint": f"{show_size(disk)} on disk, {config.keep} are kept",
+        "checkpoint": f"{show_size(checkpoint_bytes(task.model))} on disk, {checkpoints_kept(config)}",
         "updates": f"{config.updates:,} of {split}",
         "length": f"{seen:,} images: each of the {images:,} about {seen / images:,.1f} times",
     }
     rates = [f"{point:>15,}   {learning_rate(config, point):.3e}" for point in rate_points(config)]
     lines = [*(f"{name:<24}{text}" for name, text in rows.items()), "", "    images seen   learning rate", *rates]
     return "\n".join([write_yaml(settings), *lines])
+
+
+def checkpoints_kept(config: TrainConfig) -> str:
+    """How many checkpoints lie on the disk in the end, as a text."""
+    if config.keep_every_images is None:
+        return f"{config.keep} are kept"
+    for_good = 1 + config.updates * config.batch // config.keep_every_images  # that of the start, too
+    return f"{config.keep} are kept, and {for_good:,} for good"
 
 
 def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:

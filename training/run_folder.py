@@ -4,6 +4,7 @@
 RUN/config.yaml    the resolved config of the run           RUN/samples/     what evaluations drew
 RUN/log.jsonl      one JSON object per line                 RUN/model/       the averaged model, enough to sample
 RUN/checkpoints/   see training/checkpoint.py               RUN/tensorboard/ if it is among the trackers
+RUN/lock           of the process that is at work here
 ```
 """
 
@@ -17,17 +18,35 @@ import yaml
 from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.checkpoint import Checkpoint
+from training.lock import Holder, RunLock
+from training.room import room
 
 FORMAT_VERSION = 1
 MAY_CHANGE = {"format_version", "data.cache"} | {
-    f"train.{name}" for name in ("images", "log_images", "sample_images", "save_images", "trackers", "keep")
+    f"train.{name}"
+    for name in (
+        "images",
+        "micro_batch",
+        "log_images",
+        "sample_images",
+        "save_images",
+        "trackers",
+        "keep",
+        "keep_every_images",
+    )
 }
+
+BEFORE = {"lock", "tmp-config.yaml"}
+"""what may lie in a folder that was to become a run's, before its config.yaml does"""
 
 Status = Literal["new", "resume", "finished"]
 
 
 class RunFolder:
-    """Names of what lies in a run folder; `open` prepares it, and finds the checkpoint to go on from."""
+    """Names of what lies in a run folder; `open` prepares it, and finds the checkpoint to go on from.
+
+    From `open` to `close`, or the end of the process, no other process can open it.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -37,8 +56,10 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.model = self.path / "model"
         self.tensorboard = self.path / "tensorboard"
+        self.resolved: dict[str, Any] = {}  # this and the following are set by `open`
         self.status: Status | None = None
-        self.start: Checkpoint | None = None  # set by `open`
+        self.start: Checkpoint | None = None
+        self._lock = RunLock(self.path / "lock")  # held by the main process
 
     @property
     def has_checkpoint(self) -> bool:
@@ -49,38 +70,70 @@ class RunFolder:
         """Prepare the folder for a run with the plain, YAML-able config `resolved`; to be called on every process.
 
         "new": nothing to go on from; "resume": `start` is the newest intact checkpoint; "finished": it is the last one.
-        `fresh` moves an existing run aside first. Raises ValueError if the folder is not a run's, if its config differs
-        in more than `MAY_CHANGE`, or if it has checkpoints and none is intact.
+        `fresh` moves an existing run aside first, unless that is this very run, started again by its launcher. Raises
+        ValueError if the folder is not a run's, if another process is at work in it, if its config differs in more than
+        `MAY_CHANGE`, if it has checkpoints and none is intact, or if the disk is full.
         """
-        self.status, self.start = on_main(lambda: self._open(_plain(resolved), fresh))
+        self.resolved = _plain(resolved)
+        self.status, self.start = on_main(lambda: self._open(fresh))
         return self.status
 
-    def _open(self, resolved: dict[str, Any], fresh: bool) -> tuple[Status, Checkpoint | None]:
+    def close(self) -> None:
+        """Let others open the folder."""
+        self._lock.release()
+
+    def _open(self, fresh: bool) -> tuple[Status, Checkpoint | None]:
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file, not a run folder; give another --run")
-        if self.path.exists() and any(self.path.iterdir()) and not self.config.is_file():
+        if self.path.exists() and not self.config.is_file() and {path.name for path in self.path.iterdir()} - BEFORE:
             raise ValueError(f"{self.path} is not a run folder (no config.yaml); give another --run")
-        if fresh and self.config.is_file():
-            moved = _free_name(self.path)
-            os.rename(self.path, moved)
-            log.say(f"moved the old run to {moved}")
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.samples.mkdir(exist_ok=True)
+        self._lock_it()
+        try:
+            if fresh and self.config.is_file() and not self._restarted():
+                self._move_aside()
+            with room(self.path, 0, "a run"):
+                return self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock_it(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._lock.acquire():
+            log.say(f"the file system of {self.path} has no locks; see to it that no second run writes there")
+
+    def _restarted(self) -> bool:
+        """Whether the run in the folder was begun by this process's launcher, which now starts it again."""
+        before, now = self._lock.before, Holder.this()
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        return again and before is not None and (before.host, before.parent) == (now.host, now.parent)
+
+    def _move_aside(self) -> None:
+        moved = _free_name(self.path)
+        os.rename(self.path, moved)  # with the lock, which is still held: nobody is at work there
+        self._lock.release()
+        log.say(f"moved the old run to {moved}")
+        self._lock_it()
+
+    def _prepare(self) -> tuple[Status, Checkpoint | None]:
         files.recover_folder(self.model)
         checkpoint.clean(self.checkpoints)
         if checkpoint.list_folders(self.checkpoints):
-            self._check_config(resolved)
+            self._check_config(self.resolved)
         start, damaged = checkpoint.newest(self.checkpoints)
         for folder, problem in damaged.items():
             moved = _free_name(folder.with_name(f"damaged-{folder.name}"))
             os.rename(folder, moved)
             log.say(f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, taking the one before")
-        files.write_text(self.config, yaml.safe_dump({"format_version": FORMAT_VERSION} | resolved, sort_keys=False))
+        config = yaml.safe_dump({"format_version": FORMAT_VERSION} | self.resolved, sort_keys=False)
+        files.write_text(self.config, config)
+        self.checkpoints.mkdir(exist_ok=True)
+        self.samples.mkdir(exist_ok=True)
         if start is None:
             self.log.unlink(missing_ok=True)
             return "new", None
         log.truncate(self.log, start.images)
-        done = start.images >= resolved["train"]["images"] and log.evaluated(self.log, start.images)
+        done = start.images >= self.resolved["train"]["images"] and log.evaluated(self.log, start.images)
         return ("finished" if done else "resume"), start
 
     def _check_config(self, resolved: dict[str, Any]) -> None:

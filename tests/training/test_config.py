@@ -25,6 +25,12 @@ from training.config import TrainConfig
         ("betas", (0.9, 1.0), "train.betas=(0.9, 1.0) is out of range; give two numbers in [0, 1)"),
         ("clip", 0.0, "train.clip=0.0 is out of range; give a norm above 0, or null for no clipping"),
         ("ema_rampup", 0.0, "train.ema_rampup=0.0 is out of range; give a share above 0, or null"),
+        (
+            "keep_every_images",
+            75_000,
+            "train.keep_every_images=75000 is out of range; give a multiple of train.save_images=50000, or null",
+        ),
+        ("keep_every_images", 0, "train.keep_every_images=0 is out of range; give a multiple of"),
         ("keep", 1, "train.keep=1 is out of range; keep at least 2 checkpoints"),
     ],
 )
@@ -58,3 +64,10 @@ def test_a_micro_batch_that_does_not_fit():
 def test_the_length_is_rounded_up_to_whole_batches():
     assert TrainConfig(images=100, batch=32).updates == 4
     assert TrainConfig(images=96, batch=32).updates == 3
+
+
+def test_the_first_checkpoint_after_each_multiple_is_kept_for_good():
+    config = TrainConfig(batch=32, save_images=100, keep_every_images=200)
+    saved = [0, 128, 224, 320, 416, 512, 608]  # at the first update past each multiple of 100
+    assert [images for images in saved if config.kept_for_good(images)] == [0, 224, 416, 608]
+    assert not TrainConfig().kept_for_good(0)

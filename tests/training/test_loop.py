@@ -13,6 +13,7 @@ from training.config import TrainConfig
 from training.data import DataConfig
 from training.log import read
 from training.loop import fit
+from training.memory import show_size
 from training.run_folder import RunFolder
 from training.schedule import ema_keep
 
@@ -133,6 +134,36 @@ def test_keep(tmp_path):
     assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["000000072", "000000080"]
 
 
+def test_keep_for_good(tmp_path):
+    train(tmp_path, save_images=10, keep_every_images=30)
+    saved = [16, 24, 32, 40, 56, 64, 72, 80]  # the first updates at or after multiples of 10
+    kept = [0, 32, 64, 72, 80]  # after 0, 30 and 60, and the two newest
+    assert set(kept) <= {0, *saved}
+    assert [int(folder.name) for folder in sorted((tmp_path / "checkpoints").iterdir())] == kept
+
+
+def test_another_micro_batch_goes_on_and_is_said(tmp_path, capsys):
+    train(tmp_path / "whole")
+    train(tmp_path / "changed", images=5 * BATCH)
+    train(tmp_path / "changed", micro_batch=4)
+    text = "train.micro_batch: null when it was saved, 4 now; same images and noise, other dropout and rounding"
+    assert text in capsys.readouterr().out
+    assert losses(tmp_path / "changed") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    same_weights(tmp_path / "whole", tmp_path / "changed", 1e-5)
+
+
+def test_what_checkpoints_take_is_said_before_training(tmp_path, capsys):
+    train(tmp_path, images=5 * BATCH, keep=3)
+    size = (
+        4 * 4 * sum(p.numel() for p in ToyTask().model.parameters()) + 2 * 8
+    )  # weights, average, two of Adam; a buffer
+    line = rf"checkpoints: {show_size(size)} each, 3 are kept; the first took \d+\.\d s; .+B are free"
+    assert re.search(line, capsys.readouterr().out)
+    train(tmp_path, keep_every_images=10**9)  # a multiple of the interval
+    line = rf"checkpoints: {show_size(size)} each, 2 are kept, and 1 for good; .+B are free"
+    assert re.search(line, capsys.readouterr().out)
+
+
 def test_a_checkpoint_is_there_before_the_first_update(tmp_path):
     runner = loop(tmp_path, ToyTask())
     runner.start()
@@ -209,6 +240,7 @@ ELSEWHERE = {  # has no effect on the weights; shown by the test named
     "sample_images": "test_when_things_are_due",
     "save_images": "test_when_things_are_due",
     "keep": "test_keep",
+    "keep_every_images": "test_keep_for_good",
     "compile": "test_compile_changes_the_speed_only",
     "trackers": "test_trackers",
 }

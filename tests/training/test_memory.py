@@ -8,7 +8,7 @@ from torch import nn
 
 from residual import count
 from training import memory
-from training.memory import require_memory, show_size, state_bytes, total_bytes
+from training.memory import checkpoint_bytes, require_memory, saved_bytes, show_size, state_bytes, total_bytes
 
 CPU = torch.device("cpu")
 
@@ -23,6 +23,13 @@ def test_state_is_weights_average_gradients_and_two_of_adam() -> None:
     assert state_bytes(outline(), frozenset({"0.weight"})) == 5 * 4 * 20 + 2 * 4 * 100
     model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
     assert state_bytes(model) == 2 * 4 * 4 + 5 * 4 * 4 + 2 * (2 * 2 * 4 + 8)
+
+
+def test_a_checkpoint_is_weights_average_and_two_of_adam() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
+    weights, buffers, trained = 4 * (4 + 4), 2 * 2 * 4 + 8, 4 * 4
+    assert checkpoint_bytes(model) == 2 * (weights + buffers) + 2 * trained
+    assert saved_bytes(model, 2) == 2 * checkpoint_bytes(model) + weights + buffers
 
 
 def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:

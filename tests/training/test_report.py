@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from training.config import TrainConfig
-from training.report import activation_bytes, rate_points, report, tensor_bytes
+from training.memory import tensor_bytes
+from training.report import activation_bytes, rate_points, report
 from training.schedule import learning_rate
 
 FLOAT = 4

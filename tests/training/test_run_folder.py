@@ -1,4 +1,13 @@
+import contextlib
+import errno
+import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +20,10 @@ HALF = 5 * BATCH
 
 
 def opened(path, fresh: bool = False, other: dict | None = None, **changes) -> RunFolder:
+    """As `RunFolder.open` leaves it, and closed again."""
     folder = RunFolder(path)
-    folder.open(resolved(config(**changes), **other or {}), fresh)
+    with contextlib.closing(folder):
+        folder.open(resolved(config(**changes), **other or {}), fresh)
     return folder
 
 
@@ -47,9 +58,10 @@ def test_another_config_is_refused_with_both_values(tmp_path):
         opened(tmp_path / "run", learning_rate=0.02, seed=1, other={"model": {"channels": 64}})
 
 
-def test_length_intervals_trackers_and_keep_may_change(tmp_path):
+def test_what_may_change(tmp_path):
     train(tmp_path / "run", images=HALF)
     changes = {"log_images": 16, "sample_images": 24, "save_images": 32, "trackers": ("tensorboard",), "keep": 3}
+    changes |= {"micro_batch": 4, "keep_every_images": 64}
     assert opened(tmp_path / "run", images=2 * HALF, **changes).status == "resume"
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["keep"] == 3
 
@@ -144,3 +156,74 @@ def test_a_run_whose_last_evaluation_failed_is_not_finished(tmp_path):
     assert again.evaluated == [HALF]
     assert again.batches == []
     assert opened(tmp_path, images=HALF).status == "finished"
+
+
+def test_a_process_killed_while_it_made_the_folder_is_no_hindrance(tmp_path):
+    for name in ("lock", "tmp-config.yaml"):
+        (tmp_path / name).write_text("")
+    assert opened(tmp_path).status == "new"
+
+
+def test_a_folder_in_use_is_refused_and_fresh_does_not_move_it(tmp_path):
+    path = tmp_path / "run"
+    train(path, images=HALF)
+    with contextlib.closing(RunFolder(path)) as first:
+        first.open(resolved(config()))
+        who = f"in use by process {os.getpid()} on {socket.gethostname()} since "
+        for fresh in (False, True):
+            with pytest.raises(ValueError, match=re.escape(who) + r"\d{4}-.*; wait until it ends, stop it, or give"):
+                opened(path, fresh=fresh)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert opened(path).status == "resume"
+
+
+def test_a_folder_that_is_refused_is_not_held(tmp_path):
+    train(tmp_path, images=HALF)
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ValueError, match="another config"):
+        folder.open(resolved(config(seed=1)))
+    assert opened(tmp_path).status == "resume"
+
+
+def test_the_lock_of_a_killed_process_is_no_hindrance(tmp_path):
+    code = "import sys; from tests.training.test_run_folder import held; held(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    with process, contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(process.kill)
+        assert process.stdout is not None
+        assert "held\n" in iter(process.stdout.readline, "")
+        with pytest.raises(ValueError, match=f"{tmp_path} is in use by process {process.pid} on "):
+            opened(tmp_path)
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == process.pid, "it had no time to tidy up"
+    assert opened(tmp_path).status == "new"
+
+
+def held(path: str) -> None:
+    """Run in a process of its own: opens a run folder and waits to be killed."""
+    folder = RunFolder(path)
+    folder.open(resolved(config()))
+    print("held", flush=True)
+    signal.pause()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert opened(tmp_path).status == "new"
+    text = f"the file system of {tmp_path} has no locks; see to it that no second run writes there"
+    assert text in capsys.readouterr().out
+
+
+def test_a_run_started_again_by_its_launcher_is_not_moved_aside_again(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    train(path, images=HALF)
+    assert opened(path, fresh=True).status == "new"
+    train(path, images=HALF)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert opened(path, fresh=True).status == "resume"
+    monkeypatch.setattr("os.getppid", lambda: 0)
+    assert opened(path, fresh=True).status == "new", "another launcher, which was restarted before it came here"
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["run", "run.1", "run.2"]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +144,9 @@ def train(
     task = task or ToyTask(seed=settings.seed)
     engine = accelerator(settings)
     folder = RunFolder(path)
-    folder.open(resolved(settings))
-    task.finished = fit(task, pictures or images(), DataConfig(flip=flip), settings, folder, engine)
+    with closing(folder):
+        folder.open(resolved(settings))
+        task.finished = fit(task, pictures or images(), DataConfig(flip=flip), settings, folder, engine)
     return task
 
 

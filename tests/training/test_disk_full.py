@@ -1,0 +1,261 @@
+"""A disk that is full, at every point of a run: what was saved stays, what was half written goes, training goes on."""
+
+import errno
+import json
+import os
+import re
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from accelerate.tracking import GeneralTracker
+from safetensors import SafetensorError
+
+from tests.training import toy
+from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
+from training import checkpoint, log, room
+from training.loop import Loop
+from training.memory import saved_bytes, show_size
+from training.room import NoRoom, append_line, is_full
+
+FULL = [errno.ENOSPC, errno.EFBIG, errno.EDQUOT]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Within the block this process cannot write files of more than `size` bytes."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+class Lines(list):
+    """In the place of a run's log."""
+
+    def write(self, images_seen, update, numbers, **marks):
+        self.append((images_seen, update, numbers, marks))
+
+
+@pytest.fixture
+def saving(tmp_path) -> Iterator[Loop]:
+    """A loop after three updates, with checkpoints of the first two and the start."""
+    runner = loop(tmp_path, ToyTask(), keep=5)
+    runner.log = Lines()
+    runner.start()
+    for _ in range(2):
+        runner.update(1e-2)
+        assert runner.save()
+    runner.update(1e-2)
+    yield runner
+    runner.feed.close()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def save_fails(runner: Loop) -> bool:
+    """Whether the next save finds no room; if so, every checkpoint is as it was, and nothing lies beside them."""
+    path = runner.folder.path
+    before = content(path / "checkpoints")
+    if runner.save():
+        return False
+    assert content(path / "checkpoints") == before
+    assert list(path.rglob("tmp-*")) == []
+    assert (path / "model/model.safetensors").stat().st_size > 0
+    assert runner.log[-1] == (24, 3, {}, {"saved": False})
+    return True
+
+
+def fail_at(patch: pytest.MonkeyPatch, step: int, code: int) -> None:
+    """Let the `step`-th operation that takes room fail with the system's error `code`."""
+    left = [step]
+
+    def failing(function, error):
+        def call(*arguments, **options):
+            left[0] -= 1
+            if left[0] == -1:
+                raise error
+            return function(*arguments, **options)
+
+        return call
+
+    wrapped = SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
+    patch.setattr(checkpoint, "save_file", failing(checkpoint.save_file, wrapped))
+    patch.setattr(toy, "save_file", failing(toy.save_file, wrapped))
+    patch.setattr(Path, "write_text", failing(Path.write_text, OSError(code, os.strerror(code))))
+    for name in ("fsync", "rename", "replace", "mkdir"):
+        patch.setattr(os, name, failing(getattr(os, name), OSError(code, os.strerror(code))))
+
+
+def test_whatever_operation_finds_the_disk_full_the_checkpoints_stay(saving, capsys):
+    """Every operation of a save that takes room fails in turn, with each of the system's errors."""
+    step, failed = 0, True
+    while failed:
+        with pytest.MonkeyPatch.context() as patch:
+            fail_at(patch, step, FULL[step % 3])
+            failed = save_fails(saving)
+        step += failed
+    assert step >= 20
+    out = capsys.readouterr().out
+    text = rf"NOT SAVED after 24 images: no room in {saving.folder.path} for a checkpoint.*: "
+    text += r"\S+ \w+ are needed, \S+ .B are free \(.*\); remove something, .*; training goes on"
+    assert len(re.findall(text, out)) == step
+    assert newest(saving.folder.path).name == "000000024"
+
+
+def test_files_that_may_not_grow(saving):
+    """The same without any stand-in: the system refuses the first byte beyond each of 20 sizes."""
+    sizes = [path.stat().st_size for path in newest(saving.folder.path).iterdir()]
+    for number in range(20):
+        with largest_file(max(sizes) * number // 20):
+            assert save_fails(saving), number
+    with largest_file(2 * max(sizes)):
+        assert saving.save()
+
+
+def test_what_does_not_fit_is_not_begun(saving, monkeypatch, capsys):
+    monkeypatch.setattr(room, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(checkpoint, "stage", lambda *arguments: pytest.fail("begun"))
+    assert save_fails(saving)
+    needed = show_size(saved_bytes(saving.state.trained))
+    text = f"NOT SAVED after 24 images: no room in {saving.folder.path} for a checkpoint and the model: {needed}"
+    assert f"{text} are needed, 1 kB are free; remove something, or" in capsys.readouterr().out
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(saving, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        saving.save()
+    assert not is_full(SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)"))
+    assert not is_full(SafetensorError("no such tensor"))
+    assert all(is_full(OSError(code, "")) for code in FULL)
+
+
+def test_without_room_for_two_checkpoints_nothing_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "free_bytes", lambda folder: 4000)
+    task = ToyTask()
+    with pytest.raises(NoRoom, match=re.escape(f"no room in {tmp_path} for two checkpoints and the model: ")):
+        train(tmp_path, task)
+    assert (task.batches, task.saved) == ([], 0)
+    monkeypatch.undo()
+    assert train(tmp_path).finished
+
+
+class Acting(ToyTask):
+    """Does something during an update."""
+
+    def __init__(self, at: int, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.at, self.act = at, act
+
+    def loss(self, model, batch, random):
+        if len(self.batches) + 1 == self.at:
+            self.act()
+        return super().loss(model, batch, random)
+
+
+def test_the_end_of_a_run_must_be_saved(tmp_path, monkeypatch):
+    settings = {"save_images": 4 * BATCH}
+    train(tmp_path / "straight", **settings)
+    task = Acting(9, lambda: monkeypatch.setattr(room, "free_bytes", lambda folder: 0))
+    text = "the end of the run is not saved: no room in .*; remove something, .*; the same command goes on"
+    with pytest.raises(NoRoom, match=text):
+        train(tmp_path / "run", task, **settings)
+    assert newest(tmp_path / "run").name == "000000064"
+    with pytest.raises(NoRoom, match="for a checkpoint and the model"):
+        train(tmp_path / "run", **settings)
+    monkeypatch.undo()
+    train(tmp_path / "run", **settings)
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "straight")
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert append_line(path, "first")
+    with largest_file(9):
+        assert not append_line(path, "second")  # three bytes of it would fit
+    assert path.read_text() == "first\n"
+    assert append_line(path, "third")
+    assert path.read_text() == "first\nthird\n"
+
+
+class Full(GeneralTracker):
+    """A tracker on a full disk."""
+
+    name = "tensorboard"
+    requires_logging_directory = True
+    tracker = None
+
+    def log(self, *arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_a_run_its_reports_and_no_more(tmp_path, monkeypatch, capsys):
+    train(tmp_path / "straight")
+    monkeypatch.setattr(log, "append_line", lambda path, line: False)
+    monkeypatch.setattr(log, "filter_trackers", lambda *arguments: [Full()])
+    task = ToyTask()
+    monkeypatch.setattr(task, "evaluate", Full().log)
+    capsys.readouterr()
+    train(tmp_path / "full", task)
+    assert hashes(tmp_path / "full") == hashes(tmp_path / "straight")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "full" in line and line.startswith("the disk")] == [
+        "the disk is full: tensorboard gets no more numbers of this run",
+        f"the disk is full: {tmp_path / 'full/log.jsonl'} lacks what came after 8 images",
+        f"the disk is full: {tmp_path / 'full/samples'} lacks the evaluation after 80 images",
+    ]
+    monkeypatch.undo()
+    again = train(tmp_path / "full")
+    assert again.evaluated == [80], "made up for by the same command"
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a disk is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+PAGE = 4096
+
+
+@pytest.mark.parametrize("pages", range(20))
+def test_a_disk_that_fills_up(small_disk, tmp_path, pages):
+    """During the third of six updates something else takes all but some pages, and gives them back at the end."""
+    settings = {"images": 6 * BATCH, "save_images": 2 * BATCH, "sample_images": 3 * BATCH}
+    train(tmp_path / "straight", **settings)
+    ballast, run = small_disk / "ballast", small_disk / "run"
+    saved: dict[str, str] = {}
+
+    def fill():
+        saved.update(hashes(run))
+        ballast.write_bytes(bytes(room.free_bytes(small_disk) - pages * PAGE))
+
+    with suppress(NoRoom):
+        train(run, Acting(3, fill), **settings)
+    assert checkpoint.verify(newest(run)) is None
+    if newest(run).name == "000000016":
+        assert hashes(run) == saved
+    assert [path.name for path in run.rglob("tmp-*")] == []
+    for line in (run / "log.jsonl").read_text().splitlines():
+        json.loads(line)
+    ballast.unlink()
+    train(run, **settings)
+    assert hashes(run) == hashes(tmp_path / "straight")
