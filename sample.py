@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     if state.is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
         print(f"model: {args.model}{seen}; {args.num} images, {args.sampler}, {args.steps} steps, seed {args.seed}")
-        if warning := late_start(args.steps, model.schedule):
+        if warning := late_start(args.sampler, args.steps, model.schedule):
             print(f"note: {warning}")
     model.net.to(device)
     args.out.mkdir(parents=True, exist_ok=True)
