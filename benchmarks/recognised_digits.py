@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 
 from diffusion import SAMPLERS
 from tasks.diffusion import load_model
-from tasks.grid import to_uint8
+from tasks.picture import to_uint8
 from training.cli import ScriptParser, command
 
 

@@ -43,7 +43,7 @@ class Sampler:
         """The scheduler, before the first of `steps`."""
         names = signature(self.scheduler.__init__).parameters
         config = {key: v for key, v in schedule.scheduler_config(self.prediction).items() if key in names}
-        scheduler = self.scheduler(**config | self.settings)
+        scheduler = self.scheduler(**config, **self.settings)
         scheduler.set_timesteps(steps)
         return scheduler
 
@@ -53,11 +53,11 @@ class Sampler:
         return frozenset(signature(self.scheduler.step).parameters)
 
 
-# Chosen by measurement (docs/benchmarks.md): with few steps the leading spacing, DDPM's and DDIM's published one, starts
-# below T - 1, which costs the solvers quality; but Heun's would be thrown off by the first step of the cosine schedule.
-# Networks take whole timesteps, which Euler's and Heun's linspace would not give.
+# Where the steps lie was chosen by measurement (docs/benchmarks.md). With few steps the leading spacing, the published
+# one of DDPM and DDIM, starts below T - 1, and the solvers draw worse; but Heun's would be thrown off by the first step
+# of the cosine schedule. Networks take whole timesteps, which Euler's and Heun's linspace would not give.
 _LEADING, _TRAILING = {"timestep_spacing": "leading"}, {"timestep_spacing": "trailing"}
-# Thresholding to the default `sample_max_value`, 1, is what the others call clip_sample; Euler's two have no such thing.
+# Thresholding to the default `sample_max_value`, 1, is what others call clip_sample; Euler's two have no such thing.
 _LINSPACE = {"timestep_spacing": "linspace", "thresholding": True}
 
 SAMPLERS: dict[str, Sampler] = {

@@ -66,7 +66,9 @@ def test_ddim_without_noise_is_linear_in_the_noise_and_converges():
     assert errors[-1] < 0.01
 
 
-@pytest.mark.parametrize(("sampler", "tolerance"), [("euler", 0.08), ("heun", 0.021), ("dpmpp_2m", 0.021), ("unipc", 0.021)])
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"), [("euler", 0.08), ("heun", 0.021), ("dpmpp_2m", 0.021), ("unipc", 0.021)]
+)
 def test_solvers_converge_to_the_flow_at_their_order(sampler, tolerance):
     """With 100 steps those of second order are off by the last step alone, which is Euler's: half its sigma² / s²."""
     errors = [abs(gain(sampler, steps) / 0.2 - 1) for steps in (10, 25, 100)]
@@ -135,7 +137,9 @@ def test_images_do_not_depend_on_their_batch(options):
     schedule = Schedule()
     denoise = NetDenoiser(toy, schedule)
     whole = draw(denoise, schedule, generators(0, range(9)), SHAPE, steps=5, **options)
-    parts = [draw(denoise, schedule, generators(0, part), SHAPE, steps=5, **options) for part in (range(4), range(4, 9))]
+    parts = [
+        draw(denoise, schedule, generators(0, part), SHAPE, steps=5, **options) for part in (range(4), range(4, 9))
+    ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=2e-6)
 
 
@@ -161,7 +165,9 @@ def test_every_step_is_shown_from_the_noise_on(sampler):
     torch.testing.assert_close(frames[-1], torch.zeros(2, *SHAPE), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"ddpm"}))  # whose larger variance is exact in small steps only
+@pytest.mark.parametrize(
+    "sampler", sorted({*SAMPLERS} - {"ddpm"})
+)  # whose larger variance is exact in small steps only
 def test_what_the_network_sees_has_unit_variance(sampler):
     """A denoiser that never sees an image, x0 = 0, sees noise of the spread that its timestep tells."""
     schedule, seen = Schedule(), []
@@ -209,7 +215,10 @@ def test_samples_stay_in_the_range_of_images():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "dddim", "steps": 5}, r"unknown sampler 'dddim'; did you mean ddim or ddpm\? \(of: ddim, ddpm, dpmpp_2m, "),
+        (
+            {"sampler": "dddim", "steps": 5},
+            r"unknown sampler 'dddim'; did you mean ddim or ddpm\? \(of: ddim, ddpm, dpmpp_2m, ",
+        ),
         ({"sampler": "ddim", "steps": 0}, "steps=0 makes no image; give 1 to 1000"),
         (
             {"sampler": "ddim", "steps": 1001},
