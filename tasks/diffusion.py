@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion import Schedule, drop_labels, squared_error
+from diffusion.sampler import check
 from tasks.diffusion_model import DiffusionModel, describe, load_model
 from tasks.grid import draw_grid
 from tasks.picture import hidden_note, to_uint8
@@ -178,6 +179,10 @@ class DiffusionRun:
     def __post_init__(self) -> None:
         if self.init_layout is not None and self.init is None:
             raise ValueError(f"init_layout={self.init_layout} without init; give the file with --init")
+        try:
+            check(self.sample.sampler, self.sample.steps, self.diffusion.noise)
+        except ValueError as error:
+            raise ValueError(f"sample: {error}") from None
 
     def outline(self) -> UNet:
         """The network on the meta device, as far as it is known before the images are: enough to say how large it is.

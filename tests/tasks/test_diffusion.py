@@ -18,7 +18,7 @@ from diffusion import SAMPLERS, Schedule, squared_error
 from tasks import RUNS
 from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
 from tasks.diffusion_model import describe
-from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
+from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import DataConfig, Images
 from training.data.pixels import BYTES, Pixels
 from training.fields import field_texts

@@ -313,7 +313,7 @@ def test_a_run_without_a_model_yet() -> None:
          "its names fit adm and adm-new-order"),
         (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"), "w.safetensors",
          "init=w.safetensors: the weights do not fit"),
-        (lambda: net(SMALL).save_pretrained("m"), "nowhere", "init=nowhere: no folder 'nowhere'; give a model folder or"),
+        (lambda: None, "nowhere", "init=nowhere: no folder 'nowhere'; give a model folder or a hub id"),
     ],
 )  # fmt: skip
 def test_it_is_refused_before_images_are_read(make, init: str, message: str, capsys) -> None:
