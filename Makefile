@@ -1,10 +1,11 @@
 # make demo: train a small U-Net on handwritten digits and draw some.   make test: the test suite.
+# make torture: runs that are killed, damaged, stopped and left without disk must lose nothing.
 PYTHON ?= python3
 DEMO ?= digits
 RUN = runs/$(DEMO)
 BIN = .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test torture check clean
 
 demo: .venv/train
 	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
@@ -13,6 +14,9 @@ demo: .venv/train
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+torture: .venv/dev
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 check: .venv/dev
 	$(BIN)/ruff check .

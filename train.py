@@ -4,6 +4,9 @@ Several processes: `accelerate launch train.py ...`, or `torchrun ... -- train.p
 does not take `--run` for a flag of its own). Every setting of the YAML file can be changed by a flag such as
 `--train.images 2e5`; `--help` lists them, `--dry-run` shows what would be trained. The same command goes on with a run
 that was interrupted.
+
+Asked to stop by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 to any of its processes, it saves after the current update and
+exits with code 75; a second Ctrl-C ends it at once.
 """
 
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ from training.loop import fit
 from training.memory import require_memory
 from training.report import report
 from training.run_folder import RunFolder
+from training.stop import EXIT_CODE
 
 DEFAULT = Path(__file__).with_name("configs") / "digits.yaml"
 
@@ -40,13 +44,15 @@ def main(argv: Sequence[str]) -> None:
         accelerator.print(line)
     if frozen := freeze(task.model, run.freeze):
         accelerator.print(frozen)
+    exit_code = 0
     if order.dry_run:
         if accelerator.is_main_process:
             print(report(order.resolved, task, run.train, len(images), accelerator.num_processes))
     else:
         folder.open(order.resolved, order.fresh)
-        fit(task, images, run.data, run.train, folder, accelerator)
-    leave_processes(accelerator)
+        if not fit(task, images, run.data, run.train, folder, accelerator):
+            exit_code = EXIT_CODE
+    leave_processes(accelerator, exit_code)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Training a U-Net to denoise (Ho et al. 2020)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -99,25 +100,39 @@ class DiffusionTask:
             net, batch.image.float(), t, noise, label, schedule=about.schedule, prediction=about.prediction
         )
 
-    def evaluate(self, model: nn.Module, folder: Path, images_seen: int, accelerator: Accelerator) -> dict[str, float]:
-        """Draws the grid `folder`/<images seen>.png, all processes together; returns its pixels' mean and spread."""
+    def evaluate(
+        self,
+        model: nn.Module,
+        folder: Path,
+        images_seen: int,
+        accelerator: Accelerator,
+        interrupted: Callable[[], object],
+    ) -> dict[str, float] | None:
+        """Draws the grid `folder`/<images seen>.png, all processes together; returns its pixels' mean and spread.
+
+        Every process draws equally many images, some of them for nothing, so that all can stop at the same step.
+        """
         about, config = self._with(model), self.sample
-        if config.num == 0:
-            return {}
-        mine = range(accelerator.process_index, config.num, accelerator.num_processes)
+        processes = accelerator.num_processes
+        mine = range(accelerator.process_index, -(-config.num // processes) * processes, processes)
         drawn = []
         for start in range(0, len(mine), config.batch):
             images = mine[start : start + config.batch]
-            x = about.draw(
+            for x in about.denoising(
                 images,
                 about.cycle(images),
                 guidance=config.guidance,
                 sampler=config.sampler,
                 steps=config.steps,
                 device=accelerator.device,
-            )
-            drawn += list(zip(images, to_uint8(x), strict=True))
-        ordered = sorted(gather_object(drawn), key=lambda pair: pair[0])
+            ):
+                if interrupted():
+                    return None
+                last = x
+            drawn += list(zip(images, to_uint8(last), strict=True))
+        ordered = sorted(gather_object(drawn), key=lambda pair: pair[0])[: config.num]
+        if not ordered:
+            return {}
         pixels = np.stack([pixels for _, pixels in ordered])
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)

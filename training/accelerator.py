@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
@@ -52,7 +53,7 @@ def process_state() -> PartialState:
 
     Raises ValueError where a launcher started several processes that do not see each other.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT, **_store())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:
         raise ValueError(
@@ -62,11 +63,29 @@ def process_state() -> PartialState:
     return state
 
 
-def leave_processes(accelerator: Accelerator | None = None) -> None:
+def _store() -> dict[str, Any]:
+    """Where processes that torchrun has restarted find each other: not among the addresses of those that died.
+
+    torchrun hands the same store to every attempt (pytorch#135712). Its count of restarts is only known to be the same
+    for all on one machine; for several there is TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    found = {name: int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")}
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarted = shared and found["TORCHELASTIC_RESTART_COUNT"] > 0 and found["GROUP_WORLD_SIZE"] == 1
+    if not restarted or dist.is_initialized():
+        return {}
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size, is_master=False)
+    prefix = f"restart {found['TORCHELASTIC_RESTART_COUNT']}"
+    return {"store": dist.PrefixStore(prefix, store), "rank": rank, "world_size": world_size}
+
+
+def leave_processes(accelerator: Accelerator | None = None, exit_code: int = 0) -> None:
     """Ends this process's part among its peers: the last call of a script. Where there are peers it does not return.
 
     Prepared models hold the process group, so they go first. A thread of the group that is still at work while the
-    interpreter shuts down aborts the process; so with peers the process ends here, with exit code 0, without that.
+    interpreter shuts down aborts the process; so with peers the process ends here, without that.
     """
     peers = process_state().num_processes > 1
     if accelerator is not None:
@@ -78,7 +97,9 @@ def leave_processes(accelerator: Accelerator | None = None) -> None:
     if peers:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(exit_code)
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:

@@ -22,13 +22,16 @@ from training.random import GlobalRandom, mix, seed_device
 from training.run_folder import RunFolder
 from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
+from training.stop import Stop
 from training.task import Batch, Task
 
 
 def fit(
     task: Task, images: Images, data: DataConfig, config: TrainConfig, folder: RunFolder, accelerator: Accelerator
-) -> None:
+) -> bool:
     """Train `task.model` on `images` until `config.images` are seen; to be called on every process.
+
+    True: the run is finished. False: it was asked to stop (see `Stop`), and what was trained is saved.
 
     `folder` has been opened: the run starts, or goes on from the newest intact checkpoint, or is finished already.
     Raises ValueError if a checkpoint does not fit the model or the images, and on every process if training diverges
@@ -42,8 +45,8 @@ def fit(
             f"finished: {folder.path} has seen {folder.start.images:,} images; "
             "give more train.images to go on, or --fresh to start over"
         )
-        return
-    Loop(task, images, data, config, folder, accelerator).run()
+        return True
+    return Loop(task, images, data, config, folder, accelerator).run()
 
 
 class Loop:
@@ -66,20 +69,25 @@ class Loop:
         self.state = TrainState(task.model, config, accelerator)
         self.feed = Feed(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, accelerator.device)
 
-    def run(self) -> None:
-        """From where the run folder stands to the end."""
-        with closing(self.feed):
+    def run(self) -> bool:
+        """From where the run folder stands to the end (True), or until asked to stop (False)."""
+        folder = self.folder
+        with closing(self.feed), Stop() as self.stop:
             self.start()
-            seen, folder = self.state.images_seen, self.folder
+            seen = self.state.images_seen
             self.log = RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator)
             with closing(self.log):
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
                 if not evaluated and self.due(self.config.sample_images):
                     self.evaluate()  # the run stopped between the checkpoint and this
-                self.train()
+                stopped = self.stop.agreed() or self.train()
+        seen = self.state.images_seen
         self.accelerator.print(
-            f"finished: {folder.path} has seen {self.state.images_seen:,} images; its model is in {folder.model}"
+            f"stopped by {stopped} after {seen:,} images, which are saved in {folder.path}; the same command goes on"
+            if stopped
+            else f"finished: {folder.path} has seen {seen:,} images; its model is in {folder.model}"
         )
+        return stopped is None
 
     def start(self) -> None:
         """Restore the newest checkpoint; or, for a new run, write one before the first update and check it."""
@@ -102,14 +110,15 @@ class Loop:
                 "same images and noise, other dropout and rounding"
             )
 
-    def train(self) -> None:
-        """Updates until the end, and after each what is due."""
+    def train(self) -> str | None:
+        """Updates until the end, and after each what is due. If asked to stop, saves and tells by what."""
         config, state, meter = self.config, self.state, Meter(self.accelerator.device)
         while state.images_seen < config.images:
             rate = learning_rate(config, state.images_seen)
             meter.add(*self.update(rate))
             self.log.advance(config.batch)
-            save, sample = self.due(config.save_images), self.due(config.sample_images)
+            stopped = self.stop.agreed()
+            save, sample = stopped or self.due(config.save_images), self.due(config.sample_images)
             if self.due(config.log_images):
                 numbers = {**meter.means(self.accelerator), "learning_rate": rate}
                 numbers |= meter.speed(config.batch, self.feed.waited_seconds)
@@ -120,8 +129,14 @@ class Loop:
             with meter.pause():
                 if save:
                     self.save()
-                if sample:
+                if sample and not stopped:
                     self.evaluate()
+                    stopped = self.stop.agreed()
+                    if stopped and not save:
+                        self.save()
+            if stopped:
+                return stopped
+        return None
 
     def update(self, rate: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """One update of the weights and one of their average, without waiting for the device.
@@ -195,9 +210,12 @@ class Loop:
         on_main(lambda: checkpoint.prune(folder.checkpoints, self.config.keep))
 
     def evaluate(self) -> None:
-        """Let the task evaluate the averaged model, on every process, and log what it found."""
+        """Let the task evaluate the averaged model, on every process, and log what it found; a stop cuts it short."""
         state = self.state
         with torch.no_grad():
-            numbers = self.task.evaluate(state.ema.model, self.folder.samples, state.images_seen, self.accelerator)
+            numbers = self.task.evaluate(
+                state.ema.model, self.folder.samples, state.images_seen, self.accelerator, self.stop.agreed
+            )
         self.accelerator.wait_for_everyone()
-        self.log.write(state.images_seen, state.update, numbers, evaluated=True)
+        if numbers is not None:
+            self.log.write(state.images_seen, state.update, numbers, evaluated=True)

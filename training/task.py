@@ -1,6 +1,6 @@
 """All that the training loop sees of what it trains."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -37,10 +37,16 @@ class Task(Protocol):
         ...
 
     def evaluate(
-        self, model: nn.Module, folder: Path, images_seen: int, accelerator: Accelerator
-    ) -> Mapping[str, float]:
+        self,
+        model: nn.Module,
+        folder: Path,
+        images_seen: int,
+        accelerator: Accelerator,
+        interrupted: Callable[[], object],
+    ) -> Mapping[str, float] | None:
         """Called on every process with the EMA model in eval mode; files go to `folder`, by the main process only.
-        The numbers that it returns are logged."""
+        The numbers that it returns are logged. What takes long asks `interrupted()` now and then, every process
+        equally often: all of them get the same answer, and if it is true, leave by returning None."""
         ...
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -185,7 +185,7 @@ def evaluated(folder, sample=None, **fields):
     sizes = []
     task.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     with torch.no_grad():
-        numbers = task.evaluate(task.model.eval(), folder, 12345, Accelerator(cpu=True))
+        numbers = task.evaluate(task.model.eval(), folder, 12345, Accelerator(cpu=True), lambda: False)
     return numbers, sizes
 
 
@@ -228,6 +228,15 @@ def test_no_images_no_grid(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("asked", [1, 4, 17])
+def test_an_evaluation_that_is_interrupted_draws_nothing_more(tmp_path, asked):
+    task = small_run(sample=SampleConfig(num=13, steps=5, batch=5)).build(digits())
+    answers = iter([False] * (asked - 1) + [True])
+    assert task.evaluate(task.model, tmp_path, 7, Accelerator(cpu=True), lambda: next(answers)) is None
+    assert list(answers) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
@@ -235,7 +244,7 @@ from accelerate import Accelerator
 from tasks.diffusion import DiffusionTask, SampleConfig, load_model
 model, accelerator = load_model(sys.argv[1]), Accelerator(cpu=True)
 task = DiffusionTask(model, 0.1, SampleConfig(num=13, steps=5))
-numbers = task.evaluate(model.net, Path(sys.argv[2]), 7, accelerator)
+numbers = task.evaluate(model.net, Path(sys.argv[2]), 7, accelerator, lambda: False)
 print(f"rank {accelerator.process_index} of {accelerator.num_processes}: {numbers['sample_mean']:.3f}")
 accelerator.end_training()
 """
@@ -254,7 +263,7 @@ def test_two_processes_draw_the_grid_of_one(conditional, tmp_path):
     assert "rank 0 of 2" in done.stdout
     model = load_model(conditional)
     task = small_run().build(digits())
-    task.evaluate(model.net, tmp_path / "one", 7, Accelerator(cpu=True))
+    task.evaluate(model.net, tmp_path / "one", 7, Accelerator(cpu=True), lambda: False)
     one, two = (np.array(Image.open(tmp_path / name / "000000007.png")).astype(int) for name in ("one", "two"))
     assert one.shape == two.shape
     assert abs(one - two).max() <= 1

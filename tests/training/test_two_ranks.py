@@ -50,6 +50,14 @@ def test_a_resumed_run_is_the_same_bit_for_bit(two):
     assert losses(two / "halves") == losses(two / "straight")
 
 
+def test_a_signal_to_one_rank_stops_both_after_the_same_update(two):
+    for rank in range(2):
+        assert (two / f"stopped{rank}.txt").read_text() == "False 4"  # two micro-batches per update
+    assert "stopped by SIGTERM after 16 images" in (two / "stdout").read_text()
+    assert hashes(two / "stopped") == hashes(two / "straight")
+    assert losses(two / "stopped") == losses(two / "straight")
+
+
 def test_frozen_parameters_stay_frozen_on_two_ranks(two):
     start = ToyTask().model.state_dict()
     for name, tensor in load_file(newest(two / "frozen") / "model.safetensors").items():
@@ -94,4 +102,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as asked)") == 9
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as asked)") == 11

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,19 @@ class ToyTask:
         with seeded(seed, "model"):
             self.model = Net(dropout, channels)
         self.evaluated: list[int] = []
+        self.finished: bool | None = None
         self.saved = 0
         self.batches: list[Batch] = []
         self.spoil_at: int | None = None
         self.fail_evaluation = False
+        self.signal_at: tuple[int, int] = (-1, 0)
+        """(update, signal): the signal comes during this update"""
+        self.signal_in_evaluation: tuple[int, int] = (-1, 0)
+        """(images seen, signal)"""
 
     def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Tensor:
         self.batches.append(batch)
+        self.raise_at(self.signal_at, len(self.batches))
         noise = random.normal(*batch.image.shape[1:])
         level = random.uniform()[:, None, None, None]
         assert batch.label is not None
@@ -63,15 +70,27 @@ class ToyTask:
         return losses * float("nan") if len(self.batches) == self.spoil_at else losses
 
     def evaluate(
-        self, model: nn.Module, folder: Path, images_seen: int, accelerator: Accelerator
-    ) -> Mapping[str, float]:
+        self,
+        model: nn.Module,
+        folder: Path,
+        images_seen: int,
+        accelerator: Accelerator,
+        interrupted: Callable[[], object],
+    ) -> Mapping[str, float] | None:
         assert not model.training
+        self.raise_at(self.signal_in_evaluation, images_seen)
+        if interrupted():
+            return None
         if self.fail_evaluation:
             raise RuntimeError("out of memory")
         self.evaluated.append(images_seen)
         if accelerator.is_main_process:
             (folder / f"{images_seen}.txt").write_text("seen")
         return {"average": model.first.weight.double().sum().item()}  # type: ignore[union-attr]
+
+    def raise_at(self, when: tuple[int, int], now: int) -> None:
+        if now == when[0]:
+            signal.raise_signal(signal.Signals(when[1]))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         self.saved += 1
@@ -119,13 +138,13 @@ def resolved(settings: TrainConfig, **other: object) -> dict:
 def train(
     path: Path, task: ToyTask | None = None, pictures: Images | None = None, flip: bool = True, **changes: object
 ) -> ToyTask:
-    """What a script does: the same call starts, resumes, or finds the run finished."""
+    """What a script does: the same call starts, resumes, or finds the run finished. `task.finished` tells which."""
     settings = config(**changes)
     task = task or ToyTask(seed=settings.seed)
     engine = accelerator(settings)
     folder = RunFolder(path)
     folder.open(resolved(settings))
-    fit(task, pictures or images(), DataConfig(flip=flip), settings, folder, engine)
+    task.finished = fit(task, pictures or images(), DataConfig(flip=flip), settings, folder, engine)
     return task
 
 

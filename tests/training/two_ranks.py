@@ -1,5 +1,6 @@
 """Run by torchrun in two processes: everything that the tests want to know about them, in one launch."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def main(out: Path) -> None:
     task = ToyTask()
     freeze(task.model, ["first.*"])
     train(out / "frozen", task)
+
+    task = ToyTask(dropout=0.3)
+    task.signal_at = (4, signal.SIGTERM) if rank == 1 else (-1, 0)
+    stopped = train(out / "stopped", task, micro_batch=2)
+    (out / f"stopped{rank}.txt").write_text(f"{stopped.finished} {len(task.batches)}")
+    train(out / "stopped", ToyTask(dropout=0.3), micro_batch=2)
 
     task = ToyTask()
     task.spoil_at = 4 if rank == 1 else None

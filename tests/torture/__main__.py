@@ -1,0 +1,115 @@
+"""`python -m tests.torture [--quick]`: kills, damage, signals, full disks; with a table at the end."""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.torture import damage, disk, kills, signals
+from tests.torture.runs import Broken, Run
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    p.add_argument("--quick", action="store_true", help="some of each, in about 90 seconds")
+    p.add_argument("--kills", type=int, default=200, help="SIGKILLs, half of them with two processes")
+    p.add_argument("--signals", type=int, default=20, help="times that a run is asked to stop in each way")
+    p.add_argument("--only", help="only the rows whose name contains this")
+    p.add_argument("--seed", type=int, default=int(time.time()), help="of the random moments")
+    p.add_argument("--out", type=Path, help="folder for the runs; a temporary one by default")
+    args = p.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        out = args.out or Path(temporary)
+        out.mkdir(parents=True, exist_ok=True)
+        sys.exit(torture(out, args))
+
+
+def torture(out: Path, args: argparse.Namespace) -> int:
+    """Every row in turn; 1 if a promise was broken."""
+    console, dice = Console(width=110), random.Random(args.seed)
+    table = Table(title=f"torture, seed {args.seed}", title_justify="left")
+    for column in ("what", "result", "seconds"):
+        table.add_column(column)
+    broken = 0
+    for name, trial in trials(out, args, dice).items():
+        if args.only and args.only not in name:
+            continue
+        console.print(f"{name} …")
+        since = time.monotonic()
+        try:
+            result = trial()
+        except Broken as error:
+            broken, result = 1, "[bold]broken[/bold], see above"
+            console.print(str(error), markup=False)
+        table.add_row(name, result, f"{time.monotonic() - since:.0f}")
+    console.print(table)
+    return broken
+
+
+def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str, Callable[[], str]]:
+    """What is tried, by name; each tells its result."""
+    updates = 60 if args.quick else 150
+    quiet = {processes: Run(out / f"quiet{processes}", updates, 3, processes) for processes in (1, 2)}
+    finished: set[int] = set()
+
+    def undisturbed(processes: int) -> Run:
+        if processes not in finished:
+            quiet[processes].finish()
+            finished.add(processes)
+        return quiet[processes]
+
+    def killed(processes: int, count: int) -> str:
+        found = kills.kill_until(out, undisturbed(processes), count, dice)
+        return (
+            f"{found['kills']} of {count} went on from a verified checkpoint, {found['inside a save']} killed inside a "
+            f"save; {found['runs']} runs ended with the bits and log of the undisturbed one"
+        )
+
+    def stopped(way: signals.Way, count: int) -> str:
+        found = signals.stop_until(out, undisturbed(way.processes), way, count, dice)
+        return (
+            f"{found['times']} of {count} saved and left, the slowest in {found['slowest_s']:.1f} s; nothing repeated"
+        )
+
+    def damaged(most: int | None) -> str:
+        count = damage.damage_all(out, undisturbed(1), dice, most)
+        return f"{count} of {count} named, the checkpoint before taken, the bits of the undisturbed run"
+
+    def full(times: int) -> str:
+        try:
+            found = disk.fill_until(out, undisturbed(1), times, dice)
+        except disk.NotPossible as error:
+            return f"not tried: {error}"
+        return (
+            f"{found['times']} of {times} refused loudly, {found['during a save']} of them during a save; "
+            "the checkpoint before intact, nothing left behind, the bits of the undisturbed run"
+        )
+
+    def kept(trial: Callable[[Path, Run, random.Random], None], processes: int) -> str:
+        trial(out, undisturbed(processes), dice)
+        return "kept"
+
+    def row(count: int, way: signals.Way) -> Callable[[], str]:
+        return lambda: stopped(way, count)
+
+    quick = args.quick
+    return {
+        "SIGKILL, 1 process": lambda: killed(1, 6 if quick else args.kills // 2),
+        "SIGKILL, 2 processes": lambda: killed(2, 2 if quick else args.kills - args.kills // 2),
+        **{way.name: row(1 if quick else args.signals, way) for way in signals.WAYS if not quick or way.quick},
+        "newest checkpoint damaged": lambda: damaged(2 if quick else None),
+        "disk full": lambda: full(2 if quick else 20),
+        "second Ctrl-C": lambda: kept(signals.second_ctrl_c, 1),
+        "SIGTERM to accelerate launch": lambda: kept(signals.launcher_dies, 1),
+        "torchrun --max-restarts 2, two SIGKILLs": lambda: kept(signals.restarts, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A disk that is full before or during a save: refused loudly, nothing lost, training goes on."""
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from tests.torture.runs import Run, Started, require
+from training import checkpoint
+
+SIZE_BYTES = 64 * 2**20
+REFUSED = "NOT SAVED"
+
+
+class NotPossible(Exception):
+    """This machine does not let us mount a small disk."""
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of `SIZE_BYTES` in memory, mounted at `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NotPossible(f"no small disk can be mounted here ({error})") from None
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dict[str, int]:
+    """Fills the disk of runs like `quiet`, `times` times in all, every other time during a save; what was refused when.
+
+    Each time the checkpoint before must stay intact, with nothing left of the one that did not fit; when there is room
+    again, the run saves and ends with the bits of `quiet`. Raises Broken if not, NotPossible if no disk can be mounted.
+    """
+    count = {"times": 0, "during a save": 0, "runs": 0}
+    with small_disk(folder / "disk") as disk:
+        while count["times"] < times:
+            count["runs"] += 1
+            run = replace(quiet, folder=disk / f"full-{count['runs']}")
+            started = run.start()
+            while count["times"] < times and fill(started, count, dice):
+                count["times"] += 1
+            code = started.wait()
+            if code == 2:  # there was no room for the last checkpoint
+                require("the end of the run is not saved" in started.printed(), started.printed()[-2000:])
+                run.finish()
+            else:
+                require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
+            require(run.hashes == quiet.hashes, f"{run.folder.name}: other bits than the undisturbed run")
+            require(set(run.losses) <= set(quiet.losses), f"{run.folder.name}: another log than the undisturbed run")
+    return count
+
+
+def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
+    """Fills the disk until a save was refused, looks, and makes room again; False if the run ends before."""
+    run, during = started.run, count["times"] % 2 == 1
+    refused, end = started.printed().count(REFUSED), time.monotonic() + dice.uniform(0, 0.5)
+    if not started.wait_for("checkpoints: "):
+        return False
+    while time.monotonic() < end or (during and not any(run.checkpoints.glob("tmp-*"))):
+        if started.process.poll() is not None:
+            return False
+    ballast = run.folder.parent / "ballast"
+    with ballast.open("wb") as file:
+        file.write(b"\0" * dice.randrange(2**16))  # not always to the last byte
+        status = os.statvfs(ballast)
+        leave = 0 if during else dice.randrange(2**20)
+        os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - leave))
+    try:
+        while started.printed().count(REFUSED) == refused:
+            if started.process.poll() is not None:
+                return False
+            time.sleep(0.002)
+        newest, damaged = checkpoint.newest(run.checkpoints)
+        require(newest is not None and not damaged, f"{run.folder.name}: a full disk has damaged {damaged}")
+        left = [path.name for path in run.checkpoints.glob("tmp-*")]
+        require(not left, f"{run.folder.name}: {left} are left behind by a full disk")
+        count["during a save"] += during
+    finally:
+        ballast.unlink()
+    return True

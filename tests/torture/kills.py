@@ -1,0 +1,66 @@
+"""SIGKILL at random moments, half of them inside a save: to the run, to its launcher, to one of its processes."""
+
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tests.torture.runs import Run, Started, require, send
+from training import checkpoint
+
+SECONDS_PER_PIECE = 1.5
+SECONDS_OF_A_SAVE = 0.02
+
+
+def kill_until(folder: Path, quiet: Run, kills: int, dice: random.Random) -> dict[str, int]:
+    """Trains runs like `quiet`, killing them `kills` times in all; how many kills, inside a save, and runs.
+
+    Every kill must leave a checkpoint that verifies and that the next command goes on from; every run must end with the
+    bits and the log of `quiet`. Raises Broken if not.
+    """
+    count = {"kills": 0, "inside a save": 0, "runs": 0}
+    while count["kills"] < kills:
+        count["runs"] += 1
+        run = replace(quiet, folder=folder / f"killed{quiet.processes}-{count['runs']}")
+        left = None  # images in the checkpoint that the last kill has left
+        while True:
+            started = run.start()
+            require(
+                left is None or started.wait_for(f"from {left:,} images"),
+                f"{run.folder.name} does not go on from {left} images: {started.printed()[-2000:]}",
+            )
+            in_save = count["inside a save"] * 2 <= count["kills"]
+            if count["kills"] == kills or not comes_to(started, in_save, dice):
+                code = started.wait()
+                require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
+                break
+            strike(started, dice)
+            count["kills"] += 1
+            count["inside a save"] += any(run.checkpoints.glob("tmp-*"))
+            newest, damaged = checkpoint.newest(run.checkpoints)
+            require(not damaged, f"{run.folder.name}: a kill has damaged {damaged}")
+            left = newest.images if newest else None
+        run.check_same(quiet)
+    return count
+
+
+def comes_to(started: Started, in_save: bool, dice: random.Random) -> bool:
+    """Waits for a random moment of the training, if so wanted inside a save; False if the run ends before."""
+    end = time.monotonic() + dice.uniform(0, SECONDS_PER_PIECE) if started.wait_for("data: ") else 0
+    while started.process.poll() is None:
+        if time.monotonic() > end and (not in_save or any(started.run.checkpoints.glob("tmp-*"))):
+            time.sleep(dice.uniform(0, SECONDS_OF_A_SAVE) if in_save else 0)
+            return started.process.poll() is None
+        time.sleep(0.0005)
+    return False
+
+
+def strike(started: Started, dice: random.Random) -> None:
+    """SIGKILL to all, or under a launcher to it alone or to one of its processes; then waits until all are gone."""
+    below = started.below()
+    everybody = [started.process, *below]
+    victims = dice.choice([everybody, [started.process], below[:1], below[-1:]]) if below else everybody
+    for process in victims:
+        send(process, signal.SIGKILL)
+    started.wait(below)

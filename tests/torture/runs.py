@@ -1,0 +1,168 @@
+"""Real training commands in processes of their own, and what they leave in their run folders."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from training import checkpoint
+
+ROOT = Path(__file__).parents[2]
+BATCH = 32
+CONFIG = """
+data: {source: digits, flip: true, cache: cache}
+model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, dropout: 0.1}
+diffusion: {schedule: cosine, prediction: v_prediction}
+sample: {num: 4, steps: 2}
+train: {batch: 32, micro_batch: 8, learning_rate: 1e-3, warmup_images: 0, log_images: 32, sample_images: 3200,
+        trackers: [], precision: float32}
+"""
+
+
+class Broken(Exception):
+    """A promise was not kept."""
+
+
+def require(kept: bool, message: str) -> None:
+    """Raises Broken unless the promise was kept."""
+    if not kept:
+        raise Broken(message)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the command that trains it, on one process or by torchrun on two."""
+
+    folder: Path
+    updates: int
+    saves_every: int
+    processes: int = 1
+    launcher: tuple[str, ...] = ()
+    """more of torchrun's arguments"""
+
+    @property
+    def command(self) -> list[str]:
+        (self.folder.parent / "torture.yaml").write_text(CONFIG)
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(self.processes)]
+        torchrun += [*(self.launcher or ["--standalone"]), "--"]
+        alone = self.processes == 1 and not self.launcher
+        return [sys.executable, *([] if alone else torchrun), str(ROOT / "train.py"), *self.arguments]
+
+    @property
+    def arguments(self) -> list[str]:
+        flags = {"config": "torture.yaml", "run": self.folder.name, "train.images": self.images}
+        flags["train.save_images"] = self.saves_every * BATCH
+        return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+    def start(self, command: Sequence[str] = ()) -> "Started":
+        """The command, started."""
+        return Started(self, list(command) or self.command)
+
+    def finish(self) -> str:
+        """The command, to its end; what it printed. Raises Broken if it fails."""
+        started = self.start()
+        code = started.wait()
+        require(code == 0, f"{self.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
+        return started.printed()
+
+    @property
+    def images(self) -> int:
+        """of the whole run"""
+        return self.updates * BATCH
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file of tensors after the last update."""
+        last = self.checkpoints / f"{self.images:09d}"
+        return {file.name: checkpoint.sha256(file) for file in sorted(last.glob("*.safetensors"))}
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Images seen and loss, line by line of the log."""
+        lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+        return [(line["images"], line["loss"]) for line in lines if "loss" in line]
+
+    def check_same(self, quiet: "Run") -> None:
+        """Raises Broken unless tensors and log are those of the undisturbed run."""
+        require(len(self.hashes) == 3, f"{self.folder.name} has no checkpoint of its last update")
+        require(self.hashes == quiet.hashes, f"{self.folder.name}: other bits than the undisturbed run")
+        require(self.losses == quiet.losses, f"{self.folder.name}: another log than the undisturbed run")
+
+
+class Started:
+    """A running command with all processes below it; what it prints goes to a file."""
+
+    def __init__(self, run: Run, command: list[str]) -> None:
+        self.run = run
+        self.output = run.folder.with_name(f"{run.folder.name}.out")
+        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with self.output.open("w") as out:
+            self.process = psutil.Popen(
+                command, cwd=run.folder.parent, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+        self.since = time.monotonic()
+
+    def printed(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait_for(self, what: str, seconds: float = 120) -> bool:
+        """Whether the text appears before the command ends."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if what in self.printed():
+                return True
+            if self.process.poll() is not None:
+                return what in self.printed()
+            time.sleep(0.005)
+        raise Broken(f"{self.run.folder.name}: {what!r} did not appear in {seconds:.0f} s: {self.printed()[-2000:]}")
+
+    def wait(self, below: Sequence[psutil.Process] = (), seconds: float = 180) -> int:
+        """The exit code, once the command and everything that it started (also `below`) is gone."""
+        end = time.monotonic() + seconds
+        below = [*below, *self.below()]
+        try:
+            code = self.process.wait(seconds)
+        except psutil.TimeoutExpired:
+            self.kill()
+            raise Broken(f"{self.run.folder.name} hangs: {self.printed()[-2000:]}") from None
+        _, alive = psutil.wait_procs(below, max(0.1, end - time.monotonic()))
+        require(not alive, f"{self.run.folder.name}: processes are left behind")
+        return code
+
+    def below(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return self.process.children(recursive=True)
+        return []
+
+    def ranks(self) -> list[psutil.Process]:
+        """The training processes, by rank; where there is no launcher, the command itself."""
+        found = {}
+        for process in [self.process, *self.below()]:
+            with contextlib.suppress(psutil.Error):
+                if any(word.endswith("train.py") for word in process.cmdline()[:3]):
+                    found[int(process.environ().get("RANK", 0))] = process
+        return [found[rank] for rank in sorted(found)]
+
+    def kill(self) -> None:
+        """SIGKILL to the command and everything that it started."""
+        for process in [self.process, *self.below()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+
+def send(process: psutil.Process, number: int) -> None:
+    """A signal, if there is still somebody to take it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.Signals(number))

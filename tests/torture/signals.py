@@ -1,0 +1,144 @@
+"""Signals at random moments: every process saves and leaves, and the next command repeats nothing."""
+
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.torture.runs import ROOT, Run, Started, require, send
+from training import checkpoint
+from training.stop import EXIT_CODE
+
+MOST_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to ask a run to stop, and the exit codes that the command may have then."""
+
+    name: str
+    processes: int
+    ask: Callable[[Started, random.Random], None]
+    codes: tuple[int, ...]
+    quick: bool = False
+    """whether it belongs to the quick form"""
+
+
+def to_command(number: int) -> Callable[[Started, random.Random], None]:
+    return lambda started, dice: send(started.process, number)
+
+
+def to_one_rank(number: int) -> Callable[[Started, random.Random], None]:
+    return lambda started, dice: send(dice.choice(started.ranks()), number)
+
+
+WAYS = [
+    Way("SIGTERM to the process", 1, to_command(signal.SIGTERM), (EXIT_CODE,), quick=True),
+    Way("SIGINT to the process", 1, to_command(signal.SIGINT), (EXIT_CODE,)),
+    Way("SIGUSR1 to the process", 1, to_command(signal.SIGUSR1), (EXIT_CODE,)),
+    Way("SIGTERM to torchrun", 2, to_command(signal.SIGTERM), (1,), quick=True),
+    Way("SIGTERM to one rank", 2, to_one_rank(signal.SIGTERM), (1,)),
+    Way("SIGUSR1 to one rank", 2, to_one_rank(signal.SIGUSR1), (1,)),
+    Way("SIGKILL to torchrun", 2, to_command(signal.SIGKILL), (-signal.SIGKILL,)),
+]
+
+
+def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Random) -> dict[str, float]:
+    """Asks runs like `quiet` to stop, `times` times in all; how often, and the longest time until all were gone.
+
+    Each time what was trained up to then must be saved, within `MOST_SECONDS`, and the next command must go on from
+    exactly there; the runs end with the bits and the log of `quiet`. Raises Broken if not.
+    """
+    asked, slowest, number = 0, 0.0, 0
+    while asked < times:
+        number += 1
+        run = replace(quiet, folder=folder / f"{way.name.replace(' ', '-')}-{number}")
+        left = None
+        while True:
+            started = run.start()
+            require(
+                left is None or started.wait_for(f"from {left:,} images"),
+                f"{run.folder.name} does not go on from {left} images: {started.printed()[-2000:]}",
+            )
+            if asked == times or not trains(started, dice):
+                code = started.wait()
+                require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
+                break
+            below, since = started.below(), time.monotonic()
+            way.ask(started, dice)
+            code = started.wait(below)
+            slowest = max(slowest, time.monotonic() - since)
+            require(slowest < MOST_SECONDS, f"{run.folder.name} took {slowest:.1f} s to stop")
+            newest, damaged = checkpoint.newest(run.checkpoints)
+            require(newest is not None and not damaged, f"{run.folder.name}: {damaged}")
+            assert newest is not None
+            if code == 0 and newest.images == run.images:
+                break  # it was about to end anyway
+            require(code in way.codes, f"{run.folder.name} exits with {code}: {started.printed()[-2000:]}")
+            require(
+                f"after {newest.images:,} images, which are saved" in started.printed(),
+                f"{run.folder.name} does not say what it saved: {started.printed()[-2000:]}",
+            )
+            asked += 1
+            left = newest.images
+        run.check_same(quiet)
+    return {"times": asked, "slowest_s": slowest}
+
+
+def trains(started: Started, dice: random.Random) -> bool:
+    """Waits for a random moment after the first update; False if the run ends before."""
+    log = started.run.folder / "log.jsonl"
+    size = log.stat().st_size if log.exists() else 0
+    end = 0.0
+    while started.process.poll() is None:
+        if not end and log.exists() and log.stat().st_size > size:
+            end = time.monotonic() + dice.uniform(0, 1)
+        if end and time.monotonic() > end:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def second_ctrl_c(folder: Path, quiet: Run, dice: random.Random) -> None:
+    """Ends the process at once, which loses nothing that was saved. Raises Broken if not."""
+    run = replace(quiet, folder=folder / "ctrl-c")
+    started = run.start()
+    require(trains(started, dice), "the run ended too early")
+    for _ in range(2):
+        send(started.process, signal.SIGINT)
+        time.sleep(0.001)
+    code = started.wait()
+    require(code in (-signal.SIGINT, EXIT_CODE), f"a second Ctrl-C: exit code {code}: {started.printed()[-2000:]}")
+    run.finish()
+    run.check_same(quiet)
+
+
+def launcher_dies(folder: Path, quiet: Run, dice: random.Random) -> None:
+    """`accelerate launch` on one process takes SIGTERM and hands nothing on: the process notices, saves and leaves."""
+    run = replace(quiet, folder=folder / "accelerate")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    started = run.start([*launch, str(ROOT / "train.py"), *run.arguments])
+    require(trains(started, dice), "the run ended too early")
+    below = started.below()
+    send(started.process, signal.SIGTERM)
+    started.wait(below)
+    require("stopped by the end of its launcher after" in started.printed(), started.printed()[-2000:])
+    run.finish()
+    run.check_same(quiet)
+
+
+def restarts(folder: Path, quiet: Run, dice: random.Random) -> None:
+    """`torchrun --max-restarts` goes on by itself when a process is killed."""
+    run = replace(quiet, folder=folder / "restarts", launcher=("--standalone", "--max-restarts", "2"))
+    started = run.start()
+    for attempt in range(2):
+        require(attempt == 0 or started.wait_for("resuming "), f"it did not restart: {started.printed()[-2000:]}")
+        require(trains(started, dice), f"the run ended too early: {started.printed()[-2000:]}")
+        send(dice.choice(started.ranks()), signal.SIGKILL)
+    code = started.wait()
+    require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
+    require("resuming" in started.printed(), "the run was not resumed")
+    run.check_same(quiet)

@@ -1,0 +1,64 @@
+"""Asked to stop: by a signal to any process, or because the launcher died; all processes agree between two updates.
+
+Nothing is saved in a signal handler: it only takes a note. The loop asks `agreed` between updates, every process
+answers the same, and what was trained is saved by the usual way.
+"""
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
+
+from training.accelerator import TIMEOUT
+
+EXIT_CODE = 75
+"""of a run that was asked to stop and has saved: EX_TEMPFAIL, the same command goes on"""
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+LAUNCHER_DIED = "the end of its launcher"
+REASONS = ["", *(signal.Signals(number).name for number in SIGNALS), LAUNCHER_DIED]
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
+_PARENT = os.getppid()
+
+
+class Stop:
+    """Within the block `SIGNALS` ask to stop, instead of ending the process. A second Ctrl-C ends it at once.
+
+    accelerate's launcher does not hand signals on; so a process that was launched by one that is gone stops, too.
+    """
+
+    def __init__(self) -> None:
+        self.reason = 0  # index into REASONS
+        self._previous: dict[int, object] = {}
+        self._launched = any(name in os.environ for name in _LAUNCHERS)
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if several else None  # no device waits for it
+
+    def __enter__(self) -> "Stop":
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)  # type: ignore[arg-type]
+        self._previous.clear()
+
+    def agreed(self) -> str | None:
+        """Why the run is to stop, or None: the same on every process. To be called by all of them."""
+        if not self.reason and self._launched and os.getppid() != _PARENT:
+            self.reason = REASONS.index(LAUNCHER_DIED)
+        reason = self.reason
+        if self._group is not None:
+            vote = torch.tensor(reason)
+            dist.all_reduce(vote, dist.ReduceOp.MAX, self._group)
+            reason = int(vote)
+        return REASONS[reason] or None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or 1 + SIGNALS.index(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # the system's: it also ends a process that hangs in a library
+            os.write(2, b"\nstopping after this update; Ctrl-C again: at once\n")
