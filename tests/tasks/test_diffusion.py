@@ -356,7 +356,7 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
     run = small_run()
     task = train(run, images, 60)
     assert run.start(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
-    task.evaluate(task.model, tmp_path, 7, Accelerator(cpu=True))
+    task.evaluate(task.model, tmp_path, 7, Accelerator(cpu=True), lambda: False)
     with Image.open(tmp_path / "000000007.png") as picture:
         assert picture.mode == "RGB"
     task.save(task.model, tmp_path / "model")
