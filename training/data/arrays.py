@@ -67,15 +67,15 @@ def example(config: DataConfig, files: Sequence[Path], names: Sequence[str]) -> 
     Raises ValueError if there is none among those that may be bad, if it is not what the config says, and if it needs
     a range.
     """
-    array, bad = None, ""
-    for file, name in zip(files[: config.max_bad + 1], names, strict=False):
+    array, bad, most = None, "", config.max_bad + 1
+    for file, name in zip(files[:most], names[:most], strict=True):
         try:
             array = open_array(file)
             break
         except (OSError, ValueError) as error:
             bad = bad or f"{name}: {error}"
     if array is None:
-        raise ValueError(f"data.source {config.source!r} holds no array that can be read ({bad})")
+        raise ValueError(f"data.source {config.source!r}: none of its first {most} arrays can be read ({bad})")
     check_fields(config, array.shape, name)
     dtype = array.dtype.name
     span = config.range or FULL_RANGE.get(dtype)

@@ -61,6 +61,9 @@ def build(source: Source, config: DataConfig, folder: Path) -> None:
             os.replace(partial, folder)
         except TooManyBad:
             raise
+        except OSError as error:
+            error.filename = error.filename or str(partial)  # of a full disk the system does not say which
+            raise
         except ValueError:  # the next try would meet it again
             shutil.rmtree(partial)
             raise

@@ -173,30 +173,6 @@ def test_a_set_without_any_good_image_is_an_error(config, tmp_path: Path) -> Non
         open_images(config(source=tmp_path / "bad"))
 
 
-def test_a_failed_build_leaves_nothing(pets: Path, config, monkeypatch) -> None:
-    def full(*_):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(module, "fingerprint", full)
-    with pytest.raises(OSError, match="no space left"):
-        open_images(config(source=pets))
-    assert list(config().cache_folder.iterdir()) == []
-
-
-def test_whoever_is_faster_wins(pets: Path, config, monkeypatch) -> None:
-    """Two runs build the same cache at once: the second finds it there when it wants to rename its own."""
-    write = module.write
-
-    def overtaken(records, settings, folder):
-        write(records, settings, folder)
-        monkeypatch.setattr(module, "write", write)
-        open_images(settings)
-
-    monkeypatch.setattr(module, "write", overtaken)
-    assert len(open_images(config(source=pets))) == 6
-    assert len(list(config().cache_folder.iterdir())) == 1
-
-
 @pytest.mark.parametrize("name", ["images.bin", "labels.npy", "cache.json"])
 @pytest.mark.parametrize("harm", [truncate, Path.unlink])
 def test_a_damaged_cache_says_what_to_do(name: str, harm, pets: Path, config, built) -> None:
