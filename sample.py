@@ -12,19 +12,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion import SAMPLERS
 from diffusion.sampler import late_start
 from tasks.diffusion import DiffusionModel, load_model
-from tasks.grid import check_drawable, draw_grid, save_animation, to_picture, to_uint8
+from tasks.grid import draw_grid, save_animation
+from tasks.picture import check_savable, hidden_note, save_image, to_uint8
 from training.accelerator import leave_processes, process_state
 from training.cli import ScriptParser, command
 
 MOST_IN_GRID = 256
 MOST_FRAMES = 40
+MOST_FILES = 10_000_000
 
-Drawn = tuple[int, np.ndarray, list[np.ndarray]]
+Shown = tuple[int, np.ndarray, list[np.ndarray]]
 """number of an image, its pixels (h, w, c), and those of the frames before it"""
 
 
@@ -36,7 +39,12 @@ def parser() -> argparse.ArgumentParser:
         "model", metavar="RUN_OR_MODEL", help="a run folder of train.py (its averaged model), or a model folder"
     )
     p.add_argument("--num", type=int, default=64, help="how many images")
-    p.add_argument("--steps", type=int, default=50, help="steps of the sampler, up to the timesteps of the model")
+    p.add_argument(
+        "--steps",
+        type=int,
+        default=50,
+        help="steps of the sampler, up to the timesteps of the model (heun calls the network twice in each)",
+    )
     p.add_argument("--sampler", default="ddim", help=f"one of: {', '.join(SAMPLERS)}")
     p.add_argument("--eta", type=float, default=0.0, help="noise that ddim adds, from 0 (none) to 1 (as much as ddpm)")
     p.add_argument(
@@ -52,7 +60,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     p.add_argument("--batch", type=int, default=64, help="images per forward pass, on each process")
-    p.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="where 000000.png … are written")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples"),
+        metavar="DIR",
+        help="where 000000.png … are written (.npy where arrays were trained on)",
+    )
     p.add_argument(
         "--grid",
         action=argparse.BooleanOptionalAction,
@@ -75,21 +89,21 @@ def main(argv: Sequence[str]) -> None:
     if state.is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
         print(f"model: {args.model}{seen}; {args.num} images, {args.sampler}, {args.steps} steps, seed {args.seed}")
-        if warning := late_start(args.steps, model.schedule):
+        if warning := late_start(args.sampler, args.steps, model.schedule):
             print(f"note: {warning}")
     model.net.to(device)
     args.out.mkdir(parents=True, exist_ok=True)
 
     shown = min(args.num, MOST_IN_GRID) if args.grid or args.animation else 0
-    kept: list[Drawn] = []
+    kept: list[Shown] = []
     mine = range(state.process_index, args.num, state.num_processes)
-    for image, pixels, frames in _draw(args, model, labels, mine, shown, device, quiet=not state.is_main_process):
-        to_picture(pixels).save(args.out / f"{image:06d}.png")
+    for image, x, frames in _draw(args, model, labels, mine, shown, device, quiet=not state.is_main_process):
+        save_image(x, model.pixels, args.out / f"{image:06d}.{model.pixels.file}")
         if image < shown:
-            kept.append((image, pixels, frames))
+            kept.append((image, to_uint8(x[None])[0], frames))
     gathered = sorted(gather_object(kept), key=lambda drawn: drawn[0])
     if state.is_main_process:
-        _write(args, gathered, model.names(labels))
+        _write(args, model, labels, gathered)
     leave_processes()
 
 
@@ -98,9 +112,13 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> list[int] | None:
     for name in ("num", "batch"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}={getattr(args, name)} makes no image; give at least 1")
+    if args.num > MOST_FILES:
+        raise ValueError(
+            f"num={args.num} is more than {MOST_FILES} files; draw them in parts, each with its own --seed"
+        )
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"out={str(args.out)!r} is a file; give a folder")
-    check_drawable(model.shape[0])
+    check_savable(model.shape[0], model.pixels)
     model.check(sampler=args.sampler, steps=args.steps, eta=args.eta, guidance=args.guidance)
     if args.label == "all" and "all" not in (model.classes or ()):
         return model.cycle(range(args.num))
@@ -132,8 +150,8 @@ def _draw(
     shown: int,
     device: torch.device,
     quiet: bool,
-) -> Iterator[Drawn]:
-    """This process's images, batch by batch, with the frames of those that are shown."""
+) -> Iterator[tuple[int, Tensor, list[np.ndarray]]]:
+    """This process's images (number, in [-1, 1]), batch by batch, with the frames of those that are shown."""
     wanted = set(np.linspace(0, args.steps, min(MOST_FRAMES, args.steps + 1)).round().astype(int).tolist())
     wanted = wanted if args.animation else set()
     batches = [images[start : start + args.batch] for start in range(0, len(images), args.batch)]
@@ -154,17 +172,20 @@ def _draw(
                 bar.update(step > 0)
                 if step in wanted and batch[0] < shown:
                     frames.append(to_uint8(x))
-            for i, (image, pixels) in enumerate(zip(batch, to_uint8(x), strict=True)):
-                yield image, pixels, [frame[i] for frame in frames]
+            for i, (image, drawn) in enumerate(zip(batch, x.cpu(), strict=True)):
+                yield image, drawn, [frame[i] for frame in frames]
 
 
-def _write(args: argparse.Namespace, drawn: list[Drawn], names: list[str] | None) -> None:
+def _write(args: argparse.Namespace, model: DiffusionModel, labels: list[int] | None, drawn: list[Shown]) -> None:
     """The pictures that show many images, and what was written where."""
-    shown_names = None if names is None else names[: len(drawn)]
-    print(f"images: {args.out / '000000.png'} … {args.out / f'{args.num - 1:06d}.png'}")
-    stale = sum(path.stem.isdecimal() and int(path.stem) >= args.num for path in args.out.glob("[0-9]*.png"))
+    suffix = model.pixels.file
+    print(f"images: {args.out / f'000000.{suffix}'} … {args.out / f'{args.num - 1:06d}.{suffix}'}")
+    stale = sum(path.stem.isdecimal() and int(path.stem) >= args.num for path in args.out.glob(f"[0-9]*.{suffix}"))
     if stale:
         print(f"note: {args.out} also holds {stale} images that are not of this command")
+    if drawn and (note := hidden_note(model.shape[0])):
+        print(f"note: {note}")
+    shown_names = model.names(None if labels is None else labels[: len(drawn)])
     if args.animation:
         stacked = [np.stack(frame) for frame in zip(*(frames for _, _, frames in drawn), strict=True)]
         save_animation([draw_grid(frame, shown_names) for frame in stacked], args.out / "animation.gif")

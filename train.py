@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> None:
     require_memory(run.outline, run.freeze, accelerator.device)
     folder = RunFolder(order.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not order.fresh
+    if not resumes:
+        run.check_start()
     images = open_images(run.data, on_main=on_main)
     accelerator.print(f"data: {images}")
     task = run.build(images)

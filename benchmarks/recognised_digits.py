@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
+from diffusion import SAMPLERS
 from tasks.diffusion import load_model
-from tasks.grid import to_uint8
+from tasks.picture import to_uint8
 from training.cli import ScriptParser, command
 
 
@@ -25,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run folder of train.py, or a model folder")
     parser.add_argument("--num", type=int, default=500, help="digits to draw")
-    parser.add_argument("--steps", type=int, default=50, help="steps of the DDIM sampler")
+    parser.add_argument("--steps", type=int, default=50, help="steps of the sampler")
+    parser.add_argument("--sampler", default="ddim", help=f"one of: {', '.join(SAMPLERS)}")
     parser.add_argument("--guidance", type=float, default=1.0, help="strength of the label; 1: as learned")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     args = parser.parse_args(argv)
@@ -40,7 +42,8 @@ def main(argv: Sequence[str]) -> None:
     judge = SVC(gamma=0.001, C=10).fit(real, real_label)
     accuracy = np.mean(judge.predict(held_out) == held_out_label)
     labels = model.cycle(range(args.num))
-    images = model.draw(range(args.num), labels, seed=args.seed, steps=args.steps, guidance=args.guidance)
+    options = {"sampler": args.sampler, "steps": args.steps, "guidance": args.guidance}
+    images = model.draw(range(args.num), labels, seed=args.seed, **options)
     drawn = to_uint8(images).reshape(args.num, -1) / 255 * 16
     recognised = np.mean(judge.predict(drawn) == labels)
     print(f"real digits:  {accuracy:.1%} of {len(held_out)} held-out digits are read right by the classifier")

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion import Schedule, drop_labels, squared_error
+from diffusion.sampler import check
 from tasks.diffusion_model import DiffusionModel, describe, load_model
-from tasks.grid import draw_grid, to_uint8
-from tasks.start import load_start, start_config
+from tasks.grid import draw_grid
+from tasks.picture import hidden_note, to_uint8
+from tasks.start import read_start, start_config
 from training.config import TrainConfig
 from training.data import DataConfig, Images
 from training.random import GlobalRandom, seeded
@@ -24,6 +26,10 @@ from training.task import Batch
 from unet import UNet, UNetConfig, list_presets, preset
 
 __all__ = ["DiffusionConfig", "DiffusionModel", "DiffusionRun", "DiffusionTask", "SampleConfig", "load_model"]
+
+
+MOST_IN_GRID = 10_000
+"""of the small images of a grid: nearly 7,000 px each way"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,7 @@ class SampleConfig:
     steps: int = 50
     """steps of the sampler"""
     sampler: str = "ddim"
-    """ddim or ddpm"""
+    """ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler, heun (calls the network twice per step) or euler_ancestral"""
     guidance: float = 1.0
     """strength of the labels: 0 none, 1 as learned, more exaggerates them (and takes twice the time)"""
     batch: int = 64
@@ -71,6 +77,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.num < 0 or self.batch < 1:
             raise ValueError(f"num={self.num}, batch={self.batch}: give num 0 or more, batch 1 or more")
+        if self.num > MOST_IN_GRID:
+            raise ValueError(f"num={self.num} is more than a grid can show; give at most {MOST_IN_GRID}")
 
 
 class DiffusionTask:
@@ -186,6 +194,10 @@ class DiffusionRun:
     def __post_init__(self) -> None:
         if self.init_layout is not None and self.init is None:
             raise ValueError(f"init_layout={self.init_layout} without init; give the file with --init")
+        try:
+            check(self.sample.sampler, self.sample.steps, self.diffusion.noise)
+        except ValueError as error:
+            raise ValueError(f"sample: {error}") from None
 
     def outline(self) -> UNet:
         """The network on the meta device, as far as it is known before the images are: enough to say how large it is.
@@ -196,13 +208,21 @@ class DiffusionRun:
         with torch.device("meta"):
             return UNet(replace(self.model, size=(side, side)))
 
+    def check_start(self) -> None:
+        """Raises ValueError as `start` would, before there are images: their shape makes no difference to it."""
+        if self.init is not None:
+            read_start(self.outline(), self.init, self.init_layout, self.diffusion.noise, self.diffusion.prediction)
+
     def start(self, task: DiffusionTask) -> list[str]:
         """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
         fit, or were trained for something else."""
-        about = task.diffusion
+        about, note = task.diffusion, hidden_note(task.diffusion.shape[0])
+        said = [] if note is None else [f"samples: {note}"]
         if self.init is None:
-            return []
-        return load_start(about.net, self.init, self.init_layout, about.schedule, about.prediction)
+            return said
+        weights, adapted = read_start(about.net, self.init, self.init_layout, about.schedule, about.prediction)
+        about.net.load_state_dict(weights)
+        return said + adapted
 
     def build(self, images: Images) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
@@ -224,7 +244,7 @@ class DiffusionRun:
         )
         with seeded(self.train.seed, "model"):
             net = UNet(config)
-        model = describe(net, self.diffusion.noise, self.diffusion.prediction, images.classes)
+        model = describe(net, self.diffusion.noise, self.diffusion.prediction, images.classes, images.pixels)
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:

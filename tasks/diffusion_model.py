@@ -7,7 +7,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from diffusion import PREDICTIONS, Denoiser, NetDenoiser, Schedule, denoising, g
 from diffusion.names import known, some
 from diffusion.sampler import check
 from residual.pretrained import read_config
+from training.data.pixels import BYTES, Pixels
 from unet import UNet
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION_FILE = "diffusion.json"
 NO_LABEL = "none"
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
@@ -40,6 +41,8 @@ class DiffusionModel:
     """the names of its classes; none: it takes no labels"""
     null: int | None = None
     """the label that means “no label”, if it has learned to do without"""
+    pixels: Pixels = BYTES
+    """what -1 and 1 stood for in the files of its training, and what kind of files they were"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
 
@@ -143,6 +146,7 @@ class DiffusionModel:
             "variance": self.schedule.variance,
             "prediction": self.prediction,
             "classes": self.classes,
+            "pixels": asdict(self.pixels),
         }
         self.net.save_pretrained(folder)
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n")
@@ -163,7 +167,7 @@ def load_model(path: str | Path) -> DiffusionModel:
             "its training has not saved one yet" if is_run else f"it has neither config.yaml nor {DESCRIPTION_FILE}"
         )
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
-    schedule, prediction, classes = read_description(folder / DESCRIPTION_FILE)
+    schedule, prediction, classes, pixels = read_description(folder / DESCRIPTION_FILE)
     net = UNet.from_pretrained(folder).float()
     if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
         raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
@@ -178,21 +182,26 @@ def load_model(path: str | Path) -> DiffusionModel:
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
         )
-    return describe(net, schedule, prediction, classes, _images_seen(path) if is_run else None)
+    return describe(net, schedule, prediction, classes, pixels, _images_seen(path) if is_run else None)
 
 
 def describe(
-    net: UNet, schedule: Schedule, prediction: str, classes: tuple[str, ...] | None, images_seen: int | None = None
+    net: UNet,
+    schedule: Schedule,
+    prediction: str,
+    classes: tuple[str, ...] | None,
+    pixels: Pixels = BYTES,
+    images_seen: int | None = None,
 ) -> DiffusionModel:
     """The model of a network, whose config tells the shape of the images and whether it knows a null label."""
     null = len(classes) if classes is not None and net.config.null_label else None
     shape = (net.config.out_channels, *net.config.size)
-    return DiffusionModel(net, schedule, prediction, shape, classes, null, images_seen)
+    return DiffusionModel(net, schedule, prediction, shape, classes, null, pixels, images_seen)
 
 
 @dataclass(frozen=True)
 class _Description:
-    """What diffusion.json says."""
+    """What diffusion.json says, but for the pixels."""
 
     schedule: str
     timesteps: int
@@ -201,19 +210,26 @@ class _Description:
     classes: tuple[str, ...] | None
 
 
-def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None]:
+def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None, Pixels]:
+    """The noise schedule, the prediction, the classes and the pixels. Raises ValueError for what is not whole.
+
+    Version 1 did not tell the pixels, which were bytes.
+    """
     try:
         document = json.loads(path.read_text())
-        if document["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version {document['format_version']!r}, this version reads {FORMAT_VERSION}")
+        if document["format_version"] not in (1, FORMAT_VERSION):
+            raise ValueError(
+                f"format_version {document['format_version']!r}, this version reads 1 and {FORMAT_VERSION}"
+            )
         fields = {name: document[name] for name in ("schedule", "timesteps", "variance", "prediction", "classes")}
         found = read_config(_Description, fields)
         known("prediction", found.prediction, PREDICTIONS)
         schedule = Schedule(name=found.schedule, timesteps=found.timesteps, variance=found.variance)
-        return schedule, found.prediction, found.classes
+        pixels = BYTES if document["format_version"] == 1 else read_config(Pixels, document["pixels"])
+        return schedule, found.prediction, found.classes, pixels
     except KeyError as error:
         raise ValueError(f"{path} does not say {error}; it is not whole") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
 
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+
+from tasks.picture import shown, to_picture
 
 LEAST_TILE_PX = 64
 GAP_PX = 4
@@ -15,26 +16,8 @@ MOST_ROW_NAMES = 20
 FRAME_MS, LAST_FRAME_MS = 60, 2000
 
 
-def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
-    """Images in [-1, 1] as 8-bit pixels, rounded and clipped, on the CPU."""
-    levels = (images.float() * 127.5 + 127.5).round().clamp(0, 255)
-    return levels.byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def check_drawable(channels: int) -> None:
-    """Raises ValueError unless images with this number of channels can be PNG files."""
-    if channels not in (1, 3):
-        raise ValueError(f"images with {channels} channels cannot be drawn; PNG files here are grey (1) or colour (3)")
-
-
-def to_picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """A grey (c = 1) or colour (c = 3) picture. Raises ValueError for other numbers of channels."""
-    check_drawable(pixels.shape[-1])
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-
 def draw_grid(images: UInt8[np.ndarray, "n h w c"], names: Sequence[str] | None = None) -> Image.Image:
-    """All images in one picture, small ones enlarged without smoothing.
+    """All images in one picture, as `to_picture` shows them, small ones enlarged without smoothing.
 
     `names` has one name per image. Images of a name stand together, the name to their left; where there are more
     names than rows would be readable, the images stay in their order and each has its name below.
@@ -49,7 +32,7 @@ def draw_grid(images: UInt8[np.ndarray, "n h w c"], names: Sequence[str] | None 
 
     places, columns, rows = _places(count, names if by_row else None)
     size = (margin + columns * (tile_w + GAP_PX) + GAP_PX, rows * (tile_h + GAP_PX + below) + GAP_PX)
-    picture = Image.new("L" if channels == 1 else "RGB", size, "white")
+    picture = Image.new("L" if shown(channels) == 1 else "RGB", size, "white")
     pen = ImageDraw.Draw(picture)
     named_rows: dict[str, int] = {}
     for k, (row, column) in enumerate(places):

@@ -46,8 +46,10 @@ def start_config(init: str) -> UNetConfig | None:
         raise ValueError(f"init={init}: {error}") from None
 
 
-def load_start(net: UNet, init: str, layout: str | None, schedule: Schedule, prediction: str) -> list[str]:
-    """Gives `net` the weights of `init`, adapted to its channels and labels; returns what there is to say about it.
+def read_start(
+    net: UNet, init: str, layout: str | None, schedule: Schedule, prediction: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of `init`, adapted to the channels and labels of `net`, and what there is to say about it.
 
     Raises ValueError for what cannot be opened, for networks that differ in more than `adapt_weights` can bridge, and
     if the run would train another answer than the network has learned to give.
@@ -65,9 +67,8 @@ def load_start(net: UNet, init: str, layout: str | None, schedule: Schedule, pre
         check_state(adapted, net.state_dict())
     except ValueError as error:
         raise ValueError(f"init={init}: {error}") from None
-    net.load_state_dict(adapted)
     unknown = f"; it does not say for what it was trained, the run trains {prediction}, {schedule.name} noise"
-    return [f"init: {init}{note or unknown}", *(f"init: {line}" for line in [*told, *adaptations])]
+    return adapted, [f"init: {init}{note or unknown}", *(f"init: {line}" for line in [*told, *adaptations])]
 
 
 def _is_file(init: str) -> bool:
@@ -147,7 +148,7 @@ def _shown(config: UNetConfig) -> str:
 def _trained_for(folder: Path) -> dict[str, Any] | None:
     """Prediction, schedule and timesteps, as far as the folder tells."""
     if (folder / DESCRIPTION_FILE).is_file():
-        schedule, prediction, _ = read_description(folder / DESCRIPTION_FILE)
+        schedule, prediction, *_ = read_description(folder / DESCRIPTION_FILE)
         return {"prediction": prediction, "schedule": schedule.name, "timesteps": schedule.timesteps}
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.is_file():

@@ -43,7 +43,7 @@ class Schema:
     def __init__(self, cls: Any, preset: Any = None, init: Any = None):
         self.sections = sections(cls)
         self.derived: Mapping[str, str] = getattr(cls, "derived", {})
-        self.presets: list[str] = cls.preset_names() if hasattr(cls, "presets") else []
+        self.presets: list[str] = list(cls.preset_names()) if hasattr(cls, "presets") else []
         if preset is not None and self.presets and preset not in self.presets:
             raise ValueError(f"model.preset={preset!r} is unknown; {nearest(str(preset), self.presets)}")
         model = None

@@ -1,4 +1,4 @@
-"""YAML as people expect it: 1e-4 is a number, a key said twice is an error, and an error is one line."""
+"""YAML as people expect it: 1e-4 is a number, 017 and a key said twice are errors, and an error is one line."""
 
 import re
 from collections.abc import Hashable, Mapping
@@ -17,7 +17,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{path}{line}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         raise ValueError(f"{path} is empty; write at least one setting, such as `task: NAME`")
@@ -30,8 +30,8 @@ def read_value(text: str) -> Any:
     """One value, by the same rules as in a file. Raises ValueError."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is not a value; put texts with special characters in quotes") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{_show(text)} is not a value; put texts with special characters in quotes") from error
 
 
 def write_yaml(tree: Mapping[str, Any]) -> str:
@@ -54,6 +54,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             lines[name] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        text = str(node.value)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-7_]+", text):
+            problem = f"{text} is not decimal to YAML 1.1 (017 is 15, 1:30 is 90); write a decimal, or a text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from diffusion import PREDICTIONS, NetDenoiser, Schedule, denoising, draw, generators, image_seed
+from diffusion import PREDICTIONS, SAMPLERS, NetDenoiser, Schedule, denoising, draw, generators, image_seed
 from diffusion.sampler import check, first_timestep, late_start
 from diffusion.seeds import normal
 
@@ -50,15 +50,38 @@ def test_ddim_lands_on_the_variance_of_gaussian_data(eta):
     assert x.std().item() == pytest.approx(0.2, rel=0.05)
 
 
+def gain(sampler, steps, spread=0.2, schedule=None):
+    """For N(0, s²) a sampler without noise is linear, x_0 = gain x_T, and the flow's own gain is s (at pure noise)."""
+    schedule = schedule or Schedule()
+    start, *_, end = denoising(
+        gaussian(schedule, spread), schedule, generators(3, [0]), SHAPE, sampler=sampler, steps=steps
+    )
+    torch.testing.assert_close(end / start, (end / start).mean().expand_as(end), rtol=1e-4, atol=0)
+    return (end / start).mean().item()
+
+
 def test_ddim_without_noise_is_linear_in_the_noise_and_converges():
-    """For N(0, s²) the flow is x_0 = s x_T (up to the noise level of T): one number, whatever the image."""
-    schedule, errors = Schedule(), []
-    for steps in (125, 250, 500, 1000):
-        start, *_, end = denoising(gaussian(schedule, 0.2), schedule, generators(3, [0]), SHAPE, steps=steps)
-        torch.testing.assert_close(end / start, (end / start).mean().expand_as(end), rtol=1e-4, atol=0)
-        errors.append(abs((end / start).mean().item() / 0.2 - 1))
+    errors = [abs(gain("ddim", steps) / 0.2 - 1) for steps in (125, 250, 500, 1000)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"), [("euler", 0.08), ("heun", 0.021), ("dpmpp_2m", 0.021), ("unipc", 0.021)]
+)
+def test_solvers_converge_to_the_flow_at_their_order(sampler, tolerance):
+    """With 100 steps those of second order are off by the last step alone, which is Euler's: half its sigma² / s²."""
+    errors = [abs(gain(sampler, steps) / 0.2 - 1) for steps in (10, 25, 100)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < tolerance
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "euler_ancestral"])
+def test_samplers_with_noise_land_on_the_variance_of_gaussian_data(sampler):
+    schedule = Schedule()
+    x = draw(gaussian(schedule, 0.2), schedule, generators(0, range(150)), SHAPE, sampler=sampler, steps=500)
+    assert x.std().item() == pytest.approx(0.2, rel=0.05)
+    assert x.mean().item() == pytest.approx(0, abs=0.008)
 
 
 def toy(x, t, label):
@@ -109,16 +132,22 @@ def test_seed_0_is_the_numbers_of_the_images_and_seeds_stay_in_32_bits():
     assert 0 <= image_seed(-1, 0) < 2**32
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_images_do_not_depend_on_their_batch(eta):
+@pytest.mark.parametrize("options", [*({"sampler": name} for name in SAMPLERS), {"eta": 1.0}], ids=str)
+def test_images_do_not_depend_on_their_batch(options):
     schedule = Schedule()
     denoise = NetDenoiser(toy, schedule)
-    whole = draw(denoise, schedule, generators(0, range(9)), SHAPE, steps=5, eta=eta)
-    parts = [draw(denoise, schedule, generators(0, part), SHAPE, steps=5, eta=eta) for part in (range(4), range(4, 9))]
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
+    whole = draw(denoise, schedule, generators(0, range(9)), SHAPE, steps=5, **options)
+    parts = [
+        draw(denoise, schedule, generators(0, part), SHAPE, steps=5, **options) for part in (range(4), range(4, 9))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=2e-6)
 
 
-def test_every_step_is_shown_from_the_noise_on():
+STARTS = {"ddim": [750, 500, 250, 0], "ddpm": [750, 500, 250, 0], "heun": [750, 500, 500, 250, 250, 0, 0]}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_step_is_shown_from_the_noise_on(sampler):
     seen, labels = [], []
 
     def denoise(x, t, label):
@@ -127,12 +156,48 @@ def test_every_step_is_shown_from_the_noise_on():
         return 0 * x
 
     label = torch.tensor([4, 2])
-    frames = list(denoising(denoise, Schedule(), generators(0, range(2)), SHAPE, label, steps=4))
+    frames = list(denoising(denoise, Schedule(), generators(0, range(2)), SHAPE, label, sampler=sampler, steps=4))
     assert len(frames) == 5
-    assert seen == [[750] * 2, [500] * 2, [250] * 2, [0] * 2]
+    expected = STARTS.get(sampler, [999, 749, 499, 249] if "euler" in sampler else [999, 749, 500, 250])
+    assert seen == [[t] * 2 for t in expected]
     assert all(each is label for each in labels)
-    torch.testing.assert_close(frames[0], normal(generators(0, range(2)), SHAPE), rtol=0, atol=0)
-    torch.testing.assert_close(frames[-1], torch.zeros(2, *SHAPE), rtol=0, atol=0)
+    torch.testing.assert_close(frames[0], normal(generators(0, range(2)), SHAPE), rtol=1e-4, atol=0)
+    torch.testing.assert_close(frames[-1], torch.zeros(2, *SHAPE), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampler", sorted({*SAMPLERS} - {"ddpm"})
+)  # whose larger variance is exact in small steps only
+def test_what_the_network_sees_has_unit_variance(sampler):
+    """A denoiser that never sees an image, x0 = 0, sees noise of the spread that its timestep tells."""
+    schedule, seen = Schedule(), []
+
+    def denoise(x, t, label):
+        seen.append(x.std().item() / schedule.at(t)[1].mean().item())
+        return 0 * x
+
+    *_, last = denoising(denoise, schedule, generators(0, range(64)), SHAPE, sampler=sampler, steps=6)
+    assert seen == pytest.approx([1.0] * len(seen), rel=0.03)
+    assert last.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("schedule", [Schedule(), Schedule(name="cosine", timesteps=20)], ids=["linear", "cosine"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_any_number_of_steps_ends_in_images(sampler, schedule):
+    for steps in (1, 2, 3, 14, 16, schedule.timesteps - 1):
+        x = draw(NetDenoiser(toy, schedule), schedule, generators(0, [0]), SHAPE, sampler=sampler, steps=steps)
+        assert x.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "fewer"), [("euler", 61, 60), ("euler_ancestral", 61, 60),
+    ("dpmpp_2m", 1000, 999), ("unipc", 1000, 999)],
+)  # fmt: skip
+def test_steps_that_a_scheduler_would_space_wrongly_are_refused(sampler, steps, fewer):
+    """diffusers would visit timestep -1, or one timestep twice."""
+    with pytest.raises(ValueError, match=rf"steps={steps} cannot be spaced .* by sampler {sampler} .*; give {fewer}$"):
+        check(sampler, steps, Schedule())
+    check(sampler, fewer, Schedule())
 
 
 def test_drawing_keeps_no_gradients():
@@ -150,7 +215,10 @@ def test_samples_stay_in_the_range_of_images():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "dddim", "steps": 5}, r"unknown sampler 'dddim'; did you mean ddim or ddpm\? \(of: ddim, ddpm\)"),
+        (
+            {"sampler": "dddim", "steps": 5},
+            r"unknown sampler 'dddim'; did you mean ddim or ddpm\? \(of: ddim, ddpm, dpmpp_2m, ",
+        ),
         ({"sampler": "ddim", "steps": 0}, "steps=0 makes no image; give 1 to 1000"),
         (
             {"sampler": "ddim", "steps": 1001},
@@ -167,17 +235,18 @@ def test_bad_options_are_refused_before_any_work(options, message):
         next(denoising(toy, Schedule(), generators(0, [0]), SHAPE, **options))
 
 
-@pytest.mark.parametrize("steps", [1, 3, 50, 600, 1000])
-def test_first_timestep_is_that_of_the_scheduler(steps):
-    scheduler = DDIMScheduler()
-    scheduler.set_timesteps(steps)
-    assert first_timestep(steps, Schedule()) == scheduler.timesteps[0].item()
+@pytest.mark.parametrize("steps", [1, 3, 50, 600, 999])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_first_timestep_is_that_of_the_scheduler(sampler, steps):
+    scheduler = SAMPLERS[sampler].make(Schedule(), steps)
+    assert first_timestep(sampler, steps, Schedule()) == scheduler.timesteps[0].item()
 
 
 @pytest.mark.parametrize(
     ("steps", "nearest"), [(1, 10), (9, 10), (10, None), (50, None), (499, None), (501, 500), (800, 901), (999, None)]
 )
 def test_a_late_start_is_told_with_the_nearest_number_of_steps_without_one(steps, nearest):
-    warning = late_start(steps, Schedule())
+    warning = late_start("ddim", steps, Schedule())
     assert (warning is None) == (nearest is None)
     assert nearest is None or f"; {nearest} steps start higher" in warning
+    assert late_start("unipc", steps, Schedule()) is None

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,12 +13,15 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusion import Schedule, squared_error
+import sample
+from diffusion import SAMPLERS, Schedule, squared_error
 from tasks import RUNS
 from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
 from tasks.diffusion_model import describe
-from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
+from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import DataConfig, Images
+from training.data.pixels import BYTES, Pixels
+from training.fields import field_texts
 from training.random import GlobalRandom
 from training.task import Batch
 from unet import UNet, UNetConfig, list_presets, preset
@@ -83,6 +87,7 @@ def test_guidance_without_classes_is_refused():
         (lambda: DiffusionConfig(label_dropout=1.0), "label_dropout=1.0 is not a share; give at least 0 and below 1"),
         (lambda: DiffusionConfig(timesteps=5), "timesteps=5 is too few for the linear schedule"),
         (lambda: SampleConfig(num=-1), "num=-1, batch=64: give num 0 or more"),
+        (lambda: SampleConfig(num=10**12), "num=1000000000000 is more than a grid can show; give at most 10000"),
         (lambda: SampleConfig(batch=0), "num=64, batch=0: give num 0 or more, batch 1 or more"),
     ],
 )
@@ -96,6 +101,11 @@ def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert list(DiffusionRun.preset_names()) == list(list_presets(UNetConfig))
     assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived} == {"model"}
+
+
+def test_help_names_every_sampler():
+    named = re.split(r"\W+", field_texts(SampleConfig)["sampler"])
+    assert [name for name in named if name in SAMPLERS] == [*SAMPLERS]
 
 
 # --- the loss ---
@@ -195,6 +205,7 @@ def test_evaluation_draws_the_same_grid_every_time(tmp_path):
         SampleConfig(num=12, steps=5),
         SampleConfig(num=13, steps=6),
         SampleConfig(num=13, steps=5, sampler="ddpm"),
+        SampleConfig(num=13, steps=5, sampler="unipc"),
         SampleConfig(num=13, steps=5, guidance=3.0),
     ],
 )
@@ -302,7 +313,10 @@ def damaged(source, target, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=9), "diffusion.json cannot be used: format_version 9, this version reads 1"),
+        (
+            lambda d: d.update(format_version=9),
+            "diffusion.json cannot be used: format_version 9, this version reads 1 and 2",
+        ),
         (lambda d: d.pop("schedule"), "diffusion.json does not say 'schedule'; it is not whole"),
         (
             lambda d: d.update(prediction="epsilom"),
@@ -311,6 +325,10 @@ def damaged(source, target, change):
         (lambda d: d.update(timesteps="1000"), "cannot be used: timesteps='1000' should be int"),
         (lambda d: d.update(classes="0123456789"), "cannot be used: classes='0123456789' should be tuple"),
         (lambda d: d.update(classes=[0, 1]), r"cannot be used: classes=\(0, 1\) should be tuple"),
+        (lambda d: d.pop("pixels"), "diffusion.json does not say 'pixels'; it is not whole"),
+        (lambda d: d["pixels"].update(low="0"), "diffusion.json cannot be used: low='0' should be float"),
+        (lambda d: d["pixels"].update(high=0), "diffusion.json cannot be used: 0 to 0 is no range"),
+        (lambda d: d.update(pixels=None), "diffusion.json cannot be used: "),
         (lambda d: d.update(classes=["a"]), "names 1 classes, config.json has 10"),
         (lambda d: d.update(classes=None), "names 0 classes, config.json has 10"),
     ],
@@ -319,6 +337,39 @@ def test_a_folder_that_is_not_whole_is_refused(conditional, tmp_path, change, me
     damaged(conditional, tmp_path / "model", change)
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path / "model")
+
+
+def test_a_model_that_does_not_tell_its_pixels_was_of_bytes(conditional, tmp_path):
+    def older(document):
+        assert document.pop("pixels") == {"dtype": "uint8", "low": 0.0, "high": 255.0, "file": "png"}
+        document["format_version"] = 1
+
+    damaged(conditional, tmp_path / "model", older)
+    assert load_model(tmp_path / "model").pixels == BYTES
+
+
+def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, capsys):
+    pixels = Pixels(dtype="float32", low=-3.0, high=5.0, file="npy")
+    array = np.random.default_rng(0).uniform(-3, 5, (64, 4, 8, 8)).astype(np.float32)
+    array[:, 3] = 4.5  # a channel to be recognised by
+    images = Images(array, pixels=pixels)
+    run = small_run()
+    task = train(run, images, 60)
+    assert run.start(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
+    task.evaluate(task.model, tmp_path, 7, Accelerator(cpu=True), lambda: False)
+    with Image.open(tmp_path / "000000007.png") as picture:
+        assert picture.mode == "RGB"
+    task.save(task.model, tmp_path / "model")
+    assert load_model(tmp_path / "model").pixels == pixels
+    sample.main(
+        [str(tmp_path / "model"), "--num", "2", "--steps", "20", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    )
+    for name in ("000000.npy", "000001.npy"):
+        drawn = np.load(tmp_path / "out" / name)
+        assert (drawn.shape, drawn.dtype) == ((4, 8, 8), np.float32)
+        assert drawn.min() >= -3
+        assert drawn.max() <= 5
+        assert drawn[3].mean() > drawn[:3].mean() + 1
 
 
 def test_text_that_is_not_json_is_refused(conditional, tmp_path):

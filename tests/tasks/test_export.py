@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -99,6 +100,20 @@ def test_the_code_on_the_card_of_a_pipeline_draws_images(unconditional, tmp_path
     theirs = np.stack([np.array(image) for image in names["images"]])
     assert np.abs(ours - theirs).max() <= 0.51
     assert (folder / "000003.png").is_file()
+
+
+def test_the_scheduler_that_the_card_recommends_draws_our_images(unconditional, tmp_path):
+    folder, model = exported(unconditional, tmp_path), load_model(unconditional)
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    names = {"diffusers": diffusers, "scheduler": pipeline.scheduler}
+    exec(
+        re.search(r"^    (scheduler = .*)$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)[1], names
+    )
+    pipeline.scheduler = names["scheduler"]
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(batch_size=4, generator=generators(0, range(4)), num_inference_steps=15, output_type="np").images
+    ours = model.draw(range(4), None, sampler="dpmpp_2m", steps=15) / 2 + 0.5
+    torch.testing.assert_close(torch.from_numpy(drawn).permute(0, 3, 1, 2), ours, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("labels", [True, False])

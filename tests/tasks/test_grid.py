@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.grid import draw_grid, save_animation, to_picture, to_uint8
+from tasks.grid import draw_grid, save_animation
+from tasks.picture import to_picture, to_uint8
 
 
 def tiles(count, channels=1, height=8, width=8):
@@ -25,15 +26,14 @@ def test_pixels_are_the_inverse_of_scaling_to_minus_one_to_one():
     assert to_uint8(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
 
 
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_grey_and_colour(channels, mode):
-    assert to_picture(tiles(1, channels)[0]).mode == mode
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (5, "RGB")])
+def test_grey_and_colour_of_the_first_channels(channels, mode):
     assert draw_grid(tiles(3, channels)).mode == mode
-
-
-def test_other_channels_are_refused():
-    with pytest.raises(ValueError, match="images with 4 channels cannot be drawn"):
-        to_picture(tiles(1, 4)[0])
+    levels = np.arange(4 * channels, dtype=np.uint8).reshape(2, 2, channels)
+    picture = to_picture(levels)
+    assert picture.mode == mode
+    shown = np.array(picture).reshape(2, 2, -1)
+    np.testing.assert_array_equal(shown, levels[..., : shown.shape[-1]])
 
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(8, 8, 8), (32, 16, 2), (100, 8, 1)])

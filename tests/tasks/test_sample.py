@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 import sample
-from diffusion import Schedule
+from diffusion import SAMPLERS, Schedule
 from tasks.diffusion import load_model
 from tasks.diffusion_model import describe
-from tasks.grid import to_uint8
+from tasks.picture import to_uint8
 from tests.tasks.small import SMALL
+from training.data.pixels import BYTES, Pixels
 from unet import UNet
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,14 @@ def test_every_flag_matters(conditional, tmp_path):
         assert abs(other - base).max() > 1, name
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_from_the_command_line(conditional, tmp_path, sampler, capsys):
+    run(conditional, tmp_path, "--num", 2, "--steps", 3, "--sampler", sampler, "--guidance", 2, "--animation")
+    with Image.open(tmp_path / "animation.gif") as animation:
+        assert animation.n_frames == 4
+    assert "3/3" in capsys.readouterr().err
+
+
 def test_a_model_without_classes_needs_no_label(unconditional, tmp_path):
     assert run(unconditional, tmp_path, "--num", 3, "--steps", 2).shape == (3, 8, 8)
 
@@ -122,7 +131,7 @@ def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, c
     assert "note:" not in capsys.readouterr().out
     run(conditional, tmp_path, "--num", 2, "--steps", 1)
     printed = capsys.readouterr().out
-    assert "note: 1 steps start at timestep 0 of 999" in printed
+    assert "note: 1 steps of ddim start at timestep 0 of 999" in printed
     assert f"note: {tmp_path} also holds 3 images that are not of this command" in printed
 
 
@@ -130,10 +139,11 @@ def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, c
     ("flags", "message"),
     [
         (["--num", "0"], "num=0 makes no image; give at least 1"),
+        (["--num", "1000000000000"], "num=1000000000000 is more than 10000000 files; draw them in parts"),
         (["--batch", "0"], "batch=0 makes no image; give at least 1"),
         (["--steps", "0"], "steps=0 makes no image; give 1 to 1000"),
         (["--steps", "1001"], "steps=1001 is more than the 1000 timesteps of the model; give 1000 or fewer"),
-        (["--sampler", "dddim"], "unknown sampler 'dddim'; did you mean ddim or ddpm? (of: ddim, ddpm)"),
+        (["--sampler", "dddim"], "unknown sampler 'dddim'; did you mean ddim or ddpm? (of: ddim, ddpm, dpmpp_2m, "),
         (["--sampler", "ddpm", "--eta", "0.5"], "eta=0.5 has no meaning for sampler ddpm"),
         (["--label", "10"], "label 10 is outside 0 … 9; the classes are: zero, one"),
         (["--label", "thre"], "unknown class 'thre'; did you mean three"),
@@ -169,13 +179,62 @@ def test_labels_are_not_asked_of_a_model_without_classes(unconditional, tmp_path
     assert message in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_drawn_are_refused_before_work(tmp_path, capsys):
-    net = UNet(replace(SMALL, in_channels=2, out_channels=2))
-    describe(net, Schedule(), "epsilon", None).save(tmp_path)
+def untrained(folder, channels, pixels):
+    """The folder of a model of such images, and what it draws (1 step of DDIM from 16 numbers)."""
+    net = UNet(replace(SMALL, in_channels=channels, out_channels=channels))
+    model = describe(net, Schedule(), "epsilon", None, pixels)
+    model.save(folder)
+    return model.draw(range(2), None, steps=1)
+
+
+def test_images_that_cannot_be_pictures_are_refused_before_work(tmp_path, capsys):
+    untrained(tmp_path, 2, BYTES)
     with pytest.raises(SystemExit):
         sample.main([str(tmp_path), "--out", str(tmp_path / "out")])
-    assert "images with 2 channels cannot be drawn" in capsys.readouterr().err
+    assert "images with 2 channels cannot be PNG files" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_greys_of_16_bits_are_drawn_with_16_bits(tmp_path):
+    pixels = Pixels(dtype="uint16", high=65535)
+    expected = pixels.from_unit(untrained(tmp_path, 1, pixels))[:, 0].astype(int)
+    found = run(tmp_path, tmp_path / "out", "--num", 2, "--steps", 1)
+    assert abs(found - expected).max() <= 1
+    assert len(np.unique(found % 256)) > 1
+    for name, mode in (("000000.png", "I;16"), ("grid.png", "L")):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.mode == mode
+
+
+def test_colours_have_8_bits_whatever_the_cache_kept(tmp_path):
+    untrained(tmp_path, 3, Pixels(dtype="uint16", high=65535))
+    assert run(tmp_path, tmp_path / "out", "--num", 2, "--steps", 1).shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "pixels"),
+    [
+        (2, Pixels(dtype="int16", low=-1000, high=1000, file="npy")),
+        (4, Pixels(dtype="float32", low=-3.5, high=9, file="npy")),
+        (1, Pixels(dtype="float16", low=0, high=1, file="npy")),
+        (3, Pixels(file="npy")),
+    ],
+)
+def test_arrays_come_out_as_arrays_of_their_kind(tmp_path, capsys, channels, pixels):
+    expected = pixels.from_unit(untrained(tmp_path, channels, pixels))
+    flags = ["--num", "2", "--steps", "1", "--animation", "--device", "cpu"]
+    sample.main([str(tmp_path), "--out", str(tmp_path / "out"), *flags])
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"000000.npy", "000001.npy", "grid.png", "animation.gif"}
+    for k in range(2):
+        found = np.load(tmp_path / "out" / f"00000{k}.npy", allow_pickle=False)
+        assert found.dtype == pixels.dtype
+        assert found.shape == (channels, 8, 8)
+        level = 1e-5 * (pixels.high - pixels.low) + (found.dtype.kind in "iu")
+        np.testing.assert_allclose(found.astype(float), expected[k].astype(float), rtol=1e-3, atol=level)
+    printed = capsys.readouterr().out
+    assert "000000.npy … " in printed
+    assert (f"note: images have {channels} channels, of which pictures show" in printed) == (channels in (2, 4))
 
 
 def test_a_missing_folder_is_named(tmp_path, capsys):

@@ -303,6 +303,30 @@ def test_a_run_without_a_model_yet() -> None:
         DiffusionRun.start_config("run")
 
 
+@pytest.mark.parametrize(
+    ("make", "init", "message"),
+    [
+        (lambda: None, "w.safetensors", "init=w.safetensors: no weights at w.safetensors"),
+        (lambda: Path("w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "w.safetensors",
+         "init=w.safetensors: w.safetensors is not a whole safetensors file"),
+        (lambda: save_file(net(ADM).export_weights("adm"), "w.safetensors"), "w.safetensors",
+         "its names fit adm and adm-new-order"),
+        (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"), "w.safetensors",
+         "init=w.safetensors: the weights do not fit"),
+        (lambda: None, "nowhere", "init=nowhere: no folder 'nowhere'; give a model folder or a hub id"),
+    ],
+)  # fmt: skip
+def test_it_is_refused_before_images_are_read(make, init: str, message: str, capsys) -> None:
+    make()
+    Path("plain.yaml").write_text(TINY.replace("blocks: 1", "blocks: 2"))
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--config", "plain.yaml", "--init", init, "--data.source", "there-are-no-images"])
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert message in line
+    assert "data:" not in printed.out
+
+
 def test_a_layout_needs_a_file() -> None:
     with pytest.raises(ValueError, match="init_layout=adm without init; give the file with --init"):
         DiffusionRun(init_layout="adm")
