@@ -15,7 +15,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "diffusion": (set(), BASE | {"diffusers"}),
     "training": (
         {"residual"},
-        BASE | {"accelerate", "datasets", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
+        BASE | {"accelerate", "datasets", "filelock", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
     ),
     "tasks": (
         {"residual", "unet", "diffusion", "training"},

@@ -1,5 +1,6 @@
 """What a run says about its images."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,20 +14,29 @@ class DataConfig:
     """The images of a run. Raises ValueError for values that cannot be meant."""
 
     source: str = "digits"
-    """digits (embedded: 1,797 grey 8x8 images), a folder of images, a parquet or arrow file, a glob or folder of such
-    files, or hub:OWNER/NAME[@REVISION] for a data set of the Hugging Face hub"""
+    """digits (embedded: 1,797 grey 8x8 images), a folder of images or of arrays (.npy, channels x height x width), a
+    parquet or arrow file, a glob or folder of such files, or hub:OWNER/NAME[@REVISION] for a data set of the Hugging
+    Face hub"""
     split: str = "train"
     """which part, where the source has parts (files or sub-folders named train, validation, test; splits of the hub)"""
     size: int | tuple[int, int] | None = None
     """height and width in pixels, or one number for both; null keeps the images as they are, if all have one size"""
-    channels: Literal[1, 3] | None = None
-    """1 (grey) or 3 (RGB); null is as found: 1 if every image is grey, else 3"""
+    channels: int | None = None
+    """1 (grey) or 3 (RGB); null is as found: 1 if every image is grey, else 3. Arrays: how many they must have"""
+    bits: Literal[8, 16] = 8
+    """8 scales pictures of 16 bits to 8, 16 keeps them, and scales those of 8 bits up"""
+    range: tuple[float, float] | None = None
+    """values of arrays that become -1 and 1; null is all that there is for uint8 and uint16, others need it"""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """colour (red, green, blue; 0 to 255) that transparent images are laid on"""
     crop: Literal["center", "stretch"] = "center"
     """how an image comes to size: center scales its short side and cuts the rest evenly, stretch ignores its shape"""
     image_column: str | None = None
     """column that holds the images of a table; null finds it by its type, else by usual names"""
     label_column: str | None = None
     """column that holds the labels of a table; null finds it by its type, else by usual names"""
+    label_file: Path | None = None
+    """labels for a folder: lines such as {"file_name": "a/b.png", "label": "cat"}, names relative to data.source"""
     labels: bool | None = None
     """true demands labels, false ignores them, null takes them where there are some"""
     flip: bool = False
@@ -51,8 +61,14 @@ class DataConfig:
             raise ValueError(f"data.size {self.size} must be a positive number of pixels, or two: (height, width)")
         if any(side > MAX_SIDE_PX for side in sides):
             raise ValueError(f"data.size {self.size} is too large; give at most {MAX_SIDE_PX} pixels a side")
-        if self.channels not in (None, 1, 3):
-            raise ValueError(f"data.channels {self.channels} must be 1 (grey), 3 (RGB) or null (as found)")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"data.channels {self.channels} must be positive, or null (as found)")
+        if self.bits not in (8, 16):
+            raise ValueError(f"data.bits {self.bits} must be 8 or 16")
+        if self.range is not None and not (all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]):
+            raise ValueError(f"data.range {self.range} must be two numbers, the lower one first")
+        if not all(0 <= level <= 255 for level in self.background):
+            raise ValueError(f"data.background {self.background} must be three numbers of 0 to 255: red, green, blue")
         if self.crop not in ("center", "stretch"):
             raise ValueError(f"data.crop {self.crop!r} must be center or stretch")
         if self.max_bad < 0:
@@ -67,8 +83,9 @@ class DataConfig:
             raise ValueError(
                 f"data.flip is true, but data.non_leaky {self.non_leaky} mirrors images, too; drop one of them"
             )
-        if self.label_column is not None and self.labels is False:
-            raise ValueError(f"data.label_column is {self.label_column!r} but data.labels is false; drop one of them")
+        for name, value in (("label_column", self.label_column), ("label_file", self.label_file)):
+            if value is not None and self.labels is False:
+                raise ValueError(f"data.{name} is {str(value)!r} but data.labels is false; drop one of them")
 
     @property
     def hw(self) -> tuple[int, int] | None:

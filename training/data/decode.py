@@ -1,4 +1,4 @@
-"""From the bytes of one image file to uint8 pixels of the asked size and channels."""
+"""From one file to the numbers of an image, pictures in the asked size, channels and bits."""
 
 import os
 import time
@@ -10,9 +10,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image, ImageOps
 
+from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
 from training.data.records import Item
 
@@ -20,21 +21,34 @@ MAX_PIXELS = 89_478_485
 """an image with more pixels is refused, as a few kB can unpack to gigabytes (from here on Pillow itself warns)"""
 CHUNK = 32
 QUICK_SECONDS = 5e-4
-WHITE = 255
+DEEP = "F"
+"""Pillow's mode for greys of 0..65535 on their way: of those with more than 8 bits it resizes this one exactly"""
 
 
-def decode(data: Path | bytes | np.ndarray, config: DataConfig) -> UInt8[np.ndarray, "c h w"]:
-    """Pixels of one image, upright (EXIF orientation applied), of `config.hw`, `config.channels` and `config.crop`.
+def decode(data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig) -> Shaped[np.ndarray, "c h w"]:
+    """Numbers of one image, upright (EXIF orientation applied), of `config.hw`, `config.channels` and `config.crop`.
 
-    Transparent images are laid on white; 16-bit greys are scaled (v / 257, rounded), not clipped; palettes, CMYK and
-    other colour spaces become RGB; of an animation the first frame is taken. Scaling is Pillow's bicubic filter, which
-    widens when it shrinks an image, so nothing aliases. Raises whatever tells that the image cannot be read.
+    Pictures become uint8, with `config.bits` 16 uint16. 16-bit greys are scaled to 8 bits (v / 257, rounded), or 8 bits
+    to 16 (257 v), never clipped; transparent images are laid on `config.background`; palettes, CMYK and other colour
+    spaces become RGB; of several pictures in a file the first is taken. Scaling is Pillow's bicubic filter, which
+    widens when it shrinks an image, so nothing aliases. Arrays stay as they are, see `ArrayFile.read`.
+    Raises whatever tells that the image cannot be read.
     """
+    return decode_file(data, config)[0]
+
+
+def decode_file(
+    data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig
+) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
+    """`decode`, and whether the file holds more than the one picture (an animation, pages)."""
+    if isinstance(data, ArrayFile):
+        return data.read(), False
     with Image.fromarray(data) if isinstance(data, np.ndarray) else open_image(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
-        plain = to_8_bit(ImageOps.exif_transpose(image), image.format)
-    if config.channels is not None:
+        plain = to_plain(image, config)
+        several = getattr(image, "is_animated", False)
+    if config.channels is not None and plain.mode != DEEP:
         plain = plain.convert("L" if config.channels == 1 else "RGB")
     if config.hw is not None and (plain.height, plain.width) != config.hw:
         width_height = config.hw[::-1]
@@ -43,7 +57,12 @@ def decode(data: Path | bytes | np.ndarray, config: DataConfig) -> UInt8[np.ndar
         else:
             plain = plain.resize(width_height, Image.Resampling.BICUBIC)
     pixels = np.asarray(plain)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if plain.mode == DEEP:
+        pixels = np.repeat(np.rint(pixels).clip(0, 65535).astype(np.uint16), config.channels or 1, axis=0)
+    elif config.bits == 16:
+        pixels = pixels.astype(np.uint16) * np.uint16(257)
+    return np.ascontiguousarray(pixels), several
 
 
 def open_image(data: Path | bytes) -> Image.Image:
@@ -53,38 +72,68 @@ def open_image(data: Path | bytes) -> Image.Image:
     return Image.open(BytesIO(data) if isinstance(data, bytes) else data)
 
 
-def to_8_bit(image: Image.Image, kind: str | None) -> Image.Image:
-    """Any image as mode L (grey) or RGB, see `decode`. A palette counts as colour."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):  # a deep PGM comes as 0..65535
-        return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
+def to_plain(image: Image.Image, config: DataConfig) -> Image.Image:
+    """Any image, upright and opaque, as mode L (grey), RGB or, with `config.bits` 16, DEEP; a palette is a colour.
+
+    Raises ValueError for 32 bits and, where 16 are to be kept, for what Pillow reads as 8.
+    """
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # that comes as 0..65535
+    if image.mode in ("I", "F") and not deep:
         raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
-    grey = image.mode in ("1", "L", "LA", "La")
-    mode = "L" if grey else "RGB"
+    raw = raw_mode(image)
+    if config.bits == 16 and ";16" in raw and (not deep or image.has_transparency_data):
+        raise ValueError(
+            "colour or transparency with 16 bits, of which only 8 can be read; save it as an array (.npy), or set"
+            " data.bits to 8"
+        )
+    image = ImageOps.exif_transpose(image)
+    if deep:
+        levels = np.asarray(image).astype(np.int64)
+        if config.bits == 16:
+            return Image.fromarray(levels.astype(np.float32))
+        opaque = levels != image.info.get("transparency")
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        if not opaque.all():
+            image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    grey = image.mode in ("1", "L", "LA", "La") or raw.startswith("LA")  # Pillow makes RGBA of LA with 16 bits
     if not image.has_transparency_data:
-        return image.convert(mode)
+        return image.convert("L" if grey else "RGB")
     image = image.convert("LA" if grey else "RGBA")
-    laid = Image.new(mode, image.size, WHITE if grey else (WHITE,) * 3)
+    mode = "L" if grey and len(set(config.background)) == 1 else "RGB"
+    laid = Image.new(mode, image.size, config.background[0] if mode == "L" else config.background)
     laid.paste(image.convert(mode), mask=image.getchannel("A"))
     return laid
 
 
-Decoded = tuple[Item, np.ndarray | str]
+def raw_mode(image: Image.Image) -> str:
+    """How the file stores its pixels, such as "RGB;16B", as long as they are not loaded; Pillow's mode where it tells
+    nothing."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return image.mode
+    codec, _, _, arguments = tiles[0]
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    deep_ppm = codec == "ppm" and arguments[1] > 255
+    return f"{first};16" if deep_ppm else str(first or image.mode)
+
+
+Decoded = tuple[Item, np.ndarray | str, bool]
 
 
 def decode_all(items: Iterable[Item], config: DataConfig) -> Generator[Decoded, None, None]:
-    """Each item in order with its pixels (c, h, w), or with the reason why it cannot be read.
+    """Each item in order with its numbers (c, h, w) or the reason why it cannot be read, and whether its file holds
+    several pictures.
 
     Pillow decodes and scales outside Python's lock, so threads help where an image takes long; where it is small they
     only take the lock from each other, so the time of the first chunk decides. A stream is not read far ahead.
     """
     todo = iter(items)
     start = time.perf_counter()
-    first = [(item, attempt(item, config)) for item in islice(todo, CHUNK)]
+    first = [attempt_file(item, config) for item in islice(todo, CHUNK)]
     quick = time.perf_counter() - start < QUICK_SECONDS * len(first)
     yield from first
     if quick:
-        yield from ((item, attempt(item, config)) for item in todo)
+        yield from (attempt_file(item, config) for item in todo)
     else:
         yield from decode_in_threads(todo, config, min(16, os.cpu_count() or 1))
 
@@ -96,7 +145,7 @@ def decode_in_threads(items: Iterator[Item], config: DataConfig, workers: int) -
         try:
             while True:
                 while len(pending) < 2 * workers and (chunk := list(islice(items, CHUNK))):
-                    pending.append(pool.submit(lambda chunk: [(item, attempt(item, config)) for item in chunk], chunk))
+                    pending.append(pool.submit(lambda chunk: [attempt_file(item, config) for item in chunk], chunk))
                 if not pending:
                     return
                 yield from pending.popleft().result()
@@ -107,12 +156,17 @@ def decode_in_threads(items: Iterator[Item], config: DataConfig, workers: int) -
 
 def attempt(item: Item, config: DataConfig) -> np.ndarray | str:
     """`decode`, its error as text."""
+    return attempt_file(item, config)[1]
+
+
+def attempt_file(item: Item, config: DataConfig) -> Decoded:
+    """`decode_file`, its error as text."""
     try:
-        return decode(item.data, config)
+        return item, *decode_file(item.data, config)
     except MemoryError:
         raise
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …
         text = (str(error).strip().splitlines() or [""])[0]
         if isinstance(item.data, bytes) and "cannot identify image file" in text:
             text = "not an image"
-        return text or type(error).__name__
+        return item, text or type(error).__name__, False

@@ -5,13 +5,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from training.data.images import Images
 from training.data.order import image_index
 
-Slice = tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, "b"] | None]
+Slice = tuple[Shaped[Tensor, "b c h w"], Int64[Tensor, "b"] | None]
 
 
 class Feed:
@@ -52,7 +52,7 @@ class Feed:
         self._ahead: tuple[tuple[int, int], Future[Slice]] | None = None
 
     def get(self, update: int, micro: int = 0) -> Slice:
-        """Piece `micro` of this rank's part of update `update`, on the device: uint8 images and labels, if any."""
+        """Piece `micro` of this rank's part of update `update`, on the device: images as stored, and labels, if any."""
         assert 0 <= micro < self.micros, (micro, self.micros)
         if self._ahead is None or self._ahead[0] != (update, micro):
             self._start(update, micro)
@@ -78,7 +78,8 @@ class Feed:
         start = update * self.batch + self.first + micro * self.micro_batch
         indices = image_index(np.arange(start, start + self.micro_batch, dtype=np.int64), len(self.images), self.seed)
         pinned = self.device.type == "cuda"
-        image = torch.empty((len(indices), *self.images.shape), dtype=torch.uint8, pin_memory=pinned)
+        dtype = getattr(torch, self.images.pixels.stored.name)
+        image = torch.empty((len(indices), *self.images.shape), dtype=dtype, pin_memory=pinned)
         self.images.read(indices, image.numpy())
         if self.images.labels is None:
             return image, None

@@ -1,42 +1,69 @@
-"""A folder of images, with labels from its sub-folders."""
+"""A folder of images, pictures or arrays, with labels from its sub-folders or from a file."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from training.data.arrays import example
 from training.data.config import DataConfig
-from training.data.records import PICTURES, SPLITS, Item, Records, Source, choose_split, no_columns, stamp
+from training.data.label_file import read_label_file
+from training.data.records import (
+    ARRAYS,
+    PICTURE_PIXELS,
+    SPLITS,
+    Item,
+    Records,
+    Source,
+    choose_split,
+    no_columns,
+    only_pictures,
+    stamp,
+)
 
 SPLIT_FOLDERS = {name: split for split, names in SPLITS.items() for name in names}
+Labelled = tuple[Mapping[str, int | str], tuple[str, ...] | None]
 
 
-def picture_folder(config: DataConfig, folder: Path, pictures: list[Path]) -> Source:
-    """The images below `folder`, in the order of their paths.
+def file_folder(config: DataConfig, folder: Path, files: list[Path]) -> Source:
+    """The images below `folder`, all pictures or all arrays, in the order of their paths.
 
     The class of an image is the first sub-folder on its path; classes are numbered in the order of their names. If all
     first sub-folders are called train, validation (val, …) or test, they are splits and classes are one floor below.
-    Where labels are not demanded, a single sub-folder is no class. Raises ValueError for a folder without images, an
-    unknown split, labels that are demanded but not there, and images beside class folders (which class are they?).
+    Where labels are not demanded, a single sub-folder is no class. With `data.label_file` folders are no classes: the
+    file has the label of each image. Raises ValueError for an unknown split, labels that are demanded but not there,
+    images beside class folders (which class are they?), and what `read_label_file` refuses.
     """
     no_columns(config, "a folder of images")
-    if not pictures:
-        raise ValueError(f"data.source {str(folder)!r} holds no images, nor tables; looked for {' '.join(PICTURES)}")
-    below = {top(file, folder) for file in pictures}
+    arrays = files[0].suffix.lower() in ARRAYS
+    if not arrays:
+        only_pictures(config)
+    whole, all_files = folder, files
+    below = {top(file, folder) for file in files}
     if all(name is not None and name.lower() in SPLIT_FOLDERS for name in below):
         splits = {SPLIT_FOLDERS[str(name).lower()]: str(name) for name in sorted(map(str, below))}
         folder = folder / splits[choose_split(config, splits)]
-        pictures = [file for file in pictures if folder in file.parents]
+        files = [file for file in files if folder in file.parents]
     else:
         choose_split(config, ["train"])
-    classes = class_folders(config, folder, pictures)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    if config.label_file is None:
+        labels, classes = folder_labels(config, folder, files)
+    else:
+        labels, classes = file_labels(config.label_file, whole, all_files, folder, names)
 
     def read() -> Records:
-        number = {name: index for index, name in enumerate(classes)}
+        first = example(config, files, names) if arrays else None
+        pixels = PICTURE_PIXELS[config.bits] if first is None else first.pixels
         items = (
-            Item(file.relative_to(folder).as_posix(), file, number[str(top(file, folder))] if classes else None)
-            for file in pictures
+            Item(name, file if first is None else replace(first, path=file), labels.get(name))
+            for name, file in zip(names, files, strict=True)
         )
-        return Records(items, len(pictures), bool(classes), classes or None)
+        return Records(items, len(files), pixels, bool(labels), classes)
 
-    return Source(folder.name, ["folder", *(stamp(file) for file in pictures)], read)
+    key = [stamp(file) for file in files]
+    if config.label_file is not None:
+        key.append(["labels", *stamp(config.label_file.expanduser())])
+    return Source(folder.name, ["folder", *key], read)
 
 
 def top(file: Path, folder: Path) -> str | None:
@@ -45,20 +72,47 @@ def top(file: Path, folder: Path) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-def class_folders(config: DataConfig, folder: Path, pictures: list[Path]) -> tuple[str, ...]:
-    """Names of the class folders; empty where images go without labels."""
+def folder_labels(config: DataConfig, folder: Path, files: list[Path]) -> Labelled:
+    """The class number of each image by its name, and the classes; neither where images go without labels."""
     if config.labels is False:
-        return ()
-    loose = [file.name for file in pictures if top(file, folder) is None]
-    names = sorted({name for file in pictures if (name := top(file, folder)) is not None})
-    if names and loose:
+        return {}, None
+    folders = {file.relative_to(folder).as_posix(): top(file, folder) for file in files}
+    loose = [name for name, above in folders.items() if above is None]
+    classes = sorted({above for above in folders.values() if above is not None})
+    if classes and loose:
         raise ValueError(
-            f"data.source {str(folder)!r} holds images both directly ({loose[0]}, …) and in sub-folders ({names[0]});"
+            f"data.source {str(folder)!r} holds images both directly ({loose[0]}, …) and in sub-folders ({classes[0]});"
             " which class have they? move them, or set data.labels to false"
         )
-    if config.labels and not names:
+    if config.labels and not classes:
         raise ValueError(
             f"data.labels is true but {str(folder)!r} has no sub-folders to take classes from;"
-            " sort the images into one folder per class, or set data.labels to false"
+            " sort the images into one folder per class, give data.label_file, or set data.labels to false"
         )
-    return tuple(names) if config.labels or len(names) > 1 else ()
+    if not (config.labels or len(classes) > 1):
+        return {}, None
+    number = {name: index for index, name in enumerate(classes)}
+    return {name: number[str(above)] for name, above in folders.items()}, tuple(classes)
+
+
+def file_labels(path: Path, whole: Path, all_files: list[Path], folder: Path, names: list[str]) -> Labelled:
+    """The label of each image by its name below `folder`, its split, and the classes if they have names.
+
+    The file speaks of images by their names below `whole`, and may leave out other splits; classes are those of all
+    splits in the order of their names, so that a class has the same number in each.
+    """
+    said = read_label_file(path, [file.relative_to(whole).as_posix() for file in all_files])
+    prefix = folder.relative_to(whole)
+    labels = {name: said.get((prefix / name).as_posix()) for name in names}
+    missing = [name for name, label in labels.items() if label is None]
+    if missing:
+        raise ValueError(
+            f"data.label_file {str(path)!r} has no label for {len(missing)} of {len(names)} images, such as"
+            f" {(prefix / missing[0]).as_posix()!r}; add them, or move the images elsewhere"
+        )
+    classes = tuple(sorted({label for label in said.values() if isinstance(label, str)}))
+    number = {name: index for index, name in enumerate(classes)}
+    given = {
+        name: number[label] if isinstance(label, str) else label for name, label in labels.items() if label is not None
+    }
+    return given, classes or None

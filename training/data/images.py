@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt8
+from jaxtyping import Int, Int64, Shaped
 
 from training.data.labels import name_classes
 from training.data.pixels import BYTES, Pixels
@@ -14,22 +15,28 @@ from training.data.pixels import BYTES, Pixels
 class Images:
     """A set of images of one shape, read by number.
 
-    `array` is uint8 (n, c, h, w), in memory or mapped; `labels` are class numbers, `classes` their names ("0", "1", …
-    if left out). Raises ValueError for an empty set and for a label outside the classes.
+    `array` is in memory or mapped, of the dtype `pixels.stored`: uint8 unless told otherwise; `labels` are class
+    numbers, `classes` their names ("0", "1", … if left out). Raises ValueError for an empty set, another dtype, and a
+    label outside the classes.
     """
 
     def __init__(
         self,
-        array: UInt8[np.ndarray, "n c h w"],
+        array: Shaped[np.ndarray, "n c h w"],
         labels: Int[np.ndarray, "n"] | None = None,
         classes: Sequence[str] | None = None,
         *,
         pixels: Pixels = BYTES,
         fingerprint: str | None = None,
         bad: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ):
         if len(array) == 0:
             raise ValueError("the set of images is empty; at least one is needed")
+        if array.dtype != pixels.stored:
+            raise ValueError(
+                f"the images are {array.dtype} but such pixels are stored as {pixels.stored}; convert them"
+            )
         if labels is None and classes is not None:
             raise ValueError(f"{len(classes)} class names but no labels; give labels too, or leave the names out")
         self._array = np.asarray(array)  # a plain view: np.memmap costs time at every access
@@ -46,6 +53,8 @@ class Images:
         """what the stored numbers mean"""
         self.bad = tuple(bad)
         """name and reason of each image that was left out because it cannot be read"""
+        self.notes = tuple(notes)
+        """what else is worth saying, one line each"""
         self._fingerprint = fingerprint
 
     def __len__(self) -> int:
@@ -54,10 +63,15 @@ class Images:
     def __str__(self) -> str:
         """What a user wants to know of the data, in one line."""
         channels, height, width = self.shape
-        kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+        if self.pixels.file == "npy":
+            kind = f"{channels}-channel {self.pixels.dtype} arrays"
+        else:
+            deep = "16-bit " if self.pixels.dtype == "uint16" else ""
+            kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " images"
         classes = "no labels" if self.classes is None else f"{len(self.classes)} classes"
         skipped = f"; {self.skipped} more could not be read{listing(self.bad)}" if self.bad else ""
-        return f"{len(self):,} {kind} images of {height} x {width} px (height x width), {classes}{skipped}"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"{len(self):,} {kind} of {height} x {width} px (height x width), {classes}{skipped}{notes}"
 
     @property
     def skipped(self) -> int:
@@ -66,19 +80,19 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of pixels, labels and class names: equal for equal content, wherever it lies."""
+        """SHA-256 (hexadecimal) of pixels, their meaning, labels and class names: equal for equal content anywhere."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self._array, self.labels, self.classes)
+            self._fingerprint = fingerprint(self._array, self.labels, self.classes, self.pixels)
         return self._fingerprint
 
     def read(
-        self, indices: Int[np.ndarray, "b"], out: UInt8[np.ndarray, "b c h w"] | None = None
-    ) -> UInt8[np.ndarray, "b c h w"]:
+        self, indices: Int[np.ndarray, "b"], out: Shaped[np.ndarray, "b c h w"] | None = None
+    ) -> Shaped[np.ndarray, "b c h w"]:
         """Copies of the images with these numbers, into `out` if given. Raises IndexError for a number out of range."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"image numbers {indices.min()}..{indices.max()} outside 0..{len(self) - 1}")
         if out is None:
-            out = np.empty((len(indices), *self.shape), np.uint8)
+            out = np.empty((len(indices), *self.shape), self.pixels.stored)
         return np.take(self._array, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
 
 
@@ -89,10 +103,14 @@ def listing(bad: Sequence[str]) -> str:
 
 
 def fingerprint(
-    array: UInt8[np.ndarray, "n c h w"], labels: Int64[np.ndarray, "n"] | None, classes: Sequence[str] | None
+    array: Shaped[np.ndarray, "n c h w"],
+    labels: Int64[np.ndarray, "n"] | None,
+    classes: Sequence[str] | None,
+    pixels: Pixels,
 ) -> str:
     """See `Images.fingerprint`."""
-    digest = hashlib.sha256(json.dumps([array.shape, classes]).encode())
+    meaning = [] if pixels == BYTES else [asdict(pixels)]
+    digest = hashlib.sha256(json.dumps([array.shape, classes, *meaning]).encode())
     for start in range(0, len(array), 1024):
         digest.update(np.ascontiguousarray(array[start : start + 1024]).data)
     if labels is not None:

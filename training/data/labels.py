@@ -29,21 +29,31 @@ def number_labels(
 
 def name_classes(labels: Int[np.ndarray, "n"], classes: Sequence[str] | None) -> tuple[str, ...]:
     """The names of the classes, "0" to the largest label if there are none. Raises ValueError for a label outside."""
-    limit = MAX_CLASSES if classes is None else len(classes)
-    wrong = np.flatnonzero((labels < 0) | (labels >= limit))
+    limit = None if classes is None else len(classes)
+    wrong = np.flatnonzero((labels < 0) | (labels >= (MAX_CLASSES if limit is None else limit)))
     if len(wrong):
         check_label(int(labels[wrong[0]]), int(wrong[0]), limit)
     return tuple(map(str, range(int(labels.max()) + 1))) if classes is None else tuple(classes)
 
 
 def check_label(label: Label, index: int, limit: int | None, name: str = "") -> None:
-    """Raises ValueError for a label that is missing, or a number outside 0..limit - 1; names are not looked at."""
+    """Raises ValueError for a label that is missing, or a number that is no class; names are not looked at.
+
+    `limit` is how many classes there are, None where the labels alone tell.
+    """
     if isinstance(label, str):
         return
-    top = (MAX_CLASSES if limit is None else limit) - 1
-    if label is None or not 0 <= label <= top:
-        rule = "is missing" if label is None else f"is outside 0..{top}"
-        raise ValueError(
-            f"label {label} of image {index}{f', {name},' if name else ''} {rule}; correct it,"
-            " name another data.label_column, or set data.labels to false"
-        )
+    if label is None:
+        rule = "is missing"
+    elif limit is not None and not 0 <= label < limit:
+        rule = f"is outside 0..{limit - 1}"
+    elif label < 0:
+        rule = "is negative, but classes are numbered from 0 on"
+    elif label >= MAX_CLASSES:
+        rule = "is too large to be the number of a class"
+    else:
+        return
+    raise ValueError(
+        f"label {label} of image {index}{f', {name},' if name else ''} {rule}; correct it,"
+        " name another data.label_column, or set data.labels to false"
+    )

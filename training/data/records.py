@@ -9,10 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
+from training.data.pixels import Pixels
 
 TABLES = (".parquet", ".arrow")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+ARRAYS = (".npy",)
+PICTURE_PIXELS = {8: Pixels(), 16: Pixels(dtype="uint16", high=65535)}
+"""what the numbers of decoded pictures mean, by `DataConfig.bits`"""
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")} | {
     "test": ("test", "testing", "eval", "evaluation")
 }
@@ -20,10 +25,13 @@ SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", 
 
 @dataclass(frozen=True)
 class Item:
-    """One image before decoding: a file, the bytes of a file, or pixels (h, w) uint8; `label` is an index or a name."""
+    """One image before decoding: a picture's file or its bytes, pixels (h, w) uint8, or the file of an array.
+
+    `label` is an index or a name.
+    """
 
     name: str
-    data: Path | bytes | np.ndarray
+    data: Path | bytes | np.ndarray | ArrayFile
     label: int | str | None = None
 
 
@@ -31,11 +39,13 @@ class Item:
 class Records:
     """The items of a source in their fixed order, how many (None: not known beforehand) and the names of the classes.
 
-    `labelled` tells that items carry labels; `classes` is then None where the labels themselves are all there is.
+    `pixels` tells what their numbers mean once they are decoded. `labelled` tells that items carry labels; `classes`
+    is then None where the labels themselves are all there is.
     """
 
     items: Generator[Item, None, None]
     count: int | None
+    pixels: Pixels
     labelled: bool
     classes: tuple[str, ...] | None = None
 
@@ -90,11 +100,24 @@ def choose_split(config: DataConfig, splits: Iterable[str]) -> str:
     raise ValueError(f"data.split {config.split!r} is not a split of {config.source!r}; splits: {', '.join(known)}")
 
 
+def refuse(config: DataConfig, fields: Iterable[str], why: str) -> None:
+    """Raises ValueError if one of these fields is set, as it would have no effect."""
+    for field in fields:
+        if (value := getattr(config, field)) is not None:
+            shown = str(value) if isinstance(value, Path) else value
+            raise ValueError(f"data.{field} is {shown!r} but {why}; leave it out")
+
+
 def no_columns(config: DataConfig, what: str) -> None:
     """Refuse column names where there are no columns."""
-    for field in ("image_column", "label_column"):
-        if getattr(config, field) is not None:
-            raise ValueError(f"data.{field} is {getattr(config, field)!r} but {what} has no columns; leave it out")
+    refuse(config, ("image_column", "label_column"), f"{what} has no columns")
+
+
+def only_pictures(config: DataConfig) -> None:
+    """Refuse what only arrays can have."""
+    refuse(config, ("range",), "data.source holds pictures, whose range is known")
+    if config.channels not in (None, 1, 3):
+        raise ValueError(f"data.channels {config.channels} must be 1 (grey), 3 (RGB) or null (as found) for pictures")
 
 
 def stamp(file: Path) -> list:

@@ -7,8 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from training.data.config import DataConfig
-from training.data.folder import picture_folder
-from training.data.records import PICTURES, TABLES, Item, Records, Source, by_split, choose_split, no_columns, walk
+from training.data.folder import file_folder
+from training.data.records import (
+    ARRAYS,
+    PICTURE_PIXELS,
+    PICTURES,
+    TABLES,
+    Item,
+    Records,
+    Source,
+    by_split,
+    choose_split,
+    no_columns,
+    only_pictures,
+    refuse,
+    walk,
+)
 from training.data.tables import hub_tables, local_tables
 
 HUB = "hub:"
@@ -23,15 +37,7 @@ def find_source(config: DataConfig) -> Source:
         return hub_tables(config, text.removeprefix(HUB))
     path = Path(text).expanduser()
     if path.is_dir():
-        pictures, tables = list(walk(path, PICTURES)), list(walk(path, TABLES))
-        if pictures and tables:
-            raise ValueError(
-                f"data.source {text!r} holds both images ({pictures[0].name}, …) and tables ({tables[0].name}, …);"
-                f" name the tables by a glob such as {text}/*{tables[0].suffix}, or move one kind elsewhere"
-            )
-        if tables:
-            return local_tables(config, by_split(tables, path))
-        return picture_folder(config, path, pictures)
+        return folder_source(config, path)
     if path.is_file():
         if path.suffix.lower() not in TABLES:
             raise ValueError(
@@ -49,12 +55,36 @@ def find_source(config: DataConfig) -> Source:
     raise ValueError(f"data.source {text!r}: there is no such folder or file{hint}")
 
 
+def folder_source(config: DataConfig, folder: Path) -> Source:
+    """What a folder holds: pictures, arrays or tables. Raises ValueError for none, and for several of these."""
+    files = list(walk(folder, PICTURES + ARRAYS + TABLES))
+    kinds = {"images": PICTURES, "arrays": ARRAYS, "tables": TABLES}
+    found = {kind: those for kind, ends in kinds.items() if (those := [f for f in files if f.suffix.lower() in ends])}
+    if not found:
+        raise ValueError(
+            f"data.source {str(folder)!r} holds no images, nor arrays or tables;"
+            f" looked for {' '.join(PICTURES + ARRAYS + TABLES)}"
+        )
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        glob_hint = f"name the tables by a glob such as {folder}/*{second[0].suffix}, or " if other == "tables" else ""
+        raise ValueError(
+            f"data.source {str(folder)!r} holds both {one} ({first[0].name}, …) and {other} ({second[0].name}, …);"
+            f" {glob_hint}move one kind elsewhere"
+        )
+    if "tables" in found:
+        return local_tables(config, by_split(files, folder))
+    return file_folder(config, folder, files)
+
+
 def digits(config: DataConfig) -> Source:
     """scikit-learn's handwritten digits: 1,797 grey images of 8x8 px, levels 0..16 scaled to 0..255, classes "0".."9".
 
     Source: E. Alpaydin and C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI repository (test part).
     """
     no_columns(config, "a set of digits")
+    only_pictures(config)
+    refuse(config, ("label_file",), "digits have labels")
     choose_split(config, ["train"])
 
     def read() -> Records:
@@ -66,6 +96,6 @@ def digits(config: DataConfig) -> Source:
         rows = enumerate(zip(pixels, labels, strict=True))
         items = (Item(f"digit {i}", image, label) for i, (image, label) in rows)
         classes = tuple(str(name) for name in table.target_names)
-        return Records(items, len(pixels), config.labels is not False, classes)
+        return Records(items, len(pixels), PICTURE_PIXELS[config.bits], config.labels is not False, classes)
 
     return Source("digits", ["digits", 1], read)

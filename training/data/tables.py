@@ -2,19 +2,34 @@
 
 from collections.abc import Generator, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from training.data.config import DataConfig
-from training.data.records import Item, Records, Source, choose_split, nearest, stamp
+from training.data.records import (
+    PICTURE_PIXELS,
+    Item,
+    Records,
+    Source,
+    choose_split,
+    nearest,
+    only_pictures,
+    refuse,
+    stamp,
+)
 from training.data.table_files import first_line, open_table
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "fine_labels", "coarse_label")
 
+TEXTS = ("string", "large_string")
+ROWS_TO_TRY = 100
+
 
 def local_tables(config: DataConfig, splits: dict[str, list[Path]]) -> Source:
     """Parquet or arrow files, read as a stream so that no copy of them is written."""
+    only_table(config)
     files = splits[choose_split(config, splits)]
     kinds = {file.suffix.lower().removeprefix(".") for file in files}
     if len(kinds) > 1:
@@ -39,6 +54,7 @@ def hub_tables(config: DataConfig, name: str) -> Source:
 
     Raises ValueError when it cannot be fetched, or has no such split, with the reason that `datasets` gives.
     """
+    only_table(config)
     repository, _, revision = name.partition("@")
 
     def read() -> Records:
@@ -54,6 +70,12 @@ def hub_tables(config: DataConfig, name: str) -> Source:
     return Source(repository.rpartition("/")[2], ["hub", repository, revision, config.split], read)
 
 
+def only_table(config: DataConfig) -> None:
+    """Refuse what only folders can have."""
+    only_pictures(config)
+    refuse(config, ("label_file",), "a table has a column for labels, data.label_column")
+
+
 def records(config: DataConfig, table: Any, features: Mapping[str, Any], count: int) -> Records:
     """The chosen image and label columns of a `datasets` table (streamed or not), as `features` describe them."""
     from datasets import ClassLabel, Image
@@ -61,6 +83,7 @@ def records(config: DataConfig, table: Any, features: Mapping[str, Any], count: 
     image, label = image_column(config, features), label_column(config, features)
     names = features[label].names if label is not None and isinstance(features[label], ClassLabel) else None
     table = table.select_columns([image] if label is None else [image, label])
+    check_paths(image, table, features)
 
     def items() -> Generator[Item, None, None]:
         try:
@@ -69,7 +92,8 @@ def records(config: DataConfig, table: Any, features: Mapping[str, Any], count: 
         except Exception as error:
             raise ValueError(f"data.source {config.source!r}: a table cannot be read ({first_line(error)})") from error
 
-    return Records(items(), count, label is not None, None if names is None else tuple(names))
+    classes = None if names is None else tuple(names)
+    return Records(items(), count, PICTURE_PIXELS[config.bits], label is not None, classes)
 
 
 def item(row: int, value: Mapping[str, Any], label: Any) -> Item:
@@ -81,15 +105,45 @@ def item(row: int, value: Mapping[str, Any], label: Any) -> Item:
 
 def image_column(config: DataConfig, features: Mapping[str, Any]) -> str:
     """The image column: the one named, else the only one of type Image, else one with a usual name."""
-    from datasets import Image
+    from datasets import Image, Value
 
-    if config.image_column is not None:
-        return named("image_column", config.image_column, features)
-    typed = [name for name, feature in features.items() if isinstance(feature, Image)]
-    column = pick(typed, features, IMAGE_NAMES)
+    column = config.image_column
+    if column is not None:
+        named("image_column", column, features)
+    else:
+        typed = [name for name, feature in features.items() if isinstance(feature, Image)]
+        column = pick(typed, features, IMAGE_NAMES)
     if column is None:
         raise ValueError(f"no image column found; set data.image_column to one of the columns: {', '.join(features)}")
+    feature = features[column]
+    plain = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", *TEXTS)
+    packed = isinstance(feature, Mapping) and {"bytes", "path"} & set(feature)
+    if not (isinstance(feature, Image) or plain or packed):
+        raise ValueError(
+            f"image column {column!r} holds {getattr(feature, 'dtype', feature)}, not the bytes or paths of image"
+            " files; set data.image_column to another column"
+        )
     return column
+
+
+def check_paths(column: str, table: Any, features: Mapping[str, Any]) -> None:
+    """Raises ValueError if an image column of texts holds no paths: the first rows tell."""
+    if getattr(features[column], "dtype", None) not in TEXTS:
+        return
+    texts = [record[column] for record in islice(table, ROWS_TO_TRY) if record[column]]
+    if texts and not any(is_file(text) for text in texts):
+        raise ValueError(
+            f"image column {column!r} holds texts such as {texts[0][:40]!r}, and no file has such a name; set"
+            " data.image_column to a column with the bytes or paths of image files"
+        )
+
+
+def is_file(text: str) -> bool:
+    """Whether a text is the path of a file."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
 
 
 def label_column(config: DataConfig, features: Mapping[str, Any]) -> str | None:
@@ -112,7 +166,7 @@ def label_column(config: DataConfig, features: Mapping[str, Any]) -> str | None:
             )
         return None
     feature = features[column]
-    whole = isinstance(feature, Value) and ("int" in feature.dtype or feature.dtype in ("string", "large_string"))
+    whole = isinstance(feature, Value) and ("int" in feature.dtype or feature.dtype in TEXTS)
     if not isinstance(feature, ClassLabel) and not whole:
         raise ValueError(
             f"label column {column!r} holds {getattr(feature, 'dtype', feature)}, not whole numbers or names;"

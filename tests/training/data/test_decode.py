@@ -1,3 +1,5 @@
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from PIL import Image
 
 from training.data import DataConfig
 from training.data import decode as module
-from training.data.decode import decode, decode_all, decode_in_threads
+from training.data.decode import decode, decode_all, decode_file, decode_in_threads
 from training.data.records import Item
 
 FOUND = DataConfig()
@@ -37,8 +39,78 @@ def test_16_bit_greys_are_scaled_not_clipped() -> None:
     expected = [[[0, 0, 1, 1, 128, 255]]]
     assert decode(encoded(Image.fromarray(deep)), FOUND).tolist() == expected
     assert decode(encoded(Image.fromarray(deep), "tiff"), FOUND).tolist() == expected
-    pgm = b"P5 6 1 65535\n" + deep.astype(">u2").tobytes()
-    assert decode(pgm, FOUND).tolist() == expected
+    assert decode(pgm16(deep), FOUND).tolist() == expected
+
+
+DEEP = DataConfig(bits=16)
+
+
+def test_16_bits_are_kept_and_8_are_scaled_up() -> None:
+    deep = np.array([[0, 1, 257, 65535]], np.uint16)
+    for data in (encoded(Image.fromarray(deep)), encoded(Image.fromarray(deep), "tiff"), pgm16(deep)):
+        kept = decode(data, DEEP)
+        assert kept.dtype == np.uint16
+        assert kept.tolist() == [[[0, 1, 257, 65535]]]
+    assert decode(encoded(Image.fromarray(deep)), DataConfig(bits=16, channels=3)).tolist() == [deep.tolist()] * 3
+    shallow = np.array([[0, 1, 254, 255]], np.uint8)
+    assert decode(encoded(Image.fromarray(shallow)), DEEP).tolist() == [[[0, 257, 65278, 65535]]]
+    colour = Image.new("RGBA", (1, 1), (1, 2, 3, 255))
+    assert decode(encoded(colour), DEEP).ravel().tolist() == [257, 514, 771]
+
+
+def pgm16(levels: np.ndarray) -> bytes:
+    return b"P5 %d %d 65535\n" % levels.shape[::-1] + levels.astype(">u2").tobytes()
+
+
+def test_16_bits_are_scaled_in_size_without_loss_or_clipping() -> None:
+    flat = np.full((8, 8), 12345, np.uint16)
+    assert (decode(encoded(Image.fromarray(flat)), DataConfig(bits=16, size=(4, 6))) == 12345).all()
+    edge = np.repeat(np.array([[0, 0, 65535, 65535]], np.uint16), 4, axis=0)
+    wider = decode(encoded(Image.fromarray(edge)), DataConfig(bits=16, size=(4, 16), crop="stretch"))[0]
+    assert (wider[:, [0, 5]] == 0).all()  # bicubic would go below
+    assert (wider[:, [10, 15]] == 65535).all()
+    assert len(np.unique(wider % 257)) > 1  # between the levels of 8 bits
+
+
+def png16(kind: int, levels: list[int], *chunks: bytes) -> bytes:
+    """A PNG of one pixel with 16 bits a channel, which Pillow does not write."""
+    data = zlib.compress(b"\0" + np.array(levels, ">u2").tobytes())
+    header = struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0)
+    whole = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", data), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def tiff16(levels: list[int]) -> bytes:
+    """An RGB TIFF of one pixel with 16 bits a channel: the tags of its only page, then 3 times "16", then the pixel."""
+    tags = [(256, 1), (257, 1), (258, 122), (259, 1), (262, 2), (273, 128), (277, 3), (278, 1), (279, 6)]
+    page = b"".join(struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + page + struct.pack("<I3H3H", 0, 16, 16, 16, *levels)
+
+
+RGB, LA, RGBA = 2, 4, 6
+WIDE = {
+    "rgb": (png16(RGB, [0x1234, 0xFFFF, 0x00FF]), [0x12, 0xFF, 0x00]),
+    "tiff": (tiff16([0x1234, 0xFFFF, 0x00FF]), [0x12, 0xFF, 0x00]),
+    "ppm": (b"P6 1 1 65535\n" + np.array([0x1234, 0xFFFF, 0x00FF], ">u2").tobytes(), [0x12, 0xFF, 0x00]),
+    "rgba": (png16(RGBA, [0x1234, 0xFFFF, 0x00FF, 0xFFFF]), [0x12, 0xFF, 0x00]),
+    "la": (png16(LA, [0x1234, 0xFFFF]), [0x12]),
+    "key": (png16(0, [0x1234], chunk(b"tRNS", struct.pack(">H", 0x1234))), [255]),
+    "other key": (png16(0, [0x1234], chunk(b"tRNS", struct.pack(">H", 0x1235))), [0x12]),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_16_bits_that_pillow_cuts_are_refused_where_they_are_to_be_kept(kind: str) -> None:
+    """With 8 bits, the first byte is what Pillow reads (a PPM it scales)."""
+    data, cut = WIDE[kind]
+    np.testing.assert_allclose(decode(data, FOUND).ravel(), cut, atol=kind == "ppm")
+    message = r"with 16 bits, of which only 8 can be read; save it as an array \(\.npy\), or set data\.bits to 8"
+    with pytest.raises(ValueError, match=message):
+        decode(data, DEEP)
 
 
 def test_32_bit_pixels_are_refused() -> None:
@@ -66,21 +138,69 @@ def test_transparency_is_laid_on_white() -> None:
     assert decode(encoded(keyed, transparency=7), FOUND).tolist() == [[[255, 8]]]
 
 
+def test_transparency_is_laid_on_any_colour_and_grey_stays_grey_on_grey() -> None:
+    blue, grey = DataConfig(background=(0, 100, 200)), DataConfig(background=(100, 100, 100))
+    fifth = Image.new("RGBA", (1, 1), (255, 0, 50, 51))  # a fifth of itself, four fifths of what is below
+    assert decode(encoded(fifth), blue).ravel().tolist() == [51, 80, 170]
+    assert decode(encoded(fifth), grey).ravel().tolist() == [131, 80, 90]
+    mono = Image.new("LA", (1, 1), (50, 51))
+    assert decode(encoded(mono), blue).ravel().tolist() == [10, 90, 170]
+    assert decode(encoded(mono), grey).ravel().tolist() == [90]
+    assert decode(encoded(mono), DataConfig(background=(100, 100, 100), bits=16)).ravel().tolist() == [90 * 257]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([9, 9, 9, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    assert decode(encoded(palette, transparency=0), blue)[:, 0].T.tolist() == [[0, 100, 200], [0, 0, 255]]
+    keyed = Image.new("RGB", (1, 1), (1, 2, 3))
+    assert decode(encoded(keyed, transparency=(1, 2, 3)), blue).ravel().tolist() == [0, 100, 200]
+    assert decode(encoded(keyed, transparency=(1, 2, 4)), blue).ravel().tolist() == [1, 2, 3]
+
+
 def test_palettes_bits_and_cmyk_become_rgb_or_grey() -> None:
     palette = Image.new("P", (1, 1), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     assert decode(encoded(palette), FOUND).ravel().tolist() == [10, 20, 30]
     assert decode(encoded(Image.new("1", (1, 1), 1)), FOUND).tolist() == [[[255]]]
+    ink = encoded(Image.new("CMYK", (1, 1), (51, 0, 255, 51)), "tiff")  # (1 - ink) (1 - black) = 0.8 x 0.8, 0.8, 0
+    np.testing.assert_allclose(decode(ink, FOUND).ravel(), [163, 204, 0], atol=1)
     red = decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "jpeg", quality=95), FOUND)
     np.testing.assert_allclose(red[:, 4, 4], [255, 0, 0], atol=3)
 
 
-def test_exif_orientation_is_applied(pixels) -> None:
-    array = pixels(0, 4, 6, 3)
-    turned = Image.fromarray(array)
-    exif = turned.getexif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter clockwise
-    np.testing.assert_array_equal(decode(encoded(turned, exif=exif), FOUND), np.rot90(array, -1).transpose(2, 0, 1))
+UPRIGHT = {  # EXIF 2.32, table 6: where the first row and the first column of what is stored are seen
+    1: lambda stored: stored,  # top, left
+    2: lambda stored: stored[:, ::-1],  # top, right
+    3: lambda stored: stored[::-1, ::-1],  # bottom, right
+    4: lambda stored: stored[::-1],  # bottom, left
+    5: lambda stored: stored.swapaxes(0, 1),  # left, top
+    6: lambda stored: stored.swapaxes(0, 1)[:, ::-1],  # right, top
+    7: lambda stored: stored.swapaxes(0, 1)[::-1, ::-1],  # right, bottom
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_is_applied(orientation: int, pixels) -> None:
+    stored = pixels(0, 4, 6, 3)
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    upright = UPRIGHT[orientation](stored)
+    np.testing.assert_array_equal(decode(encoded(image, exif=exif), FOUND), upright.transpose(2, 0, 1))
+    deep = stored[..., 0].astype(np.uint16) * 200
+    upright = UPRIGHT[orientation](deep)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(deep), exif=exif), DEEP)[0], upright)
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_of_several_pictures_the_first_is_taken_and_that_is_told(kind: str) -> None:
+    frames = [Image.new("L", (3, 2), level) for level in (10, 200, 90)]
+    options = {"lossless": True} if kind == "webp" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    pixels, several = decode_file(data, FOUND)
+    assert (pixels == 10).all()
+    assert several
+    assert not decode_file(encoded(frames[0], kind), FOUND)[1]
 
 
 def test_shrinking_does_not_alias() -> None:
@@ -120,8 +240,8 @@ def test_order_and_errors_do_not_depend_on_threads(quick_seconds, monkeypatch, p
     data: list[bytes | Path] = [png(pixels(i, 3, 3)) for i in range(200)]
     data[70], data[150], data[199] = b"no image", data[150][:40], tmp_path / "none.png"  # type: ignore[index]
     result = list(decode_all([Item(str(i), each) for i, each in enumerate(data)], FOUND))
-    assert [item.name for item, _ in result] == [str(i) for i in range(200)]
-    texts = {item.name: decoded for item, decoded in result if isinstance(decoded, str)}
+    assert [item.name for item, _, _ in result] == [str(i) for i in range(200)]
+    texts = {item.name: decoded for item, decoded, _ in result if isinstance(decoded, str)}
     assert list(texts) == ["70", "150", "199"]
     assert texts["70"] == "not an image"
     assert "No such file" in texts["199"]

@@ -46,8 +46,12 @@ def test_bad_sets_are_refused(pixels) -> None:
         Images(array, None, ("a", "b"))
     with pytest.raises(ValueError, match=r"label 2 of image 1 is outside 0\.\.1; correct it"):
         Images(array, np.array([0, 2, 3]), ("a", "b"))
-    with pytest.raises(ValueError, match=rf"label -1 of image 2 is outside 0\.\.{MAX_CLASSES - 1}; correct it"):
+    with pytest.raises(ValueError, match=r"label -1 of image 2 is negative, but classes are numbered from 0 on; corr"):
         Images(array, np.array([0, 2, -1]))
+    with pytest.raises(ValueError, match=r"label 100000 of image 1 is too large to be the number of a class; correct"):
+        Images(array, np.array([0, MAX_CLASSES, 1]))
+    with pytest.raises(ValueError, match=r"the images are float64 but such pixels are stored as uint8; convert them"):
+        Images(array.astype(np.float64))
 
 
 def test_the_fingerprint_changes_with_all_content_and_with_nothing_else(pixels) -> None:

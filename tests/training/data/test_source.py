@@ -74,7 +74,7 @@ def test_linked_folders_are_followed_once(config, pixels, save, tmp_path: Path) 
     ("source", "message"),
     [
         ("none", r"data\.source '.*none': there is no such folder or file$"),
-        ("empty", r"data\.source '.*empty' holds no images, nor tables; looked for " + " ".join(PICTURES)),
+        ("empty", r"data\.source '.*empty' holds no images, nor arrays or tables; looked for " + " ".join(PICTURES)),
         (
             "flat/a.png",
             r"data\.source '.*a\.png' is not a table \(\.parquet or \.arrow\); give such a file, or a folder",

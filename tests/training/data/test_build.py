@@ -1,0 +1,257 @@
+"""A build that is killed, overtaken, refused or short of space."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from training.data import DataConfig, open_images, pixel_file
+from training.data import build as module
+from training.data.pixel_file import PixelFile
+
+COUNT = 120
+
+
+@pytest.fixture
+def pets(pixels, save, tmp_path: Path) -> Path:
+    """Grey pictures, one in colour late among them, one bad, one animation; two classes."""
+    for i in range(COUNT):
+        shape = (4, 5, 3) if i == 70 else (4, 5)
+        save(tmp_path / "pets" / ("cat" if i % 3 else "dog") / f"{i:03}.png", pixels(i, *shape))
+    (tmp_path / "pets" / "cat" / "010.png").write_text("no image")
+    frames = [Image.fromarray(pixels(i, 4, 5)) for i in range(2)]
+    frames[0].save(tmp_path / "pets" / "cat" / "011.png", save_all=True, append_images=frames[1:])
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def content(config, pets: Path, tmp_path: Path) -> Callable[[DataConfig], dict[str, bytes]]:
+    """The bytes of each file of the only folder in a cache, after it is opened."""
+
+    def read(config: DataConfig) -> dict[str, bytes]:
+        open_images(config)
+        (folder,) = config.cache_folder.iterdir()
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    return read
+
+
+@pytest.fixture
+def straight(pets: Path, content, tmp_path: Path) -> dict[str, bytes]:
+    """What a build leaves that nothing stopped."""
+    return content(DataConfig(source=str(pets), cache=tmp_path / "straight"))
+
+
+class Killed(BaseException):
+    """Not an error of the program: nothing in it is prepared for this."""
+
+
+def killed(*_arguments, **_options):
+    raise Killed
+
+
+@pytest.fixture
+def build_until(pets, config, monkeypatch) -> Callable[[int], None]:
+    """Start a build that is killed before the image of a number is written."""
+
+    def start(number: int) -> None:
+        append = PixelFile.append
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                PixelFile,
+                "append",
+                lambda self, *image: (killed if self.progress.count == number else append)(self, *image),
+            )
+            with pytest.raises(Killed):
+                open_images(config(source=pets))
+
+    return start
+
+
+@pytest.fixture
+def every_image(monkeypatch) -> None:
+    """The journal tells of every image."""
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[str]:
+    """Names of the images that are written from here on."""
+    names: list[str] = []
+    append = PixelFile.append
+    monkeypatch.setattr(PixelFile, "append", lambda self, image, name: (names.append(name), append(self, image, name)))
+    return names
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+@pytest.mark.parametrize("stops", [(1,), (9, 10, 11), (60,), (95, 118)])
+def test_a_killed_build_goes_on_to_the_same_bytes(
+    stops, seconds, pets, config, content, straight, build_until, monkeypatch
+) -> None:
+    """Whether it told of every image in its journal, or of none but the start and the change to colour."""
+    monkeypatch.setattr(module, "SAVE_SECONDS", seconds)
+    for stop in stops:
+        build_until(stop)
+        names = sorted(path.suffix for path in config().cache_folder.iterdir())
+        assert names == [".lock", ".partial"]
+    assert content(config(source=pets)) == straight
+    assert sorted(straight) == ["cache.json", "images.bin", "labels.npy"]
+
+
+def test_what_is_decoded_is_not_decoded_again(pets, config, every_image, build_until, written, capsys) -> None:
+    build_until(100)
+    assert "skipped cat/010.png" in capsys.readouterr().err
+    images = open_images(config(source=pets))
+    assert len(images) == COUNT - 1
+    assert len(written) == COUNT - 1
+    assert "skipped" not in capsys.readouterr().err
+    assert [text.partition(":")[0] for text in images.bad] == ["cat/010.png"]
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "stop"),
+    [
+        (PixelFile, "save", lambda self: None if self.progress.count == 0 else killed()),  # the copy in colour is made
+        (module, "write_text", killed),  # all is there but the description
+        (module.os, "replace", lambda old, new: killed() if str(old).endswith(".partial") else os.rename(old, new)),
+    ],
+    ids=["widened", "undescribed", "unnamed"],
+)
+def test_a_kill_between_two_steps(where, what, stop, pets, config, content, straight, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(where, what, stop)
+        with pytest.raises(Killed):
+            open_images(config(source=pets))
+    assert content(config(source=pets)) == straight
+
+
+def test_half_a_line_of_the_journal_is_dropped(pets, config, content, straight, every_image, build_until) -> None:
+    build_until(100)
+    (journal,) = config().cache_folder.glob("*.partial/journal.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-20])
+    assert content(config(source=pets)) == straight
+
+
+def test_images_that_are_gone_are_decoded_again(pets, config, content, straight, every_image, build_until) -> None:
+    build_until(40)
+    (file,) = config().cache_folder.glob("*.partial/images-1.bin")
+    os.truncate(file, 700)
+    assert content(config(source=pets)) == straight
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from training.data import DataConfig, build, open_images
+from training.data.pixel_file import PixelFile
+build.SAVE_SECONDS = 0.0
+append = PixelFile.append
+PixelFile.append = lambda self, image, name: (time.sleep(0.02), append(self, image, name))
+open_images(DataConfig(source=sys.argv[1], cache=Path(sys.argv[2])))
+"""
+
+
+def test_another_process_waits_says_for_whom_and_takes_over_when_it_is_killed(
+    pets, config, content, straight, capsys
+) -> None:
+    cache = config().cache_folder
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(pets), str(cache)], stderr=subprocess.DEVNULL)
+    while sum(len(file.read_bytes().splitlines()) for file in cache.glob("*.partial/journal.jsonl")) < 20:
+        assert child.poll() is None
+        time.sleep(0.01)
+    threading.Timer(0.3, lambda: child.send_signal(signal.SIGKILL)).start()
+    assert content(config(source=pets)) == straight
+    assert child.wait() == -signal.SIGKILL
+    assert f"waiting for process {child.pid} on " in capsys.readouterr().err
+
+
+def test_who_waited_finds_the_cache(pets, config, monkeypatch) -> None:
+    """Nothing is built when the other is done: here the folder appears while the lock is held."""
+    images = open_images(config(source=pets))
+    (folder,) = config().cache_folder.iterdir()
+    hidden = folder.with_name("hidden")
+    folder.rename(hidden)
+    held = threading.Event()
+
+    def other() -> None:
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            held.set()
+            time.sleep(0.2)
+            hidden.rename(folder)
+
+    threading.Thread(target=other).start()
+    held.wait()
+    monkeypatch.setattr(module, "write", None)
+    assert open_images(config(source=pets)).fingerprint == images.fingerprint
+    assert list(config().cache_folder.iterdir()) == [folder]
+
+
+def test_data_that_cannot_be_used_leave_nothing(pets, config, pixels, save) -> None:
+    save(pets / "dog" / "999.png", pixels(0, 9, 9))
+    with pytest.raises(ValueError, match="images differ in size"):
+        open_images(config(source=pets))
+    assert list(config().cache_folder.iterdir()) == []
+
+
+def test_after_too_many_bad_images_a_higher_limit_goes_on(pets, config, every_image, written) -> None:
+    (pets / "dog" / "099.png").write_text("no image")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"more than data\.max_bad 1 images cannot be read \(cat/010\.png: "):
+            open_images(config(source=pets, max_bad=1))
+    assert open_images(config(source=pets, max_bad=2)).skipped == 2
+    assert len(written) == len(set(written)) == COUNT - 2
+
+
+def test_of_several_pictures_in_a_file_is_told(pets, config, straight) -> None:
+    note = "1 file holds several pictures, as cat/011.png does: the first was taken"
+    assert json.loads(straight["cache.json"])["notes"] == [note]
+    assert str(open_images(config(source=pets))).endswith(f"; {note}")
+
+
+def test_a_full_disk_is_noticed_after_the_first_image(pets, config, monkeypatch) -> None:
+    free = namedtuple("free", "total used free")(0, 0, COUNT * 20 - 1)
+    monkeypatch.setattr(pixel_file.shutil, "disk_usage", lambda _: free)
+    message = (
+        r"the decoded images need 2\.4 kB but the disk of .*partial has 2\.4 kB free; free some, set data\.cache to"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_images(config(source=pets))
+    assert list(config().cache_folder.iterdir()) == []
+    monkeypatch.setattr(pixel_file.shutil, "disk_usage", lambda _: free._replace(free=COUNT * 20))
+    with pytest.raises(ValueError, match=r"need 7\.2 kB but"):  # now in colour
+        open_images(config(source=pets))
+
+
+def test_a_disk_that_fills_up_is_named_and_the_build_goes_on_later(
+    pets, config, content, straight, monkeypatch
+) -> None:
+    def full(self, image, name):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelFile, "append", full)
+        with pytest.raises(OSError, match="No space left") as raised:
+            open_images(config(source=pets))
+    assert str(raised.value.filename).endswith(".partial")
+    assert content(config(source=pets)) == straight
+
+
+def test_the_progress_bar_starts_where_the_build_was(pets, config, every_image, build_until, monkeypatch) -> None:
+    build_until(30)
+    seen = []
+    bar = module.tqdm
+    monkeypatch.setattr(module, "tqdm", lambda **options: (seen.append(options["initial"]), bar(**options))[1])
+    assert np.shape(open_images(config(source=pets)).labels) == (COUNT - 1,)
+    assert seen == [31]  # a bad one among them

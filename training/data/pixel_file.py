@@ -1,0 +1,111 @@
+"""The growing file of decoded images, whose number of channels is settled only by the first image in colour."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Shaped
+
+from training.data.journal import Journal, Progress
+from training.memory import show_size
+
+
+class PixelFile:
+    """Images appended to a raw file: the first decides the size; the first in colour makes all of them RGB.
+
+    It goes on after what `progress` tells of, and keeps that up to date. `total` is how many images there will be
+    (None: unknown); ValueError is raised as soon as the disk has no room for so many.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, progress: Progress, dtype: np.dtype, total: int | None):
+        self.folder, self.journal, self.progress, self.dtype, self.total = folder, journal, progress, dtype, total
+        self._file: BinaryIO | None = None
+        if progress.shape is not None:
+            self._open(progress.shape, progress.count)
+
+    @property
+    def path(self) -> Path:
+        """Where the images are."""
+        assert self.progress.shape is not None
+        return images_file(self.folder, self.progress.shape[0])
+
+    def append(self, image: Shaped[np.ndarray, "c h w"], name: str) -> None:
+        """Write one image. Raises ValueError if its size is not that of the others."""
+        progress = self.progress
+        if progress.shape is None:
+            self._open(image.shape, 0)
+            progress.shape, progress.first = image.shape, name
+        channels, height, width = progress.shape
+        if image.shape[1:] != (height, width):
+            raise ValueError(
+                f"images differ in size: {progress.first} has {height} x {width} px (height x width), {name} has"
+                f" {image.shape[1]} x {image.shape[2]}; set data.size to bring all of them to one size"
+            )
+        if len(image) > channels:
+            self._widen(len(image))
+        elif len(image) < channels:
+            image = np.repeat(image, channels, axis=0)
+        assert self._file is not None
+        self._file.write(image.tobytes())
+        progress.count += 1
+
+    def save(self) -> None:
+        """Bring images to the disk, then say so in the journal."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.journal.save(self.progress)
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self, shape: tuple[int, ...], count: int) -> None:
+        """Open the file for images of this shape, of which the first `count` are kept."""
+        size = math.prod(shape) * self.dtype.itemsize
+        if self.total is not None:
+            require_disk(self.folder, size * (self.total - count))
+        self._file = images_file(self.folder, shape[0]).open("r+b" if count else "wb")
+        self._file.truncate(count * size)
+        self._file.seek(0, os.SEEK_END)
+
+    def _widen(self, channels: int) -> None:
+        """Copy the grey images written so far to a file where each has `channels` equal channels."""
+        assert self.progress.shape is not None
+        assert self._file is not None
+        self._file.close()
+        grey, (_, height, width) = self.path, self.progress.shape
+        self._open((channels, height, width), 0)
+        with open(grey, "rb") as file:
+            for _ in range(self.progress.count):
+                self._file.write(file.read(height * width * self.dtype.itemsize) * channels)
+        self.progress.shape = (channels, height, width)
+        self.save()
+        grey.unlink()
+
+
+def is_held(folder: Path, progress: Progress, dtype: np.dtype) -> bool:
+    """Whether the images that `progress` tells of are in the folder."""
+    if progress.shape is None:
+        return True
+    file = images_file(folder, progress.shape[0])
+    return file.exists() and file.stat().st_size >= progress.count * math.prod(progress.shape) * dtype.itemsize
+
+
+def images_file(folder: Path, channels: int) -> Path:
+    """A file for each number of channels, so that of two the journal tells the valid one."""
+    return folder / f"images-{channels}.bin"
+
+
+def require_disk(folder: Path, size: int) -> None:
+    """Raises ValueError if the disk of a folder has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(
+            f"the decoded images need {show_size(size)} but the disk of {folder} has {show_size(free)} free; free some,"
+            " set data.cache to a folder on another disk, or data.size to something smaller"
+        )
