@@ -18,7 +18,7 @@ from tasks.diffusion_model import DiffusionModel, describe, load_model
 from tasks.grid import draw_grid, to_uint8
 from tasks.start import load_start, start_config
 from training.config import TrainConfig
-from training.data import DataConfig, Images
+from training.data import DataConfig, ImageSet
 from training.random import GlobalRandom, seeded
 from training.task import Batch
 from unet import UNet, UNetConfig, list_presets, preset
@@ -204,7 +204,7 @@ class DiffusionRun:
             return []
         return load_start(about.net, self.init, self.init_layout, about.schedule, about.prediction)
 
-    def build(self, images: Images) -> DiffusionTask:
+    def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
         if self.model.learned_variance:
             raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.config import TrainConfig
-from training.data import DataConfig, Feed, Images, augment
+from training.data import DataConfig, Feed, ImageSet, augment
 from training.log import RunLog
 from training.meter import Meter
 from training.random import GlobalRandom, mix, seed_device
@@ -27,7 +27,7 @@ from training.task import Batch, Task
 
 
 def fit(
-    task: Task, images: Images, data: DataConfig, config: TrainConfig, folder: RunFolder, accelerator: Accelerator
+    task: Task, images: ImageSet, data: DataConfig, config: TrainConfig, folder: RunFolder, accelerator: Accelerator
 ) -> bool:
     """Train `task.model` on `images` until `config.images` are seen; to be called on every process.
 
@@ -55,7 +55,7 @@ class Loop:
     def __init__(
         self,
         task: Task,
-        images: Images,
+        images: ImageSet,
         data: DataConfig,
         config: TrainConfig,
         folder: RunFolder,

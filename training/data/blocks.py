@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
 from training.data.labels import Label
-from training.data.pixels import BYTES, Pixels
-from training.data.records import Item, Source
+from training.data.pixels import Pixels
+from training.data.records import PICTURE_PIXELS, Item, Source
 from training.data.source import HUB
 from training.data.table_files import open_table, readable
-from training.data.tables import image_column, item, label_column
+from training.data.tables import check_paths, image_column, item, label_column
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Blocks:
     """the label of every image, or None"""
     classes: tuple[str, ...] | None
     """names of the classes where the source has them"""
+    shape: tuple[int, int, int] | None
+    """channels, height and width of every image where the files tell, as those of arrays do"""
     pixels: Pixels
     """what the numbers of decoded images mean"""
     stamp: list
@@ -63,14 +66,15 @@ def one_block(source: Source) -> Blocks:
         load=lambda block: items,
         labels=[each.label for each in items] if records.labelled else None,
         classes=records.classes,
-        pixels=BYTES,
+        shape=items[0].data.shape if items and isinstance(items[0].data, ArrayFile) else None,
+        pixels=records.pixels,
         stamp=[[each.name, size_bytes(each)] for each in items],
     )
 
 
 def size_bytes(image: Item) -> int:
     """Bytes of an image that is not decoded."""
-    data = image.data
+    data = image.data.path if isinstance(image.data, ArrayFile) else image.data
     if isinstance(data, bytes):
         return len(data)
     return data.nbytes if isinstance(data, np.ndarray) else data.stat().st_size
@@ -86,6 +90,7 @@ def table_blocks(files: Sequence[Path], config: DataConfig) -> Blocks:
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
             raise ValueError(f"{table.file} has no column {missing[0]!r}, which {files[0].name} has; write it again")
+    check_paths(image, ({image: value} for table in tables for value in table.column(image).to_pylist()), features)
     places = [(table, block) for table in tables for block in range(len(table.sizes))]
     first_rows = np.cumsum([0, *(table.sizes[block] for table, block in places)])
 
@@ -109,6 +114,7 @@ def table_blocks(files: Sequence[Path], config: DataConfig) -> Blocks:
         load=load,
         labels=None if label is None else labels(label),
         classes=None if names is None else tuple(names),
-        pixels=BYTES,
+        shape=None,
+        pixels=PICTURE_PIXELS[config.bits],
         stamp=[[table.file.name, table.file.stat().st_size, list(table.sizes)] for table in tables],
     )

@@ -75,7 +75,7 @@ def open_table(file: Path) -> Table:
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
     """Errors of arrow as a ValueError that names the file."""
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     try:
         yield
