@@ -106,7 +106,7 @@ class StreamedImages:
             self._held[block] = self._loader.submit(self._blocks.load, block)
         self._held.move_to_end(block)
         while len(self._held) > 2 * self._config.stream_blocks:
-            self._held.popitem(last=False)[1].cancel()
+            self._held.popitem(last=False)
         return self._held[block]
 
     def _decode(
