@@ -15,6 +15,11 @@ from training.data import DataConfig
         ({"size": (32, 100_000)}, r"data\.size \(32, 100000\) is too large; give at most 8192 pixels a side"),
         ({"max_bad": -1}, r"data\.max_bad -1 must be 0 or more"),
         ({"label_column": "y", "labels": False}, r"data\.label_column is 'y' but data\.labels is false; drop one"),
+        ({"label_file": Path("y"), "labels": False}, r"data\.label_file is 'y' but data\.labels is false; drop one"),
+        ({"channels": 0}, r"data\.channels 0 must be positive, or null \(as found\)"),
+        ({"range": (1, 1)}, r"data\.range \(1, 1\) must be two numbers, the lower one first"),
+        ({"range": (0, float("inf"))}, r"data\.range \(0, inf\) must be two numbers, the lower one first"),
+        ({"background": (0, 0, 256)}, r"data\.background \(0, 0, 256\) must be three numbers of 0 to 255: red, green"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(fields: dict, message: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from training.data import Images, open_images
 
@@ -195,6 +195,26 @@ def test_a_damaged_page_is_an_error(table, config, tmp_path: Path) -> None:
 def test_a_wrong_column_lists_the_columns(fields: dict, message: str, table, read) -> None:
     with pytest.raises(ValueError, match=message):
         read(table(label=(ANIMALS, [0] * 4), x=(Value("float32"), [0.5] * 4)), **fields)
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "message"),
+    [
+        (Value("string"), ["a cat", None, "a dog", "x" * 5000], r"holds texts such as 'a cat', and no file has such a"),
+        (Value("float32"), [0.5] * 4, r"holds float32, not the bytes or paths of image files; set data\.image_column"),
+        (ANIMALS, [0] * 4, r"holds int64, not the bytes or paths of image files; set data\.image_column to another"),
+        (List(Value("int64")), [[1, 2]] * 4, r"holds List\(Value\('int64'\)\), not the bytes or paths of image files"),
+    ],
+)
+def test_a_column_that_cannot_hold_images_is_refused_at_once(feature, values, message, table, read, capsys) -> None:
+    with pytest.raises(ValueError, match=rf"image column 'x' {message}"):
+        read(table(x=(feature, values)), image_column="x")
+    assert "skipped" not in capsys.readouterr().err
+
+
+def test_16_bits_from_a_table(table, read, pixels) -> None:
+    images = read(table(), bits=16)
+    np.testing.assert_array_equal(images.read(np.arange(4))[:, 0], [pixels(i, 4, 4) * np.uint16(257) for i in range(4)])
 
 
 def test_labels_that_are_demanded_must_be_there(table, read) -> None:
