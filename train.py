@@ -2,8 +2,8 @@
 
 Several processes: `accelerate launch train.py ...`, or `torchrun ... -- train.py ...` (the dashes, so that torchrun
 does not take `--run` for a flag of its own). Every setting of the YAML file can be changed by a flag such as
-`--train.images 2e5`; `--help` lists them, `--dry-run` shows what would be trained. The same command goes on with a run
-that was interrupted.
+`--train.images 2e5`; `--help` lists them, `--validate` looks at every image, `--dry-run` shows what would be trained.
+The same command goes on with a run that was interrupted.
 
 Asked to stop by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 to any of its processes, it saves after the current update and
 exits with code 75; a second Ctrl-C ends it at once.
@@ -17,6 +17,7 @@ from tasks import RUNS
 from training.accelerator import leave_processes, make_accelerator, on_main
 from training.cli import command, parse
 from training.data import open_images
+from training.data.validate import validate
 from training.freeze import freeze
 from training.loop import fit
 from training.memory import require_memory
@@ -32,6 +33,10 @@ def main(argv: Sequence[str]) -> None:
     """From the command line to a finished run folder."""
     order = parse(RUNS, argv, DEFAULT)
     run = order.run
+    if order.validate:
+        on_main(lambda: validate(run.data))
+        leave_processes()
+        return
     accelerator = make_accelerator(run.train)
     require_memory(run.outline, run.freeze, accelerator.device)
     folder = RunFolder(order.folder)

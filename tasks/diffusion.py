@@ -20,7 +20,7 @@ from tasks.grid import draw_grid
 from tasks.picture import hidden_note, to_uint8
 from tasks.start import read_start, start_config
 from training.config import TrainConfig
-from training.data import DataConfig, Images
+from training.data import DataConfig, ImageSet
 from training.random import GlobalRandom, seeded
 from training.task import Batch
 from unet import UNet, UNetConfig, list_presets, preset
@@ -224,7 +224,7 @@ class DiffusionRun:
         about.net.load_state_dict(weights)
         return said + adapted
 
-    def build(self, images: Images) -> DiffusionTask:
+    def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
         if self.model.learned_variance:
             raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")

@@ -31,12 +31,13 @@ class Command:
     """where the run is kept"""
     fresh: bool
     dry_run: bool
+    validate: bool
     resolved: dict[str, Any]
     """the settings of `run` in plain types, defaults included; written as YAML they give the same run again"""
 
 
 def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | None = None) -> Command:
-    """Reads `--config FILE`, `--run FOLDER`, `--fresh`, `--dry-run` and dotted flags such as `--train.images 2e5`.
+    """Reads the flags of the command itself (`OWN`) and those of the run, dotted, such as `--train.images 2e5`.
 
     `task`, and `model.preset` and `init` where the task has them, are read first, the rest as fields of the run
     dataclass `runs[task]` (see `Schema` for what that class may declare). `--help` prints the settings of the task and
@@ -67,7 +68,7 @@ def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | 
     for name in schema.derived:
         *parents, last = name.split(".")
         functools.reduce(dict.__getitem__, parents, resolved).pop(last)
-    return Command(run, _checked_name(folder, path), "fresh" in own, "dry-run" in own, resolved)
+    return Command(run, _checked_name(folder, path), "fresh" in own, "dry-run" in own, "validate" in own, resolved)
 
 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:

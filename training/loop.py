@@ -17,7 +17,7 @@ from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.checkpoint import Checkpoint, Facts
 from training.config import TrainConfig
-from training.data import DataConfig, Feed, Images, augment
+from training.data import DataConfig, Feed, ImageSet, augment
 from training.log import RunLog
 from training.memory import checkpoint_bytes, saved_bytes, show_size
 from training.meter import Meter
@@ -32,7 +32,7 @@ from training.task import Batch, Task
 
 
 def fit(
-    task: Task, images: Images, data: DataConfig, config: TrainConfig, folder: RunFolder, accelerator: Accelerator
+    task: Task, images: ImageSet, data: DataConfig, config: TrainConfig, folder: RunFolder, accelerator: Accelerator
 ) -> bool:
     """Train `task.model` on `images` until `config.images` are seen; to be called on every process.
 
@@ -60,7 +60,7 @@ class Loop:
     def __init__(
         self,
         task: Task,
-        images: Images,
+        images: ImageSet,
         data: DataConfig,
         config: TrainConfig,
         folder: RunFolder,

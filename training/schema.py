@@ -17,7 +17,7 @@ import jsonargparse
 from training.fields import Leaf, alternatives, kinds, leaves, sections, words
 from training.yaml_file import read_value
 
-USAGE = "%(prog)s [--config FILE] [--run FOLDER] [--fresh] [--dry-run]\n       [--SECTION.KEY VALUE ...]"
+USAGE = "%(prog)s [--config FILE] [--run FOLDER] [--fresh] [--dry-run] [--validate]\n       [--SECTION.KEY VALUE ...]"
 DESCRIPTION = "Train a model. The same command resumes a run that was interrupted."
 EPILOG = (
     "A flag `--train.images 2e5` says the same as `images: 2e5` in the section `train` of the YAML file, and wins over "
@@ -28,6 +28,7 @@ OWN = {
     "run": ("FOLDER", "for its log, checkpoints, samples and model (default: runs/NAME for a config NAME.yaml)"),
     "fresh": (None, "start anew; what the folder holds is moved aside"),
     "dry-run": (None, "show the settings, the size of the model, memory and learning rates, and stop"),
+    "validate": (None, "look at every image of the data set, tell what is wrong and what there is, and stop"),
 }
 
 

@@ -190,6 +190,7 @@ def test_the_switches_and_the_run_folder():
     )
     said = read("task: toy", "--fresh", "--run", "other place/lr=1e-4", "--dry-run")
     assert (said.folder, said.fresh, said.dry_run) == (Path("other place/lr=1e-4"), True, True)
+    assert (said.validate, read("task: toy", "--validate").validate) == (False, True)
 
 
 def test_the_config_has_a_default():

@@ -1,4 +1,4 @@
-"""Data: a source of images, decoded once into a cache, handed out by position, augmented on the device."""
+"""Data: a source of images, decoded once into a cache or as needed, handed out by position, augmented on the device."""
 
 from training.data.augment import augment
 from training.data.cache import open_images
@@ -8,5 +8,17 @@ from training.data.images import Images
 from training.data.nonleaky import non_leaky
 from training.data.order import image_index
 from training.data.pixels import Pixels
+from training.data.stream import ImageSet, StreamedImages
 
-__all__ = ["DataConfig", "Feed", "Images", "Pixels", "augment", "image_index", "non_leaky", "open_images"]
+__all__ = [
+    "DataConfig",
+    "Feed",
+    "ImageSet",
+    "Images",
+    "Pixels",
+    "StreamedImages",
+    "augment",
+    "image_index",
+    "non_leaky",
+    "open_images",
+]

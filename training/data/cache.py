@@ -27,14 +27,17 @@ from training.data.images import Images
 from training.data.pixels import Pixels
 from training.data.records import Source
 from training.data.source import find_source
+from training.data.stream import ImageSet, stream_images
 
 
-def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> Images:
-    """The images of a run: decoded into the cache when they are not there yet, then mapped from it.
+def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
+    """The images of a run: decoded into the cache when they are not there yet, then mapped from it; or streamed.
 
     Under several processes pass `training.accelerator.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for whatever is wrong with the source, its labels or its images.
     """
+    if config.stream:
+        return stream_images(config)
     folder = on_main(lambda: find_cache(config))
     if not folder.exists():  # on another machine, with a disk of its own
         folder = find_cache(config)

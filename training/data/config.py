@@ -46,6 +46,10 @@ class DataConfig:
     were made, so that samples do not show them (Karras et al. 2022: 0.12 for CIFAR-10, 0.15 for faces). 0: none"""
     cache: Path | None = None
     """folder for the decoded images; null is ~/.cache/residual-diffusion"""
+    stream: bool = False
+    """true decodes images as they are needed and keeps no cache, for sets too large for one; needs size and channels"""
+    stream_blocks: int = 16
+    """row groups of tables whose images are mixed while streaming; twice as many are held in memory, encoded"""
     max_bad: int = 10
     """how many images that cannot be read may be skipped before that is an error"""
 
@@ -69,6 +73,10 @@ class DataConfig:
             raise ValueError(f"data.crop {self.crop!r} must be center or stretch")
         if self.max_bad < 0:
             raise ValueError(f"data.max_bad {self.max_bad} must be 0 or more")
+        if self.stream and self.cache is not None:
+            raise ValueError(f"data.cache is {str(self.cache)!r} but data.stream is true, which keeps none; drop one")
+        if self.stream_blocks < 1:
+            raise ValueError(f"data.stream_blocks {self.stream_blocks} must be positive")
         if not 0 <= self.non_leaky <= 1:
             raise ValueError(f"data.non_leaky {self.non_leaky} must be a probability, 0 to 1")
         if self.non_leaky > 0 and self.flip:

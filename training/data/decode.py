@@ -3,11 +3,13 @@
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
@@ -16,6 +18,8 @@ from PIL import Image, ImageOps
 from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
 from training.data.records import Item
+
+T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
 """an image with more pixels is refused, as a few kB can unpack to gigabytes (from here on Pillow itself warns)"""
@@ -135,17 +139,21 @@ def decode_all(items: Iterable[Item], config: DataConfig) -> Generator[Decoded, 
     if quick:
         yield from (attempt_file(item, config) for item in todo)
     else:
-        yield from decode_in_threads(todo, config, min(16, os.cpu_count() or 1))
+        yield from in_threads(partial(attempt_file, config=config), todo, min(16, os.cpu_count() or 1))
 
 
-def decode_in_threads(items: Iterator[Item], config: DataConfig, workers: int) -> Generator[Decoded, None, None]:
-    """`decode_all` by several threads, the order kept, at most 2 * workers chunks in flight."""
-    pending: deque[Future[list[Decoded]]] = deque()
+def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: int) -> Generator[T, None, None]:
+    """What `function` makes of each item, the order kept, by several threads with at most 2 * workers chunks in flight.
+
+    An item is taken from `items` only when there is room for it.
+    """
+    todo = iter(items)
+    pending: deque[Future[list[T]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
-                while len(pending) < 2 * workers and (chunk := list(islice(items, CHUNK))):
-                    pending.append(pool.submit(lambda chunk: [attempt_file(item, config) for item in chunk], chunk))
+                while len(pending) < 2 * workers and (chunk := list(islice(todo, CHUNK))):
+                    pending.append(pool.submit(lambda chunk: [function(item) for item in chunk], chunk))
                 if not pending:
                     return
                 yield from pending.popleft().result()

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from training.data.images import Images
-from training.data.order import image_index
+from training.data.stream import ImageSet
 
 Slice = tuple[Shaped[Tensor, "b c h w"], Int64[Tensor, "b"] | None]
 
@@ -17,7 +16,7 @@ Slice = tuple[Shaped[Tensor, "b c h w"], Int64[Tensor, "b"] | None]
 class Feed:
     """Images and labels of one process, update by update.
 
-    Update u covers positions u * batch to (u + 1) * batch of the run's order (`image_index`). Rank r takes the r-th of
+    Update u covers positions u * batch to (u + 1) * batch of the run (see `Images.take`). Rank r takes the r-th of
     `ranks` equal parts, in pieces of `micro_batch` images (None: all at once). The next piece is read by a thread while
     the device works on this one; on CUDA it lies in pinned memory and is copied without waiting.
     Raises ValueError if the parts do not come out even.
@@ -25,7 +24,7 @@ class Feed:
 
     def __init__(
         self,
-        images: Images,
+        images: ImageSet,
         seed: int,
         batch: int,
         rank: int = 0,
@@ -76,12 +75,12 @@ class Feed:
 
     def _read(self, update: int, micro: int) -> Slice:
         start = update * self.batch + self.first + micro * self.micro_batch
-        indices = image_index(np.arange(start, start + self.micro_batch, dtype=np.int64), len(self.images), self.seed)
+        position = np.arange(start, start + self.micro_batch, dtype=np.int64)
         pinned = self.device.type == "cuda"
         dtype = getattr(torch, self.images.pixels.stored.name)
-        image = torch.empty((len(indices), *self.images.shape), dtype=dtype, pin_memory=pinned)
-        self.images.read(indices, image.numpy())
-        if self.images.labels is None:
+        image = torch.empty((len(position), *self.images.shape), dtype=dtype, pin_memory=pinned)
+        numbers = self.images.take(position, self.seed, image.numpy())
+        if numbers is None:
             return image, None
-        label = torch.from_numpy(self.images.labels[indices])
+        label = torch.from_numpy(numbers)
         return image, label.pin_memory() if pinned else label

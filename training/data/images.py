@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, Int64, Shaped
 
 from training.data.labels import name_classes
+from training.data.order import image_index
 from training.data.pixels import BYTES, Pixels
 
 
@@ -62,16 +63,9 @@ class Images:
 
     def __str__(self) -> str:
         """What a user wants to know of the data, in one line."""
-        channels, height, width = self.shape
-        if self.pixels.file == "npy":
-            kind = f"{channels}-channel {self.pixels.dtype} arrays"
-        else:
-            deep = "16-bit " if self.pixels.dtype == "uint16" else ""
-            kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " images"
-        classes = "no labels" if self.classes is None else f"{len(self.classes)} classes"
         skipped = f"; {self.skipped} more could not be read{listing(self.bad)}" if self.bad else ""
         notes = "".join(f"; {note}" for note in self.notes)
-        return f"{len(self):,} {kind} of {height} x {width} px (height x width), {classes}{skipped}{notes}"
+        return f"{describe(len(self), self.shape, self.pixels, self.classes)}{skipped}{notes}"
 
     @property
     def skipped(self) -> int:
@@ -94,6 +88,26 @@ class Images:
         if out is None:
             out = np.empty((len(indices), *self.shape), self.pixels.stored)
         return np.take(self._array, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
+
+    def take(
+        self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]
+    ) -> Int64[np.ndarray, "b"] | None:
+        """Copy the images at these positions of a run (`image_index`) into `out`; returns their labels, if any."""
+        indices = image_index(position, len(self), seed)
+        self.read(indices, out)
+        return None if self.labels is None else self.labels[indices]
+
+
+def describe(count: int, shape: tuple[int, int, int], pixels: Pixels, classes: Sequence[str] | None) -> str:
+    """How many images there are, of which kind and size, and how many classes."""
+    channels, height, width = shape
+    if pixels.file == "npy":
+        kind = f"{channels}-channel {pixels.dtype} arrays"
+    else:
+        deep = "16-bit " if pixels.dtype == "uint16" else ""
+        kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " images"
+    labels = "no labels" if classes is None else f"{len(classes)} classes"
+    return f"{count:,} {kind} of {height} x {width} px (height x width), {labels}"
 
 
 def listing(bad: Sequence[str]) -> str:

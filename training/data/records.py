@@ -52,11 +52,15 @@ class Records:
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was found: `name` for people, `key` (JSON) that changes with the content, `open` to read it."""
+    """A source that was found: `name` for people, `key` (JSON) that changes with the content, `open` to read it.
+
+    `tables` are its files, if it consists of tables that lie here.
+    """
 
     name: str
     key: list
     open: Callable[[], Records]
+    tables: tuple[Path, ...] = ()
 
 
 def walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:

@@ -18,6 +18,7 @@ from training.data.records import (
     refuse,
     stamp,
 )
+from training.data.table_files import first_line, open_table
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "fine_labels", "coarse_label")
@@ -37,7 +38,7 @@ def local_tables(config: DataConfig, splits: dict[str, list[Path]]) -> Source:
     def read() -> Records:
         from datasets import ClassLabel, Features, Value, load_dataset
 
-        count = sum(rows(file) for file in files)
+        count = sum(sum(open_table(file).sizes) for file in files)
         names = [str(file.resolve()) for file in files]
         load = partial(load_dataset, *kinds, data_files={"train": names}, split="train", streaming=True)
         features = load().features
@@ -45,7 +46,7 @@ def local_tables(config: DataConfig, splits: dict[str, list[Path]]) -> Source:
         numbers = {name: Value("int64") if isinstance(each, ClassLabel) else each for name, each in features.items()}
         return records(config, load(features=Features(numbers)), features, count)
 
-    return Source(files[0].stem, ["tables", *(stamp(file) for file in files)], read)
+    return Source(files[0].stem, ["tables", *(stamp(file) for file in files)], read, tuple(files))
 
 
 def hub_tables(config: DataConfig, name: str) -> Source:
@@ -73,25 +74,6 @@ def only_table(config: DataConfig) -> None:
     """Refuse what only folders can have."""
     only_pictures(config)
     refuse(config, ("label_file",), "a table has a column for labels, data.label_column")
-
-
-def rows(file: Path) -> int:
-    """Rows of a parquet or arrow file. Raises ValueError if it is no such file, or cut short."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        if file.suffix.lower() == ".parquet":
-            return pyarrow.parquet.read_metadata(file).num_rows
-        with pyarrow.memory_map(str(file)) as mapped:
-            try:
-                return sum(batch.num_rows for batch in pyarrow.ipc.open_stream(mapped))
-            except pyarrow.ArrowInvalid:
-                mapped.seek(0)
-                return pyarrow.ipc.open_file(mapped).read_all().num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        kind = file.suffix.lower().removeprefix(".")
-        raise ValueError(f"{file} is not a readable {kind} file ({first_line(error)}); write it again") from error
 
 
 def records(config: DataConfig, table: Any, features: Mapping[str, Any], count: int) -> Records:
@@ -205,8 +187,3 @@ def pick(typed: list[str], features: Mapping[str, Any], usual: tuple[str, ...]) 
     if len(typed) == 1:
         return typed[0]
     return next((name for name in usual if name in (typed or features)), None)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from training.data import DataConfig
 from training.data import decode as module
-from training.data.decode import decode, decode_all, decode_file, decode_in_threads
+from training.data.decode import decode, decode_all, decode_file, in_threads
 from training.data.records import Item
 
 FOUND = DataConfig()
@@ -251,7 +251,7 @@ def test_order_and_errors_do_not_depend_on_threads(quick_seconds, monkeypatch, p
 def test_threads_do_not_read_a_stream_ahead(pixels) -> None:
     taken = []
     items = (taken.append(i) or Item(str(i), pixels(i, 2, 2)) for i in range(10_000))
-    stream = decode_in_threads(items, FOUND, workers=2)
-    next(stream)
+    stream = in_threads(lambda item: item.name, items, workers=2)
+    assert next(stream) == "0"
     stream.close()
     assert len(taken) <= 5 * module.CHUNK

@@ -1,0 +1,314 @@
+"""Streaming shows what a cache would show, in an order that follows from the seed alone."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+
+from tests.training import toy
+from training.data import DataConfig, Feed, StreamedImages, image_index, open_images, stream
+from training.data.order import BlockOrder
+
+COUNT = 24
+ANIMALS = ClassLabel(names=["cat", "dog", "eel"])
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def streamed(tmp_path: Path) -> Callable[..., StreamedImages]:
+    def make(source: Path | str, **fields) -> StreamedImages:
+        given = {"size": 8, "channels": 1, "stream": True, "stream_blocks": 2} | fields
+        images = open_images(DataConfig(source=str(source), **given))
+        assert isinstance(images, StreamedImages)
+        return images
+
+    return make
+
+
+@pytest.fixture
+def table(pixels, png) -> Dataset:
+    """24 grey images of 8 x 8 px, image i drawn from seed i, with labels."""
+    pictures = [{"bytes": png(pixels(i, 8, 8)), "path": f"{i}.png"} for i in range(COUNT)]
+    features = Features({"image": Image(), "label": ANIMALS})
+    return Dataset.from_dict({"image": pictures, "label": [i * 7 % 3 for i in range(COUNT)]}, features=features)
+
+
+@pytest.fixture
+def parquet(table: Dataset, tmp_path: Path) -> Path:
+    """The table in two files with row groups of 5, 5, 4 and 5, 5 images."""
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    for number, rows in enumerate((range(14), range(14, 24))):
+        part = table.select(rows)
+        pq.write_table(part.with_format("arrow")[:], folder / f"{number}.parquet", row_group_size=5)
+    return folder
+
+
+@pytest.fixture
+def pets(pixels, save, tmp_path: Path) -> Path:
+    for i in range(COUNT):
+        save(tmp_path / "pets" / ("cat" if i < 9 else "dog") / f"{i:02}.png", pixels(i, 8, 8))
+    return tmp_path / "pets"
+
+
+def taken(images: StreamedImages, start: int, stop: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray | None]:
+    out = np.empty((stop - start, *images.shape), images.pixels.stored)
+    return out, images.take(np.arange(start, stop), seed, out)
+
+
+def check(images: StreamedImages, sizes: list[int], pixels, label: Callable[[int], int]) -> None:
+    """Three epochs in pieces of 7, against the order of these blocks."""
+    order = BlockOrder(sizes, 2)
+    assert len(images) == COUNT
+    for start in range(0, 3 * COUNT, 7):
+        out, labels = taken(images, start, start + 7)
+        index = order.index(np.arange(start, start + 7), 3)
+        np.testing.assert_array_equal(out[:, 0], [pixels(i, 8, 8) for i in index])
+        assert labels is not None
+        assert labels.tolist() == [label(i) for i in index]
+
+
+def test_a_folder_is_shown_as_from_the_cache(pets: Path, streamed, config) -> None:
+    images, cached = streamed(pets), open_images(config(source=pets))
+    assert images.classes == cached.classes == ("cat", "dog")
+    for start in range(0, 3 * COUNT, 7):
+        out, other = taken(images, start, start + 7), np.empty((7, 1, 8, 8), np.uint8)
+        labels = cached.take(np.arange(start, start + 7), 3, other)
+        np.testing.assert_array_equal(out[0], other)
+        np.testing.assert_array_equal(out[1], labels)
+
+
+def test_row_groups_of_parquet_files(parquet: Path, streamed, pixels) -> None:
+    images = streamed(parquet)
+    check(images, [5, 5, 4, 5, 5], pixels, lambda i: i * 7 % 3)
+    assert images.classes == ("cat", "dog", "eel")
+    assert str(images) == (
+        "24 grey images of 8 x 8 px (height x width), 3 classes; streamed in 5 blocks, 2 mixed at a time"
+    )
+
+
+def test_record_batches_of_arrow_files_of_both_kinds(table: Dataset, streamed, pixels, tmp_path: Path) -> None:
+    plain = table.with_format("arrow")[:].combine_chunks()
+    for kind, new in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        with pa.OSFile(str(tmp_path / f"{kind}.arrow"), "wb") as file, new(file, plain.schema) as writer:
+            writer.write_table(plain, max_chunksize=7)
+        check(streamed(tmp_path / f"{kind}.arrow"), [7, 7, 7, 3], pixels, lambda i: i * 7 % 3)
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "string", "large_string"])
+def test_columns_of_bytes_and_of_paths(kind: str, pets: Path, streamed, pixels, tmp_path: Path) -> None:
+    """As other writers than `datasets` leave them; labels are names."""
+    files = sorted(pets.rglob("*.png"), key=lambda file: file.name)
+    values = [file.read_bytes() if "binary" in kind else str(file) for file in files]
+    columns = {"img": pa.array(values, getattr(pa, kind)()), "label": pa.array([file.parent.name for file in files])}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=10)
+    images = streamed(tmp_path / "t.parquet")
+    check(images, [10, 10, 4], pixels, lambda i: int(i >= 9))
+    assert images.classes == ("cat", "dog")
+
+
+def test_arrays_tell_their_shape(streamed, tmp_path: Path) -> None:
+    arrays = np.random.default_rng(0).normal(size=(6, 5, 4, 3)).astype(np.float16)
+    for number, array in enumerate(arrays):
+        np.save(tmp_path / f"{number}.npy", array)
+    images = streamed(tmp_path, size=None, channels=None, range=(-9, 9))
+    assert images.shape == (5, 4, 3)
+    assert images.pixels.dtype == "float16"
+    np.testing.assert_array_equal(taken(images, 0, 6)[0], arrays[image_index(np.arange(6), 6, 3)].astype(np.float32))
+    assert Feed(images, 3, 2).get(0)[0].shape == (2, 5, 4, 3)
+
+
+def test_pictures_come_in_the_size_channels_and_bits_that_are_asked_for(parquet: Path, streamed, pixels) -> None:
+    images = streamed(parquet, size=(4, 6), channels=3, bits=16, labels=False)
+    out, labels = taken(images, 0, 5)
+    assert (out.shape, out.dtype, labels, images.classes) == ((5, 3, 4, 6), np.uint16, None, None)
+    plain = streamed(parquet, bits=16)
+    index = BlockOrder([5, 5, 4, 5, 5], 2).index(np.arange(5), 3)
+    np.testing.assert_array_equal(taken(plain, 0, 5)[0][:, 0], [257 * pixels(i, 8, 8).astype(int) for i in index])
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 2), (2, 3), (3, 1)])
+def test_ranks_and_pieces_join_to_the_global_batch(parquet: Path, streamed, ranks: int, micro_batch: int) -> None:
+    feeds = [Feed(streamed(parquet), 3, 6, rank, ranks, micro_batch) for rank in range(ranks)]
+    for update in (0, 1, 2, 3, 4, 2, 40):
+        pieces = [feed.get(update, micro) for feed in feeds for micro in range(feed.micros)]
+        image, label = taken(streamed(parquet), 6 * update, 6 * update + 6)
+        np.testing.assert_array_equal(np.concatenate([piece[0] for piece in pieces]), image)
+        np.testing.assert_array_equal(np.concatenate([piece[1] for piece in pieces]), label)
+
+
+def test_each_block_is_loaded_once_an_epoch_and_few_are_held(parquet: Path) -> None:
+    config = DataConfig(source=str(parquet), size=8, channels=1, stream=True, stream_blocks=1)
+    found = stream.find_blocks(stream.find_source(config), config)
+    loads: list[int] = []
+    counted = replace(found, load=lambda block: (loads.append(block), found.load(block))[1])
+    images = StreamedImages(counted, config)
+    for start in range(0, 4 * COUNT, 3):
+        taken(images, start, start + 3)
+        assert len(images._held) <= 2
+    images._loader.shutdown()
+    assert 16 <= len(loads) <= 21  # the last block of an epoch may be the first of the next, which is read ahead
+
+
+def test_a_batch_may_be_larger_than_what_is_held(parquet: Path, streamed, pixels) -> None:
+    out, _ = taken(streamed(parquet, stream_blocks=1), 0, 3 * COUNT)
+    index = BlockOrder([5, 5, 4, 5, 5], 1).index(np.arange(3 * COUNT), 3)
+    np.testing.assert_array_equal(out[:, 0], [pixels(i, 8, 8) for i in index])
+
+
+def test_an_unreadable_image_is_replaced_by_the_next_of_its_block_with_its_label(pets: Path, streamed, pixels, capsys):
+    """Images 8 and 9 are broken: 10, a dog, stands in for both, also for the cat."""
+    (pets / "cat" / "08.png").write_bytes(b"no image")
+    (pets / "dog" / "09.png").write_bytes(b"")
+    for _ in range(2):
+        images = streamed(pets)
+        out, labels = taken(images, 0, 2 * COUNT)
+        index = image_index(np.arange(2 * COUNT), COUNT, 3)
+        shown = [10 if i in (8, 9) else i for i in index]
+        np.testing.assert_array_equal(out[:, 0], [pixels(i, 8, 8) for i in shown])
+        assert labels is not None
+        assert labels.tolist() == [int(i >= 9) for i in shown]
+        assert len(images.bad) == 2
+        said = capsys.readouterr().err
+        assert said.count("replaced ") == 2
+        assert "replaced cat/08.png: cannot identify image file" in said
+    with pytest.raises(ValueError, match=r"more than data\.max_bad 1 images cannot be read \(.*; dog/09\.png: "):
+        taken(streamed(pets, max_bad=1), 0, COUNT)
+
+
+def test_the_first_image_of_a_block_stands_in_for_its_last(pets: Path, streamed, pixels) -> None:
+    (pets / "dog" / "23.png").write_bytes(b"no image")
+    out = np.empty((1, 1, 8, 8), np.uint8)
+    assert streamed(pets).read(np.array([23]), out).tolist() == [0]
+    np.testing.assert_array_equal(out[0, 0], pixels(0, 8, 8))
+
+
+def test_a_block_without_a_readable_image_is_an_error(tmp_path: Path, streamed) -> None:
+    rows = {"image": [b"bad"] * 2}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="none of the images from row 0 to row 1 can be read"):
+        taken(streamed(tmp_path / "t.parquet"), 0, 1)
+
+
+def test_the_fingerprint_tells_of_what_would_train_another_model(pets: Path, streamed, pixels, save) -> None:
+    prints = [streamed(pets).fingerprint, streamed(pets, size=9).fingerprint, streamed(pets, labels=False).fingerprint]
+    shutil.copytree(pets, pets.with_name("moved"))
+    assert streamed(pets.with_name("moved")).fingerprint == prints[0]
+    save(pets / "cat" / "00.png", pixels(0, 8, 7))
+    prints.append(streamed(pets).fingerprint)
+    (pets / "cat" / "00.png").rename(pets / "dog" / "00.png")
+    prints.append(streamed(pets).fingerprint)
+    assert len(set(prints)) == 5
+
+
+def test_the_fingerprint_of_tables(parquet: Path, streamed, table: Dataset) -> None:
+    whole = streamed(parquet)
+    assert streamed(str(parquet / "*.parquet")).fingerprint == whole.fingerprint
+    assert streamed(parquet / "0.parquet").fingerprint != whole.fingerprint
+    pq.write_table(table.select(range(14)).with_format("arrow")[:], parquet / "0.parquet", row_group_size=7)
+    assert streamed(parquet).fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize("pieces", [(3,), (2, 5), (1, 2, 6, 9)])
+def test_a_resumed_run_is_the_same_bit_for_bit(pieces: tuple[int, ...], parquet: Path, streamed, tmp_path) -> None:
+    """Ten updates of 8 images: epochs of 24 end within and between them."""
+    toy.train(tmp_path / "straight", toy.ToyTask(dropout=0.3), streamed(parquet))
+    for updates in (*pieces, 10):
+        toy.train(tmp_path / "pieces", toy.ToyTask(dropout=0.3), streamed(parquet), images=updates * toy.BATCH)
+    assert toy.hashes(tmp_path / "pieces") == toy.hashes(tmp_path / "straight")
+
+
+def test_a_folder_trains_the_model_that_a_cache_trains(pets: Path, streamed, config, tmp_path: Path) -> None:
+    toy.train(tmp_path / "streamed", pictures=streamed(pets))
+    toy.train(tmp_path / "cached", pictures=open_images(config(source=pets)))
+    models = [
+        hashlib.sha256((toy.newest(tmp_path / run) / "model.safetensors").read_bytes()).digest()
+        for run in ("streamed", "cached")
+    ]
+    assert models[0] == models[1]
+
+
+def test_another_set_is_refused(parquet: Path, streamed, tmp_path: Path) -> None:
+    toy.train(tmp_path / "run", pictures=streamed(parquet), images=2 * toy.BATCH)
+    with pytest.raises(ValueError, match=r"was trained on other images \(fingerprint"):
+        toy.train(tmp_path / "run", pictures=streamed(parquet / "1.parquet"))
+
+
+@pytest.mark.parametrize("fields", [{"size": None}, {"channels": None}])
+def test_the_shape_must_be_stated(fields: dict, pets: Path, parquet: Path, streamed) -> None:
+    for source in (pets, parquet, "digits"):
+        with pytest.raises(ValueError, match=r"data\.stream is true, .*: set data\.size and data\.channels, such as"):
+            streamed(source, **fields)
+
+
+def test_the_hub_is_not_streamed(streamed) -> None:
+    with pytest.raises(ValueError, match=r"'hub:o/n@v1' cannot .* `hf download o/n --revision v1 --repo-type dataset"):
+        streamed("hub:o/n@v1")
+    with pytest.raises(ValueError, match=r"`hf download o/n --repo-type dataset --local-dir FOLDER` and give that"):
+        streamed("hub:o/n")
+
+
+def test_labels_are_checked_before_training(table: Dataset, streamed, tmp_path: Path) -> None:
+    for name, labels, message in (
+        ("low", [0, -1], r"label -1 of image 1 is negative"),
+        ("none", [0, None], "label None of image 1 is missing"),
+    ):
+        rows = {"image": [b"x"] * 2, "label": pa.array(labels, pa.int64())}
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+        with pytest.raises(ValueError, match=message):
+            streamed(tmp_path / f"{name}.parquet")
+
+
+def test_tables_of_different_columns_are_refused(parquet: Path, streamed) -> None:
+    pq.write_table(pa.table({"image": [b"x"]}), parquet / "2.parquet")
+    with pytest.raises(ValueError, match=r"2\.parquet has no column 'label', which 0\.parquet has; write it again"):
+        streamed(parquet)
+
+
+def test_texts_that_are_no_paths_are_refused(streamed, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": ["a cat"] * 3}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="image column 'image' holds texts such as 'a cat', and no file has such"):
+        streamed(tmp_path / "t.parquet")
+
+
+def test_an_empty_table_is_refused(streamed, tmp_path: Path) -> None:
+    schema = Features({"image": Value("binary")}).arrow_schema
+    pq.write_table(pa.table({"image": []}, schema), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"data\.source '.*t\.parquet' holds no image"):
+        streamed(tmp_path / "t.parquet")
+
+
+def test_a_damaged_row_group_is_named(parquet: Path, streamed) -> None:
+    images = streamed(parquet, labels=False)
+    data = bytearray((parquet / "0.parquet").read_bytes())
+    data[4:600] = bytes(596)
+    (parquet / "0.parquet").write_bytes(data)
+    with pytest.raises(ValueError, match=r"0\.parquet is not a readable parquet file \(.+\); write it again"):
+        taken(images, 0, COUNT)
+
+
+def test_row_groups_must_fit_into_memory(parquet: Path, streamed, monkeypatch) -> None:
+    monkeypatch.setattr(stream, "total_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"stream_blocks 2 holds up to 4 row groups, .*B, but there is memory of 1 kB"):
+        streamed(parquet)
+
+
+def test_fields_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.cache is '.*' but data\.stream is true, which keeps none; drop one"):
+        DataConfig(stream=True, cache=tmp_path)
+    with pytest.raises(ValueError, match=r"data\.stream_blocks 0 must be positive"):
+        DataConfig(stream_blocks=0)
