@@ -31,6 +31,10 @@ class Chain(nn.Module):
         self._conditioned = frozenset(name for name, node in self.named_children() if takes_emb(node))
         self.takes_emb = bool(self._conditioned)
 
+    def then(self, **nodes: nn.Module | None) -> "Chain":
+        """These nodes and then those: `branch.then(se=SqueezeExcite(64))`."""
+        return Chain(**dict(self.named_children()), **nodes)
+
     def forward(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> Tensor:
         for name, node in self._modules.items():
             x = node(x, emb) if name in self._conditioned else node(x)  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""Our classifiers' weights under the names of other libraries."""

@@ -1,0 +1,80 @@
+"""Models by name."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from resnet.config import ResNetConfig
+from resnet.entry import Entry
+from resnet.model import ResNet
+from resnet.table import RESNETS
+
+ENTRIES: dict[str, Entry] = {**RESNETS}
+NETWORKS: dict[type, type] = {ResNetConfig: ResNet}
+
+
+def create_model(name: str, num_classes: int | None = None, in_channels: int | None = None, **changes: Any) -> Any:
+    """The network of that name with fresh weights, in training mode.
+
+    `num_classes`, `in_channels` and the `changes` replace fields of its config. With another number of channels the
+    published mean and deviation are left out. Raises ValueError for an unknown name or field (with the nearest) and for
+    values that the config refuses.
+    """
+    config = model_config(name)
+    if num_classes is not None:
+        changes["num_classes"] = num_classes
+    if in_channels is not None and in_channels != config.in_channels:
+        changes = {"mean": None, "std": None, "in_channels": in_channels} | changes
+    known = [field.name for field in fields(config)]
+    if wrong := [field for field in changes if field not in known]:
+        raise ValueError(f"{name} has no {wrong[0]!r}; {_nearest(wrong[0], known)}")
+    return build(replace(config, **changes))
+
+
+def build(config: Any) -> Any:
+    """The network that a config describes."""
+    return NETWORKS[type(config)](config)
+
+
+def model_config(name: str) -> Any:
+    """The config of a name. Raises ValueError, with the nearest names, if there is none."""
+    return entry(name).config
+
+
+def entry(name: str) -> Entry:
+    """What is known of a name: its config, counts and source. Raises ValueError as `model_config` does."""
+    if name not in ENTRIES:
+        raise ValueError(f"no model {name!r}; {_nearest(name, ENTRIES)}")
+    return ENTRIES[name]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that a pattern such as "res*50*" matches (`*`: anything, `?`: any character), in alphabetical order."""
+    return sorted(name for name in ENTRIES if fnmatchcase(name, pattern))
+
+
+def register_model(name: str, config: Any = None) -> Any:
+    """Give a config a name; or, without one, decorate a function that returns the config.
+
+    Raises ValueError if the name is taken.
+    """
+    if config is None:
+
+        def decorate(function: Callable[[], Any]) -> Callable[[], Any]:
+            register_model(name, function())
+            return function
+
+        return decorate
+    if name in ENTRIES:
+        raise ValueError(f"there is a model {name!r} already: give yours another name")
+    if type(config) not in NETWORKS:
+        raise ValueError(f"{name}: no network is built from a {type(config).__name__}")
+    ENTRIES[name] = Entry(config)
+    return config
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "list_models() lists them"
