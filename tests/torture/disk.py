@@ -51,7 +51,7 @@ def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dic
                 count["times"] += 1
             code = started.wait()
             if code == 2:  # there was no room for the last checkpoint
-                require("the end of the run is not saved" in started.printed(), started.printed()[-2000:])
+                require("what was trained last is not saved" in started.printed(), started.printed()[-2000:])
                 run.finish()
             else:
                 require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
