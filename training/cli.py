@@ -4,6 +4,7 @@ import argparse
 import functools
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from training.fields import build, plain
 from training.schema import OWN, Schema, nearest
 from training.yaml_file import listing, read_yaml
 
+INTERRUPTED = 128 + signal.SIGINT
 PATIENCE_S = 5.0
 """for how long the other processes leave it to the first to say what is wrong"""
 
@@ -74,7 +76,8 @@ def parse(runs: Mapping[str, type], argv: Sequence[str], default_config: Path | 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
     """Makes a script of `main`: a ValueError ends it with one line and exit code 2 (`python -X dev`: with its trace).
 
-    So does an OSError about a file or folder that the user named: one that is in the way, or may not be written.
+    So does an OSError about a file or folder that the user named: one that is in the way, or may not be written. Ctrl-C
+    ends it without a trace, with exit code 130.
 
     Under several processes the first one speaks. The others keep the line back for some seconds, in which the
     launcher ends them if the first one failed as well; an error that only they have is printed then.
@@ -95,6 +98,9 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
                 speaker += f" (process {rank})"
             print(f"{speaker}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+            raise SystemExit(INTERRUPTED) from None
 
     return script
 

@@ -142,14 +142,13 @@ class Loop:
             elif save or sample:
                 meter.means(self.accelerator)  # raises before anything good is overwritten
             with meter.pause():
-                if save:
-                    self.save()
+                saved = bool(save) and self.save(last=bool(stopped))
                 if sample and not stopped:
                     self.evaluate()
                     stopped = self.stop.agreed()
-                    if stopped and not save:
-                        self.save()
             if stopped:
+                if not saved:
+                    self.save(last=True)
                 return stopped
         return None
 
@@ -215,11 +214,11 @@ class Loop:
             config=self.folder.resolved,
         )
 
-    def save(self) -> bool:
+    def save(self, last: bool = False) -> bool:
         """Write a checkpoint and the model folder. The checkpoint counts from its renaming, which comes last.
 
         False if there is no room for it: that is said, what was there stays, and training goes on. Raises NoRoom if it
-        is the first or the last one of the run.
+        is the first one, or the `last` one before this process ends.
         """
         state, folder, config = self.state, self.folder, self.config
 
@@ -241,8 +240,8 @@ class Loop:
             on_main(lambda: checkpoint.clean(folder.checkpoints))
             if state.update == 0:
                 raise
-            if state.images_seen >= config.images:
-                raise NoRoom(f"the end of the run is not saved: {error}; the same command goes on") from None
+            if last or state.images_seen >= config.images:
+                raise NoRoom(f"what was trained last is not saved: {error}; the same command goes on") from None
             if self.accelerator.is_main_process:
                 log.say(f"NOT SAVED after {state.images_seen:,} images: {error}; training goes on")
             self.log.write(state.images_seen, state.update, {}, saved=False)

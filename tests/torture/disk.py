@@ -5,7 +5,7 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,11 +47,14 @@ def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dic
             count["runs"] += 1
             run = replace(quiet, folder=disk / f"full-{count['runs']}")
             started = run.start()
-            while count["times"] < times and fill(started, count, dice):
-                count["times"] += 1
-            code = started.wait()
+            try:
+                while count["times"] < times and fill(started, count, dice):
+                    count["times"] += 1
+                code = started.wait()
+            finally:
+                started.kill()
             if code == 2:  # there was no room for the last checkpoint
-                require("the end of the run is not saved" in started.printed(), started.printed()[-2000:])
+                require("what was trained last is not saved" in started.printed(), started.printed()[-2000:])
                 run.finish()
             else:
                 require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
@@ -70,12 +73,8 @@ def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
         if started.process.poll() is not None:
             return False
     ballast = run.folder.parent / "ballast"
-    with ballast.open("wb") as file:
-        file.write(b"\0" * dice.randrange(2**16))  # not always to the last byte
-        status = os.statvfs(ballast)
-        leave = 0 if during else dice.randrange(2**20)
-        os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - leave))
     try:
+        occupy(ballast, leave=0 if during else dice.randrange(2**20))
         while started.printed().count(REFUSED) == refused:
             if started.process.poll() is not None:
                 return False
@@ -86,5 +85,13 @@ def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
         require(not left, f"{run.folder.name}: {left} are left behind by a full disk")
         count["during a save"] += during
     finally:
-        ballast.unlink()
+        ballast.unlink(missing_ok=True)
     return True
+
+
+def occupy(ballast: Path, leave: int) -> None:
+    """Makes `ballast` so large that its disk has no more than `leave` bytes left, while others write to it."""
+    with ballast.open("wb") as file:
+        while (more := os.statvfs(ballast).f_bavail * os.statvfs(ballast).f_frsize - leave) > 0:
+            with suppress(OSError):  # somebody was faster
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more)

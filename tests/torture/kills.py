@@ -27,7 +27,7 @@ def kill_until(folder: Path, quiet: Run, kills: int, dice: random.Random) -> dic
         while True:
             started = run.start()
             require(
-                left is None or started.wait_for(f"from {left:,} images"),
+                left is None or started.wait_for(f" {left:,} images"),
                 f"{run.folder.name} does not go on from {left} images: {started.printed()[-2000:]}",
             )
             in_save = count["inside a save"] * 2 <= count["kills"]

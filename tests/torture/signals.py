@@ -60,7 +60,7 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
         while True:
             started = run.start()
             require(
-                left is None or started.wait_for(f"from {left:,} images"),
+                left is None or started.wait_for(f" {left:,} images"),
                 f"{run.folder.name} does not go on from {left} images: {started.printed()[-2000:]}",
             )
             if asked == times or not trains(started, dice):

@@ -533,3 +533,15 @@ def _write(name: str, text: str) -> Path:
 
 def test_a_value_alone():
     assert read_value("[1e-4, 2e5, '2e5', -1E5, .5e3, 1.e3, 1e]") == [1e-4, 2e5, "2e5", -1e5, 500.0, 1000.0, "1e"]
+
+
+def test_ctrl_c_ends_a_script_without_a_trace(capsys):
+    @command
+    def main(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 130
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"{Path(sys.argv[0]).name}: interrupted\n")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -169,7 +170,7 @@ def test_the_end_of_a_run_must_be_saved(tmp_path, monkeypatch):
     settings = {"save_images": 4 * BATCH}
     train(tmp_path / "straight", **settings)
     task = Acting(9, lambda: monkeypatch.setattr(room, "free_bytes", lambda folder: 0))
-    text = "the end of the run is not saved: no room in .*; remove something, .*; the same command goes on"
+    text = "what was trained last is not saved: no room in .*; remove something, .*; the same command goes on"
     with pytest.raises(NoRoom, match=text):
         train(tmp_path / "run", task, **settings)
     assert newest(tmp_path / "run").name == "000000064"
@@ -178,6 +179,15 @@ def test_the_end_of_a_run_must_be_saved(tmp_path, monkeypatch):
     monkeypatch.undo()
     train(tmp_path / "run", **settings)
     assert hashes(tmp_path / "run") == hashes(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_a_stop_that_cannot_save_says_so(tmp_path, monkeypatch, due):
+    task = Acting(6, lambda: monkeypatch.setattr(room, "free_bytes", lambda folder: 0))
+    task.signal_at = 6, signal.SIGTERM
+    with pytest.raises(NoRoom, match=r"what was trained last is not saved: no room in .*; the same command goes on"):
+        train(tmp_path, task, save_images=(2 if due else 4) * BATCH)
+    assert newest(tmp_path).name == "000000032"
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
