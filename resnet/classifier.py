@@ -26,8 +26,12 @@ class Classifier(Pretrained, nn.Module):
     """names under which other libraries have these weights"""
     levels: nn.ModuleList
     fc: nn.Linear
-    embedding: nn.Module | None = None
-    """what makes of a timestep the vector that the levels are conditioned on; none: they are not"""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        # what makes of a timestep the vector that the levels are conditioned on, if they are
+        self.embedding: nn.Module | None = None
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Shaped[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
         """Logits of images `x`, normalised by `mean` and `std`; `t` is their timestep if the network takes one.

@@ -55,8 +55,8 @@ def cifar_resnet(depth: int, block: BlockKind = "basic", **fields: Any) -> ResNe
     That is 6n + 2 with basic blocks, 9n + 2 with bottlenecks. Raises ValueError, with the nearest, for another.
     """
     blocks = _depth_to_blocks(depth, 2 if block.endswith("basic") else 3, 2)
-    shape = {"num_classes": 10, "blocks": blocks, "widths": (16, 32, 64), "stem": "conv3", "stem_channels": 16}
-    return ResNetConfig(**{"block": block} | shape | fields)
+    shape: dict[str, Any] = {"widths": (16, 32, 64), "stem": "conv3", "stem_channels": 16}
+    return ResNetConfig(num_classes=10, block=block, blocks=blocks, **shape | fields)
 
 
 def wide_resnet(depth: int, factor: int, **fields: Any) -> ResNetConfig:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from resnet.config import ResNetConfig
 from resnet.entry import Entry
-from resnet.layouts import CLASSIFIER, body, possible_layouts
+from resnet.layouts import CLASSIFIER, COUNTER, body, possible_layouts
 from resnet.model import ResNet
+from resnet.summary import summarize
 from resnet.table import RESNETS
 
 ENTRIES: dict[str, Entry] = {**RESNETS}
@@ -82,9 +83,17 @@ def register_model(name: str, config: Any = None) -> Any:
     return config
 
 
+def summary(name: str, size: int | None = None, **changes: Any) -> str:
+    """What `create_model(name, **changes)` is made of, as `summarize` tells it for images of `size` px."""
+    with torch.device("meta"):
+        model = create_model(name, **changes)
+    return summarize(model, size or entry(name).size)
+
+
 def likely_models(theirs: Mapping[str, Tensor]) -> list[str]:
     """The models whose published names and shapes these are, whatever the classes and the channels of the images."""
-    shapes, counts = {name: tuple(tensor.shape) for name, tensor in theirs.items()}, block_counts(theirs)
+    shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items() if not name.endswith(COUNTER)}
+    counts = block_counts(theirs)
     others = 1 + len(CLASSIFIER)  # tensors that depend on the channels of the images or on the classes
     found = []
     for name, known in ENTRIES.items():

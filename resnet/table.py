@@ -1,5 +1,7 @@
 """The ResNets and their descendants, as data: name, shape, parameters, 10⁹ multiply-adds, published result."""
 
+from typing import Any
+
 from resnet.config import ResNetConfig
 from resnet.entry import Entry
 from resnet.families import cifar_resnet, imagenet_resnet, preact_imagenet_resnet, resnest, wide_resnet
@@ -24,7 +26,7 @@ _WIDE: dict[str, Row] = {
     "wide_resnet101_2": (imagenet_resnet(101, group_width=128), 126_886_696, 22.753, "78.848 %, 82.510 %"),
 }
 # timm: all but pre-activation and ResNeSt start with the last norm of each branch at zero.
-_D = {"stem": "deep", "shortcut": "D", "zero_init": True}
+_D: dict[str, Any] = {"stem": "deep", "shortcut": "D", "zero_init": True}
 _RESNET_D: dict[str, Row] = {
     "resnet18d": (imagenet_resnet(18, **_D), 11_708_744, 2.054, ""),
     "resnet26d": (imagenet_resnet(26, **_D), 16_014_408, 2.582, "76.698 %"),
@@ -36,7 +38,7 @@ _RESNET_D: dict[str, Row] = {
 _GROUP_NORM: dict[str, Row] = {
     "resnet50_gn": (imagenet_resnet(50, norm="group", zero_init=True), 25_557_032, 4.089, "80.074 %"),
 }
-_SE = {"se_reduction": 16, "zero_init": True}
+_SE: dict[str, Any] = {"se_reduction": 16, "zero_init": True}
 _SE_RESNET: dict[str, Row] = {
     "seresnet18": (imagenet_resnet(18, **_SE), 11_779_624, 1.814, ""),
     "seresnet34": (imagenet_resnet(34, **_SE), 21_960_416, 3.664, ""),
@@ -61,7 +63,7 @@ _PREACT: dict[str, Row] = {
     "resnetv2_152": (preact_imagenet_resnet(152), 60_185_128, 11.514, ""),
 }
 # CIFAR-10: error of a single model.
-_A = {"shortcut": "A", "pad_side": "split"}
+_A: dict[str, Any] = {"shortcut": "A", "pad_side": "split"}
 _CIFAR: dict[str, Row] = {
     "resnet20": (cifar_resnet(20, **_A), 269_722, 0.041, "8.75 %"),
     "resnet32": (cifar_resnet(32, **_A), 464_154, 0.069, "7.51 %"),
@@ -77,7 +79,7 @@ _PLAIN: dict[str, Row] = {
     "plain56": (cifar_resnet(56, shortcut="none"), 853_018, 0.125, ""),
     "plain110": (cifar_resnet(110, shortcut="none"), 1_727_962, 0.253, "above 60 %"),
 }
-_V1 = {"stride_in": "1x1"}
+_V1: dict[str, Any] = {"stride_in": "1x1"}
 _CIFAR_PREACT: dict[str, Row] = {
     "preact_resnet110": (cifar_resnet(110, "preact_basic", shortcut="A"), 1_727_962, 0.253, "6.37 %"),
     "preact_resnet164": (cifar_resnet(164, "preact_bottleneck", **_V1), 1_703_258, 0.245, "5.46 %"),
@@ -89,7 +91,7 @@ _WRN: dict[str, Row] = {
     "wrn_28_10": (wide_resnet(28, 10), 36_479_194, 5.243, "4.00 %"),
     "wrn_40_4": (wide_resnet(40, 4), 8_949_210, 1.299, ""),
 }
-_WIDTHS = {"widths": (64, 128, 256), "stem_channels": 64, "group_width": 64}
+_WIDTHS: dict[str, Any] = {"widths": (64, 128, 256), "stem_channels": 64}
 _CIFAR_RESNEXT: dict[str, Row] = {
     "resnext29_8x64d": (cifar_resnet(29, "bottleneck", groups=8, **_WIDTHS), 34_426_698, 5.387, "3.69 % (bearpaw)"),
     "resnext29_16x64d": (cifar_resnet(29, "bottleneck", groups=16, **_WIDTHS), 68_155_210, 10.689, "3.53 % (bearpaw)"),

@@ -12,7 +12,7 @@ from residual.layout import Layout, unknown_layout
 
 STEM = "levels.0.conv1.weight"
 CLASSIFIER = ("fc.weight", "fc.bias")
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 Layouts = Mapping[str, Layout]
 State = Mapping[str, Tensor]
 
@@ -76,8 +76,9 @@ def possible_layouts(layouts: Layouts, config: Any) -> Iterator[tuple[str, Layou
 
 
 def body(layout: Layout, config: Any, ours: State) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of what does not depend on the classes and the channels of the images."""
-    inner = {name: tensor for name, tensor in ours.items() if name not in (STEM, *CLASSIFIER)}
+    """Published names and shapes of the weights that do not depend on the classes and the channels of the images."""
+    rest = (STEM, *CLASSIFIER)
+    inner = {name: tensor for name, tensor in ours.items() if name not in rest and not name.endswith(COUNTER)}
     theirs = export_state(layout.places(config), layout.table, inner)
     return {name: tuple(tensor.shape) for name, tensor in theirs.items()}
 
@@ -110,9 +111,9 @@ def _layout(layouts: Layouts, name: str, config: Any) -> Layout:
 
 def _with_counters(theirs: State, names: Mapping[str, str]) -> dict[str, Tensor]:
     """With the counters of batches that files from before 2018 lack, and without those that frozen norms lack."""
-    wanted = {name for name in names.values() if name.endswith(_COUNTER)}
-    found = {name: tensor for name, tensor in theirs.items() if name in wanted or not name.endswith(_COUNTER)}
-    missing = [name for name in wanted if name.replace(_COUNTER, "running_mean") in found and name not in found]
+    wanted = {name for name in names.values() if name.endswith(COUNTER)}
+    found = {name: tensor for name, tensor in theirs.items() if name in wanted or not name.endswith(COUNTER)}
+    missing = [name for name in wanted if name.replace(COUNTER, "running_mean") in found and name not in found]
     return found | {name: torch.zeros((), dtype=torch.int64) for name in missing}
 
 
