@@ -1,5 +1,7 @@
 """The sum that everything here is made of: `y = merge(shortcut(x), branch(x, emb))`."""
 
+from typing import Self
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -31,9 +33,9 @@ class Chain(nn.Module):
         self._conditioned = frozenset(name for name, node in self.named_children() if takes_emb(node))
         self.takes_emb = bool(self._conditioned)
 
-    def then(self, **nodes: nn.Module | None) -> "Chain":
+    def then(self, **nodes: nn.Module | None) -> Self:
         """These nodes and then those: `branch.then(se=SqueezeExcite(64))`."""
-        return Chain(**dict(self.named_children()), **nodes)
+        return type(self)(**dict(self.named_children()), **nodes)
 
     def forward(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> Tensor:
         for name, node in self._modules.items():

@@ -14,6 +14,7 @@ from residual.squeeze import SplitAttention
 
 Norm = Callable[[int], nn.Module]
 Act = Callable[[], nn.Module]
+StridePlace = Literal["3x3", "1x1"]
 
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -49,7 +50,7 @@ def bottleneck_branch(
     dilation: int = 1,
     *,
     groups: int = 1,
-    stride_in: Literal["3x3", "1x1"] = "3x3",
+    stride_in: StridePlace = "3x3",
     norm: Norm = nn.BatchNorm2d,
     norm2: Norm | None = None,
     act: Act = nn.ReLU,
@@ -59,7 +60,7 @@ def bottleneck_branch(
     `stride_in` says which convolution has the stride: the first 1×1 (the paper's, “v1”) or the 3×3 (torchvision's,
     timm's, “v1.5”). Weights fit both, and are wrong under the other.
     """
-    first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+    first, second = _strides(stride, stride_in)
     return Chain(
         conv1=Project(c_in, width, first, bias=False),
         bn1=norm(width),
@@ -128,22 +129,34 @@ def preact_bottleneck_branch(
     stride: int = 1,
     dilation: int = 1,
     *,
+    stride_in: StridePlace = "3x3",
     norm: Norm = nn.BatchNorm2d,
     norm2: Norm | None = None,
     act: Act = nn.ReLU,
 ) -> Chain:
-    """The bottleneck with norms and activations before the convolutions (He et al. 2016), the stride in the 3×3."""
+    """The bottleneck with norms and activations before the convolutions (He et al. 2016).
+
+    The stride is in the first 1×1 in the authors' resnet-1k-layers, in the 3×3 in timm's `resnetv2`.
+    """
+    first, second = _strides(stride, stride_in)
     return Chain(
         norm1=norm(c_in),
         act1=act(),
-        conv1=Project(c_in, width, bias=False),
+        conv1=Project(c_in, width, first, bias=False),
         norm2=(norm2 or norm)(width),
         act2=act(),
-        conv2=conv3x3(width, width, stride, dilation),
+        conv2=conv3x3(width, width, second, dilation),
         norm3=norm(width),
         act3=act(),
         conv3=Project(width, c_out, bias=False),
     )
+
+
+def _strides(stride: int, place: StridePlace) -> tuple[int, int]:
+    """Strides of a bottleneck's first two convolutions."""
+    if place not in ("3x3", "1x1"):
+        raise ValueError(f"no stride_in {place!r}; one of: 3x3, 1x1")
+    return (stride, 1) if place == "1x1" else (1, stride)
 
 
 def preact_block(branch: Chain, shortcut: nn.Module | None = None) -> nn.Module:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from residual.keymap import Difference
+from residual.layout import Layout, read_state
 from residual.pretrained import Pretrained
+from resnet.layouts import export_weights, import_weights, without_prefix
 
 
 class Classifier(Pretrained, nn.Module):
@@ -19,10 +22,16 @@ class Classifier(Pretrained, nn.Module):
     """
 
     hub_tags = ("image-classification",)
+    layouts: ClassVar[Mapping[str, Layout]] = {}
+    """names under which other libraries have these weights"""
     levels: nn.ModuleList
     fc: nn.Linear
-    embedding: nn.Module | None = None
-    """what makes of a timestep the vector that the levels are conditioned on; none: they are not"""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        # what makes of a timestep the vector that the levels are conditioned on, if they are
+        self.embedding: nn.Module | None = None
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Shaped[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
         """Logits of images `x`, normalised by `mean` and `std`; `t` is their timestep if the network takes one.
@@ -83,12 +92,32 @@ class Classifier(Pretrained, nn.Module):
         self.fc = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
-        """Take the weights of a state dict, or of a safetensors file of one, in another library's layout."""
-        raise NotImplementedError
+        """Take the weights of a state dict, or of a safetensors file of one, in another library's layout.
+
+        Without `layout` it is found by the names. A first convolution for another number of channels is adapted, and a
+        classifier for another number of classes is left out, ours staying as it is: the lines that are returned say so,
+        none if the weights fit as they are. Raises ValueError for an unknown layout, where that library's network
+        cannot express this one, with the difference (and the models that fit) if names or shapes are others, and for a
+        pickle.
+        """
+        given = without_prefix(read_state(state_dict))
+        try:
+            found, lines = import_weights(self.layouts, self.config, given, self.state_dict(), layout)
+        except Difference as error:
+            from resnet.registry import likely_models  # it knows the networks, and they are made of this class
+
+            names = likely_models(given)
+            raise ValueError(f"{error}; {names[0]!r} has such weights" if names else str(error)) from None
+        self.load_state_dict(found, assign=self.fc.weight.is_meta)
+        return lines
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
-        """The weights as a state dict in another library's layout: the exact inverse of `import_weights`."""
-        raise NotImplementedError
+        """The weights as a state dict in another library's layout: the exact inverse of `import_weights`.
+
+        Raises ValueError for an unknown layout, and, with the reason, where that library's network cannot express this
+        one.
+        """
+        return export_weights(self.layouts, self.config, self.state_dict(), layout)
 
     def _check_images(self, x: Tensor) -> None:
         channels, stride = self.config.in_channels, self.feature_info[-1][1]

@@ -46,7 +46,7 @@ class ResNetConfig:
     pad_side: Side = "end"
     """with option A: all zeros after the channels (fb.resnet.torch), or half of them before (akamaster)"""
     stride_in: StridePlace = "3x3"
-    """which convolution of a bottleneck has the stride: the 3x3 (v1.5) or the first 1x1 (v1, as published)"""
+    """which convolution of a bottleneck has the stride: the 3x3 (v1.5: torchvision) or the first 1x1 (v1: He et al.)"""
     se_reduction: int | None = None
     """squeeze-and-excitation at the end of each branch, with this reduction of the channels (16); none: without"""
     se_divisor: int = 8
@@ -200,7 +200,7 @@ def _check_parts(config: ResNetConfig) -> None:
     has = {
         "groups": (config.groups == 1, ("bottleneck",)),
         "group_width": (config.group_width == 64, ("bottleneck",)),
-        "stride_in": (config.stride_in == "3x3", ("bottleneck",)),
+        "stride_in": (config.stride_in == "3x3", ("bottleneck", "preact_bottleneck")),
         "dropout": (config.dropout == 0, ("preact_basic",)),
         "noise": (not config.noise, ("basic", "bottleneck", "preact_basic", "preact_bottleneck")),
     }

@@ -27,8 +27,10 @@ from residual import (
     projection,
     split_attention_branch,
 )
+from residual.recompute import RecomputedChain
 from resnet.classifier import Classifier, init_weights, zero_init
 from resnet.config import Block, ResNetConfig, blocks_of
+from resnet.layouts.resnets import LAYOUTS
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -50,10 +52,10 @@ class ResNet(Classifier):
     """A ResNet or one of its descendants: residual blocks between a stem and a linear classifier (He et al. 2015)."""
 
     config_class = ResNetConfig
+    layouts = LAYOUTS
 
     def __init__(self, config: ResNetConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         if config.noise:
             self.embedding = NoiseEmbedding(config.widths[0], emb_channels(config))
         stages = [list(blocks) for _, blocks in groupby(blocks_of(config), key=lambda block: block.stage)]
@@ -88,7 +90,8 @@ def make_stem(config: ResNetConfig) -> Chain:
 def make_stage(config: ResNetConfig, blocks: list[Block]) -> Chain:
     """The blocks of one stage: before those of the first the stem's pool, after those of the last what preact lacks."""
     pool = blocks[0].stage == 1 and config.stem != "conv3"
-    stage = Chain(
+    kind = RecomputedChain if blocks[0].stage in config.checkpoint else Chain
+    stage = kind(
         pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pool else None,
         **{str(block.index): make_block(config, block) for block in blocks},
     )
@@ -116,19 +119,18 @@ def make_branch(config: ResNetConfig, block: Block) -> Chain:
     parts: dict[str, Any] = {"norm": norm, "act": ACTS[config.act]}
     if config.noise:
         parts["norm2"] = partial(NormAct, emb_channels=emb_channels(config), act=None)
-    c_in, c_out, stride, dilation = block.c_in, block.c_out, block.stride, block.dilations[0]
+    basic = (block.c_in, block.c_out, block.stride, block.dilations)
+    bottleneck = (block.c_in, block.width, block.c_out, block.stride, block.dilations[0])
     match config.block:
         case "basic":
-            return basic_branch(c_in, c_out, stride, block.dilations, **parts)
+            return basic_branch(*basic, **parts)
         case "preact_basic":
-            return preact_basic_branch(c_in, c_out, stride, block.dilations, dropout=config.dropout, **parts)
+            return preact_basic_branch(*basic, dropout=config.dropout, **parts)
+        case "bottleneck":
+            return bottleneck_branch(*bottleneck, groups=config.groups, stride_in=config.stride_in, **parts)
         case "preact_bottleneck":
-            return preact_bottleneck_branch(c_in, block.width, c_out, stride, dilation, **parts)
-        case "split_attention":
-            return split_attention_branch(c_in, block.width, c_out, stride, dilation, **parts)
-    return bottleneck_branch(
-        c_in, block.width, c_out, stride, dilation, groups=config.groups, stride_in=config.stride_in, **parts
-    )
+            return preact_bottleneck_branch(*bottleneck, stride_in=config.stride_in, **parts)
+    return split_attention_branch(*bottleneck, **parts)
 
 
 def make_shortcut(config: ResNetConfig, block: Block) -> nn.Module | None:

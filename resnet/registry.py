@@ -1,18 +1,26 @@
 """Models by name."""
 
 import difflib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
+from itertools import groupby
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from resnet.config import ResNetConfig
 from resnet.entry import Entry
+from resnet.layouts import CLASSIFIER, COUNTER, body, possible_layouts
 from resnet.model import ResNet
+from resnet.summary import summarize
 from resnet.table import RESNETS
 
 ENTRIES: dict[str, Entry] = {**RESNETS}
 NETWORKS: dict[type, type] = {ResNetConfig: ResNet}
+_BLOCK = re.compile(r"(?:layer|stages\.)(\d+)\.(?:blocks\.)?(\d+)\.")
 
 
 def create_model(name: str, num_classes: int | None = None, in_channels: int | None = None, **changes: Any) -> Any:
@@ -73,6 +81,35 @@ def register_model(name: str, config: Any = None) -> Any:
         raise ValueError(f"{name}: no network is built from a {type(config).__name__}")
     ENTRIES[name] = Entry(config)
     return config
+
+
+def summary(name: str, size: int | None = None, **changes: Any) -> str:
+    """What `create_model(name, **changes)` is made of, as `summarize` tells it for images of `size` px."""
+    with torch.device("meta"):
+        model = create_model(name, **changes)
+    return summarize(model, size or entry(name).size)
+
+
+def likely_models(theirs: Mapping[str, Tensor]) -> list[str]:
+    """The models whose published names and shapes these are, whatever the classes and the channels of the images."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items() if not name.endswith(COUNTER)}
+    counts = block_counts(theirs)
+    others = 1 + len(CLASSIFIER)  # tensors that depend on the channels of the images or on the classes
+    found = []
+    for name, known in ENTRIES.items():
+        if known.config.blocks == counts:
+            with torch.device("meta"):
+                net = build(known.config)
+            bodies = [body(one, net.config, net.state_dict()) for _, one in possible_layouts(net.layouts, net.config)]
+            if any(names.items() <= shapes.items() and len(shapes) <= len(names) + others for names in bodies):
+                found.append(name)
+    return found
+
+
+def block_counts(theirs: Iterable[str]) -> tuple[int, ...]:
+    """Blocks per stage, as published names tell them: `layer2.3.conv1.weight` is of the fourth block of stage 2."""
+    numbers = {match.groups() for name in theirs if (match := _BLOCK.match(name))}
+    return tuple(len(list(blocks)) for _, blocks in groupby(sorted(int(stage) for stage, _ in numbers)))
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -1,0 +1,56 @@
+"""Logits of the published implementations, for weights that are drawn by name (tests/golden)."""
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import resnet
+from residual.count import parameters
+from tests.golden.fill import fill, golden_input
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads(
+    gzip.decompress((Path(__file__).parents[1] / "golden" / "zoo.json.gz").read_bytes())
+)
+ROWS = [name for name in GOLDEN if not name.startswith("densenet")]
+# One of each kind in every run, all of them with the slow tests.
+FAST = ["resnet18", "resnext50_32x4d", "resnet18d", "seresnet50", "resnest14d", "resnetv2_50", "resnet50_gn"]
+each = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ROWS]
+)
+
+
+@cache
+def theirs(name: str, salt: str = "") -> dict[str, Tensor]:
+    return {key: fill(key, shape, salt) for key, shape in GOLDEN[name]["state_dict"].items()}
+
+
+def network(name: str, salt: str = "") -> Any:
+    net = resnet.create_model(name)
+    assert net.import_weights(theirs(name, salt), GOLDEN[name]["source"]) == []
+    return net.eval()
+
+
+@each
+def test_the_published_logits(name: str) -> None:
+    golden, net = GOLDEN[name], network(name)
+    assert parameters(net) == golden["parameters"]
+    with torch.no_grad():
+        logits = net(golden_input(golden["input"]))
+    error = 2e-5 * golden["logits_std"]
+    assert_close(logits[0, :8], torch.tensor(golden["logits_first8"]), rtol=0, atol=error)
+    assert abs(logits.mean().item() - golden["logits_mean"]) < error
+    assert abs(logits.std().item() - golden["logits_std"]) < error
+
+
+@each
+def test_import_then_export_is_bit_identical(name: str) -> None:
+    exported = network(name).export_weights(GOLDEN[name]["source"])
+    assert {key: list(tensor.shape) for key, tensor in exported.items()} == GOLDEN[name]["state_dict"]
+    assert_close(exported, theirs(name), rtol=0, atol=0)
