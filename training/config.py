@@ -17,20 +17,32 @@ class TrainConfig:
     """images per optimizer update, over all processes"""
     micro_batch: int | None = None
     """images per forward pass on each process, if a whole share of the batch does not fit; null: no accumulation"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), or stochastic gradient descent with momentum"""
     learning_rate: float = 2e-4
-    """peak learning rate of AdamW"""
+    """peak learning rate"""
     warmup_images: int = 10_000
     """the learning rate rises linearly over these first images"""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """the learning rate after the warm-up: constant, or falling to zero at the end of the run"""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """the learning rate after the warm-up: constant, falling to zero at the end of the run, or in steps"""
+    milestones_images: tuple[int, ...] = ()
+    """images seen at which the schedule `step` multiplies the learning rate by step_factor"""
+    step_factor: float = 0.1
+    """what the learning rate is multiplied by at each milestone"""
     weight_decay: float = 0.0
-    """decoupled weight decay of AdamW"""
+    """AdamW: decoupled, times the learning rate; SGD: times the weights it is added to their gradient"""
+    decay_vectors: bool = True
+    """whether weights of one axis decay too, which are those of norms, and biases"""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay of the running mean and of the running square of the gradients"""
+    momentum: float = 0.9
+    """SGD's decay of the running sum of the gradients; 0: none is kept"""
+    nesterov: bool = False
+    """SGD steps along the running sum as it will be after the next gradient like this one (Sutskever et al. 2013)"""
     clip: float | None = 1.0
     """largest norm of the gradient, longer ones are scaled down; null: never"""
-    ema_halflife_images: int = 500_000
-    """images over which a weight's share in the averaged (EMA) model halves"""
+    ema_halflife_images: int | None = 500_000
+    """images over which a weight's share in the averaged (EMA) model halves; null: no average, the weights as they are"""
     ema_rampup: float | None = 0.05
     """keeps the half-life below this share of the images seen so far (Karras et al. 2022); null: always the full one"""
     log_images: int = 2_000
@@ -56,20 +68,38 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.batch <= MAX_BATCH, self, "batch", f"give 1 to {MAX_BATCH:,}")
         _require(0 <= self.seed < 2**64, self, "seed", "give 0 or more, below 2^64")
-        for name in ("images", "ema_halflife_images", "log_images", "sample_images", "save_images"):
+        for name in ("images", "log_images", "sample_images", "save_images"):
             _require(getattr(self, name) >= 1, self, name, "give at least 1")
+        halflife = self.ema_halflife_images
+        _require(halflife is None or halflife >= 1, self, "ema_halflife_images", "give at least 1, or null")
         for name in ("warmup_images", "weight_decay"):
             _require(getattr(self, name) >= 0, self, name, "give 0 or more")
         _require(self.micro_batch is None or self.micro_batch >= 1, self, "micro_batch", "give at least 1, or null")
         _require(self.learning_rate > 0, self, "learning_rate", "give a rate above 0")
         two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(two, self, "betas", "give two numbers in [0, 1)")
+        _require(0 <= self.momentum < 1, self, "momentum", "give at least 0 and below 1")
+        with_momentum = self.optimizer == "sgd" and self.momentum > 0
+        _require(with_momentum or not self.nesterov, self, "nesterov", "it needs train.optimizer=sgd with momentum")
+        self._check_steps()
         _require(self.clip is None or self.clip > 0, self, "clip", "give a norm above 0, or null for no clipping")
         _require(self.ema_rampup is None or self.ema_rampup > 0, self, "ema_rampup", "give a share above 0, or null")
         _require(self.keep >= 2, self, "keep", "keep at least 2 checkpoints, so that one is left if the other is bad")
         every, interval = self.keep_every_images, self.save_images
         remedy = f"give a multiple of train.save_images={interval}, or null"
         _require(every is None or (every >= 1 and every % interval == 0), self, "keep_every_images", remedy)
+
+    def _check_steps(self) -> None:
+        rising = list(self.milestones_images) == sorted({max(1, images) for images in self.milestones_images})
+        _require(rising, self, "milestones_images", "give numbers of images from 1 on, each larger than the one before")
+        steps, given = self.schedule == "step", bool(self.milestones_images)
+        _require(steps == given, self, "milestones_images", "they belong to train.schedule=step, which needs some")
+        _require(0 < self.step_factor < 1, self, "step_factor", "give a number between 0 and 1")
+
+    @property
+    def moments(self) -> int:
+        """Numbers that the optimizer keeps for each weight."""
+        return {"adamw": 2, "sgd": int(self.momentum > 0)}[self.optimizer]
 
     @property
     def updates(self) -> int:

@@ -99,18 +99,19 @@ class Loop:
 
         Raises NoRoom if the disk has no room for what the run will write next.
         """
-        start, path, model, took = self.folder.start, self.folder.path, self.state.trained, ""
+        start, path, took = self.folder.start, self.folder.path, ""
+        model, moments = self.state.trained, self.config.moments
         if start is None:
-            on_main(lambda: require_room(path, saved_bytes(model, 2), "two checkpoints and the model"))
+            on_main(lambda: require_room(path, saved_bytes(model, moments, 2), "two checkpoints and the model"))
             began = time.perf_counter()
             self.save()
             took = f"; the first took {time.perf_counter() - began:.1f} s"
             if problem := on_main(lambda: checkpoint.verify(checkpoint.list_folders(self.folder.checkpoints)[0])):
                 raise OSError(f"{self.folder.checkpoints}: the first checkpoint cannot be read back: {problem}")
         else:
-            on_main(lambda: require_room(path, saved_bytes(model), "a checkpoint and the model"))
+            on_main(lambda: require_room(path, saved_bytes(model, moments), "a checkpoint and the model"))
             self.restore(start)
-        size, free = show_size(checkpoint_bytes(model)), show_size(on_main(lambda: free_bytes(path)))
+        size, free = show_size(checkpoint_bytes(model, moments)), show_size(on_main(lambda: free_bytes(path)))
         self.accelerator.print(f"checkpoints: {size} each, {checkpoints_kept(self.config)}{took}; {free} are free")
 
     def restore(self, start: Checkpoint) -> None:
@@ -223,7 +224,7 @@ class Loop:
         state, folder, config = self.state, self.folder, self.config
 
         def write() -> Path:
-            with room(folder.path, saved_bytes(state.trained), "a checkpoint and the model"):
+            with room(folder.path, saved_bytes(state.trained, config.moments), "a checkpoint and the model"):
                 staged = checkpoint.stage(folder.checkpoints, state.tensors(), self.facts())
                 files.replace_folder(folder.model, lambda new: self.task.save(state.ema.model, new))
                 return staged
@@ -251,6 +252,7 @@ class Loop:
     def evaluate(self) -> None:
         """Let the task evaluate the averaged model, on every process, and log what it found; a stop cuts it short."""
         state = self.state
+        state.ema.share_buffers()
         try:
             with torch.no_grad():
                 numbers = self.task.evaluate(

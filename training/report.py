@@ -23,7 +23,7 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
     """
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
-    count, state = parameters(task.model), state_bytes(task.model)
+    count, state = parameters(task.model), state_bytes(task.model, config.moments)
     one = activation_bytes(task.model, *task.example(1, "meta"))
     activations = one * micro_batch
     seen = config.updates * config.batch
@@ -36,9 +36,9 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
         "parameters": f"{count:,}",
         "multiply-adds": f"{show_count(multiply_adds(task.model, *task.example(1, 'meta')))} per image, forward",
         "memory, estimated": f"{show_size(state + activations)} on each process, of it",
-        "  model and optimizer": f"{show_size(state)} (weights, gradients, two of Adam, EMA)",
+        "  model and optimizer": f"{show_size(state)} (weights, gradients, optimizer, EMA)",
         "  activations": f"{show_size(activations)} in float32 ({micro_batch} x {show_size(one)})",
-        "checkpoint": f"{show_size(checkpoint_bytes(task.model))} on disk, {checkpoints_kept(config)}",
+        "checkpoint": f"{show_size(checkpoint_bytes(task.model, config.moments))} on disk, {checkpoints_kept(config)}",
         "updates": f"{config.updates:,} of {split}",
         "length": f"{seen:,} images: each of the {images:,} about {seen / images:,.1f} times",
     }

@@ -12,8 +12,7 @@ from training.accelerator import choose_memory_format, on_main
 from training.checkpoint import Checkpoint, read_tensors
 from training.config import TrainConfig
 from training.ema import Ema
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+from training.optimizer import fresh_moments, make_optimizer
 
 
 class TrainState:
@@ -23,7 +22,7 @@ class TrainState:
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.batch = config.batch
+        self.config, self.batch = config, config.batch
         self.update = 0
         self.memory_format = choose_memory_format(
             accelerator.device, accelerator.mixed_precision == "bf16", config.compile
@@ -32,14 +31,7 @@ class TrainState:
         average = copy.deepcopy(self.trained)  # before accelerate replaces the forward of the other one
         if config.compile:
             self.trained.compile()  # in place: the names of the weights stay
-        optimizer = torch.optim.AdamW(
-            self.trainable,
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self.model, self.optimizer = accelerator.prepare(self.trained, optimizer)
+        self.model, self.optimizer = accelerator.prepare(self.trained, make_optimizer(self.trainable, config))
         average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
         self.ema = Ema(average, self.trained)
 
@@ -79,10 +71,7 @@ class TrainState:
 
     def _allocate_moments(self) -> None:
         for parameter in self.trainable:
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{moment: torch.zeros_like(parameter) for moment in MOMENTS[1:]},
-            }
+            self.optimizer.state[parameter] = fresh_moments(parameter, self.config)
 
 
 def _copy_into(live: dict[str, dict[str, Tensor]], saved: dict[str, dict[str, Tensor]], checkpoint: Checkpoint) -> None:

@@ -338,7 +338,7 @@ def test_a_model_beyond_the_memory_is_refused_before_any_work(capsys: pytest.Cap
         script.main(["--config", "plain.yaml", "--model.channels", "1048576", "--data.source", "nothing"])
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(
-        r"error: this model takes 47.9 PB \(weights, gradients, two of Adam, EMA of 2.39 P parameters\)", line
+        r"error: this model takes 47.9 PB \(weights, gradients, optimizer, EMA of 2.39 P parameters\)", line
     )
     assert not (folder / "runs").exists()
 

@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_not_begun(saving, monkeypatch, capsys):
     monkeypatch.setattr(room, "free_bytes", lambda folder: 1000)
     monkeypatch.setattr(checkpoint, "stage", lambda *arguments: pytest.fail("begun"))
     assert save_fails(saving)
-    needed = show_size(saved_bytes(saving.state.trained))
+    needed = show_size(saved_bytes(saving.state.trained, 2))
     text = f"NOT SAVED after 24 images: no room in {saving.folder.path} for a checkpoint and the model: {needed}"
     assert f"{text} are needed, 1 kB are free; remove something, or" in capsys.readouterr().out
 

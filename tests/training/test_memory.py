@@ -18,31 +18,34 @@ def outline(width: int = 10) -> nn.Module:
         return nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1, bias=False))
 
 
-def test_state_is_weights_average_gradients_and_two_of_adam() -> None:
-    assert state_bytes(outline()) == 5 * 4 * (100 + 10 + 10)
-    assert state_bytes(outline(), frozenset({"0.weight"})) == 5 * 4 * 20 + 2 * 4 * 100
+def test_state_is_weights_average_gradients_and_moments() -> None:
+    assert state_bytes(outline(), 2) == 5 * 4 * (100 + 10 + 10)
+    assert state_bytes(outline(), 0) == 3 * 4 * (100 + 10 + 10)
+    assert state_bytes(outline(), 2, frozenset({"0.weight"})) == 5 * 4 * 20 + 2 * 4 * 100
     model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
-    assert state_bytes(model) == 2 * 4 * 4 + 5 * 4 * 4 + 2 * (2 * 2 * 4 + 8)
+    assert state_bytes(model, 2) == 2 * 4 * 4 + 5 * 4 * 4 + 2 * (2 * 2 * 4 + 8)
 
 
-def test_a_checkpoint_is_weights_average_and_two_of_adam() -> None:
+@pytest.mark.parametrize("moments", [0, 1, 2])
+def test_a_checkpoint_is_weights_average_and_moments(moments: int) -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
     weights, buffers, trained = 4 * (4 + 4), 2 * 2 * 4 + 8, 4 * 4
-    assert checkpoint_bytes(model) == 2 * (weights + buffers) + 2 * trained
-    assert saved_bytes(model, 2) == 2 * checkpoint_bytes(model) + weights + buffers
+    assert checkpoint_bytes(model, moments) == 2 * (weights + buffers) + moments * trained
+    assert saved_bytes(model, moments, 2) == 2 * checkpoint_bytes(model, moments) + weights + buffers
 
 
 def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "total_bytes", lambda device: 2400)
-    require_memory(outline, [], CPU)
+    require_memory(outline, [], CPU, 2)
     monkeypatch.setattr(memory, "total_bytes", lambda device: 2399)
+    require_memory(outline, [], CPU, 1)
     with pytest.raises(
         ValueError, match=r"this model takes 2.4 kB \(weights.* of 120 parameters\) to train, but cpu has"
     ):
-        require_memory(outline, [], CPU)
-    require_memory(outline, ["0.*"], CPU)
+        require_memory(outline, [], CPU, 2)
+    require_memory(outline, ["0.*"], CPU, 2)
     monkeypatch.setattr(memory, "total_bytes", lambda device: None)
-    require_memory(outline, [], CPU)
+    require_memory(outline, [], CPU, 2)
 
 
 @pytest.mark.parametrize("width", [2**40, 2**70])
@@ -50,7 +53,7 @@ def test_a_model_beyond_counting_is_refused(width: int) -> None:
     with pytest.raises(
         ValueError, match=r"takes more memory than can be counted to train, but cpu has .*; make it small"
     ):
-        require_memory(lambda: outline(width), [], CPU)
+        require_memory(lambda: outline(width), [], CPU, 2)
 
 
 def test_the_memory_of_the_machine_is_shared_by_its_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -38,3 +38,15 @@ def test_rampup_shortens_the_halflife_early_on():
     config = TrainConfig(batch=10, ema_halflife_images=500, ema_rampup=0.05)
     assert ema_keep(config, 200) == pytest.approx(0.5), "half-life 0.05 * 200 = 10 images, one batch"
     assert ema_keep(config, 10_000) == ema_keep(config, 1_000_000) == pytest.approx(0.5 ** (10 / 500))
+
+
+def test_steps_multiply_at_each_milestone_from_its_update_on():
+    at = [100, 290, 300, 590, 600, 2000]
+    steps = {"milestones_images": (300, 600), "step_factor": 0.2}
+    assert rates("step", at, **steps) == pytest.approx([2.0, 2.0, 0.4, 0.4, 0.08, 0.08])
+    assert rates("step", at[:3], milestones_images=(300,)) == pytest.approx([2.0, 2.0, 0.2])
+    assert rates("step", [40], **steps) == pytest.approx([1.0])
+
+
+def test_without_a_halflife_nothing_is_averaged():
+    assert ema_keep(TrainConfig(ema_halflife_images=None), 10) == 0

@@ -1,0 +1,99 @@
+"""The optimizers against their equations, and through the loop."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from tests.training.toy import BATCH, ToyTask, hashes, tensors, train
+from training.config import TrainConfig
+from training.optimizer import fresh_moments, make_optimizer
+
+
+def sgd_by_hand(
+    config: TrainConfig, weight: torch.Tensor, gradients: list[torch.Tensor], decay: float
+) -> torch.Tensor:
+    """Sutskever et al. 2013 as PyTorch has it: the gradient, decay included, joins the running sum first."""
+    total = torch.zeros_like(weight)
+    for gradient in gradients:
+        gradient = gradient + decay * weight
+        total = config.momentum * total + gradient
+        weight = weight - config.learning_rate * (gradient + config.momentum * total if config.nesterov else total)
+    return weight
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay_vectors", [False, True])
+def test_sgd_against_its_equations(momentum, nesterov, decay_vectors):
+    if nesterov and not momentum:
+        return
+    config = TrainConfig(
+        optimizer="sgd",
+        learning_rate=0.1,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=0.3,
+        decay_vectors=decay_vectors,
+    )
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    matrix, vector = model.weight.detach().clone(), model.bias.detach().clone()
+    optimizer = make_optimizer(list(model.parameters()), config)
+    gradients: list[list[torch.Tensor]] = [[], []]
+    for _ in range(4):
+        for weight, seen in zip(model.parameters(), gradients, strict=True):
+            weight.grad = torch.randn_like(weight)
+            seen.append(weight.grad)
+        optimizer.step()
+    assert_close(model.weight.detach(), sgd_by_hand(config, matrix, gradients[0], 0.3))
+    assert_close(model.bias.detach(), sgd_by_hand(config, vector, gradients[1], 0.3 if decay_vectors else 0.0))
+
+
+@pytest.mark.parametrize("decay_vectors", [False, True])
+def test_adamw_decays_what_it_is_told(decay_vectors):
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.5, decay_vectors=decay_vectors)
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer = make_optimizer(list(model.parameters()), config)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for weight, old in zip(model.parameters(), before, strict=True):
+        kept = 1 - 0.1 * 0.5 if decay_vectors or weight.ndim > 1 else 1.0
+        assert_close(weight.detach(), kept * old)
+
+
+SETTINGS = [
+    {"optimizer": "sgd", "nesterov": True, "weight_decay": 0.1, "decay_vectors": False},
+    {"optimizer": "sgd", "momentum": 0.0},
+    {"optimizer": "adamw", "decay_vectors": False, "weight_decay": 0.1},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["nesterov", "plain", "adamw"])
+def test_fresh_moments_are_those_of_the_optimizer(settings):
+    config = TrainConfig(**settings)
+    weight = nn.Parameter(torch.ones(2, 3))
+    optimizer = make_optimizer([weight], config)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    found, fresh = optimizer.state.get(weight, {}), fresh_moments(weight, config)
+    assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in found.items()}
+    assert sum(value.shape == weight.shape for value in fresh.values()) == config.moments
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["nesterov", "plain", "adamw"])
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, settings):
+    train(tmp_path / "straight", **settings)
+    train(tmp_path / "halves", images=4 * BATCH, **settings)
+    train(tmp_path / "halves", ToyTask(), **settings)
+    assert len(hashes(tmp_path / "halves")) == 3
+    assert hashes(tmp_path / "halves") == hashes(tmp_path / "straight")
+
+
+def test_without_an_average_the_model_is_what_was_trained(tmp_path):
+    train(tmp_path, ema_halflife_images=None)
+    trained, average = tensors(tmp_path), tensors(tmp_path, "ema")
+    for name, value in trained.items():
+        assert_close(average[name], value, rtol=0, atol=0)
