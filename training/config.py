@@ -42,7 +42,7 @@ class TrainConfig:
     clip: float | None = 1.0
     """largest norm of the gradient, longer ones are scaled down; null: never"""
     ema_halflife_images: int | None = 500_000
-    """images over which a weight's share in the averaged (EMA) model halves; null: no average, the weights as they are"""
+    """images over which a weight's share in the averaged (EMA) model halves; null: the weights as they are"""
     ema_rampup: float | None = 0.05
     """keeps the half-life below this share of the images seen so far (Karras et al. 2022); null: always the full one"""
     log_images: int = 2_000

@@ -10,9 +10,7 @@ from residual.count import machine_bytes
 from training.freeze import frozen_names
 
 
-def require_memory(
-    outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device, moments: int
-) -> None:
+def require_memory(outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device, moments: int) -> None:
     """Raises ValueError if model and optimizer alone would not fit into the memory of `device`.
 
     `outline` makes the model on the meta device; `freeze` as in `training.freeze`, `moments` as in `TrainConfig`.

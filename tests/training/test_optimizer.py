@@ -10,9 +10,7 @@ from training.config import TrainConfig
 from training.optimizer import fresh_moments, make_optimizer
 
 
-def sgd_by_hand(
-    config: TrainConfig, weight: torch.Tensor, gradients: list[torch.Tensor], decay: float
-) -> torch.Tensor:
+def sgd_by_hand(config: TrainConfig, weight: torch.Tensor, gradients: list[torch.Tensor], decay: float) -> torch.Tensor:
     """Sutskever et al. 2013 as PyTorch has it: the gradient, decay included, joins the running sum first."""
     total = torch.zeros_like(weight)
     for gradient in gradients:

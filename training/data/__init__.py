@@ -1,7 +1,7 @@
 """Data: a source of images, decoded once into a cache or as needed, handed out by position, augmented on the device."""
 
 from training.data.augment import augment
-from training.data.cache import open_images
+from training.data.cache import open_images, open_validation
 from training.data.config import DataConfig
 from training.data.feed import Feed
 from training.data.images import Images
@@ -21,4 +21,5 @@ __all__ = [
     "image_index",
     "non_leaky",
     "open_images",
+    "open_validation",
 ]

@@ -39,7 +39,8 @@ class TooManyBad(ValueError):
 
 def settings(config: DataConfig) -> dict:
     """The fields of a config that change what is stored."""
-    names = ("split", "channels", "bits", "range", "background", "crop", "image_column", "label_column", "labels")
+    of_pixels = ("split", "channels", "bits", "range", "background", "crop", "center_share")
+    names = (*of_pixels, "image_column", "label_column", "labels")
     return {"size": config.hw} | {name: getattr(config, name) for name in names}
 
 

@@ -17,13 +17,17 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64
 
 from training.data.build import FORMAT_VERSION, IMAGES, INFO, LABELS, build, check_bad, settings
 from training.data.config import DataConfig
 from training.data.images import Images
+from training.data.order import permutation
 from training.data.pixels import Pixels
 from training.data.records import Source
 from training.data.source import find_source
@@ -31,7 +35,7 @@ from training.data.stream import ImageSet, stream_images
 
 
 def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
-    """The images of a run: decoded into the cache when they are not there yet, then mapped from it; or streamed.
+    """The images that a run is trained on: decoded into the cache if they are not there, and mapped from it; or streamed.
 
     Under several processes pass `training.accelerator.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for whatever is wrong with the source, its labels or its images.
@@ -43,7 +47,29 @@ def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], P
         folder = find_cache(config)
     images = load(folder)
     check_bad(images.bad, config.max_bad)
-    return images
+    return images.part(divided(len(images), config.validation)[0]) if isinstance(config.validation, float) else images
+
+
+def open_validation(
+    config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()
+) -> ImageSet | None:
+    """The images that evaluations look at, if `config.validation` says so; else like `open_images`."""
+    if config.validation is None:
+        return None
+    crop: Literal["center", "stretch"] = "stretch" if config.crop == "stretch" else "center"
+    whole = replace(config, validation=None, crop=crop)
+    if isinstance(config.validation, str):
+        return open_images(replace(whole, split=config.validation), on_main=on_main)
+    images = open_images(whole, on_main=on_main)
+    assert isinstance(images, Images), "a share of a streamed set is refused by its config"
+    return images.part(divided(len(images), config.validation)[1])
+
+
+def divided(count: int, share: float) -> tuple[Int64[np.ndarray, "rest"], Int64[np.ndarray, "part"]]:
+    """The numbers 0 to `count` - 1 in two parts, the second with a `share` of them, drawn at random, always the same."""
+    drawn = permutation(0, 0, count)
+    part = round(count * share)
+    return np.sort(drawn[part:]), np.sort(drawn[:part])
 
 
 def find_cache(config: DataConfig) -> Path:

@@ -19,6 +19,9 @@ class DataConfig:
     Face hub"""
     split: str = "train"
     """which part, where the source has parts (files or sub-folders named train, validation, test; splits of the hub)"""
+    validation: str | float | None = None
+    """what evaluations look at: another part, such as test, or a share of this one, such as 0.2, which is then not
+    trained on (the same images for every seed); null: nothing"""
     size: int | tuple[int, int] | None = None
     """height and width in pixels, or one number for both; null keeps the images as they are, if all have one size"""
     channels: int | None = None
@@ -29,8 +32,11 @@ class DataConfig:
     """values of arrays that become -1 and 1; null is all that there is for uint8 and uint16, others need it"""
     background: tuple[int, int, int] = (255, 255, 255)
     """colour (red, green, blue; 0 to 255) that transparent images are laid on"""
-    crop: Literal["center", "stretch"] = "center"
-    """how an image comes to size: center scales its short side and cuts the rest evenly, stretch ignores its shape"""
+    crop: Literal["center", "stretch", "random"] = "center"
+    """how an image comes to size: center scales its short side and cuts the rest evenly, stretch ignores its shape,
+    random takes another part each time (8 to 100 % of the area, 3:4 to 4:3) and needs stream; validation: the center"""
+    center_share: float = 1.0
+    """how much of the side crop center keeps, more being cut off evenly; classifiers are often evaluated at 0.875"""
     image_column: str | None = None
     """column that holds the images of a table; null finds it by its type, else by usual names"""
     label_column: str | None = None
@@ -69,12 +75,26 @@ class DataConfig:
             raise ValueError(f"data.range {self.range} must be two numbers, the lower one first")
         if not all(0 <= level <= 255 for level in self.background):
             raise ValueError(f"data.background {self.background} must be three numbers of 0 to 255: red, green, blue")
-        if self.crop not in ("center", "stretch"):
-            raise ValueError(f"data.crop {self.crop!r} must be center or stretch")
+        if self.crop not in ("center", "stretch", "random"):
+            raise ValueError(f"data.crop {self.crop!r} must be center, stretch or random")
+        if not 0 < self.center_share <= 1:
+            raise ValueError(f"data.center_share {self.center_share} must be a share, above 0 and at most 1")
+        if self.center_share < 1 and (self.crop == "stretch" or self.size is None):
+            raise ValueError(f"data.center_share {self.center_share} is for data.crop center and a data.size; set both")
         if self.max_bad < 0:
             raise ValueError(f"data.max_bad {self.max_bad} must be 0 or more")
         if self.stream and self.cache is not None:
             raise ValueError(f"data.cache is {str(self.cache)!r} but data.stream is true, which keeps none; drop one")
+        if self.crop == "random" and not self.stream:
+            raise ValueError(
+                "data.crop is random, but the cache would hold one part of each image; set data.stream to true"
+            )
+        if self.stream and isinstance(self.validation, float):
+            raise ValueError(
+                f"data.validation {self.validation} is a share, but data.stream is true; name a part, such as test"
+            )
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise ValueError(f"data.validation {self.validation} must be a share between 0 and 1, or name a part")
         if self.stream_blocks < 1:
             raise ValueError(f"data.stream_blocks {self.stream_blocks} must be positive")
         if not 0 <= self.non_leaky <= 1:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
+from training.data.random_crop import random_box
 from training.data.records import Item
 
 T = TypeVar("T")
@@ -29,20 +30,23 @@ DEEP = "F"
 """Pillow's mode for greys of 0..65535 on their way: of those with more than 8 bits it resizes this one exactly"""
 
 
-def decode(data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig) -> Shaped[np.ndarray, "c h w"]:
+def decode(
+    data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig, random: np.random.Generator | None = None
+) -> Shaped[np.ndarray, "c h w"]:
     """Numbers of one image, upright (EXIF orientation applied), of `config.hw`, `config.channels` and `config.crop`.
 
     Pictures become uint8, with `config.bits` 16 uint16. 16-bit greys are scaled to 8 bits (v / 257, rounded), or 8 bits
     to 16 (257 v), never clipped; transparent images are laid on `config.background`; palettes, CMYK and other colour
     spaces become RGB; of several pictures in a file the first is taken. Scaling is Pillow's bicubic filter, which
-    widens when it shrinks an image, so nothing aliases. Arrays stay as they are, see `ArrayFile.read`.
+    widens when it shrinks an image, so nothing aliases. A random crop is drawn from `random`; without it, it is that of
+    the centre. Arrays stay as they are, see `ArrayFile.read`.
     Raises whatever tells that the image cannot be read.
     """
-    return decode_file(data, config)[0]
+    return decode_file(data, config, random)[0]
 
 
 def decode_file(
-    data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig
+    data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig, random: np.random.Generator | None = None
 ) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
     """`decode`, and whether the file holds more than the one picture (an animation, pages)."""
     if isinstance(data, ArrayFile):
@@ -54,12 +58,8 @@ def decode_file(
         several = getattr(image, "is_animated", False)
     if config.channels is not None and plain.mode != DEEP:
         plain = plain.convert("L" if config.channels == 1 else "RGB")
-    if config.hw is not None and (plain.height, plain.width) != config.hw:
-        width_height = config.hw[::-1]
-        if config.crop == "center":
-            plain = ImageOps.fit(plain, width_height, Image.Resampling.BICUBIC)
-        else:
-            plain = plain.resize(width_height, Image.Resampling.BICUBIC)
+    if config.hw is not None:
+        plain = to_size(plain, config.hw, config, random)
     pixels = np.asarray(plain)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if plain.mode == DEEP:
@@ -67,6 +67,20 @@ def decode_file(
     elif config.bits == 16:
         pixels = pixels.astype(np.uint16) * np.uint16(257)
     return np.ascontiguousarray(pixels), several
+
+
+def to_size(
+    image: Image.Image, hw: tuple[int, int], config: DataConfig, random: np.random.Generator | None
+) -> Image.Image:
+    """The part of an image that `config.crop` names, scaled to height and width `hw`."""
+    size = hw[::-1]
+    if config.crop == "random" and random is not None:
+        return image.resize(size, Image.Resampling.BICUBIC, box=random_box(*image.size, random))
+    if image.size == size and config.center_share == 1:
+        return image
+    if config.crop == "stretch":
+        return image.resize(size, Image.Resampling.BICUBIC)
+    return ImageOps.fit(image, size, Image.Resampling.BICUBIC, bleed=(1 - config.center_share) / 2)
 
 
 def open_image(data: Path | bytes) -> Image.Image:
@@ -162,15 +176,15 @@ def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: in
                 future.cancel()
 
 
-def attempt(item: Item, config: DataConfig) -> np.ndarray | str:
+def attempt(item: Item, config: DataConfig, random: np.random.Generator | None = None) -> np.ndarray | str:
     """`decode`, its error as text."""
-    return attempt_file(item, config)[1]
+    return attempt_file(item, config, random)[1]
 
 
-def attempt_file(item: Item, config: DataConfig) -> Decoded:
+def attempt_file(item: Item, config: DataConfig, random: np.random.Generator | None = None) -> Decoded:
     """`decode_file`, its error as text."""
     try:
-        return item, *decode_file(item.data, config)
+        return item, *decode_file(item.data, config, random)
     except MemoryError:
         raise
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …

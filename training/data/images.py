@@ -1,5 +1,6 @@
 """Decoded images: pixels in memory or in a memory-mapped file, their labels and the names of the classes."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -57,9 +58,10 @@ class Images:
         self.notes = tuple(notes)
         """what else is worth saying, one line each"""
         self._fingerprint = fingerprint
+        self._numbers: np.ndarray | None = None  # of a part: which images of the whole these are
 
     def __len__(self) -> int:
-        return len(self._array)
+        return len(self._array if self._numbers is None else self._numbers)
 
     def __str__(self) -> str:
         """What a user wants to know of the data, in one line."""
@@ -85,9 +87,21 @@ class Images:
         """Copies of the images with these numbers, into `out` if given. Raises IndexError for a number out of range."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"image numbers {indices.min()}..{indices.max()} outside 0..{len(self) - 1}")
+        if self._numbers is not None:
+            indices = self._numbers[indices]
         if out is None:
             out = np.empty((len(indices), *self.shape), self.pixels.stored)
         return np.take(self._array, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
+
+    def part(self, numbers: Int64[np.ndarray, "m"]) -> "Images":
+        """The images with these numbers as a set of their own, without a copy. Raises ValueError for none."""
+        if len(numbers) == 0:
+            raise ValueError(f"of {len(self):,} images none is left for a part; take more")
+        part = copy.copy(self)
+        part._numbers = numbers if self._numbers is None else self._numbers[numbers]
+        part.labels = None if self.labels is None else self.labels[numbers]
+        part._fingerprint = hashlib.sha256(self.fingerprint.encode() + numbers.astype("<i8").tobytes()).hexdigest()
+        return part
 
     def take(
         self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]

@@ -19,6 +19,7 @@ from training.data.config import DataConfig
 from training.data.images import Images, describe
 from training.data.labels import check_label, number_labels
 from training.data.order import BlockOrder
+from training.data.random_crop import image_random
 from training.data.records import Item
 from training.data.source import find_source
 from training.memory import show_size, total_bytes
@@ -43,6 +44,8 @@ class StreamedImages:
         """channels, height, width"""
         self.pixels = blocks.pixels
         """what the numbers of decoded images mean"""
+        if blocks.shape is not None and config.crop == "random":
+            raise ValueError("data.crop random is for pictures; arrays stay as they are, leave it out")
         if sum(blocks.sizes) == 0:
             raise ValueError(f"data.source {config.source!r} holds no image")
         check_memory(blocks, config)
@@ -75,15 +78,22 @@ class StreamedImages:
     ) -> Int64[np.ndarray, "b"] | None:
         """As `Images.take`. Raises ValueError if more images cannot be read than `data.max_bad` allows."""
         ahead = self._order.window(int(position[0]), seed)
-        found = self.read(self._order.index(position, seed), out, ahead)
+        draws = self._config.crop == "random"
+        random = [image_random(seed, int(place)) for place in position] if draws else None
+        found = self.read(self._order.index(position, seed), out, ahead, random)
         return None if self.labels is None else self.labels[found]
 
     def read(
-        self, indices: Int[np.ndarray, "b"], out: Shaped[np.ndarray, "b c h w"], ahead: Sequence[int] = ()
+        self,
+        indices: Int[np.ndarray, "b"],
+        out: Shaped[np.ndarray, "b c h w"],
+        ahead: Sequence[int] = (),
+        random: Sequence[np.random.Generator] | None = None,
     ) -> Int64[np.ndarray, "b"]:
         """Decode the images with these numbers into `out`, then read the blocks `ahead` in the background.
 
-        Returns the numbers of the images that are in `out`: others only where one could not be read.
+        A random crop needs the random numbers of each; without them it is that of the centre. Returns the numbers of
+        the images that are in `out`: others only where one could not be read.
         """
         starts = self._order.starts
         blocks = np.searchsorted(starts, indices, side="right") - 1
@@ -95,7 +105,7 @@ class StreamedImages:
         for block, future in needed.items():
             slots, items = np.flatnonzero(blocks == block), future.result()
             for few in np.split(slots, range(CHUNK, len(slots), CHUNK)):
-                jobs.append(self._decoders.submit(self._decode, items, int(starts[block]), few, found, out))
+                jobs.append(self._decoders.submit(self._decode, items, int(starts[block]), few, found, out, random))
         for job in jobs:
             job.result()
         return found
@@ -116,6 +126,7 @@ class StreamedImages:
         slots: Int64[np.ndarray, "few"],
         found: Int64[np.ndarray, "b"],
         out: Shaped[np.ndarray, "b c h w"],
+        random: Sequence[np.random.Generator] | None,
     ) -> None:
         """Fill the slots of `out` with images of the block `items`, whose first has the number `start`."""
         from training.data.decode import attempt
@@ -124,7 +135,7 @@ class StreamedImages:
             for step in range(len(items)):
                 row = (int(found[slot]) - start + (step > 0)) % len(items)
                 found[slot] = start + row
-                decoded = attempt(items[row], self._config)
+                decoded = attempt(items[row], self._config, None if random is None else random[slot])
                 if not isinstance(decoded, str):
                     out[slot] = decoded
                     break
