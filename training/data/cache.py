@@ -35,7 +35,7 @@ from training.data.stream import ImageSet, stream_images
 
 
 def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
-    """The images that a run is trained on: decoded into the cache if they are not there, and mapped from it; or streamed.
+    """The images that a run is trained on: decoded into the cache if need be and mapped from it; or streamed.
 
     Under several processes pass `training.accelerator.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for whatever is wrong with the source, its labels or its images.
@@ -66,7 +66,7 @@ def open_validation(
 
 
 def divided(count: int, share: float) -> tuple[Int64[np.ndarray, "rest"], Int64[np.ndarray, "part"]]:
-    """The numbers 0 to `count` - 1 in two parts, the second with a `share` of them, drawn at random, always the same."""
+    """The numbers 0 to `count` - 1 in two parts, the second with a `share` of them, drawn at random, once for all."""
     drawn = permutation(0, 0, count)
     part = round(count * share)
     return np.sort(drawn[part:]), np.sort(drawn[:part])

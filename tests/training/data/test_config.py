@@ -23,7 +23,7 @@ from training.data import DataConfig
         ({"center_share": 0.0, "size": 8}, r"data\.center_share 0\.0 must be a share, above 0 and at most 1"),
         ({"center_share": 0.5}, r"data\.center_share 0\.5 is for data\.crop center and a data\.size; set both"),
         ({"center_share": 0.5, "size": 8, "crop": "stretch"}, r"data\.center_share 0\.5 is for data\.crop center"),
-        ({"validation": 1.0}, r"data\.validation 1\.0 must be a share between 0 and 1, or the name of a part"),
+        ({"validation": 1.0}, r"data\.validation 1\.0 must be a share between 0 and 1, or name a part"),
         ({"validation": 0.5, "stream": True}, r"data\.validation 0\.5 is a share, but data\.stream is true; name"),
         ({"background": (0, 0, 256)}, r"data\.background \(0, 0, 256\) must be three numbers of 0 to 255: red, green"),
     ],
