@@ -185,6 +185,7 @@ class DiffusionRun:
         "model.classes": _FROM_IMAGES,
         "model.null_label": "it follows from diffusion.label_dropout",
         "model.augment_channels": "it follows from data.non_leaky",
+        "data.validation": "only classifiers are evaluated on images",
     }
     presets = staticmethod(preset)
     preset_names = staticmethod(lambda: list_presets(UNetConfig))  # EDM2's network needs its own preconditioning

@@ -19,6 +19,7 @@ from diffusion import PREDICTIONS, Denoiser, NetDenoiser, Schedule, denoising, g
 from diffusion.names import known, some
 from diffusion.sampler import check
 from residual.pretrained import read_config
+from tasks.model_folder import check_finite, find_model
 from training.data.pixels import BYTES, Pixels
 from unet import UNet
 
@@ -157,20 +158,10 @@ def load_model(path: str | Path) -> DiffusionModel:
 
     Raises ValueError, with the reason, if there is none or it is not whole.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"no folder {str(path)!r}; give a run folder (of train.py) or a model folder")
-    is_run = (path / "config.yaml").is_file()
-    folder = path / "model" if is_run else path
-    if not (folder / DESCRIPTION_FILE).is_file():
-        reason = (
-            "its training has not saved one yet" if is_run else f"it has neither config.yaml nor {DESCRIPTION_FILE}"
-        )
-        raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
+    folder, images_seen = find_model(path, DESCRIPTION_FILE)
     schedule, prediction, classes, pixels = read_description(folder / DESCRIPTION_FILE)
     net = UNet.from_pretrained(folder).float()
-    if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
-        raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
+    check_finite(net, folder)
     if net.config.learned_variance:
         raise ValueError(f"{folder}: a model with learned_variance cannot be sampled yet")
     if net.config.in_channels != net.config.out_channels:
@@ -182,7 +173,7 @@ def load_model(path: str | Path) -> DiffusionModel:
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
         )
-    return describe(net, schedule, prediction, classes, pixels, _images_seen(path) if is_run else None)
+    return describe(net, schedule, prediction, classes, pixels, images_seen)
 
 
 def describe(
@@ -231,9 +222,3 @@ def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None,
         raise ValueError(f"{path} does not say {error}; it is not whole") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
-
-
-def _images_seen(run: Path) -> int | None:
-    """The newest checkpoint's number; the model folder is written along with each."""
-    numbers = [int(folder.name) for folder in run.glob("checkpoints/*") if folder.name.isdecimal()]
-    return max(numbers, default=None)

@@ -57,6 +57,7 @@ class GlobalRandom:
     ) -> None:
         self.batch, self.part, self.device = batch, part, torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(mix(seed, update, stream))
+        self._host = np.random.default_rng(mix(seed, update, stream, "host"))
 
     def normal(self, *shape: int) -> Float[Tensor, "part *shape"]:
         """Standard normal numbers of the given shape for each image, float32."""
@@ -69,3 +70,11 @@ class GlobalRandom:
     def integers(self, high: int) -> Int[Tensor, "part"]:
         """One uniform integer in [0, high) for each image, int64."""
         return torch.randint(high, (self.batch,), generator=self.generator, device=self.device)[self.part]
+
+    def beta(self, concentration: float) -> Float[Tensor, "part"]:
+        """One number in [0, 1] for each image, float32, symmetric about 1/2: Beta(concentration, concentration).
+
+        Drawn by numpy, since torch has no generator of its own for it, and copied without waiting for the device.
+        """
+        drawn = self._host.beta(concentration, concentration, self.batch).astype(np.float32)[self.part]
+        return torch.from_numpy(drawn).to(self.device, non_blocking=True)

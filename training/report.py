@@ -24,7 +24,7 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
     count, state = parameters(task.model), state_bytes(task.model, config.moments)
-    one = activation_bytes(task.model, *task.example(1, "meta"))
+    one = activation_bytes(task.model, *task.example(2, "meta")) // 2  # a batch norm needs two
     activations = one * micro_batch
     seen = config.updates * config.batch
     split = " x ".join(

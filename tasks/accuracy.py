@@ -1,0 +1,53 @@
+"""How often a classifier is right."""
+
+from collections.abc import Callable
+from contextlib import closing
+
+import torch
+import torch.nn.functional as F
+
+from tasks.classification_model import ImageClassifier
+from training.accelerator import process_state
+from training.data import Feed, ImageSet
+
+SURPLUS = -1
+"""the label of an image that was looked at before"""
+
+
+@torch.no_grad()
+def accuracy(
+    classifier: ImageClassifier, images: ImageSet, batch: int, interrupted: Callable[[], object] = lambda: False
+) -> dict[str, float] | None:
+    """Shares of images whose label is the likeliest class (`top1`) or among the five likeliest (`top5`, where there are
+    more classes), and the mean cross-entropy (`validation_loss`), each image counted once, over all processes.
+
+    To be called on every process, each of which takes `batch` images at a time. Every one asks `interrupted()` equally
+    often; None if it was. The classifier's network is in eval mode, and on the device.
+    """
+    from torchmetrics import MeanMetric
+    from torchmetrics.classification import MulticlassAccuracy
+
+    state, device = process_state(), next(classifier.net.parameters()).device
+    rank, ranks, classes = state.process_index, state.num_processes, len(classifier.classes)
+    batch = min(batch, -(-len(images) // ranks))
+    best = {f"top{k}": k for k in (1, 5) if k == 1 or classes > k}
+    options = {"average": "micro", "ignore_index": SURPLUS, "validate_args": False}
+    shares = {name: MulticlassAccuracy(classes, top_k=k, **options).to(device) for name, k in best.items()}
+    loss = MeanMetric().to(device)
+    with closing(Feed(images, 0, batch * ranks, rank, ranks, device=device)) as feed:
+        for step in range(-(-len(images) // (batch * ranks))):
+            if interrupted():
+                return None
+            stored, label = feed.get(step)
+            assert label is not None, "the images were checked when the task was built"
+            first = (step * ranks + rank) * batch
+            label[max(0, len(images) - first) :] = SURPLUS  # positions after the last image start over
+            logits = classifier.net(classifier.normalise(images.pixels.to_unit(stored))).float()
+            losses = F.cross_entropy(logits, label, ignore_index=SURPLUS, reduction="none")
+            loss.update(losses, (label != SURPLUS).float())
+            for share in shares.values():
+                share.update(logits, label)
+    return {
+        **{name: share.compute().item() for name, share in shares.items()},
+        "validation_loss": loss.compute().item(),
+    }

@@ -1,0 +1,98 @@
+"""Changes of whole batches on the device, from which classifiers learn what does not matter.
+
+Images are normalised: zero is the mean colour. Every number that decides is drawn for its image from `GlobalRandom`, so
+no change depends on processes or micro-batches.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from training.random import GlobalRandom
+
+Images = Float[Tensor, "b c h w"]
+PADDING = {"zeros": "constant", "reflect": "reflect"}
+
+
+def padded_crop(image: Images, random: GlobalRandom, pad_px: int, padding: str = "zeros") -> Images:
+    """Each image moved by up to `pad_px` pixels each way: padded on all sides and cut to its size again.
+
+    He et al. 2015, section 4.2 (with zeros); "reflect" fills with the mirrored border (Zagoruyko and Komodakis 2016).
+    """
+    height, width = image.shape[2:]
+    padded = F.pad(image, [pad_px] * 4, mode=PADDING[padding])
+    rows, columns = (
+        random.integers(2 * pad_px + 1)[:, None] + torch.arange(size, device=image.device) for size in (height, width)
+    )
+    number = torch.arange(len(image), device=image.device)[:, None, None, None]
+    channel = torch.arange(image.shape[1], device=image.device)[:, None, None]
+    return padded[number, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def cutout(image: Images, random: GlobalRandom, side_px: int) -> Images:
+    """A square of each image replaced by the mean colour; its middle is any pixel, so it may reach over the border.
+
+    DeVries and Taylor 2017.
+    """
+    height, width = image.shape[2:]
+    middle_y, middle_x = random.integers(height), random.integers(width)
+    top, left = middle_y - side_px // 2, middle_x - side_px // 2
+    return image.masked_fill(_inside(image, top, left, top + side_px, left + side_px), 0.0)
+
+
+def mixed(
+    image: Images, label: Int[Tensor, "b"], random: GlobalRandom, mixup: float, cutmix: float
+) -> tuple[Images, Int[Tensor, "b"], Float[Tensor, "b"]]:
+    """Each image mixed with its neighbour, that neighbour's label, and what share of the image is still its own.
+
+    Neighbours are images 2k and 2k + 1 of the batch, so an even part of it is all that is needed. `mixup` blends both
+    (Zhang et al. 2018), `cutmix` lays a box of the neighbour on the image (Yun et al. 2019, algorithm A1); the number
+    is the concentration of the Beta distribution of the share, 0 for never. With both, each image takes one or the
+    other. Raises ValueError for an odd number of images.
+    """
+    if len(image) % 2:
+        raise ValueError(f"{len(image)} images cannot be mixed in pairs; give train.micro_batch an even number")
+    other = image.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    other_label = label.unflatten(0, (-1, 2)).flip(1).flatten()
+    if not cutmix:
+        share = random.beta(mixup)
+        return _blend(image, other, share), other_label, share
+    box, share = _box(image, random.beta(cutmix), random)
+    pasted = torch.where(box, other, image)
+    if not mixup:
+        return pasted, other_label, share
+    blends, blended_share = random.uniform() < 0.5, random.beta(mixup)
+    result = torch.where(blends[:, None, None, None], _blend(image, other, blended_share), pasted)
+    return result, other_label, torch.where(blends, blended_share, share)
+
+
+def _blend(image: Images, other: Images, share: Float[Tensor, "b"]) -> Images:
+    return torch.lerp(other, image, share[:, None, None, None])
+
+
+def _box(
+    image: Images, share: Float[Tensor, "b"], random: GlobalRandom
+) -> tuple[Bool[Tensor, "b 1 h w"], Float[Tensor, "b"]]:
+    """A box with 1 - `share` of the area, of the image's shape, about any point; and the share that is left, exactly.
+
+    What reaches over the border is cut off.
+    """
+    height, width = image.shape[2:]
+    side = (1 - share).sqrt()
+    middle_y, middle_x = random.uniform() * height, random.uniform() * width
+    edges = [
+        (middle + sign * side * size / 2).round().clamp(0, size).long()
+        for sign in (-1, 1)
+        for middle, size in ((middle_y, height), (middle_x, width))
+    ]
+    box = _inside(image, *edges)
+    return box, 1 - box.float().mean(dim=(1, 2, 3))
+
+
+def _inside(image: Images, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Bool[Tensor, "b 1 h w"]:
+    """Which pixels lie in each image's box; the lower and right edges are outside."""
+    row, column = (torch.arange(size, device=image.device) for size in image.shape[2:])
+    rows = (row >= top[:, None]) & (row < bottom[:, None])
+    columns = (column >= left[:, None]) & (column < right[:, None])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

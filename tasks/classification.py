@@ -1,0 +1,240 @@
+"""Training a network of the zoo to name what images show."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from resnet import ResNet, ResNetConfig, list_models, model_config
+from tasks.accuracy import accuracy
+from tasks.batch_augment import cutout, mixed, padded_crop
+from tasks.classification_model import ImageClassifier, View, load_classifier
+from training.accelerator import on_main, process_state
+from training.config import TrainConfig
+from training.data import DataConfig, ImageSet, open_validation
+from training.random import GlobalRandom, seeded
+from training.task import Batch
+
+__all__ = [
+    "ClassificationConfig",
+    "ClassificationRun",
+    "ClassificationTask",
+    "ImageClassifier",
+    "load_classifier",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """The loss, how batches are changed on the device, and the evaluation."""
+
+    label_smoothing: float = 0.0
+    """share of each label that is spread evenly over all classes (Szegedy et al. 2016)"""
+    pad_px: int = 0
+    """each image is moved at random by up to so many pixels each way, after a flip (He et al. 2015: 4)"""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """what comes in from outside an image that is moved: its mean colour, or its mirrored border"""
+    cutout_px: int = 0
+    """side of the square that is cut out of each image, in pixels (DeVries and Taylor 2017)"""
+    mixup: float = 0.0
+    """each image is blended with its neighbour in the batch by a share from Beta(mixup, mixup) (Zhang et al. 2018)"""
+    cutmix: float = 0.0
+    """each image gets a box of its neighbour, of a share from Beta(cutmix, cutmix) (Yun et al. 2019); with mixup, too,
+    each image takes one of them"""
+    validation_batch: int = 500
+    """images per forward pass of an evaluation, on each process"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} is not a share; give at least 0 and below 1")
+        for name in ("pad_px", "cutout_px", "mixup", "cutmix"):
+            if not 0 <= (value := getattr(self, name)) < float("inf"):
+                raise ValueError(f"{name}={value} is out of range; give 0 (never) or more")
+        if self.padding != "zeros" and self.pad_px == 0:
+            raise ValueError(f"padding={self.padding} without pad_px; give, say, pad_px=4")
+        if self.validation_batch < 1:
+            raise ValueError(f"validation_batch={self.validation_batch} is out of range; give at least 1")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with their neighbours."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class ClassificationTask:
+    """Classification as a task of the training loop. `validation` is what evaluations look at, if anything."""
+
+    def __init__(self, classifier: ImageClassifier, config: ClassificationConfig, validation: ImageSet | None) -> None:
+        self.classifier, self.config, self.validation = classifier, config, validation
+        self.model = classifier.net
+
+    def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Float[Tensor, "b"]:
+        """Cross-entropy of each image, changed as the config says; of a mixed one that of both its labels, by share."""
+        assert batch.label is not None, "the images were checked when the task was built"
+        config, image = self.config, self.classifier.normalise(batch.image.float())
+        if config.pad_px:
+            image = padded_crop(image, random, config.pad_px, config.padding)
+        if config.cutout_px:
+            image = cutout(image, random, config.cutout_px)
+        if not config.mixes:
+            return self._cross_entropy(model(image), batch.label)
+        image, other, share = mixed(image, batch.label, random, config.mixup, config.cutmix)
+        logits = model(image)
+        return share * self._cross_entropy(logits, batch.label) + (1 - share) * self._cross_entropy(logits, other)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        folder: Path,
+        images_seen: int,
+        accelerator: Accelerator,
+        interrupted: Callable[[], object],
+    ) -> dict[str, float] | None:
+        """Top-1, top-5 and loss on the validation images; nothing without them."""
+        if self.validation is None:
+            return {}
+        return accuracy(self._with(model), self.validation, self.config.validation_batch, interrupted)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Writes the model folder of `model`, the averaged network."""
+        self._with(model).save(folder)
+
+    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
+        """Images."""
+        view = self.classifier.view
+        return (torch.zeros(batch, view.channels, *view.size, device=device),)
+
+    def _cross_entropy(self, logits: Tensor, label: Tensor) -> Float[Tensor, "b"]:
+        return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.config.label_smoothing)
+
+    def _with(self, model: nn.Module) -> ImageClassifier:
+        assert isinstance(model, ResNet), "the averaged model is a copy of self.model"
+        return replace(self.classifier, net=model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationRun:
+    """Everything that decides a training run."""
+
+    task: Literal["classification"] = "classification"
+    """what is trained"""
+    init: str | None = None
+    """published weights to start from: a safetensors file with torchvision's or timm's names. With another number of
+    classes the last layer starts fresh, with other channels the first one is adapted"""
+    freeze: tuple[str, ...] = ()
+    """parameters that are not trained, by patterns such as levels.1.*"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ResNetConfig = field(default_factory=ResNetConfig)
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    derived: ClassVar[dict[str, str]] = {
+        "model.in_channels": "it follows from the images; see data.channels",
+        "model.num_classes": "it follows from the images; see data.labels",
+        "model.noise": "a classifier of noisy images is not trained here yet",
+        "data.non_leaky": "the network is not told how images were changed; see data.flip and classification.pad_px",
+    }
+    presets = staticmethod(model_config)
+    preset_names = staticmethod(lambda: [name for name in list_models() if type(model_config(name)) is ResNetConfig])
+
+    def __post_init__(self) -> None:
+        if self.data.labels is False:
+            raise ValueError("data.labels=false leaves a classifier nothing to learn; give true or null")
+        self._check_pairs(self.train.batch, "train.batch")
+
+    def outline(self) -> ResNet:
+        """The network on the meta device, as far as it is known before the images are: enough to say how large it is.
+
+        Raises ValueError as `ResNet` does.
+        """
+        with torch.device("meta"):
+            return ResNet(self.model)
+
+    def check_start(self) -> None:
+        """Raises ValueError as `start` would, before there are images: their shape makes no difference to it."""
+        if self.init is not None:
+            self._read_init(self.outline(), self.init)
+
+    def start(self, task: ClassificationTask) -> list[str]:
+        """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
+        fit."""
+        found = "none, so evaluations tell nothing; see data.validation" if task.validation is None else task.validation
+        return [f"validation: {found}", *(self._read_init(task.model, self.init) if self.init is not None else [])]
+
+    def build(self, images: ImageSet) -> ClassificationTask:
+        """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
+        processes = process_state().num_processes
+        share = self.train.batch // processes // self.train.accumulation(processes)
+        self._check_pairs(share, f"a process has {share} images at a time of train.batch, which")
+        if images.classes is None:
+            raise ValueError(
+                f"images of {self.data.source} have no labels, without which there is nothing to learn; put them into "
+                "sub-folders, one per class, or see data.label_file and data.label_column"
+            )
+        channels, height, width = images.shape
+        mean, std = (self._scale(values, channels) for values in (self.model.mean, self.model.std))
+        config = replace(self.model, in_channels=channels, num_classes=len(images.classes), mean=mean, std=std)
+        if (smallest := config.feature_info[-1][1]) > min(height, width):
+            raise ValueError(
+                f"images of {height} x {width} px are smaller than the network's total stride of {smallest} px; "
+                "enlarge them by data.size, or take a network for small images, such as --model.preset resnet20"
+            )
+        if self.classification.pad_px >= min(height, width):
+            raise ValueError(
+                f"classification.pad_px={self.classification.pad_px} moves {height} x {width} px out of view"
+            )
+        validation = open_validation(self.data, on_main=on_main)
+        if validation is not None:
+            _check_alike(images, validation)
+        with seeded(self.train.seed, "model"):
+            net = ResNet(config)
+        data = self.data
+        crop = "stretch" if data.crop == "stretch" else "center"
+        view = View(
+            size=(height, width),
+            channels=channels,
+            bits=data.bits,
+            background=data.background,
+            crop=crop,
+            center_share=data.center_share,
+        )
+        classifier = ImageClassifier(net, images.classes, view, images.pixels)
+        return ClassificationTask(classifier, self.classification, validation)
+
+    @staticmethod
+    def _scale(given: tuple[float, ...] | None, channels: int) -> tuple[float, ...]:
+        """Mean or deviation of the images, if it is known of so many channels; else what leaves [-1, 1] as it is."""
+        return given if given is not None and len(given) == channels else (0.5,) * channels
+
+    def _check_pairs(self, count: int, what: str) -> None:
+        if self.classification.mixes and count % 2:
+            raise ValueError(f"{what}={count} is odd, but mixup and cutmix take images in pairs; give an even number")
+
+    @staticmethod
+    def _read_init(net: ResNet, init: str) -> list[str]:
+        try:
+            adapted = net.import_weights(init)
+        except ValueError as error:
+            raise ValueError(f"init={init}: {error}") from None
+        return [f"init: {init}", *(f"init: {line}" for line in adapted)]
+
+
+def _check_alike(images: ImageSet, validation: ImageSet) -> None:
+    """Raises ValueError unless both sets have images of one shape and the same classes."""
+    if images.shape != validation.shape or images.pixels != validation.pixels:
+        raise ValueError(
+            f"images of data.validation are {validation.shape} (channels, height, width), those that are trained on "
+            f"{images.shape}; set data.size and data.channels"
+        )
+    if images.classes != validation.classes:
+        different = sorted(set(images.classes or ()) ^ set(validation.classes or ()))
+        raise ValueError(
+            f"data.validation has {len(validation.classes or ())} classes, what is trained on has "
+            f"{len(images.classes or ())}; only one of them has: {', '.join(different[:5]) or 'this order of names'}"
+        )

@@ -1,0 +1,36 @@
+"""Folders with a trained model: its network's files, and one that describes what else using it takes."""
+
+from pathlib import Path
+
+from torch import nn
+
+
+def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
+    """The model folder of a run folder (its newest) or `path` itself; of a run, the images that it has seen.
+
+    `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
+    none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"no folder {str(path)!r}; give a run folder (of train.py) or a model folder")
+    is_run = (path / "config.yaml").is_file()
+    folder = path / "model" if is_run else path
+    if not (folder / description).is_file():
+        other = f"its model has no {description}, so it is of another task"
+        of_run = other if folder.is_dir() else "its training has not saved one yet"
+        reason = of_run if is_run else f"it has neither config.yaml nor {description}"
+        raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
+    return folder, images_seen(path) if is_run else None
+
+
+def check_finite(net: nn.Module, folder: Path) -> None:
+    """Raises ValueError for weights that are not numbers."""
+    if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
+        raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
+
+
+def images_seen(run: Path) -> int | None:
+    """The newest checkpoint's number; the model folder is written along with each."""
+    numbers = [int(folder.name) for folder in run.glob("checkpoints/*") if folder.name.isdecimal()]
+    return max(numbers, default=None)
