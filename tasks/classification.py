@@ -17,7 +17,7 @@ from tasks.batch_augment import cutout, mixed, padded_crop
 from tasks.classification_model import ImageClassifier, View, load_classifier
 from training.accelerator import on_main, process_state
 from training.config import TrainConfig
-from training.data import DataConfig, ImageSet, open_validation
+from training.data import DataConfig, ImageSet, Pixels, open_validation
 from training.random import GlobalRandom, seeded
 from training.task import Batch
 
@@ -189,21 +189,12 @@ class ClassificationRun:
             raise ValueError(
                 f"classification.pad_px={self.classification.pad_px} moves {height} x {width} px out of view"
             )
+        view = View.of(self.data, images)
         validation = open_validation(self.data, on_main=on_main)
         if validation is not None:
-            _check_alike(images, validation)
+            check_alike(view, images.pixels, images.classes, validation)
         with seeded(self.train.seed, "model"):
             net = ResNet(config)
-        data = self.data
-        crop = "stretch" if data.crop == "stretch" else "center"
-        view = View(
-            size=(height, width),
-            channels=channels,
-            bits=data.bits,
-            background=data.background,
-            crop=crop,
-            center_share=data.center_share,
-        )
         classifier = ImageClassifier(net, images.classes, view, images.pixels)
         return ClassificationTask(classifier, self.classification, validation)
 
@@ -225,16 +216,17 @@ class ClassificationRun:
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]
 
 
-def _check_alike(images: ImageSet, validation: ImageSet) -> None:
-    """Raises ValueError unless both sets have images of one shape and the same classes."""
-    if images.shape != validation.shape or images.pixels != validation.pixels:
+def check_alike(view: View, pixels: Pixels, classes: tuple[str, ...], images: ImageSet) -> None:
+    """Raises ValueError unless the images of an evaluation have the shape and the classes that were trained on."""
+    trained = (view.channels, *view.size)
+    if images.shape != trained or images.pixels != pixels:
         raise ValueError(
-            f"images of data.validation are {validation.shape} (channels, height, width), those that are trained on "
-            f"{images.shape}; set data.size and data.channels"
+            f"images of data.validation are {images.shape} (channels, height, width) of {images.pixels.dtype}, those "
+            f"that are trained on {trained} of {pixels.dtype}; set data.size, data.channels and data.bits"
         )
-    if images.classes != validation.classes:
-        different = sorted(set(images.classes or ()) ^ set(validation.classes or ()))
+    if images.classes != classes:
+        different = sorted(set(classes) ^ set(images.classes or ()))
         raise ValueError(
-            f"data.validation has {len(validation.classes or ())} classes, what is trained on has "
-            f"{len(images.classes or ())}; only one of them has: {', '.join(different[:5]) or 'this order of names'}"
+            f"data.validation has {len(images.classes or ())} classes, what is trained on has {len(classes)}; "
+            f"only one of them has: {', '.join(different[:5]) or 'this order of names'}"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from residual.pretrained import read_config, read_json
 from resnet import ResNet
 from tasks.model_folder import check_finite, find_model
-from training.data import DataConfig
+from training.data import DataConfig, ImageSet
 from training.data.decode import decode
 from training.data.pixels import Pixels
 
@@ -37,6 +37,20 @@ class View:
     background: tuple[int, int, int]
     crop: str
     center_share: float
+
+    @classmethod
+    def of(cls, data: DataConfig, images: ImageSet) -> "View":
+        """How those of `images` that are held out come from their files."""
+        crop = "stretch" if data.crop == "stretch" else "center"
+        channels, height, width = images.shape
+        return cls(
+            size=(height, width),
+            channels=channels,
+            bits=data.bits,
+            background=data.background,
+            crop=crop,
+            center_share=data.center_share,
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,8 @@ class ImageClassifier:
         """
         if self.pixels.file != "png":
             raise ValueError("this model was trained on arrays; scale yours by `pixels.to_unit`, for `probabilities`")
-        device, found = next(self.net.parameters()).device, []
+        device = next(self.net.parameters()).device
+        found: list[tuple[int, float]] = []
         for start in range(0, len(images), AT_A_TIME):
             stored = np.stack([self._read(image) for image in images[start : start + AT_A_TIME]])
             best = self.probabilities(self.pixels.to_unit(torch.from_numpy(stored).to(device))).max(dim=1)

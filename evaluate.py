@@ -1,0 +1,63 @@
+"""Say how often a trained classifier is right.
+
+python evaluate.py RUN
+python evaluate.py RUN --data.source my_images --data.validation test
+torchrun --nproc_per_node 4 -- evaluate.py RUN
+
+The averaged model looks at the images that were held out, or at others of the same classes, each of them once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks import RUNS
+from tasks.accuracy import accuracy
+from tasks.classification import ClassificationRun, check_alike, load_classifier
+from training.accelerator import leave_processes, on_main, process_state
+from training.cli import command, parse
+from training.data import open_validation
+
+USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"
+ALLOWED = ("--data.", "--classification.validation_batch")
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """From the command line to a line for each figure."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\n{USAGE}")
+        raise SystemExit(0 if argv else 2)
+    folder, *flags = argv
+    run = read_run(folder, flags)
+    state = process_state()
+    classifier = load_classifier(folder)
+    images = open_validation(run.data, on_main=on_main)
+    if images is None:
+        raise ValueError(f"nothing was held out of {folder}; give --data.validation, such as test or 0.2")
+    check_alike(classifier.view, classifier.pixels, classifier.classes, images)
+    classifier.net.to(state.device)
+    found = accuracy(classifier, images, run.classification.validation_batch)
+    assert found is not None, "nobody interrupts"
+    if state.is_main_process:
+        print(f"model: {folder} at {classifier.images_seen or 0:,} images seen\nimages: {images}")
+        for name, value in found.items():
+            right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
+            print(f"{name}: {value:.4f}{right}")
+    leave_processes()
+
+
+def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
+    """The settings of a run, with those that `flags` change. Raises ValueError for what is no run of a classifier."""
+    config = Path(folder, "config.yaml")
+    if not config.is_file():
+        raise ValueError(f"{folder!r} is not a run folder (no config.yaml); give one of train.py; {USAGE}")
+    if wrong := next((flag for flag in flags[::2] if not flag.startswith(ALLOWED)), None):
+        raise ValueError(f"{wrong!r} is not for an evaluation; {USAGE}")
+    run = parse(RUNS, ["--config", str(config), "--run", folder, *flags]).run
+    if not isinstance(run, ClassificationRun):
+        raise ValueError(f"{folder} is a run of {run.task}; only classifiers can be evaluated so far")
+    return run
+
+
+if __name__ == "__main__":
+    main()
