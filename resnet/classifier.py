@@ -55,7 +55,9 @@ class Classifier(Pretrained, nn.Module):
             raise ValueError(f"levels={list(levels or ())}: there is no level {wrong[0]}, only 0 to {last}")
         wanted = (last,) if levels is None else levels
         found: dict[int, Tensor] = {}
-        for index, level in enumerate(self.levels[: max(wanted, default=-1) + 1]):
+        for index, level in enumerate(self.levels):
+            if len(found) == len(set(wanted)):
+                break
             x = level(x, emb)
             if index in wanted:
                 found[index] = x
