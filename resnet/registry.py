@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resnet.config import ResNetConfig
 from resnet.entry import Entry
-from resnet.layouts import CLASSIFIER, COUNTER, body, possible_layouts
+from resnet.layouts import CLASSIFIER, COUNTER, bodies
 from resnet.model import ResNet
 from resnet.summary import summarize
 from resnet.table import RESNETS
@@ -100,9 +100,9 @@ def likely_models(theirs: Mapping[str, Tensor]) -> list[str]:
         if known.config.blocks == counts:
             with torch.device("meta"):
                 net = build(known.config)
-            bodies = [body(one, net.config, net.state_dict()) for _, one in possible_layouts(net.layouts, net.config)]
-            if any(names.items() <= shapes.items() and len(shapes) <= len(names) + others for names in bodies):
-                found.append(name)
+            for names in bodies(net.layouts, net.config, net.state_dict()):
+                if names.items() <= shapes.items() and len(shapes) <= len(names) + others:
+                    found.append(name)
     return found
 
 
