@@ -66,7 +66,7 @@ class Classifier(Pretrained, nn.Module):
     @property
     def feature_info(self) -> list[tuple[int, int]]:
         """Channels and total stride of the output of each level."""
-        return self.config.feature_info
+        return list(self.config.feature_info)
 
     @property
     def num_features(self) -> int:

@@ -13,6 +13,7 @@ from residual.layout import Layout, unknown_layout
 
 STEM = "levels.0.conv1.weight"
 CLASSIFIER = ("fc.weight", "fc.bias")
+NONE = "no other library's layout is known for this network"
 COUNTER = "num_batches_tracked"
 Layouts = Mapping[str, Layout]
 State = Mapping[str, Tensor]
@@ -67,7 +68,7 @@ def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> s
         else:
             shared[name] = len(set(_names(layout, config, ours).values()) & layout.clean(given).keys())
     if not shared:
-        raise ValueError("; ".join(reasons))
+        raise ValueError("; ".join(reasons) or NONE)
     return max(shared, key=lambda name: shared[name])
 
 
@@ -103,6 +104,8 @@ def _names(layout: Layout, config: Any, ours: State) -> dict[str, str]:
 
 
 def _layout(layouts: Layouts, name: str, config: Any) -> Layout:
+    if not layouts:
+        raise ValueError(NONE)
     if name not in layouts:
         raise unknown_layout(name, layouts)
     layouts[name].check(config)

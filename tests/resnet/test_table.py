@@ -1,15 +1,18 @@
 """The models by name: their counts, on the meta device, what is known of them, and unknown names."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import resnet
+from residual import Chain
 from residual.count import multiply_adds, parameters
 from resnet import registry
+from resnet.classifier import Classifier
 
 # What torchvision and timm count, and for CIFAR what follows from the published layer tables.
 PUBLISHED = {
@@ -154,6 +157,7 @@ def test_names_are_listed_by_pattern() -> None:
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The names may change."""
     monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    monkeypatch.setattr(registry, "NETWORKS", dict(registry.NETWORKS))
     return
 
 
@@ -171,8 +175,35 @@ def test_a_config_gets_a_name() -> None:
     assert resnet.create_model("resnet8_se", num_classes=3).config == replace(config, se_reduction=4, num_classes=3)
     with pytest.raises(ValueError, match="there is a model 'resnet8' already: give yours another name"):
         resnet.register_model("resnet8", config)
-    with pytest.raises(ValueError, match="resnet9: no network is built from a dict"):
+    with pytest.raises(ValueError, match="resnet9: no network is known for a dict; give it as network=…"):
         resnet.register_model("resnet9", {})
+
+
+@dataclass(frozen=True)
+class StripesConfig:
+    num_classes: int = 2
+    in_channels: int = 3
+    mean: None = None
+    std: None = None
+    feature_info: tuple[tuple[int, int], ...] = ((4, 1),)
+
+
+class Stripes(Classifier):
+    def __init__(self, config: StripesConfig) -> None:
+        super().__init__(config)
+        self.levels = nn.ModuleList([Chain(conv=nn.Conv2d(config.in_channels, 4, kernel_size=(1, 5)))])
+        self.fc = nn.Linear(4, config.num_classes)
+
+
+@pytest.mark.usefixtures("names")
+def test_a_network_of_ones_own_joins_the_zoo() -> None:
+    resnet.register_model("stripes", StripesConfig(), network=Stripes)
+    net = resnet.create_model("stripes", num_classes=3, in_channels=1)
+    assert net(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+    assert "stage" not in resnet.summary("stripes", 8)
+    for layout in ("torchvision", None):
+        with pytest.raises(ValueError, match="no other library's layout is known for this network"):
+            net.import_weights({"conv1.weight": torch.ones(1)}, layout)
 
 
 @pytest.mark.parametrize(
