@@ -37,10 +37,12 @@ def recompute(call: Callable[..., Tensor], *inputs: Tensor | None, module: nn.Mo
 
 @contextmanager
 def _not_counting(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Batch norms use the batch's statistics, but do not take them into their running ones."""
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

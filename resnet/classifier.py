@@ -55,7 +55,9 @@ class Classifier(Pretrained, nn.Module):
             raise ValueError(f"levels={list(levels or ())}: there is no level {wrong[0]}, only 0 to {last}")
         wanted = (last,) if levels is None else levels
         found: dict[int, Tensor] = {}
-        for index, level in enumerate(self.levels[: max(wanted, default=-1) + 1]):
+        for index, level in enumerate(self.levels):
+            if len(found) == len(set(wanted)):
+                break
             x = level(x, emb)
             if index in wanted:
                 found[index] = x
@@ -64,7 +66,7 @@ class Classifier(Pretrained, nn.Module):
     @property
     def feature_info(self) -> list[tuple[int, int]]:
         """Channels and total stride of the output of each level."""
-        return self.config.feature_info
+        return list(self.config.feature_info)
 
     @property
     def num_features(self) -> int:

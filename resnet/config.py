@@ -162,6 +162,8 @@ def _check(config: ResNetConfig) -> None:
     for name in ("mean", "std"):
         if (value := getattr(config, name)) is not None and len(value) != config.in_channels:
             raise ValueError(f"{name}={value} should have one number for each of the {config.in_channels} channels")
+    if config.std is not None and min(config.std) <= 0:
+        raise ValueError(f"std={config.std} must be positive: images are divided by it")
     possible = [_first_stride(config) * 2**stage for stage in range(len(config.blocks))]
     if config.output_stride is not None and config.output_stride not in possible:
         raise ValueError(f"output_stride={config.output_stride} is the stride of no stage; one of: {possible}")
@@ -209,6 +211,8 @@ def _check_parts(config: ResNetConfig) -> None:
             raise ValueError(
                 f"{name}={getattr(config, name)!r} is for blocks of kind {' or '.join(kinds)}, not {config.block}"
             )
+    if min(config.widths, default=64) * config.group_width < 64:
+        raise ValueError(f"group_width={config.group_width} leaves nothing of a base width of {min(config.widths)}")
     for name in ("drop_path", "zero_init"):
         if config.shortcut == "none" and (value := getattr(config, name)):
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resnet.config import ResNetConfig
 from resnet.entry import Entry
-from resnet.layouts import CLASSIFIER, COUNTER, body, possible_layouts
+from resnet.layouts import CLASSIFIER, COUNTER, bodies
 from resnet.model import ResNet
 from resnet.summary import summarize
 from resnet.table import RESNETS
@@ -63,22 +63,25 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in ENTRIES if fnmatchcase(name, pattern))
 
 
-def register_model(name: str, config: Any = None) -> Any:
+def register_model(name: str, config: Any = None, network: type | None = None) -> Any:
     """Give a config a name; or, without one, decorate a function that returns the config.
 
-    Raises ValueError if the name is taken.
+    A config class of your own needs the `network` that is built from it, once. Raises ValueError if the name is taken,
+    or if no network is known for the config.
     """
     if config is None:
 
         def decorate(function: Callable[[], Any]) -> Callable[[], Any]:
-            register_model(name, function())
+            register_model(name, function(), network)
             return function
 
         return decorate
     if name in ENTRIES:
         raise ValueError(f"there is a model {name!r} already: give yours another name")
-    if type(config) not in NETWORKS:
-        raise ValueError(f"{name}: no network is built from a {type(config).__name__}")
+    if network is None and type(config) not in NETWORKS:
+        raise ValueError(f"{name}: no network is known for a {type(config).__name__}; give it as network=…")
+    if network is not None:
+        NETWORKS[type(config)] = network
     ENTRIES[name] = Entry(config)
     return config
 
@@ -97,12 +100,16 @@ def likely_models(theirs: Mapping[str, Tensor]) -> list[str]:
     others = 1 + len(CLASSIFIER)  # tensors that depend on the channels of the images or on the classes
     found = []
     for name, known in ENTRIES.items():
-        if known.config.blocks == counts:
-            with torch.device("meta"):
-                net = build(known.config)
-            bodies = [body(one, net.config, net.state_dict()) for _, one in possible_layouts(net.layouts, net.config)]
-            if any(names.items() <= shapes.items() and len(shapes) <= len(names) + others for names in bodies):
-                found.append(name)
+        if getattr(known.config, "blocks", None) != counts:
+            continue
+        with torch.device("meta"):
+            net = build(known.config)
+        fits = (
+            names.items() <= shapes.items() and len(shapes) <= len(names) + others
+            for names in bodies(net.layouts, net.config, net.state_dict())
+        )
+        if any(fits):
+            found.append(name)
     return found
 
 

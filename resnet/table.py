@@ -79,9 +79,11 @@ _PLAIN: dict[str, Row] = {
     "plain56": (cifar_resnet(56, shortcut="none"), 853_018, 0.125, ""),
     "plain110": (cifar_resnet(110, shortcut="none"), 1_727_962, 0.253, "above 60 %"),
 }
+_CIFAR_PREACT_A: dict[str, Row] = {
+    "preact_resnet110": (cifar_resnet(110, "preact_basic", shortcut="A"), 1_727_962, 0.253, "6.37 %"),
+}
 _V1: dict[str, Any] = {"stride_in": "1x1"}
 _CIFAR_PREACT: dict[str, Row] = {
-    "preact_resnet110": (cifar_resnet(110, "preact_basic", shortcut="A"), 1_727_962, 0.253, "6.37 %"),
     "preact_resnet164": (cifar_resnet(164, "preact_bottleneck", **_V1), 1_703_258, 0.245, "5.46 %"),
     "preact_resnet1001": (cifar_resnet(1001, "preact_bottleneck", **_V1), 10_327_706, 1.488, "4.92 %"),
 }
@@ -114,6 +116,7 @@ RESNETS: dict[str, Entry] = {
     **_entries(_PREACT, "He et al. 2016; timm"),
     **_entries(_CIFAR, "He et al. 2015, section 4.2; akamaster", 32),
     **_entries(_PLAIN, "He et al. 2015, section 4.2", 32),
+    **_entries(_CIFAR_PREACT_A, "He et al. 2016", 32),
     **_entries(_CIFAR_PREACT, "He et al. 2016; resnet-1k-layers", 32),
     **_entries(_WRN, "Zagoruyko and Komodakis 2016; wide-residual-networks", 32),
     **_entries(_CIFAR_RESNEXT, "Xie et al. 2017; ResNeXt", 32),

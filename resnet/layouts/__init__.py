@@ -1,6 +1,7 @@
 """Our classifiers' weights under the names of other libraries, adapted where channels or classes are others."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from residual.layout import Layout, unknown_layout
 
 STEM = "levels.0.conv1.weight"
 CLASSIFIER = ("fc.weight", "fc.bias")
+NONE = "no other library's layout is known for this network"
 COUNTER = "num_batches_tracked"
 Layouts = Mapping[str, Layout]
 State = Mapping[str, Tensor]
@@ -57,30 +59,29 @@ def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> s
 
     Raises ValueError, with the reason, if none can express it.
     """
-    shared = {}
-    for name, layout in possible_layouts(layouts, config):
-        shared[name] = len(set(_names(layout, config, ours).values()) & layout.clean(given).keys())
-    if not shared:
-        next(iter(layouts.values())).check(config)
-    return max(shared, key=lambda name: shared[name])
-
-
-def possible_layouts(layouts: Layouts, config: Any) -> Iterator[tuple[str, Layout]]:
-    """The layouts that can express a config, by name."""
+    shared, reasons = {}, []
     for name, layout in layouts.items():
         try:
             layout.check(config)
-        except ValueError:
-            continue
-        yield name, layout
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            shared[name] = len(set(_names(layout, config, ours).values()) & layout.clean(given).keys())
+    if not shared:
+        raise ValueError("; ".join(reasons) or NONE)
+    return max(shared, key=lambda name: shared[name])
 
 
-def body(layout: Layout, config: Any, ours: State) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of the weights that do not depend on the classes and the channels of the images."""
+def bodies(layouts: Layouts, config: Any, ours: State) -> Iterator[dict[str, tuple[int, ...]]]:
+    """For each layout that can express a config, names and shapes of the weights that neither the classes nor the
+    channels of the images change."""
     rest = (STEM, *CLASSIFIER)
     inner = {name: tensor for name, tensor in ours.items() if name not in rest and not name.endswith(COUNTER)}
-    theirs = export_state(layout.places(config), layout.table, inner)
-    return {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+    for layout in layouts.values():
+        with suppress(ValueError):
+            layout.check(config)
+            theirs = export_state(layout.places(config), layout.table, inner)
+            yield {name: tuple(tensor.shape) for name, tensor in theirs.items()}
 
 
 def adapt_input(weight: Float[Tensor, "o i kh kw"], channels: int) -> Float[Tensor, "o c kh kw"]:
@@ -103,6 +104,8 @@ def _names(layout: Layout, config: Any, ours: State) -> dict[str, str]:
 
 
 def _layout(layouts: Layouts, name: str, config: Any) -> Layout:
+    if not layouts:
+        raise ValueError(NONE)
     if name not in layouts:
         raise unknown_layout(name, layouts)
     layouts[name].check(config)
