@@ -56,6 +56,10 @@ def hub_tables(config: DataConfig, name: str) -> Source:
     """
     only_table(config)
     repository, _, revision = name.partition("@")
+    if not repository:
+        raise ValueError(
+            f"data.source {config.source!r} names no data set; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
+        )
 
     def read() -> Records:
         from datasets import load_dataset
