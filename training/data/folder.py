@@ -60,7 +60,7 @@ def file_folder(config: DataConfig, folder: Path, files: list[Path]) -> Source:
         )
         return Records(items, len(files), pixels, bool(labels), classes)
 
-    key = [stamp(file) for file in files]
+    key: list = [classes, *([name, *stamp(file)] for name, file in zip(names, files, strict=True))]
     if config.label_file is not None:
         key.append(["labels", *stamp(config.label_file.expanduser())])
     return Source(folder.name, ["folder", *key], read)

@@ -99,6 +99,11 @@ def test_a_name_that_could_be_of_the_hub_is_not_fetched_unasked(monkeypatch, tmp
         find_source(DataConfig(source="owner/name"))
 
 
+def test_the_hub_needs_a_name(config) -> None:
+    with pytest.raises(ValueError, match=r"'hub:' names no data set; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION$"):
+        open_images(config(source="hub:"))
+
+
 def test_labels_that_are_demanded_must_be_there(config, pixels, save, tmp_path: Path) -> None:
     save(tmp_path / "flat" / "a.png", pixels(0, 4, 4))
     with pytest.raises(ValueError, match=r"data\.labels is true but '.*flat' has no sub-folders to take classes from"):
