@@ -233,7 +233,9 @@ class DiffusionRun:
             raise ValueError("model.time_embedding=log_fourier cannot be trained on timesteps, the first of which is 0")
         channels, height, width = images.shape
         if reason := self.model.size_error(height, width):
-            raise ValueError(f"images of {self.data.source}: {reason}; data.size resizes them")
+            arrays = "arrays are read as (channels, height, width), and stay as they are"
+            way_out = "data.size resizes them" if images.pixels.file == "png" else arrays
+            raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
         config = replace(
             self.model,
             in_channels=channels,

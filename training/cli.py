@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import os
 import re
 import signal
@@ -85,6 +86,8 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def script(argv: Sequence[str] | None = None) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files that the terminal cannot show
         try:
             main(sys.argv[1:] if argv is None else argv)
         except (ValueError, OSError) as error:

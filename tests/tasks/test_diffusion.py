@@ -76,6 +76,12 @@ def test_what_does_not_fit_is_refused_before_training(fields, message):
         small_run(**fields).build(digits())
 
 
+def test_arrays_with_channels_last_are_told_how_they_are_read():
+    images = Images(np.zeros((2, 8, 8, 3), np.uint8), pixels=Pixels(file="npy"))
+    with pytest.raises(ValueError, match=r"8x3 px cannot .*; arrays are read as \(channels, height, width\), and stay"):
+        small_run().build(images)
+
+
 def test_guidance_without_classes_is_refused():
     with pytest.raises(ValueError, match="guidance=2 needs a model with classes; this one has none"):
         small_run(sample=SampleConfig(guidance=2.0)).build(digits(labels=False))

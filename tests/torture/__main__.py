@@ -48,6 +48,7 @@ def torture(out: Path, args: argparse.Namespace) -> int:
             broken, result = 1, "[bold]broken[/bold], see above"
             console.print(str(error), markup=False)
         table.add_row(name, result, f"{time.monotonic() - since:.0f}")
+        console.print(f"  {result}")
     console.print(table)
     return broken
 
@@ -99,12 +100,16 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
         return lambda: stopped(way, count)
 
     quick = args.quick
-    return {
-        "SIGKILL, 1 process": lambda: killed(1, 6 if quick else args.kills // 2),
-        "SIGKILL, 2 processes": lambda: killed(2, 2 if quick else args.kills - args.kills // 2),
+    rows = {
+        "SIGKILL, 1 process": lambda: killed(1, 3 if quick else args.kills // 2),
+        "SIGKILL, 2 processes": lambda: killed(2, 1 if quick else args.kills - args.kills // 2),
         **{way.name: row(1 if quick else args.signals, way) for way in signals.WAYS if not quick or way.quick},
         "newest checkpoint damaged": lambda: damaged(2 if quick else None),
         "disk full": lambda: full(2 if quick else 20),
+    }
+    if quick:
+        return rows
+    return rows | {
         "second Ctrl-C": lambda: kept(signals.second_ctrl_c, 1),
         "SIGTERM to accelerate launch": lambda: kept(signals.launcher_dies, 1),
         "torchrun --max-restarts 2, two SIGKILLs": lambda: kept(signals.restarts, 2),

@@ -36,7 +36,7 @@ def to_one_rank(number: int) -> Callable[[Started, random.Random], None]:
 
 
 WAYS = [
-    Way("SIGTERM to the process", 1, to_command(signal.SIGTERM), (EXIT_CODE,), quick=True),
+    Way("SIGTERM to the process", 1, to_command(signal.SIGTERM), (EXIT_CODE,)),
     Way("SIGINT to the process", 1, to_command(signal.SIGINT), (EXIT_CODE,)),
     Way("SIGUSR1 to the process", 1, to_command(signal.SIGUSR1), (EXIT_CODE,)),
     Way("SIGTERM to torchrun", 2, to_command(signal.SIGTERM), (1,), quick=True),

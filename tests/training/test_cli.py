@@ -434,6 +434,13 @@ def test_a_value_error_ends_a_script_with_one_line(capsys: pytest.CaptureFixture
     assert (end.value.code, *capsys.readouterr()) == (2, "", "train.py: error: bad flag very\n")
 
 
+def test_a_terminal_that_lacks_a_letter_is_no_error():
+    code = r"from training.cli import command; command(lambda argv: print('\u732b', '\udcff'))([])"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.split() == [rb"\u732b", rb"\udcff"]
+
+
 def test_other_processes_wait_before_they_speak(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     waited: list[float] = []
     monkeypatch.setenv("RANK", "3")

@@ -46,7 +46,7 @@ def open_array(path: Path) -> Shaped[np.ndarray, "c h w"]:
     Raises ValueError or OSError for what is no such file, is cut short, or holds no image.
     """
     array = np.lib.format.open_memmap(path, mode="r")
-    if array.ndim not in (2, 3):
+    if array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(f"shape {array.shape} is neither (channels, height, width) nor (height, width)")
     if array.dtype.name not in DTYPES:
         raise ValueError(f"dtype {array.dtype} is not one of {', '.join(DTYPES)}")
@@ -75,7 +75,8 @@ def example(config: DataConfig, files: Sequence[Path], names: Sequence[str]) -> 
         except (OSError, ValueError) as error:
             bad = bad or f"{name}: {error}"
     if array is None:
-        raise ValueError(f"data.source {config.source!r}: none of its first {most} arrays can be read ({bad})")
+        tried = len(files[:most])
+        raise ValueError(f"data.source {config.source!r}: none of its first {tried} arrays can be read ({bad})")
     check_fields(config, array.shape, name)
     dtype = array.dtype.name
     span = config.range or FULL_RANGE.get(dtype)

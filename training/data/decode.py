@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
@@ -28,6 +29,9 @@ CHUNK = 32
 QUICK_SECONDS = 5e-4
 DEEP = "F"
 """Pillow's mode for greys of 0..65535 on their way: of those with more than 8 bits it resizes this one exactly"""
+TO_BYTES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+"""what Pillow multiplies the levels of such a PNG with, but not those of its transparent colour"""
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS makes that an error
 
 
 def decode(
@@ -104,6 +108,9 @@ def to_plain(image: Image.Image, config: DataConfig) -> Image.Image:
             "colour or transparency with 16 bits, of which only 8 can be read; save it as an array (.npy), or set"
             " data.bits to 8"
         )
+    if raw in TO_BYTES and "transparency" in image.info:
+        colour = np.multiply(image.info["transparency"], TO_BYTES[raw]).astype(int).tolist()
+        image.info["transparency"] = tuple(colour) if image.mode == "RGB" else colour
     image = ImageOps.exif_transpose(image)
     if deep:
         levels = np.asarray(image).astype(np.int64)
@@ -131,7 +138,7 @@ def raw_mode(image: Image.Image) -> str:
         return image.mode
     codec, _, _, arguments = tiles[0]
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    deep_ppm = codec == "ppm" and arguments[1] > 255
+    deep_ppm = codec.startswith("ppm") and isinstance(arguments, tuple) and arguments[1] > 255
     return f"{first};16" if deep_ppm else str(first or image.mode)
 
 
@@ -187,8 +194,8 @@ def attempt_file(item: Item, config: DataConfig, random: np.random.Generator | N
         return item, *decode_file(item.data, config, random)
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # whose text repeats the path
+        return item, "not an image", False
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …
-        text = (str(error).strip().splitlines() or [""])[0]
-        if isinstance(item.data, bytes) and "cannot identify image file" in text:
-            text = "not an image"
-        return item, text or type(error).__name__, False
+        text = getattr(error, "strerror", None) or str(error)
+        return item, (text.strip().splitlines() or [type(error).__name__])[0], False

@@ -28,7 +28,8 @@ def file_folder(config: DataConfig, folder: Path, files: list[Path]) -> Source:
     """The images below `folder`, all pictures or all arrays, in the order of their paths.
 
     The class of an image is the first sub-folder on its path; classes are numbered in the order of their names. If all
-    first sub-folders are called train, validation (val, …) or test, they are splits and classes are one floor below.
+    first sub-folders are called train, validation (val, …) or test, they are splits and classes are one floor below; a
+    class has the same number in each.
     Where labels are not demanded, a single sub-folder is no class. With `data.label_file` folders are no classes: the
     file has the label of each image. Raises ValueError for an unknown split, labels that are demanded but not there,
     images beside class folders (which class are they?), and what `read_label_file` refuses.
@@ -39,7 +40,8 @@ def file_folder(config: DataConfig, folder: Path, files: list[Path]) -> Source:
         only_pictures(config)
     whole, all_files = folder, files
     below = {top(file, folder) for file in files}
-    if all(name is not None and name.lower() in SPLIT_FOLDERS for name in below):
+    in_splits = all(name is not None and name.lower() in SPLIT_FOLDERS for name in below)
+    if in_splits:
         splits = {SPLIT_FOLDERS[str(name).lower()]: str(name) for name in sorted(map(str, below))}
         folder = folder / splits[choose_split(config, splits)]
         files = [file for file in files if folder in file.parents]
@@ -47,7 +49,9 @@ def file_folder(config: DataConfig, folder: Path, files: list[Path]) -> Source:
         choose_split(config, ["train"])
     names = [file.relative_to(folder).as_posix() for file in files]
     if config.label_file is None:
-        labels, classes = folder_labels(config, folder, files)
+        floors = {file: file.relative_to(whole).parts[in_splits:-1] for file in all_files}
+        every = {floor[0] for floor in floors.values() if floor}
+        labels, classes = folder_labels(config, folder, files, every)
     else:
         labels, classes = file_labels(config.label_file, whole, all_files, folder, names)
 
@@ -60,7 +64,7 @@ def file_folder(config: DataConfig, folder: Path, files: list[Path]) -> Source:
         )
         return Records(items, len(files), pixels, bool(labels), classes)
 
-    key = [stamp(file) for file in files]
+    key: list = [classes, *([name, *stamp(file)] for name, file in zip(names, files, strict=True))]
     if config.label_file is not None:
         key.append(["labels", *stamp(config.label_file.expanduser())])
     return Source(folder.name, ["folder", *key], read)
@@ -72,13 +76,14 @@ def top(file: Path, folder: Path) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-def folder_labels(config: DataConfig, folder: Path, files: list[Path]) -> Labelled:
-    """The class number of each image by its name, and the classes; neither where images go without labels."""
+def folder_labels(config: DataConfig, folder: Path, files: list[Path], every: set[str]) -> Labelled:
+    """The class number of each image by its name, and the classes, `every` sub-folder of any split; neither where
+    images go without labels."""
     if config.labels is False:
         return {}, None
     folders = {file.relative_to(folder).as_posix(): top(file, folder) for file in files}
     loose = [name for name, above in folders.items() if above is None]
-    classes = sorted({above for above in folders.values() if above is not None})
+    classes = sorted(every)
     if classes and loose:
         raise ValueError(
             f"data.source {str(folder)!r} holds images both directly ({loose[0]}, …) and in sub-folders ({classes[0]});"

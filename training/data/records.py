@@ -121,9 +121,16 @@ def only_pictures(config: DataConfig) -> None:
 
 
 def stamp(file: Path) -> list:
-    """What tells that a file has changed: its path, size in bytes and time of change in nanoseconds."""
-    status = file.stat()
-    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+    """What tells that a file has changed: its path, size in bytes and time of change in nanoseconds.
+
+    Of a link that leads nowhere there is only the path; that it cannot be read is for the decoder to say.
+    """
+    path = os.path.realpath(file)
+    try:
+        status = file.stat()
+    except OSError:
+        return [path]
+    return [path, status.st_size, status.st_mtime_ns]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Tables with an image column: parquet and arrow files, and data sets of the Hugging Face hub."""
 
+import glob
 from collections.abc import Generator, Mapping
 from functools import partial
 from itertools import islice
@@ -39,7 +40,7 @@ def local_tables(config: DataConfig, splits: dict[str, list[Path]]) -> Source:
         from datasets import ClassLabel, Features, Value, load_dataset
 
         count = sum(sum(open_table(file).sizes) for file in files)
-        names = [str(file.resolve()) for file in files]
+        names = [glob.escape(str(file.resolve())) for file in files]
         load = partial(load_dataset, *kinds, data_files={"train": names}, split="train", streaming=True)
         features = load().features
         # A ClassLabel refuses numbers without a name, but says not where: read plain numbers, we say it.
@@ -56,6 +57,10 @@ def hub_tables(config: DataConfig, name: str) -> Source:
     """
     only_table(config)
     repository, _, revision = name.partition("@")
+    if not repository:
+        raise ValueError(
+            f"data.source {config.source!r} names no data set; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
+        )
 
     def read() -> Records:
         from datasets import load_dataset

@@ -110,6 +110,23 @@ def test_changed_files_are_noticed(pets: Path, config, built, pixels, save) -> N
     assert len({before, changed, more}) == 3
 
 
+def test_another_link_to_the_same_file_is_noticed(pets: Path, config) -> None:
+    """What the links lead to stays the same, in the same order."""
+    for kind, file in (("a", "0.png"), ("b", "1.png")):
+        link = pets.parent / "links" / kind / file
+        link.parent.mkdir(parents=True)
+        link.symlink_to(pets / "dog" / file)
+    assert open_images(config(source=pets.parent / "links")).classes == ("a", "b")
+    (pets.parent / "links" / "b").rename(pets.parent / "links" / "c")
+    assert open_images(config(source=pets.parent / "links")).classes == ("a", "c")
+
+
+def test_a_link_that_leads_nowhere_is_one_image_that_cannot_be_read(pets: Path, config) -> None:
+    (pets / "dog" / "lost.png").symlink_to(pets / "nowhere.png")
+    images = open_images(config(source=pets))
+    assert images.bad == ("dog/lost.png: No such file or directory",)
+
+
 def test_grey_images_among_colours_become_colours(config, pixels, save, tmp_path: Path) -> None:
     grey = [pixels(i, 3, 4) for i in range(4)]
     colour = pixels(9, 3, 4, 3)

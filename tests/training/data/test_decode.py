@@ -74,8 +74,13 @@ def test_16_bits_are_scaled_in_size_without_loss_or_clipping() -> None:
 
 def png16(kind: int, levels: list[int], *chunks: bytes) -> bytes:
     """A PNG of one pixel with 16 bits a channel, which Pillow does not write."""
-    data = zlib.compress(b"\0" + np.array(levels, ">u2").tobytes())
-    header = struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0)
+    return png_of(1, 16, kind, np.array(levels, ">u2").tobytes(), *chunks)
+
+
+def png_of(width: int, bits: int, kind: int, row: bytes, *chunks: bytes) -> bytes:
+    """A PNG of one row."""
+    data = zlib.compress(b"\0" + row)
+    header = struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)
     whole = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", data), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
 
@@ -95,6 +100,8 @@ RGB, LA, RGBA = 2, 4, 6
 WIDE = {
     "rgb": (png16(RGB, [0x1234, 0xFFFF, 0x00FF]), [0x12, 0xFF, 0x00]),
     "tiff": (tiff16([0x1234, 0xFFFF, 0x00FF]), [0x12, 0xFF, 0x00]),
+    "text ppm": (b"P3 1 1 65535 4660 65535 255", [0x12, 0xFF, 0x00]),
+    "rgb key": (png16(RGB, [4660, 1, 2], chunk(b"tRNS", struct.pack(">3H", 4660, 1, 2))), [255] * 3),
     "ppm": (b"P6 1 1 65535\n" + np.array([0x1234, 0xFFFF, 0x00FF], ">u2").tobytes(), [0x12, 0xFF, 0x00]),
     "rgba": (png16(RGBA, [0x1234, 0xFFFF, 0x00FF, 0xFFFF]), [0x12, 0xFF, 0x00]),
     "la": (png16(LA, [0x1234, 0xFFFF]), [0x12]),
@@ -107,7 +114,7 @@ WIDE = {
 def test_16_bits_that_pillow_cuts_are_refused_where_they_are_to_be_kept(kind: str) -> None:
     """With 8 bits, the first byte is what Pillow reads (a PPM it scales)."""
     data, cut = WIDE[kind]
-    np.testing.assert_allclose(decode(data, FOUND).ravel(), cut, atol=kind == "ppm")
+    np.testing.assert_allclose(decode(data, FOUND).ravel(), cut, atol="ppm" in kind)
     message = r"with 16 bits, of which only 8 can be read; save it as an array \(\.npy\), or set data\.bits to 8"
     with pytest.raises(ValueError, match=message):
         decode(data, DEEP)
@@ -154,6 +161,13 @@ def test_transparency_is_laid_on_any_colour_and_grey_stays_grey_on_grey() -> Non
     keyed = Image.new("RGB", (1, 1), (1, 2, 3))
     assert decode(encoded(keyed, transparency=(1, 2, 3)), blue).ravel().tolist() == [0, 100, 200]
     assert decode(encoded(keyed, transparency=(1, 2, 4)), blue).ravel().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("bits", "row"), [(1, 0b01000000), (2, 0b00010000), (4, 0b00000001)])
+def test_the_transparent_level_of_a_grey_with_few_bits_is_found(bits: int, row: int) -> None:
+    """Levels 0 and 1, of which 1 is transparent."""
+    data = png_of(2, bits, 0, bytes([row]), chunk(b"tRNS", struct.pack(">H", 1)))
+    assert decode(data, DataConfig(background=(100, 100, 100))).tolist() == [[[0, 100]]]
 
 
 def test_palettes_bits_and_cmyk_become_rgb_or_grey() -> None:

@@ -48,6 +48,16 @@ def test_a_flat_folder_and_a_single_sub_folder_have_no_labels(config, pixels, sa
     assert open_images(config(source=tmp_path / "one", labels=True)).classes == ("all",)
 
 
+def test_a_class_has_the_same_number_in_every_split(config, pixels, save, tmp_path: Path) -> None:
+    for number, name in enumerate(["train/ant", "train/bee", "val/bee", "train/cat", "val/cat"]):
+        save(tmp_path / "set" / name / "a.png", pixels(number, 4, 4, 3))
+    for split, labels in {"train": [0, 1, 2], "validation": [1, 2]}.items():
+        images = open_images(config(source=tmp_path / "set", split=split))
+        assert images.classes == ("ant", "bee", "cat")
+        assert images.labels is not None
+        assert images.labels.tolist() == labels
+
+
 def test_split_folders(config, pixels, save, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for split, count in (("train", 3), ("val", 2)):
@@ -97,6 +107,11 @@ def test_a_name_that_could_be_of_the_hub_is_not_fetched_unasked(monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"no such folder or file; for a data set of the hub write hub:owner/name$"):
         find_source(DataConfig(source="owner/name"))
+
+
+def test_the_hub_needs_a_name(config) -> None:
+    with pytest.raises(ValueError, match=r"'hub:' names no data set; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION$"):
+        open_images(config(source="hub:"))
 
 
 def test_labels_that_are_demanded_must_be_there(config, pixels, save, tmp_path: Path) -> None:

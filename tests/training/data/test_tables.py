@@ -58,6 +58,13 @@ def check(images: Images, pixels: Callable[..., np.ndarray], labels: list[int] |
     assert images.classes == classes
 
 
+def test_a_folder_whose_name_could_be_a_pattern(table, config, tmp_path: Path) -> None:
+    folder = tmp_path / "set [1] é"
+    folder.mkdir()
+    table().to_parquet(folder / "a.parquet")
+    assert len(open_images(config(source=folder))) == 4
+
+
 def test_columns_are_found_by_their_type(table, read, pixels) -> None:
     images = read(table(image="scan", number=(Value("int64"), [5, 6, 7, 8]), species=(ANIMALS, [2, 0, 1, 0])))
     check(images, pixels, [2, 0, 1, 0], ("cat", "dog", "eel"))
