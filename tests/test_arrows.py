@@ -31,6 +31,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 LAZY = {
     "residual": {"safetensors", "huggingface_hub"},
     "training": {"pyarrow", "sklearn", "tensorboard"},
+    "tasks": {"torchmetrics"},
 }
 SCRIPTS = {"train", "sample", "evaluate", "export"}
 

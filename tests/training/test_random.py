@@ -67,3 +67,19 @@ def test_seeded_starts_equal_and_leaves_no_trace():
     assert torch.equal(torch.rand(2), expected)
     with seeded(0, "model"):
         assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize("concentration", [0.2, 1.0, 3.0])
+def test_beta_numbers_have_their_mean_and_variance(concentration):
+    drawn = GlobalRandom(0, 0, "task", 20_000, slice(None), "cpu").beta(concentration)
+    assert drawn.dtype == torch.float32
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+    assert drawn.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert drawn.var().item() == pytest.approx(1 / (4 * (2 * concentration + 1)), rel=0.05)
+
+
+def test_beta_numbers_belong_to_the_image_and_are_drawn_anew_each_time():
+    whole, part = (GlobalRandom(0, 3, "task", 8, piece, "cpu") for piece in (slice(None), slice(2, 5)))
+    first = whole.beta(1.0)
+    assert torch.equal(part.beta(1.0), first[2:5])
+    assert not torch.equal(whole.beta(1.0), first)
