@@ -146,7 +146,7 @@ class ClassificationRun:
     def __post_init__(self) -> None:
         if self.data.labels is False:
             raise ValueError("data.labels=false leaves a classifier nothing to learn; give true or null")
-        self._check_pairs(self.train.batch, "train.batch")
+        self._check_pairs(self.train.batch, f"train.batch={self.train.batch}")
 
     def outline(self) -> ResNet:
         """The network on the meta device, as far as it is known before the images are: enough to say how large it is.
@@ -171,7 +171,7 @@ class ClassificationRun:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
         processes = process_state().num_processes
         share = self.train.batch // processes // self.train.accumulation(processes)
-        self._check_pairs(share, f"a process has {share} images at a time of train.batch, which")
+        self._check_pairs(share, f"what a process takes of train.batch at a time, {share} images,")
         if images.classes is None:
             raise ValueError(
                 f"images of {self.data.source} have no labels, without which there is nothing to learn; put them into "
@@ -205,7 +205,7 @@ class ClassificationRun:
 
     def _check_pairs(self, count: int, what: str) -> None:
         if self.classification.mixes and count % 2:
-            raise ValueError(f"{what}={count} is odd, but mixup and cutmix take images in pairs; give an even number")
+            raise ValueError(f"{what} is odd, but mixup and cutmix take images in pairs; give an even number")
 
     @staticmethod
     def _read_init(net: ResNet, init: str) -> list[str]:

@@ -1,0 +1,358 @@
+"""Classification as a task: its loss, its evaluation, what it saves, what it refuses; and a run on the digits."""
+
+import json
+import re
+from contextlib import closing
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+import resnet
+from resnet import ResNetConfig
+from tasks.accuracy import accuracy
+from tasks.batch_augment import cutout, mixed, padded_crop
+from tasks.classification import (
+    ClassificationConfig,
+    ClassificationRun,
+    ClassificationTask,
+    check_alike,
+    load_classifier,
+)
+from tasks.classification_model import View
+from tests.tasks.small import CLASSES, digits
+from tests.training import toy
+from training.config import TrainConfig
+from training.data import DataConfig, Images, Pixels, open_images
+from training.loop import fit
+from training.random import GlobalRandom
+from training.run_folder import RunFolder
+from training.task import Batch
+
+SMALL = ResNetConfig(blocks=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
+BATCH = 16
+
+
+def small_run(**fields) -> ClassificationRun:
+    return ClassificationRun(**{"model": SMALL, **fields})
+
+
+def batch(task: ClassificationTask, count: int = BATCH) -> Batch:
+    images = digits()
+    assert images.labels is not None
+    stored = torch.from_numpy(images.read(np.arange(count)))
+    return Batch(images.pixels.to_unit(stored), torch.from_numpy(images.labels[:count]))
+
+
+def random(update: int = 0) -> GlobalRandom:
+    return GlobalRandom(0, update, "task", BATCH, slice(None), "cpu")
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_smoothed_cross_entropy_of_the_normalised_images() -> None:
+    model = replace(SMALL, in_channels=1, mean=(0.2,), std=(0.3,))
+    task = small_run(model=model, classification=ClassificationConfig(label_smoothing=0.1)).build(digits())
+    seen = batch(task)
+    found = task.loss(task.model, seen, random())
+    logs = task.model(((seen.image + 1) / 2 - 0.2) / 0.3).log_softmax(dim=1)
+    assert seen.label is not None
+    expected = -0.9 * logs.gather(1, seen.label[:, None])[:, 0] - 0.1 * logs.mean(dim=1)
+    assert_close(found, expected)
+    assert found.dtype == torch.float32
+
+
+def test_images_of_which_nothing_is_known_go_in_as_they_are() -> None:
+    task = small_run().build(digits())
+    assert task.model.config.mean == task.model.config.std == (0.5,)
+    seen = batch(task)
+    assert_close(task.classifier.normalise(seen.image), seen.image)
+
+
+def test_the_loss_of_a_mixed_image_is_that_of_both_labels() -> None:
+    config = ClassificationConfig(pad_px=1, cutout_px=2, mixup=0.4, cutmix=1.0)
+    task = small_run(classification=config).build(digits())
+    seen, numbers = batch(task), random()
+    assert seen.label is not None
+    image = cutout(padded_crop(seen.image, numbers, 1), numbers, 2)
+    image, other, share = mixed(image, seen.label, numbers, 0.4, 1.0)
+    logits = task.model(image)
+    of = [F.cross_entropy(logits, label, reduction="none") for label in (seen.label, other)]
+    assert_close(task.loss(task.model, seen, random()), share * of[0] + (1 - share) * of[1])
+
+
+CHANGED = {"label_smoothing": 0.1, "pad_px": 1, "cutout_px": 3, "mixup": 0.2, "cutmix": 1.0, "padding": "reflect"}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_every_field_of_the_loss_matters(name: str) -> None:
+    others = {"pad_px": 2} if name == "padding" else {}
+    losses = []
+    for given in (others, others | {name: CHANGED[name]}):
+        task = small_run(classification=ClassificationConfig(**given)).build(digits())
+        losses.append(task.loss(task.model, batch(task), random()))
+    assert not torch.equal(*losses)
+    assert {*CHANGED, "validation_batch"} == set(ClassificationConfig.__dataclass_fields__)
+
+
+def test_the_weights_follow_from_the_seed() -> None:
+    nets = [small_run(train=TrainConfig(seed=seed)).build(digits()).model for seed in (0, 0, 1)]
+    first, again, other = (net.levels[0].conv1.weight for net in nets)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# --- the evaluation --------------------------------------------------------------------------------------------------
+
+
+def by_hand(task: ClassificationTask, images: Images) -> dict[str, float]:
+    assert images.labels is not None
+    label = torch.from_numpy(images.labels)
+    with torch.no_grad():
+        logits = task.model(
+            task.classifier.normalise(images.pixels.to_unit(torch.from_numpy(images.read(np.arange(len(images))))))
+        )
+    ranked = logits.argsort(dim=1, descending=True)
+    found = {f"top{k}": (ranked[:, :k] == label[:, None]).any(dim=1).double().mean().item() for k in (1, 5)}
+    return found | {"validation_loss": F.cross_entropy(logits.double(), label).item()}
+
+
+@pytest.mark.parametrize("size", [7, 100, 1000])
+def test_the_figures_are_those_of_all_images_each_once(size: int) -> None:
+    task = small_run().build(digits())
+    images = digits().part(np.arange(101))
+    task.model.eval()
+    assert accuracy(task.classifier, images, size) == pytest.approx(by_hand(task, images), abs=1e-6)
+
+
+def test_few_classes_have_no_top_5() -> None:
+    images = Images(np.zeros((6, 1, 8, 8), np.uint8), np.arange(6) % 3)
+    task = small_run().build(images)
+    task.model.eval()
+    assert list(accuracy(task.classifier, images, 4) or ()) == ["top1", "validation_loss"]
+
+
+def test_the_batch_of_an_evaluation_matters_and_it_can_be_interrupted(config) -> None:
+    data = config(validation=0.1)
+    run = small_run(data=data, classification=ClassificationConfig(validation_batch=50))
+    task, asked = run.build(open_images(data)), []
+    task.model.eval()
+    engine = toy.accelerator(run.train)
+    numbers = task.evaluate(task.model, Path(), 0, engine, lambda: asked.append(1))
+    assert len(asked) == 4, "180 images"
+    assert list(numbers or ()) == ["top1", "top5", "validation_loss"]
+    assert task.evaluate(task.model, Path(), 0, engine, lambda: True) is None
+    without = ClassificationTask(task.classifier, task.config, None)
+    assert without.evaluate(task.model, Path(), 0, engine, lambda: True) == {}
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    return lambda **fields: DataConfig(cache=tmp_path / "cache", **fields)
+
+
+# --- what it refuses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is not a share; give at least 0 and below 1"),
+        ({"pad_px": -1}, "pad_px=-1 is out of range; give 0 (never) or more"),
+        ({"cutout_px": -1}, "cutout_px=-1 is out of range; give 0 (never) or more"),
+        ({"mixup": -0.1}, "mixup=-0.1 is out of range; give 0 (never) or more"),
+        ({"cutmix": float("nan")}, "cutmix=nan is out of range; give 0 (never) or more"),
+        ({"padding": "reflect"}, "padding=reflect without pad_px; give, say, pad_px=4"),
+        ({"validation_batch": 0}, "validation_batch=0 is out of range; give at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ClassificationConfig(**fields)
+
+
+def test_images_that_cannot_be_classified() -> None:
+    with pytest.raises(ValueError, match=re.escape("images of digits have no labels, without which there is nothing")):
+        small_run().build(digits(labels=False))
+    deep = replace(SMALL, blocks=(1,) * 5, widths=(8,) * 5)
+    with pytest.raises(
+        ValueError, match="images of 8 x 8 px are smaller than the network's total stride of 16 px; enla"
+    ):
+        small_run(model=deep).build(digits())
+    with pytest.raises(ValueError, match=re.escape("classification.pad_px=8 moves 8 x 8 px out of view")):
+        small_run(classification=ClassificationConfig(pad_px=8)).build(digits())
+    with pytest.raises(ValueError, match=re.escape("data.labels=false leaves a classifier nothing to learn")):
+        small_run(data=DataConfig(labels=False))
+
+
+def test_pairs_must_not_be_parted() -> None:
+    mixes = ClassificationConfig(mixup=0.2)
+    with pytest.raises(ValueError, match=re.escape("train.batch=63 is odd, but mixup and cutmix take images in pairs")):
+        small_run(classification=mixes, train=TrainConfig(batch=63))
+    run = small_run(classification=mixes, train=TrainConfig(batch=66, micro_batch=33))
+    with pytest.raises(ValueError, match=re.escape("what a process takes of train.batch at a time, 33 images, is odd")):
+        run.build(digits())
+
+
+def test_validation_images_of_another_kind(tmp_path: Path, config) -> None:
+    def write(part: str, name: str, size: int) -> None:
+        folder = tmp_path / "pets" / part / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((size, size), np.uint8)).save(folder / "0.png")
+
+    for part, size in (("train", 8), ("val", 9)):
+        write(part, "cat", size)
+        write(part, "dog", size)
+    data = config(source=str(tmp_path / "pets"))
+    text = "images of data.validation are (1, 9, 9) (channels, height, width)"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        small_run(data=replace(data, validation="val")).build(open_images(data))
+    view, classes = View.of(data, digits()), ("zero", "eins", *CLASSES[2:])
+    with pytest.raises(ValueError, match="has 10 classes, what is trained on has 10; only one of them has: eins, one"):
+        check_alike(view, Pixels(), classes, digits())
+    with pytest.raises(ValueError, match="only one of them has: this order of names"):
+        check_alike(view, Pixels(), CLASSES[::-1], digits())
+
+
+# --- published weights -----------------------------------------------------------------------------------------------
+
+
+def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
+    theirs = resnet.create_model("resnet18", num_classes=7)
+    save_file(theirs.export_weights("torchvision"), tmp_path / "r18.safetensors")
+    init = str(tmp_path / "r18.safetensors")
+    run = small_run(model=resnet.model_config("resnet18"), init=init, data=DataConfig(size=32))
+    run.check_start()
+    images = Images(np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) % 2)
+    task = run.build(images)
+    lines = run.start(task)
+    assert lines[0] == "validation: none, so evaluations tell nothing; see data.validation"
+    assert lines[1] == f"init: {init}"
+    assert len(lines) == 4, "the classifier and the first convolution"
+    assert torch.equal(
+        task.model.levels[1].get_submodule("0.branch.conv1").weight,
+        theirs.levels[1].get_submodule("0.branch.conv1").weight,
+    )
+    other = replace(run, model=resnet.model_config("resnet50"))
+    with pytest.raises(ValueError, match=f"init={re.escape(init)}: .*resnet18"):
+        other.check_start()
+
+
+# --- the model folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[ClassificationTask, Path]:
+    data = DataConfig(size=8, channels=1, center_share=0.5)
+    task = small_run(data=data).build(digits())
+    task.model.eval()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    task.save(task.model, folder)
+    return task, folder
+
+
+def test_a_classifier_comes_back_as_it_was(saved) -> None:
+    task, folder = saved
+    found = load_classifier(folder)
+    assert (found.classes, found.view, found.pixels, found.images_seen) == (
+        CLASSES,
+        task.classifier.view,
+        Pixels(),
+        None,
+    )
+    seen = batch(task).image
+    assert_close(found.probabilities(seen), task.classifier.probabilities(seen), rtol=0, atol=0)
+    assert_close(found.probabilities(seen).sum(dim=1), torch.ones(BATCH))
+
+
+def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) -> None:
+    """With half of the side kept, a picture of 16 x 20 px is its middle 8 x 8, pixel for pixel."""
+    classifier = load_classifier(saved[1])
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 16, 20), np.uint8)
+    unit = classifier.pixels.to_unit(torch.from_numpy(pixels[:, None, 4:12, 6:14].copy()))
+    best = classifier.probabilities(unit).max(dim=1)
+    expected = [(CLASSES[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    assert classifier.predict(list(pixels)) == [(name, pytest.approx(p, abs=1e-6)) for name, p in expected]
+    Image.fromarray(pixels[0]).save(tmp_path / "0.png")
+    Image.fromarray(pixels[0]).convert("RGB").save(encoded := BytesIO(), "png")
+    forms = [tmp_path / "0.png", str(tmp_path / "0.png"), encoded.getvalue(), pixels[0]]
+    assert [name for name, _ in classifier.predict(forms)] == [expected[0][0]] * 4
+    assert classifier.predict([]) == []
+    with pytest.raises(
+        ValueError, match=r"none.png cannot be read as a picture \(.*\); give a file, its bytes or pixels"
+    ):
+        classifier.predict(["none.png"])
+    arrays = replace(classifier, pixels=Pixels(file="npy"))
+    with pytest.raises(ValueError, match=re.escape("this model was trained on arrays; scale yours by")):
+        arrays.predict([pixels[0]])
+
+
+def test_a_model_folder_that_is_not_whole(saved, tmp_path: Path) -> None:
+    folder = saved[1]
+    file = folder / "classification.json"
+    document = json.loads(file.read_text())
+    for change, message in (
+        ({"format_version": 9}, "format_version 9, this version reads 1"),
+        ({"classes": ["a", "b"]}, "classification.json names 2 classes, config.json has 10"),
+        ({"view": {}}, "cannot be used: missing field 'size'"),
+    ):
+        file.write_text(json.dumps(document | change))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_classifier(folder)
+    del document["classes"]
+    file.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="does not say 'classes'; it is not whole"):
+        load_classifier(folder)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"it has neither config.yaml nor classification.json"):
+        load_classifier(folder)
+
+
+# --- through the loop ------------------------------------------------------------------------------------------------
+
+
+def train(path: Path, run: ClassificationRun) -> None:
+    """What train.py does."""
+    engine, images, folder = toy.accelerator(run.train), open_images(run.data), RunFolder(path)
+    with closing(folder):
+        folder.open({"task": "classification", "train": {"images": run.train.images, "micro_batch": None}})
+        fit(run.build(images), images, run.data, run.train, folder, engine)
+
+
+def test_a_run_with_batch_norms_and_sgd_goes_on_bit_for_bit(tmp_path: Path, config) -> None:
+    settings = {
+        "batch": 32,
+        "optimizer": "sgd",
+        "nesterov": True,
+        "learning_rate": 0.05,
+        "weight_decay": 1e-3,
+        "decay_vectors": False,
+        "ema_halflife_images": 64,
+        "precision": "float32",
+        "trackers": (),
+    }
+    changes = ClassificationConfig(pad_px=1, cutout_px=2, mixup=0.2, cutmix=1.0)
+
+    def run(images: int) -> ClassificationRun:
+        given = TrainConfig(images=images, **settings)
+        return small_run(data=config(validation=0.2, flip=True), classification=changes, train=given)
+
+    train(tmp_path / "straight", run(320))
+    train(tmp_path / "pieces", run(128))
+    train(tmp_path / "pieces", run(320))
+    assert toy.hashes(tmp_path / "pieces") == toy.hashes(tmp_path / "straight")
+    assert all(name.endswith(".momentum_buffer") for name in toy.tensors(tmp_path / "straight", "optimizer"))
+    trained, average = (toy.tensors(tmp_path / "straight", file) for file in ("model", "ema"))
+    moved = [name for name, value in trained.items() if not value.equal(average[name])]
+    assert any(name.endswith("running_var") for name in moved)
+    last = json.loads((tmp_path / "straight" / "log.jsonl").read_text().splitlines()[-1])
+    assert {"top1", "top5", "validation_loss"} < set(last)

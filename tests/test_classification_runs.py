@@ -1,0 +1,96 @@
+"""Classifiers as a user trains and evaluates them: the digits, on one process and on two."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from sklearn.datasets import load_digits
+
+from evaluate import main, read_run
+from tasks.classification import load_classifier
+from tests.test_end_to_end import ROOT, launch
+from training.data.cache import divided
+
+RECIPE = ROOT / "configs" / "resnet8-digits.yaml"
+
+
+def train(folder: Path, name: str, *flags: object, processes: int = 1) -> None:
+    common = ("--config", RECIPE, "--run", name, "--data.cache", "cache", "--train.trackers", "[]")
+    launch(folder, "train.py", *common, *flags, processes=processes)
+
+
+def evaluated(run: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("evaluated")][-1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """The recipe, trained as it stands."""
+    train(folder, "digits")
+    return folder / "digits"
+
+
+def test_the_recipe_reads_97_of_100_held_out_digits(run: Path) -> None:
+    found = evaluated(run)
+    assert found["images"] == 20_032
+    assert found["top1"] >= 0.97
+
+
+def test_evaluate_says_the_same_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(run), "--data.cache", str(run.parent / "cache"), "--classification.validation_batch", "100"])
+    said, found = capsys.readouterr().out, evaluated(run)
+    right = round(found["top1"] * 359)
+    assert f"model: {run} at 20,032 images seen\nimages: 359 grey images of 8 x 8 px" in said
+    assert f"top1: {right / 359:.4f} ({right} of 359)\ntop5: " in said
+    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+
+
+def test_a_trained_classifier_names_pictures(run: Path) -> None:
+    """Given the data set's own pixels, as anyone would have them, of digits that it has not seen."""
+    table, numbers = load_digits(), divided(1797, 0.2)[1]
+    named = load_classifier(run).predict([(table.images[i] * (255 / 16)).round().astype("uint8") for i in numbers])
+    right = sum(name == str(table.target[i]) for i, (name, _) in zip(numbers, named, strict=True))
+    assert right == round(evaluated(run)["top1"] * 359)
+    assert all(0.1 <= probability <= 1 for _, probability in named)
+
+
+def test_two_processes_count_every_image_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """359 images are 180 and 179; both processes have the batch norms of the first, which are those that are saved."""
+    train(folder, "two", "--train.images", 640, "--train.sample_images", 640, processes=2)
+    main([str(folder / "two"), "--data.cache", str(folder / "cache")])
+    said, found = capsys.readouterr().out, evaluated(folder / "two")
+    for name in ("top1", "top5"):
+        count = found[name] * 359
+        assert count == pytest.approx(round(count), abs=1e-3)
+        assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in said
+    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+
+
+def test_what_cannot_be_evaluated(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape("'nothing' is not a run folder (no config.yaml); give one of train.py")
+    ):
+        read_run("nothing", [])
+    with pytest.raises(
+        ValueError, match=re.escape("'--train.images' is not for an evaluation; usage: evaluate.py RUN")
+    ):
+        read_run(str(run), ["--train.images", "5"])
+    (tmp_path / "config.yaml").write_text("task: diffusion\n")
+    with pytest.raises(ValueError, match="is a run of diffusion; only classifiers can be evaluated so far"):
+        read_run(str(tmp_path), [])
+
+
+def test_errors_of_evaluate_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(run), "--data.validation", "null", "--data.cache", str(run.parent / "cache")])
+    assert "error: nothing was held out of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "usage: evaluate.py RUN" in capsys.readouterr().out
