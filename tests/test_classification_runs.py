@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from evaluate import main, read_run
@@ -12,6 +13,7 @@ from tasks.classification import load_classifier
 from tests.test_end_to_end import ROOT, launch
 from training.data.cache import divided
 
+PAGE = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
 RECIPE = ROOT / "configs" / "resnet8-digits.yaml"
 
 
@@ -33,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     """The recipe, trained as it stands."""
-    train(folder, "digits")
-    return folder / "digits"
+    train(folder, "runs/resnet8-digits")
+    return folder / "runs" / "resnet8-digits"
 
 
 def test_the_recipe_reads_97_of_100_held_out_digits(run: Path) -> None:
@@ -44,7 +46,7 @@ def test_the_recipe_reads_97_of_100_held_out_digits(run: Path) -> None:
 
 
 def test_evaluate_says_the_same_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(run), "--data.cache", str(run.parent / "cache"), "--classification.validation_batch", "100"])
+    main([str(run), "--data.cache", str(run.parent.parent / "cache"), "--classification.validation_batch", "100"])
     said, found = capsys.readouterr().out, evaluated(run)
     right = round(found["top1"] * 359)
     assert f"model: {run} at 20,032 images seen\nimages: 359 grey images of 8 x 8 px" in said
@@ -59,6 +61,23 @@ def test_a_trained_classifier_names_pictures(run: Path) -> None:
     right = sum(name == str(table.target[i]) for i, (name, _) in zip(numbers, named, strict=True))
     assert right == round(evaluated(run)["top1"] * 359)
     assert all(0.1 <= probability <= 1 for _, probability in named)
+
+
+def test_the_python_of_the_page_runs(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    monkeypatch.chdir(run.parent.parent)
+    table, numbers = load_digits(), divided(1797, 0.2)[1]
+    Image.fromarray((table.images[numbers[0]] * (255 / 16)).round().astype("uint8")).save("digit.png")
+    exec(code, {})
+    assert re.fullmatch(rf"{table.target[numbers[0]]}: \d+\.\d%\n", capsys.readouterr().out)
+
+
+def test_the_page_names_every_recipe_of_a_classifier() -> None:
+    recipes = [path.stem for path in RECIPE.parent.glob("*.yaml") if "task: classification" in path.read_text()]
+    assert len(recipes) == 6
+    assert all(f"`{name}`" in PAGE for name in recipes)
 
 
 def test_two_processes_count_every_image_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +108,7 @@ def test_what_cannot_be_evaluated(run: Path, tmp_path: Path) -> None:
 
 def test_errors_of_evaluate_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([str(run), "--data.validation", "null", "--data.cache", str(run.parent / "cache")])
+        main([str(run), "--data.validation", "null", "--data.cache", str(run.parent.parent / "cache")])
     assert "error: nothing was held out of" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--help"])
