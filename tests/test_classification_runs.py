@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from evaluate import main, read_run
 from tasks.classification import load_classifier
+from tasks.diffusion import load_model
 from tests.test_end_to_end import ROOT, launch
 from training.data.cache import divided
 
@@ -90,6 +91,11 @@ def test_two_processes_count_every_image_once(folder: Path, capsys: pytest.Captu
         assert count == pytest.approx(round(count), abs=1e-3)
         assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in said
     assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+
+
+def test_a_classifier_is_not_sampled(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model in .*: its model has no diffusion.json, so it is of another task"):
+        load_model(run)
 
 
 def test_what_cannot_be_evaluated(run: Path, tmp_path: Path) -> None:

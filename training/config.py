@@ -30,7 +30,7 @@ class TrainConfig:
     step_factor: float = 0.1
     """what the learning rate is multiplied by at each milestone"""
     weight_decay: float = 0.0
-    """AdamW: decoupled, times the learning rate; SGD: times the weights it is added to their gradient"""
+    """how strongly weights are drawn to zero: beside the gradient with AdamW, as a part of it with SGD"""
     decay_vectors: bool = True
     """whether weights of one axis decay too, which are those of norms, and biases"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -38,7 +38,7 @@ class TrainConfig:
     momentum: float = 0.9
     """SGD's decay of the running sum of the gradients; 0: none is kept"""
     nesterov: bool = False
-    """SGD steps along the running sum as it will be after the next gradient like this one (Sutskever et al. 2013)"""
+    """SGD looks one step ahead along the running sum (Sutskever et al. 2013)"""
     clip: float | None = 1.0
     """largest norm of the gradient, longer ones are scaled down; null: never"""
     ema_halflife_images: int | None = 500_000
