@@ -302,6 +302,7 @@ def test_recomputing_stages_changes_no_bit() -> None:
 
 
 def compiled_once(net: ResNet, x: Tensor) -> None:
+    torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(net, fullgraph=True, backend=counter)
     with torch.no_grad():
