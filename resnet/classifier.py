@@ -30,6 +30,7 @@ class Classifier(Pretrained, nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.total_stride: int = config.feature_info[-1][1]
         # what makes of a timestep the vector that the levels are conditioned on, if they are
         self.embedding: nn.Module | None = None
 
@@ -122,7 +123,7 @@ class Classifier(Pretrained, nn.Module):
         return export_weights(self.layouts, self.config, self.state_dict(), layout)
 
     def _check_images(self, x: Tensor) -> None:
-        channels, stride = self.config.in_channels, self.feature_info[-1][1]
+        channels, stride = self.config.in_channels, self.total_stride
         if x.shape[1] != channels:
             raise ValueError(f"the images have {x.shape[1]} channels, this network takes {channels} (in_channels)")
         if x.shape[2] < stride or x.shape[3] < stride:

@@ -211,6 +211,10 @@ def _check_parts(config: ResNetConfig) -> None:
             raise ValueError(
                 f"{name}={getattr(config, name)!r} is for blocks of kind {' or '.join(kinds)}, not {config.block}"
             )
+    if config.stem == "deep" and config.stem_channels < 2:
+        raise ValueError(
+            f"stem_channels={config.stem_channels} must be at least 2 for a deep stem, which begins with half"
+        )
     if min(config.widths, default=64) * config.group_width < 64:
         raise ValueError(f"group_width={config.group_width} leaves nothing of a base width of {min(config.widths)}")
     for name in ("drop_path", "zero_init"):

@@ -106,10 +106,10 @@ def make_block(config: ResNetConfig, block: Block) -> nn.Module:
         se=SqueezeExcite(block.c_out, config.se_reduction, config.se_divisor) if config.se_reduction else None,
         drop_path=DropPath(block.drop_path) if block.drop_path else None,
     )
-    shortcut = make_shortcut(config, block)
     act = None if config.preact else ACTS[config.act]()
     if config.shortcut == "none":
         return Chain(branch=branch, act=act)
+    shortcut = make_shortcut(config, block)
     return preact_block(branch, shortcut) if config.preact else Residual(branch, shortcut, Add(act))
 
 

@@ -302,6 +302,7 @@ def test_recomputing_stages_changes_no_bit() -> None:
 
 
 def compiled_once(net: ResNet, x: Tensor) -> None:
+    torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(net, fullgraph=True, backend=counter)
     with torch.no_grad():
@@ -335,6 +336,29 @@ def test_every_block_compiles_to_one_graph_and_exports(
     exported_for_any_batch(tiny(**changes), images())
 
 
+@pytest.mark.parametrize("changes", BLOCKS)
+def test_every_module_is_called_once_and_overwrites_nothing(changes: dict[str, Any]) -> None:
+    """What attributions by hooks and `torch.func` need."""
+    net, x, calls = tiny(**changes), images(), list[str]()
+    for name, module in net.named_modules():
+
+        def call(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            calls.append(name)
+            versions[name] = [(t, t._version) for t in (*inputs, output) if isinstance(t, Tensor)]
+
+        module.register_forward_hook(call)
+    versions: dict[str, list[tuple[Tensor, int]]] = {}
+    net(x)
+    assert len(calls) == len(set(calls))
+    assert all(tensor._version == version for seen in versions.values() for tensor, version in seen)
+    for module in net.modules():
+        module._forward_hooks.clear()
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda image: net(image[None])[0]))(x)
+    assert jacobian.shape == (2, 5, *x.shape[1:])
+    (gradient,) = torch.autograd.grad(net(y := x.clone().requires_grad_())[1, 3], y)
+    assert_close(jacobian[1, 3], gradient[1], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_of_each_family_compiles_to_one_graph_and_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,6 +385,7 @@ def test_one_of_each_family_compiles_to_one_graph_and_exports(name: str, monkeyp
         ({"block": "basic", "group_width": 4}, "group_width=4 is for blocks of kind bottleneck, not basic"),
         ({"block": "basic", "stride_in": "1x1"}, "stride_in='1x1' is for blocks of kind bottleneck or preact_bottle"),
         ({"group_width": 4}, "group_width=4 leaves nothing of a base width of 8"),
+        ({"stem": "deep", "stem_channels": 1}, "stem_channels=1 must be at least 2 for a deep stem"),
         ({"noise": True}, "noise=True is for norm='group'"),
         ({"block": "split_attention", "norm": "group", "noise": True}, "noise=True is for blocks of kind basic or"),
         ({"shortcut": "none", "zero_init": True}, "zero_init=True is for networks with shortcuts"),
