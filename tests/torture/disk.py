@@ -1,5 +1,6 @@
 """A disk that is full before or during a save: refused loudly, nothing lost, training goes on."""
 
+import errno
 import os
 import random
 import subprocess
@@ -32,7 +33,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dict[str, int]:
@@ -47,9 +48,12 @@ def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dic
             count["runs"] += 1
             run = replace(quiet, folder=disk / f"full-{count['runs']}")
             started = run.start()
-            while count["times"] < times and fill(started, count, dice):
-                count["times"] += 1
-            code = started.wait()
+            try:
+                while count["times"] < times and fill(started, count, dice):
+                    count["times"] += 1
+                code = started.wait()
+            finally:
+                started.kill()
             if code == 2:  # there was no room for the last checkpoint
                 require("what was trained last is not saved" in started.printed(), started.printed()[-2000:])
                 run.finish()
@@ -72,9 +76,7 @@ def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
     ballast = run.folder.parent / "ballast"
     with ballast.open("wb") as file:
         file.write(b"\0" * dice.randrange(2**16))  # not always to the last byte
-        status = os.statvfs(ballast)
-        leave = 0 if during else dice.randrange(2**20)
-        os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - leave))
+        take(file.fileno(), 0 if during else dice.randrange(2**20))
     try:
         while started.printed().count(REFUSED) == refused:
             if started.process.poll() is not None:
@@ -88,3 +90,14 @@ def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
     finally:
         ballast.unlink()
     return True
+
+
+def take(file: int, leave: int) -> None:
+    """Gives the open file all that the disk has left but `leave` bytes; again, where the run took some meanwhile."""
+    while True:
+        status = os.fstatvfs(file)
+        try:
+            return os.posix_fallocate(file, 0, max(1, status.f_bavail * status.f_frsize - leave))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
