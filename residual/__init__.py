@@ -4,21 +4,38 @@ from residual.attention import SelfAttention, head_count
 from residual.block import Chain, Residual
 from residual.branch import attention_branch, unet_branch, unet_shortcut
 from residual.conv import ZeroConv2d
+from residual.drop import DropPath
 from residual.embedding import AddEmbedding, FourierEmbedding, LabelEmbedding, LinearLabelEmbedding, SinusoidalEmbedding
-from residual.merge import Add
-from residual.norm import NormAct, group_count
+from residual.merge import Add, Concat, Gate
+from residual.norm import FrozenBatchNorm2d, NormAct, group_count
 from residual.resample import AveragePool, FIRDown, FIRDownConv, FIRUp, Nearest, NearestConv, StridedConv
-from residual.shortcut import Identity, Project
+from residual.resnet_branch import (
+    basic_branch,
+    bottleneck_branch,
+    conv3x3,
+    edsr_branch,
+    preact_basic_branch,
+    preact_block,
+    preact_bottleneck_branch,
+    projection,
+    split_attention_branch,
+)
+from residual.shortcut import Identity, Project, ZeroPad
+from residual.squeeze import SplitAttention, SqueezeExcite
 
 __all__ = [
     "Add",
     "AddEmbedding",
     "AveragePool",
     "Chain",
+    "Concat",
+    "DropPath",
     "FIRDown",
     "FIRDownConv",
     "FIRUp",
     "FourierEmbedding",
+    "FrozenBatchNorm2d",
+    "Gate",
     "Identity",
     "LabelEmbedding",
     "LinearLabelEmbedding",
@@ -29,11 +46,23 @@ __all__ = [
     "Residual",
     "SelfAttention",
     "SinusoidalEmbedding",
+    "SplitAttention",
+    "SqueezeExcite",
     "StridedConv",
     "ZeroConv2d",
+    "ZeroPad",
     "attention_branch",
+    "basic_branch",
+    "bottleneck_branch",
+    "conv3x3",
+    "edsr_branch",
     "group_count",
     "head_count",
+    "preact_basic_branch",
+    "preact_block",
+    "preact_bottleneck_branch",
+    "projection",
+    "split_attention_branch",
     "unet_branch",
     "unet_shortcut",
 ]

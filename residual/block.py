@@ -1,10 +1,14 @@
 """The sum that everything here is made of: `y = merge(shortcut(x), branch(x, emb))`."""
 
+from typing import TypeVar
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual.merge import Add
 from residual.shortcut import Identity
+
+C = TypeVar("C", bound="Chain")
 
 
 def takes_emb(module: nn.Module) -> bool:
@@ -30,6 +34,10 @@ class Chain(nn.Module):
                 self.add_module(name, node)
         self._conditioned = frozenset(name for name, node in self.named_children() if takes_emb(node))
         self.takes_emb = bool(self._conditioned)
+
+    def then(self: C, **nodes: nn.Module | None) -> C:
+        """These nodes and then those: `branch.then(se=SqueezeExcite(64))`."""
+        return type(self)(**dict(self.named_children()), **nodes)
 
     def forward(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> Tensor:
         for name, node in self._modules.items():

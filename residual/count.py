@@ -24,12 +24,21 @@ def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
     Counted on the meta device on a copy of the model, so it needs no memory for activations and leaves `model` alone.
     Elementwise work (norms, activations, sums) is not counted.
     """
+    return multiply_adds_of_parts(model, *inputs)[""]
+
+
+def multiply_adds_of_parts(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
+    """The multiply-adds of each submodule by its name, and under the empty name those of all; see `multiply_adds`.
+
+    Submodules without any are left out.
+    """
     shadow = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)
     # The math backend decomposes attention into the two matrix products that the counter knows.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         shadow(*(x.to("meta") for x in inputs))
-    return counter.get_total_flops() // 2
+    counts = {name.partition(".")[2]: sum(by_kind.values()) // 2 for name, by_kind in counter.flop_counts.items()}
+    return counts | {"": counter.get_total_flops() // 2}
 
 
 def machine_bytes() -> int | None:

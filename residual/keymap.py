@@ -14,6 +14,10 @@ from einops import rearrange
 from torch import Tensor
 
 
+class Difference(ValueError):
+    """Names or shapes of weights are others than those of the network."""
+
+
 @dataclass(frozen=True)
 class Transform:
     """How tensors change between a layout and ours; `outward` is the exact inverse of `inward`.
@@ -33,6 +37,12 @@ def linear_to_conv(axes: int = 2) -> Transform:
     """Their linear map over channels, with `axes` axes in its weight, is our 1×1 convolution."""
     return Transform(lambda theirs, heads: _as_conv(theirs[0]), lambda ours, heads: [_as_linear(ours, axes)])
 
+
+conv_to_linear = Transform(
+    lambda theirs, heads: _as_linear(theirs[0], 2),
+    lambda ours, heads: [_as_conv(ours)],
+)
+"""Their 1×1 convolution is our linear map."""
 
 stacked_to_conv = Transform(
     lambda theirs, heads: _as_conv(torch.cat(theirs)),
@@ -122,6 +132,11 @@ def export_state(places: Iterable[Place], table: Table, ours: Mapping[str, Tenso
     return theirs
 
 
+def published_names(places: Iterable[Place], table: Table, ours: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Under which name, or names, the layout has each of our tensors."""
+    return {our_name: their_names for _, our_name, their_names, _ in _pairs(places, table, ours)}
+
+
 def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise ValueError with the difference unless both hold tensors of the same names and shapes."""
     wrong = [
@@ -133,7 +148,7 @@ def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def raise_difference(missing: Sequence[str], unknown: Sequence[str], wrong: Sequence[str], show: int = 4) -> None:
-    """Raise ValueError naming the first few of each sort of difference; return if there is none."""
+    """Raise Difference, a ValueError, naming the first few of each sort of difference; return if there is none."""
     sorts = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
     parts = [
         f"{len(names)} {sort}: {', '.join(names[:show])}{', …' if len(names) > show else ''}"
@@ -141,7 +156,7 @@ def raise_difference(missing: Sequence[str], unknown: Sequence[str], wrong: Sequ
         if names
     ]
     if parts:
-        raise ValueError("the weights do not fit this network: " + "; ".join(parts))
+        raise Difference("the weights do not fit this network: " + "; ".join(parts))
 
 
 def _misfit(name: str, found: Tensor, expected: Tensor) -> str:

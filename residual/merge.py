@@ -1,6 +1,7 @@
 """How shortcut and branch become one."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -26,3 +27,25 @@ class Add(nn.Module):
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:g}, branch_scale={self.branch_scale:g}"
+
+
+class Gate(nn.Module):
+    """`T · f + (1 - T) · s`, where T = σ(3×3 convolution of s): a highway layer (Srivastava et al. 2015, eq. 3).
+
+    A negative `bias` starts the gate towards the shortcut, so that a deep network is trained from near the identity.
+    """
+
+    def __init__(self, channels: int, bias: float = -2.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        nn.init.constant_(self.conv.bias, bias)  # type: ignore[arg-type]
+
+    def forward(self, s: Float[Tensor, "b c h w"], f: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return torch.lerp(s, f, self.conv(s).sigmoid())
+
+
+class Concat(nn.Module):
+    """The channels of `s`, then those of `f`: a DenseNet layer is `Residual(branch, merge=Concat())`."""
+
+    def forward(self, s: Float[Tensor, "b c1 h w"], f: Float[Tensor, "b c2 h w"]) -> Float[Tensor, "b c3 h w"]:
+        return torch.cat([s, f], dim=1)

@@ -1,6 +1,7 @@
 """Normalise, scale and shift by the embedding, activate: one node."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,3 +47,28 @@ class NormAct(nn.GroupNorm):
             scale, shift = self.project(emb)[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         return h if self.act is None else self.act(h)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with statistics, scale and shift that never change: buffers, the same in training.
+
+    For fine-tuning with few images per device, as detectors do. The buffers are called as in `nn.BatchNorm2d`, of which
+    only the counter `num_batches_tracked` is missing.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps:g}"

@@ -15,6 +15,7 @@ BASE = {"torch", "einops", "jaxtyping", "numpy"}
 # What each package may import: packages of ours below it, and libraries at module level.
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "residual": (set(), BASE),
+    "resnet": ({"residual"}, BASE),
     "unet": ({"residual"}, BASE),
     "diffusion": (set(), BASE | {"diffusers"}),
     "training": (
@@ -22,7 +23,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"accelerate", "datasets", "filelock", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
     ),
     "tasks": (
-        {"residual", "unet", "diffusion", "training"},
+        {"residual", "resnet", "unet", "diffusion", "training"},
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
 }

@@ -13,16 +13,20 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("residual", "resnet", "unet")
 HEAVY = ("diffusers", "accelerate", "datasets", "jsonargparse", "torchvision")
 USE = """
 import importlib.util, sys
-import torch, unet
+import resnet, torch, unet
 from residual import Residual, Chain
 net = unet.UNet(unet.UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,)))
 x = torch.randn(2, 3, 8, 8)
 assert net(x, torch.tensor([1, 2])).shape == x.shape
 net.save_pretrained("model")
 unet.UNet.from_pretrained("model")
+zoo = resnet.create_model("resnet20")
+zoo.save_pretrained("zoo")
+assert resnet.ResNet.from_pretrained("zoo")(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 print(*[name for name in sys.argv[1:] if name in sys.modules or importlib.util.find_spec(name)])
 """
 
@@ -33,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("residual", "unet"):
+    for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -78,9 +82,9 @@ def python(home: Path, *arguments: str, cwd: Path) -> str:
 
 def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"residual", "unet"}
-    assert {"residual/py.typed", "unet/py.typed"} <= set(names)
-    modules = {str(path.relative_to(ROOT)) for name in ("residual", "unet") for path in (ROOT / name).rglob("*.py")}
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == set(PACKAGES)
+    assert {f"{name}/py.typed" for name in PACKAGES} <= set(names)
+    modules = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     assert modules == {name for name in names if name.endswith(".py")}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

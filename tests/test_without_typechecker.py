@@ -15,10 +15,21 @@ CASES = {
     'UNetConfig(label_embedding="row")': "no label_embedding 'row'; one of: table, linear, linear_first",
     'UNetConfig(decoder_attention="first")': "no decoder_attention 'first'; one of: all, last",
     'UNetConfig(init="he")': "no init 'he'; one of: torch, xavier",
+    'ZeroPad(8, 16, side="left")': "no side 'left'; one of: end, split",
+    'bottleneck_branch(8, 8, 8, stride_in="2x2")': "no stride_in '2x2'; one of: 3x3, 1x1",
+    'ResNetConfig(block="basik")': "no block 'basik'; one of: "
+    "basic, bottleneck, split_attention, preact_basic, preact_bottleneck",
+    'ResNetConfig(stem="conv5")': "no stem 'conv5'; one of: conv7, deep, conv3",
+    'ResNetConfig(shortcut="E")': "no shortcut 'E'; one of: A, B, C, D, none",
+    'ResNetConfig(pad_side="left")': "no pad_side 'left'; one of: end, split",
+    'ResNetConfig(stride_in="2x2")': "no stride_in '2x2'; one of: 3x3, 1x1",
+    'ResNetConfig(norm="layer")': "no norm 'layer'; one of: batch, group, frozen",
+    'ResNetConfig(act="tanh")': "no act 'tanh'; one of: relu, silu",
 }
 SCRIPT = """
 import sys
 from residual import *
+from resnet import *
 from unet import *
 for line in sys.stdin.read().splitlines():
     try:

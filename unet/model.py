@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from residual import (
     Add,
@@ -29,6 +28,7 @@ from residual import (
     unet_shortcut,
 )
 from residual.pretrained import Pretrained, laid_out, local_folder, read_json, read_weights
+from residual.recompute import recompute
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.embedding import DivideByTime, Embedding
 from unet.layouts import export_weights, import_weights
@@ -39,9 +39,7 @@ class CheckpointedChain(Chain):
     """A chain whose activations are recomputed in the backward pass instead of being kept."""
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(x, emb)
-        return checkpoint(super().forward, x, emb, use_reentrant=False)
+        return recompute(super().forward, x, emb, module=self)
 
 
 class UNet(Pretrained, nn.Module):

@@ -1,32 +1,24 @@
 """Our U-Nets' weights under the names of other libraries."""
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from residual.keymap import Place, Table, export_state, import_state
-from residual.pretrained import read_weights
+from residual.keymap import export_state, import_state
+from residual.layout import Layout, read_state, unknown_layout
 from unet.config import UNetConfig
 from unet.layouts import adm, diffusers, edm, edm2
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The names of another library: where each block stands, how its tensors are called, what cannot be expressed."""
+@dataclass(frozen=True, kw_only=True)
+class UNetLayout(Layout):
+    """A layout of a diffusion U-Net."""
 
-    places: Callable[[UNetConfig], Iterator[Place]]
-    table: Table
-    check: Callable[[UNetConfig], Any]
-    """raises ValueError, with the reason, for a config that the library's network cannot express"""
     mark: str
     """a name that only this layout's state dicts have"""
-    clean: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda theirs: theirs
-    """brings older spellings to the current one"""
     constants: Callable[[UNetConfig], dict[str, Tensor]] = lambda config: {}
     """tensors that their state dicts hold besides the weights, always the same"""
     network: str = "UNet"
@@ -36,19 +28,25 @@ class Layout:
 
 
 LAYOUTS = {
-    "diffusers": Layout(
+    "diffusers": UNetLayout(
         diffusers.places,
         diffusers.TABLE,
         diffusers.config_of,
-        "time_embedding.linear_1.weight",
         diffusers.current_names,
+        mark="time_embedding.linear_1.weight",
     ),
-    "adm": Layout(adm.places, adm.table("n three d"), adm.check, "input_blocks.0.0.weight"),
-    "adm-new-order": Layout(adm.places, adm.table("three n d"), adm.check, "input_blocks.0.0.weight"),
-    "edm": Layout(
-        edm.places, edm.TABLE, edm.check, "map_layer0.weight", edm.without_prefix, edm.filters, sized=edm.sized
+    "adm": UNetLayout(adm.places, adm.table("n three d"), adm.check, mark="input_blocks.0.0.weight"),
+    "adm-new-order": UNetLayout(adm.places, adm.table("three n d"), adm.check, mark="input_blocks.0.0.weight"),
+    "edm": UNetLayout(
+        edm.places,
+        edm.TABLE,
+        edm.check,
+        edm.without_prefix,
+        mark="map_layer0.weight",
+        constants=edm.filters,
+        sized=edm.sized,
     ),
-    "edm2": Layout(edm2.places, edm2.TABLE, edm2.check, "unet.emb_noise.weight", network="EDM2UNet"),
+    "edm2": UNetLayout(edm2.places, edm2.TABLE, edm2.check, mark="unet.emb_noise.weight", network="EDM2UNet"),
 }
 _OUR_MARKS = {"embedding.linear1.weight": "UNet", "embedding.noise.weight": "EDM2UNet"}
 
@@ -67,7 +65,7 @@ def import_weights(
     cannot express, with the difference if names or shapes do not fit, and for a pickle.
     """
     chosen = _layout(layout, network)
-    given = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
+    given = read_state(state_dict)
     theirs = chosen.clean(given)
     if chosen.mark not in theirs and (likely := _likely(given)):
         raise ValueError(f"layout {layout!r} does not fit: the names look like {likely}")
@@ -118,12 +116,10 @@ def _equal(found: Tensor, constant: Tensor) -> bool:
     return found.shape == constant.shape and torch.equal(found.to(constant), constant)
 
 
-def _layout(name: str, network: str) -> Layout:
+def _layout(name: str, network: str) -> UNetLayout:
     names = [other for other, layout in LAYOUTS.items() if layout.network == network]
     if name not in LAYOUTS:
-        near = difflib.get_close_matches(name, names, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names)}"
-        raise ValueError(f"no layout {name!r}; {known}")
+        raise unknown_layout(name, names)
     if name not in names:
         raise ValueError(f"layout {name!r} is for {LAYOUTS[name].network}; {network} has {', '.join(names)}")
     return LAYOUTS[name]

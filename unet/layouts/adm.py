@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
+from residual.layout import inexpressible
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts.refuse import (
     attending,
-    inexpressible,
     require,
     require_first_width,
     require_groups,

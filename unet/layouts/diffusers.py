@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from residual.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
+from residual.layout import inexpressible
 from residual.pretrained import read_config
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts.refuse import (
     attending,
-    inexpressible,
     require,
     require_first_width,
     require_groups,

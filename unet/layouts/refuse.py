@@ -3,20 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from residual import layout
+from residual.layout import inexpressible
 from unet.config import Level, UNetConfig, decoder_blocks, encoder_blocks
 
 
-def inexpressible(network: str, value: str, reason: str) -> ValueError:
-    """The error for a value of our config that another network has no argument for."""
-    return ValueError(f"{network} cannot express {value}: {reason}")
-
-
 def require(network: str, config: UNetConfig, fixed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises ValueError unless each of these fields has one of the values that the network has built in."""
-    for name, allowed in fixed.items():
-        found = getattr(config, name)
-        if found not in allowed and not (name == "label_embedding" and config.classes is None):
-            raise inexpressible(network, f"{name}={found!r}", f"it has {' or '.join(map(repr, allowed))}")
+    """As `residual.layout.require`; how labels are embedded does not matter where there are none."""
+    ignored = {"label_embedding"} if config.classes is None else set()
+    layout.require(network, config, {name: values for name, values in fixed.items() if name not in ignored})
 
 
 def require_same_blocks(network: str, config: UNetConfig) -> None:

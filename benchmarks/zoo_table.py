@@ -1,0 +1,32 @@
+"""Writes the table of docs/zoo.md anew from the models that are registered.
+
+python -m benchmarks.zoo_table
+"""
+
+import re
+from pathlib import Path
+
+import resnet
+
+PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
+TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def table() -> str:
+    """The models with what is known of them, a row for each, those of one source together."""
+    names = sorted(resnet.list_models(), key=lambda name: (resnet.entry(name).source, *_natural(name)))
+    rows = ["| name | parameters | 10⁹ multiply-adds | side | published | source |", "|---|---|---|---|---|---|"]
+    for name in names:
+        known = resnet.entry(name)
+        numbers = f"{known.parameters:,} | {known.giga_multiply_adds:.3f} | {known.size}"
+        rows.append(f"| `{name}` | {numbers} | {known.result} | {known.source} |")
+    return "\n".join(rows) + "\n"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts resnet20 before resnet110."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(TABLE.sub(lambda _: table(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")

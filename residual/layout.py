@@ -1,0 +1,51 @@
+"""A published layout of a network's weights, and finding the one that is meant."""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from residual.keymap import Place, Table
+from residual.pretrained import read_weights
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of another library: where each block stands, how its tensors are called, what cannot be expressed."""
+
+    places: Callable[[Any], Iterator[Place]]
+    """all blocks of the network that a config describes"""
+    table: Table
+    check: Callable[[Any], Any]
+    """raises ValueError, with the reason, for a config that the library's network cannot express"""
+    clean: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda theirs: theirs
+    """brings older spellings to the current one"""
+
+
+def unknown_layout(name: str, known: Iterable[str]) -> ValueError:
+    """The error for a layout that there is not, with the nearest of those that there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return ValueError(
+        f"no layout {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(known)}")
+    )
+
+
+def read_state(state_dict: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
+    """A state dict, or that of a safetensors file. Raises ValueError for a missing or damaged file and for a pickle."""
+    return state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
+
+
+def inexpressible(network: str, value: str, reason: str) -> ValueError:
+    """The error for a value of our config that another network has no argument for."""
+    return ValueError(f"{network} cannot express {value}: {reason}")
+
+
+def require(network: str, config: Any, fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError unless each of these fields has one of the values that the network has built in."""
+    for name, allowed in fixed.items():
+        if (found := getattr(config, name)) not in allowed:
+            raise inexpressible(network, f"{name}={found!r}", f"it has {' or '.join(map(repr, allowed))}")

@@ -1,0 +1,192 @@
+"""The branches of ResNet and its descendants, with the names that their published weights have.
+
+`norm(channels)` and `act()` make the norms and the activations. No convolution before a norm has a bias.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import nn
+
+from residual.block import Chain, Residual
+from residual.shortcut import Project
+from residual.squeeze import SplitAttention
+
+Norm = Callable[[int], nn.Module]
+Act = Callable[[], nn.Module]
+StridePlace = Literal["3x3", "1x1"]
+
+
+def conv3x3(c_in: int, c_out: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A 3×3 convolution without bias that keeps the size, but for its stride."""
+    return nn.Conv2d(c_in, c_out, 3, stride, dilation, dilation, groups, bias=False)
+
+
+def basic_branch(
+    c_in: int,
+    c_out: int,
+    stride: int = 1,
+    dilations: tuple[int, int] = (1, 1),
+    *,
+    norm: Norm = nn.BatchNorm2d,
+    norm2: Norm | None = None,
+    act: Act = nn.ReLU,
+) -> Chain:
+    """Two 3×3 convolutions (He et al. 2015, figure 5, left). `norm2` makes the second norm, if it is another."""
+    return Chain(
+        conv1=conv3x3(c_in, c_out, stride, dilations[0]),
+        bn1=norm(c_out),
+        act1=act(),
+        conv2=conv3x3(c_out, c_out, dilation=dilations[1]),
+        bn2=(norm2 or norm)(c_out),
+    )
+
+
+def bottleneck_branch(
+    c_in: int,
+    width: int,
+    c_out: int,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    groups: int = 1,
+    stride_in: StridePlace = "3x3",
+    norm: Norm = nn.BatchNorm2d,
+    norm2: Norm | None = None,
+    act: Act = nn.ReLU,
+) -> Chain:
+    """1×1 to `width` channels, 3×3, 1×1 to `c_out` (He et al. 2015, figure 5, right); with groups ResNeXt's.
+
+    `stride_in` says which convolution has the stride: the first 1×1 (the paper's, “v1”) or the 3×3 (torchvision's,
+    timm's, “v1.5”). Weights fit both, and are wrong under the other.
+    """
+    first, second = _strides(stride, stride_in)
+    return Chain(
+        conv1=Project(c_in, width, first, bias=False),
+        bn1=norm(width),
+        act1=act(),
+        conv2=conv3x3(width, width, second, dilation, groups),
+        bn2=(norm2 or norm)(width),
+        act2=act(),
+        conv3=Project(width, c_out, bias=False),
+        bn3=norm(c_out),
+    )
+
+
+def split_attention_branch(
+    c_in: int,
+    width: int,
+    c_out: int,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    radix: int = 2,
+    norm: Norm = nn.BatchNorm2d,
+    act: Act = nn.ReLU,
+) -> Chain:
+    """ResNeSt's bottleneck (Zhang et al. 2020): split attention in the place of the 3×3 convolution.
+
+    A stride is an average over 3×3 pixels after the attention.
+    """
+    return Chain(
+        conv1=Project(c_in, width, bias=False),
+        bn1=norm(width),
+        act1=act(),
+        conv2=SplitAttention(width, 1, dilation, radix=radix, norm=norm, act=act),
+        pool=nn.AvgPool2d(3, stride, padding=1) if stride > 1 else None,
+        conv3=Project(width, c_out, bias=False),
+        bn3=norm(c_out),
+    )
+
+
+def preact_basic_branch(
+    c_in: int,
+    c_out: int,
+    stride: int = 1,
+    dilations: tuple[int, int] = (1, 1),
+    *,
+    dropout: float = 0.0,
+    norm: Norm = nn.BatchNorm2d,
+    norm2: Norm | None = None,
+    act: Act = nn.ReLU,
+) -> Chain:
+    """Norms and activations before the convolutions (He et al. 2016); with dropout a wide ResNet's (Zagoruyko 2016)."""
+    return Chain(
+        norm1=norm(c_in),
+        act1=act(),
+        conv1=conv3x3(c_in, c_out, stride, dilations[0]),
+        norm2=(norm2 or norm)(c_out),
+        act2=act(),
+        dropout=nn.Dropout(dropout) if dropout else None,
+        conv2=conv3x3(c_out, c_out, dilation=dilations[1]),
+    )
+
+
+def preact_bottleneck_branch(
+    c_in: int,
+    width: int,
+    c_out: int,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    stride_in: StridePlace = "3x3",
+    norm: Norm = nn.BatchNorm2d,
+    norm2: Norm | None = None,
+    act: Act = nn.ReLU,
+) -> Chain:
+    """The bottleneck with norms and activations before the convolutions (He et al. 2016).
+
+    The stride is in the first 1×1 in the authors' resnet-1k-layers, in the 3×3 in timm's `resnetv2`.
+    """
+    first, second = _strides(stride, stride_in)
+    return Chain(
+        norm1=norm(c_in),
+        act1=act(),
+        conv1=Project(c_in, width, first, bias=False),
+        norm2=(norm2 or norm)(width),
+        act2=act(),
+        conv2=conv3x3(width, width, second, dilation),
+        norm3=norm(width),
+        act3=act(),
+        conv3=Project(width, c_out, bias=False),
+    )
+
+
+def _strides(stride: int, place: StridePlace) -> tuple[int, int]:
+    """Strides of a bottleneck's first two convolutions."""
+    if place not in ("3x3", "1x1"):
+        raise ValueError(f"no stride_in {place!r}; one of: 3x3, 1x1")
+    return (stride, 1) if place == "1x1" else (1, stride)
+
+
+def preact_block(branch: Chain, shortcut: nn.Module | None = None) -> nn.Module:
+    """The residual block of a pre-activation branch: a shortcut that changes the input shares its `norm1` and `act1`.
+
+    So do the blocks of resnet-1k-layers for CIFAR, of wide ResNets and of timm's `resnetv2`; an identity gets the
+    input itself.
+    """
+    if shortcut is None:
+        return Residual(branch)
+    nodes = dict(branch.named_children())
+    shared = {name: nodes.pop(name) for name in ("norm1", "act1")}
+    return Chain(**shared, sum=Residual(Chain(**nodes), shortcut))
+
+
+def projection(
+    c_in: int, c_out: int, stride: int = 1, *, norm: Norm | None = None, pool: nn.Module | None = None
+) -> Chain:
+    """A shortcut that changes width or size: a 1×1 convolution, and a norm if there is one (He et al. 2015, option B).
+
+    With `pool` that changes the size, not the convolution (He et al. 2019, ResNet-D).
+    """
+    conv = Project(c_in, c_out, stride if pool is None else 1, bias=False)
+    return Chain(pool=pool, conv=conv, norm=None if norm is None else norm(c_out))
+
+
+def edsr_branch(channels: int, act: Act = nn.ReLU) -> Chain:
+    """Two 3×3 convolutions with bias and no norm (Lim et al. 2017, EDSR, figure 2)."""
+    return Chain(
+        conv1=nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+        act1=act(),
+        conv2=nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+    )

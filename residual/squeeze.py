@@ -1,0 +1,67 @@
+"""Attention over channels, from averages over all pixels."""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times a gate in (0, 1) that depends on the means of all channels (Hu et al. 2018, eq. 2 to 4).
+
+    The gates pass through `channels / reduction` channels, rounded to a multiple of `divisor`. Two conventions are in
+    use, and they differ for narrow blocks: timm rounds to multiples of 8 (64 / 16 becomes 8), the authors not at all
+    (`divisor=1`: 4).
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, divisor: int = 8) -> None:
+        super().__init__()
+        hidden = max(divisor, int(channels / reduction + divisor / 2) // divisor * divisor)
+        self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        mean = x.mean(dim=(2, 3), keepdim=True)
+        return x * self.gate(self.fc2(self.act(self.fc1(mean))))
+
+
+class SplitAttention(nn.Module):
+    """A 3×3 convolution to `radix` groups of maps, summed with weights that add up to one in every channel.
+
+    The weights depend on the means of all channels (Zhang et al. 2020, ResNeSt, eq. 1 and 2, with one cardinal group).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        radix: int = 2,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        act: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        hidden, splits = max(32, channels * radix // 4), channels * radix
+        self.radix = radix
+        self.conv = nn.Conv2d(channels, splits, 3, stride, dilation, dilation, groups=radix, bias=False)
+        self.bn0 = norm(splits)
+        self.act0 = act()
+        self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1)
+        self.bn1 = norm(hidden)
+        self.act1 = act()
+        self.fc2 = nn.Conv2d(hidden, splits, kernel_size=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        x = rearrange(self.act0(self.bn0(self.conv(x))), "b (r c) h w -> b r c h w", r=self.radix)
+        mean = x.sum(dim=1).mean(dim=(2, 3), keepdim=True)
+        logits = self.fc2(self.act1(self.bn1(self.fc1(mean))))
+        share = torch.softmax(rearrange(logits, "b (r c) h w -> b r c h w", r=self.radix), dim=1)
+        return (x * share).sum(dim=1)
+
+    def extra_repr(self) -> str:
+        return f"radix={self.radix}"

@@ -1,0 +1,86 @@
+"""From a depth to the config of a network: the few formulas behind the names."""
+
+from typing import Any
+
+from resnet.config import BlockKind, ResNetConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    26: ("bottleneck", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+_RESNEST_BLOCKS = {
+    14: (1, 1, 1, 1),
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
+}
+
+
+def imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
+    """A ResNet for images of 224 px (He et al. 2015, table 1). Raises ValueError for a depth that there is not."""
+    block, blocks = _at(depth, _IMAGENET_BLOCKS)
+    return ResNetConfig(**{"block": block, "blocks": blocks, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | fields)
+
+
+def preact_imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
+    """A ResNet with pre-activation for images of 224 px, as timm has it. Raises ValueError as `imagenet_resnet`."""
+    block, _ = _at(depth, _IMAGENET_BLOCKS)
+    half = (0.5, 0.5, 0.5)
+    return imagenet_resnet(depth, **{"block": f"preact_{block}", "mean": half, "std": half} | fields)
+
+
+def resnest(depth: int, stem_channels: int = 64) -> ResNetConfig:
+    """A ResNeSt (Zhang et al. 2020). Raises ValueError for a depth that there is not."""
+    return ResNetConfig(
+        block="split_attention",
+        blocks=_at(depth, _RESNEST_BLOCKS),
+        stem="deep",
+        stem_channels=stem_channels,
+        shortcut="D",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def cifar_resnet(depth: int, block: BlockKind = "basic", **fields: Any) -> ResNetConfig:
+    """A ResNet of three stages for images of 32 px (He et al. 2015, section 4.2), of any depth that its blocks allow.
+
+    That is 6n + 2 with basic blocks, 9n + 2 with bottlenecks. Raises ValueError, with the nearest, for another.
+    """
+    blocks = _depth_to_blocks(depth, 2 if block.endswith("basic") else 3, 2)
+    shape: dict[str, Any] = {"widths": (16, 32, 64), "stem": "conv3", "stem_channels": 16}
+    return ResNetConfig(num_classes=10, block=block, blocks=blocks, **shape | fields)
+
+
+def wide_resnet(depth: int, factor: int, **fields: Any) -> ResNetConfig:
+    """A wide ResNet for images of 32 px (Zagoruyko and Komodakis 2016): `factor` times as wide, of depth 6n + 4.
+
+    Raises ValueError, with the nearest, for another depth.
+    """
+    widths = tuple(factor * width for width in (16, 32, 64))
+    _depth_to_blocks(depth, 2, 4)
+    return cifar_resnet(depth - 2, "preact_basic", **{"widths": widths} | fields)
+
+
+def _at(depth: int, known: dict[int, Any]) -> Any:
+    if depth not in known:
+        raise ValueError(f"there is no such network of depth {depth}; the depths are {', '.join(map(str, known))}")
+    return known[depth]
+
+
+def _depth_to_blocks(depth: int, convolutions: int, others: int) -> tuple[int, int, int]:
+    """Blocks per stage, for blocks of so many convolutions and so many layers outside of blocks."""
+    step = 3 * convolutions
+    number, rest = divmod(depth - others, step)
+    if rest or number < 1:
+        below = max(1, number) * step + others
+        near = f"{below} or {below + step}" if number >= 1 else f"{below}"
+        raise ValueError(f"depth={depth} is not {step}n + {others} with n of at least 1; the nearest is {near}")
+    return number, number, number

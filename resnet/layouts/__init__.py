@@ -1,0 +1,139 @@
+"""Our classifiers' weights under the names of other libraries, adapted where channels or classes are others."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from residual.keymap import export_state, import_state, published_names
+from residual.layout import Layout, unknown_layout
+
+STEM = "levels.0.conv1.weight"
+CLASSIFIER = ("fc.weight", "fc.bias")
+NONE = "no other library's layout is known for this network"
+COUNTER = "num_batches_tracked"
+Layouts = Mapping[str, Layout]
+State = Mapping[str, Tensor]
+
+
+def import_weights(
+    layouts: Layouts, config: Any, given: State, ours: State, layout: str | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Our state dict from one in another layout, and a line for each adaptation.
+
+    `ours` is the network's own state dict, from which a classifier for other classes is kept. Without `layout` it is
+    the one whose names fit best. Raises ValueError for an unknown layout, where that library's network cannot express
+    this one, and (as a `Difference`) if names or shapes do not fit.
+    """
+    if given.keys() == ours.keys():
+        raise ValueError("the names are our own: load_state_dict takes these weights")
+    name = likely_layout(layouts, config, given, ours) if layout is None else layout
+    chosen = _layout(layouts, name, config)
+    names = _names(chosen, config, ours)
+    theirs, lines = _with_counters(chosen.clean(given), names), list[str]()
+    lines += _adapt_stem(theirs, names[STEM], ours[STEM])
+    lines += (left := _leave_out_classifier(theirs, [names[name] for name in CLASSIFIER], ours[CLASSIFIER[0]]))
+    kept = {name: ours[name] for name in CLASSIFIER} if left else {}
+    expected = {name: tensor for name, tensor in ours.items() if name not in kept}
+    return import_state(chosen.places(config), chosen.table, theirs, expected) | kept, lines
+
+
+def export_weights(layouts: Layouts, config: Any, ours: State, layout: str) -> dict[str, Tensor]:
+    """The exact inverse of `import_weights`. Raises ValueError where the layout's network cannot express the config."""
+    chosen = _layout(layouts, layout, config)
+    return export_state(chosen.places(config), chosen.table, ours)
+
+
+def without_prefix(theirs: State) -> State:
+    """The names without the `module.` that DataParallel puts before them."""
+    if theirs and all(name.startswith("module.") for name in theirs):
+        return {name.removeprefix("module."): tensor for name, tensor in theirs.items()}
+    return theirs
+
+
+def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> str:
+    """Of the layouts that can express the config, the one that has most of these names.
+
+    Raises ValueError, with the reason, if none can express it.
+    """
+    shared, reasons = {}, []
+    for name, layout in layouts.items():
+        try:
+            layout.check(config)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            shared[name] = len(set(_names(layout, config, ours).values()) & layout.clean(given).keys())
+    if not shared:
+        raise ValueError("; ".join(reasons) or NONE)
+    return max(shared, key=lambda name: shared[name])
+
+
+def bodies(layouts: Layouts, config: Any, ours: State) -> Iterator[dict[str, tuple[int, ...]]]:
+    """For each layout that can express a config, names and shapes of the weights that neither the classes nor the
+    channels of the images change."""
+    rest = (STEM, *CLASSIFIER)
+    inner = {name: tensor for name, tensor in ours.items() if name not in rest and not name.endswith(COUNTER)}
+    for layout in layouts.values():
+        with suppress(ValueError):
+            layout.check(config)
+            theirs = export_state(layout.places(config), layout.table, inner)
+            yield {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+
+
+def adapt_input(weight: Float[Tensor, "o i kh kw"], channels: int) -> Float[Tensor, "o c kh kw"]:
+    """The weight of a first convolution, for images of another number of channels.
+
+    For one channel the sum over the old ones, so that a grey image gives what its copies in all channels gave; for
+    others the old ones, repeated as often as there is room, scaled so that an image of equal channels gives the same
+    on average (timm's rule, for any number of old channels).
+    """
+    old = weight.shape[1]
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, -(-channels // old), 1, 1)[:, :channels]
+    return repeated * (old / channels)
+
+
+def _names(layout: Layout, config: Any, ours: State) -> dict[str, str]:
+    found = published_names(layout.places(config), layout.table, ours)
+    return {name: theirs for name, (theirs,) in found.items()}
+
+
+def _layout(layouts: Layouts, name: str, config: Any) -> Layout:
+    if not layouts:
+        raise ValueError(NONE)
+    if name not in layouts:
+        raise unknown_layout(name, layouts)
+    layouts[name].check(config)
+    return layouts[name]
+
+
+def _with_counters(theirs: State, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """With the counters of batches that files from before 2018 lack, and without those that frozen norms lack."""
+    wanted = {name for name in names.values() if name.endswith(COUNTER)}
+    found = {name: tensor for name, tensor in theirs.items() if name in wanted or not name.endswith(COUNTER)}
+    missing = [name for name in wanted if name.replace(COUNTER, "running_mean") in found and name not in found]
+    return found | {name: torch.zeros((), dtype=torch.int64) for name in missing}
+
+
+def _adapt_stem(theirs: dict[str, Tensor], name: str, ours: Tensor) -> list[str]:
+    """Adapt their first convolution to the channels of our images, and say so."""
+    if name not in theirs or theirs[name].dim() != 4 or (old := theirs[name].shape[1]) == (new := ours.shape[1]):
+        return []
+    theirs[name] = adapt_input(theirs[name], new)
+    how = f"summed over the {old} channels" if new == 1 else f"repeated over {new} channels and scaled by {old}/{new}"
+    return [f"{name}: {how} that the weights were trained on"]
+
+
+def _leave_out_classifier(theirs: dict[str, Tensor], names: list[str], ours: Tensor) -> list[str]:
+    """Remove a classifier for another number of classes, and say so."""
+    weight = theirs.get(names[0])
+    if weight is None or weight.shape[0] == len(ours):
+        return []
+    for name in names:
+        theirs.pop(name, None)
+    return [f"{' and '.join(names)}: left out, {weight.shape[0]} classes there and {len(ours)} here"]

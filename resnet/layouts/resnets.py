@@ -1,0 +1,102 @@
+"""The names that torchvision, timm and akamaster's pytorch_resnet_cifar10 give to the weights of a ResNet."""
+
+from collections.abc import Iterator
+
+from residual.keymap import Place, Rule, Table, conv_to_linear
+from residual.layout import Layout, inexpressible, require
+from resnet.config import ResNetConfig, blocks_of
+
+_ATTENTION = ("conv2.conv", "conv2.bn0", "conv2.fc1", "conv2.bn1", "conv2.fc2", "se.fc1", "se.fc2")
+_BRANCH = [Rule(f"branch.{name}", name) for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", *_ATTENTION)]
+_PREACT = ("norm1", "conv1", "norm2", "conv2", "norm3", "conv3")
+
+TABLE: Table = {
+    "module": [Rule("", "")],
+    "stem": [Rule("conv1", "conv1"), Rule("bn1", "bn1")],
+    "deep stem": [
+        Rule("conv1", "conv1.0"),
+        Rule("bn1", "conv1.1"),
+        Rule("conv2", "conv1.3"),
+        Rule("bn2", "conv1.4"),
+        Rule("conv3", "conv1.6"),
+        Rule("bn3", "bn1"),
+    ],
+    "block": [*_BRANCH, Rule("shortcut.conv", "downsample.0"), Rule("shortcut.norm", "downsample.1")],
+    # their module number 0 averages, or does nothing, and has no weights
+    "averaging block": [*_BRANCH, Rule("shortcut.conv", "downsample.1"), Rule("shortcut.norm", "downsample.2")],
+    "preact block": [
+        *(Rule(f"branch.{name}", name) for name in _PREACT),
+        Rule("norm1", "norm1"),
+        *(Rule(f"sum.branch.{name}", name) for name in _PREACT),
+        Rule("sum.shortcut.conv", "downsample.conv"),
+    ],
+    "1x1 classifier": [Rule("", "", conv_to_linear)],
+}
+
+
+def places(config: ResNetConfig, classifier: str = "fc") -> Iterator[Place]:
+    """Every block with its prefix: `layer1.0` and so on, in torchvision and in all that follow it."""
+    yield Place("deep stem" if config.stem == "deep" else "stem", "levels.0", "")
+    kind = "averaging block" if config.shortcut == "D" else "block"
+    for block in blocks_of(config):
+        yield Place(kind, f"levels.{block.stage}.{block.index}", f"layer{block.stage}.{block.index}")
+    yield Place("module", "fc", classifier)
+
+
+def preact_places(config: ResNetConfig) -> Iterator[Place]:
+    """Every block with its prefix in timm's `resnetv2`, which counts stages from 0."""
+    yield Place("module", "levels.0.conv1", "stem.conv")
+    for block in blocks_of(config):
+        theirs = f"stages.{block.stage - 1}.blocks.{block.index}"
+        yield Place("preact block", f"levels.{block.stage}.{block.index}", theirs)
+    yield Place("module", f"levels.{len(config.blocks)}.norm", "norm")
+    yield Place("1x1 classifier", "fc", "head.fc")
+
+
+_IMAGENET = {"widths": ((64, 128, 256, 512),), "noise": (False,), "stride_in": ("3x3",), "dropout": (0.0,)}
+_TORCHVISION = _IMAGENET | {
+    "block": ("basic", "bottleneck"),
+    "stem": ("conv7",),
+    "stem_channels": (64,),
+    "shortcut": ("B",),
+    "se_reduction": (None,),
+    "act": ("relu",),
+}
+_TIMM = _IMAGENET | {"stem": ("conv7", "deep"), "shortcut": ("B", "D"), "se_divisor": (8,)}
+_TIMM_PREACT = _TIMM | {"stem": ("conv7",), "se_reduction": (None,)}
+_AKAMASTER = {
+    "block": ("basic",),
+    "widths": ((16, 32, 64),),
+    "stem": ("conv3",),
+    "stem_channels": (16,),
+    "shortcut": ("A",),
+    "pad_side": ("split",),
+    "se_reduction": (None,),
+    "act": ("relu",),
+    "noise": (False,),
+}
+
+
+def check_torchvision(config: ResNetConfig) -> None:
+    """Raises ValueError, with the reason, for what torchvision's `ResNet` cannot express."""
+    require("torchvision's ResNet", config, _TORCHVISION)
+    if config.output_stride is not None and config.block == "basic":
+        value = f"output_stride={config.output_stride}"
+        raise inexpressible("torchvision's ResNet", value, "its basic block has no dilation")
+
+
+def check_timm(config: ResNetConfig) -> None:
+    """Raises ValueError, with the reason, for what timm's `ResNet` and `ResNetV2` cannot express."""
+    require("timm's ResNetV2" if config.preact else "timm's ResNet", config, _TIMM_PREACT if config.preact else _TIMM)
+
+
+def check_akamaster(config: ResNetConfig) -> None:
+    """Raises ValueError, with the reason, for what the `ResNet` of pytorch_resnet_cifar10 cannot express."""
+    require("akamaster's ResNet", config, _AKAMASTER)
+
+
+LAYOUTS = {
+    "torchvision": Layout(places, TABLE, check_torchvision),
+    "timm": Layout(lambda config: (preact_places if config.preact else places)(config), TABLE, check_timm),
+    "akamaster": Layout(lambda config: places(config, "linear"), TABLE, check_akamaster),
+}

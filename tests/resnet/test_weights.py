@@ -1,0 +1,224 @@
+"""Weights of other libraries: layouts, older files, other classes and channels, files that do not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+import resnet
+from resnet import ResNet, ResNetConfig, cifar_resnet
+from resnet.layouts import adapt_input
+from tests.golden.fill import fill
+
+SMALL: dict[str, Any] = {"blocks": (1, 1, 1, 1)}
+AKAMASTER = cifar_resnet(8, shortcut="A", pad_side="split")
+
+
+def small(name: str = "resnet18", **changes: Any) -> ResNet:
+    return resnet.create_model(name, **SMALL | changes)
+
+
+def published(net: ResNet, layout: str) -> dict[str, Tensor]:
+    """A state dict in that layout, drawn by name."""
+    return {key: fill(key, tuple(tensor.shape)) for key, tensor in net.export_weights(layout).items()}
+
+
+def images(channels: int = 3, size: int = 32) -> Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18d", "seresnet18", "resnest14d", "resnetv2_50", "resnet50_gn"])
+def test_without_a_layout_it_is_found_by_the_names(name: str) -> None:
+    theirs = published(small(name), "timm")
+    net, other = small(name), small(name)
+    assert net.import_weights(theirs) == []
+    other.import_weights(theirs, "timm")
+    assert_close(dict(net.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
+    assert_close(net.export_weights("timm"), theirs, rtol=0, atol=0)
+
+
+def test_akamasters_names_with_the_prefix_of_data_parallel() -> None:
+    net = ResNet(AKAMASTER)
+    theirs = published(net, "akamaster")
+    assert {key.partition(".")[0] for key in theirs} == {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}
+    assert net.import_weights({f"module.{key}": tensor for key, tensor in theirs.items()}) == []
+    assert_close(net.export_weights("akamaster"), theirs, rtol=0, atol=0)
+
+
+def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
+    theirs = published(small(), "torchvision")
+    save_file(theirs, tmp_path / "weights.safetensors")
+    for path in (tmp_path / "weights.safetensors", str(tmp_path / "weights.safetensors")):
+        net = small()
+        net.import_weights(path)
+        assert_close(net.export_weights("torchvision"), theirs, rtol=0, atol=0)
+    torch.save(theirs, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="is a pickle, which could run code, and is not opened here"):
+        small().import_weights(tmp_path / "weights.pth")
+
+
+def test_files_from_before_the_counters_of_batches() -> None:
+    theirs = published(small(), "torchvision")
+    old = {key: tensor for key, tensor in theirs.items() if not key.endswith("num_batches_tracked")}
+    net = small()
+    net.levels[0].bn1.num_batches_tracked += 3
+    assert net.import_weights(old) == []
+    assert_close(net.export_weights("torchvision"), theirs, rtol=0, atol=0)
+
+
+def test_weights_of_batch_norms_are_taken_by_frozen_ones() -> None:
+    theirs, batch, frozen = published(small(), "torchvision"), small(), small(norm="frozen")
+    batch.import_weights(theirs)
+    assert frozen.import_weights(theirs) == []
+    assert_close(frozen.train()(images()), batch.eval()(images()), rtol=1e-5, atol=1e-5)
+    assert not [key for key in frozen.export_weights("torchvision") if key.endswith("num_batches_tracked")]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("resnet18", "fc.weight and fc.bias"), ("resnetv2_50", "head.fc.weight and head.fc.bias")]
+)
+def test_a_classifier_for_other_classes_is_left_out_by_name(name: str, head: str) -> None:
+    theirs, net = published(small(name), "timm"), small(name, num_classes=7)
+    before = {key: tensor.clone() for key, tensor in net.get_classifier().state_dict().items()}
+    assert net.import_weights(theirs) == [f"{head}: left out, 1000 classes there and 7 here"]
+    assert_close(dict(net.get_classifier().state_dict()), before, rtol=0, atol=0)
+    same = small(name)
+    same.import_weights(theirs)
+    x = images()
+    assert_close(net.eval().forward_features(x), same.eval().forward_features(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (3, 4), (3, 2), (3, 13), (1, 3), (13, 3), (13, 1), (4, 8)])
+def test_a_stem_for_other_channels_is_adapted_and_said(old: int, new: int) -> None:
+    source, net = small(in_channels=old), small(in_channels=new)
+    theirs = published(source, "torchvision")
+    (line,) = net.import_weights(theirs)
+    how = f"summed over the {old} channels" if new == 1 else f"repeated over {new} channels and scaled by {old}/{new}"
+    assert line == f"conv1.weight: {how} that the weights were trained on"
+    weight, adapted = theirs["conv1.weight"], net.export_weights("torchvision")["conv1.weight"]
+    if new == 1:
+        assert_close(adapted[:, 0], weight.sum(dim=1))
+        source.import_weights(theirs)
+        x = images(1)
+        assert_close(net.eval()(x), source.eval()(x.expand(-1, old, -1, -1)), rtol=1e-4, atol=1e-4)
+    else:
+        for channel in range(new):
+            assert_close(adapted[:, channel], weight[:, channel % old] * old / new)
+    if new % old == 0 or new == 1:  # grey images have the same first features
+        assert_close(adapted.sum(dim=1), weight.sum(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_deep_stems_are_adapted_at_their_first_convolution() -> None:
+    theirs = published(small("resnet18d"), "timm")
+    (line,) = small("resnet18d", in_channels=1).import_weights(theirs)
+    assert line.startswith("conv1.0.weight: summed over the 3 channels")
+
+
+def test_the_stem_keeps_its_type() -> None:
+    assert adapt_input(torch.ones(2, 3, 1, 1, dtype=torch.bfloat16), 5).dtype == torch.bfloat16
+
+
+# What one published network has and another lacks: the difference, and the name of the one that it is.
+@pytest.mark.parametrize(
+    ("weights", "name", "message"),
+    [
+        ("resnet18", "resnet34", "missing: layer1.2.conv1.weight, .*; 'resnet18' has such weights"),
+        ("resnet50_gn", "wide_resnet50_2", r"missing: .*; \d+ of another shape: .*; 'resnet50_gn' has such"),
+        ("resnet18d", "resnet18", "missing: conv1.weight, .*unknown: conv1.0.weight.*; 'resnet18d' has such weights"),
+        ("resnetv2_50", "resnet50", "missing: conv1.weight.*; 'resnetv2_50' has such weights"),
+    ],
+)
+def test_weights_of_another_network_are_recognised(weights: str, name: str, message: str) -> None:
+    with torch.device("meta"):
+        theirs = resnet.create_model(weights, num_classes=7, in_channels=1).export_weights("timm")
+        net = resnet.create_model(name)
+    theirs = {key: tensor for key, tensor in theirs.items() if not key.endswith("num_batches_tracked")}
+    with pytest.raises(ValueError, match=message) as error:
+        net.import_weights(theirs)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_no_known_network_give_the_difference() -> None:
+    with pytest.raises(ValueError, match=r"missing: conv1\.weight, .*; 1 unknown: weight$"):
+        small().import_weights({"weight": torch.ones(2)}, "torchvision")
+    net = small()
+    with pytest.raises(ValueError, match="the names are our own: load_state_dict takes these weights"):
+        net.import_weights(net.state_dict())
+
+
+def test_a_failed_import_changes_nothing() -> None:
+    net, theirs = small(), published(small(), "torchvision")
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    del theirs["layer4.0.bn2.bias"]
+    with pytest.raises(ValueError, match=r"1 missing: layer4\.0\.bn2\.bias"):
+        net.import_weights(theirs)
+    assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "message"),
+    [
+        (ResNetConfig(), "torchvison", "no layout 'torchvison'; did you mean 'torchvision'?"),
+        (ResNetConfig(), "caffe", "no layout 'caffe'; one of: torchvision, timm, akamaster"),
+        (
+            ResNetConfig(se_reduction=16),
+            "torchvision",
+            r"torchvision's ResNet cannot express se_reduction=16: it has N",
+        ),
+        (ResNetConfig(stem="deep"), "torchvision", "cannot express stem='deep': it has 'conv7'"),
+        (ResNetConfig(shortcut="D"), "torchvision", "cannot express shortcut='D': it has 'B'"),
+        (ResNetConfig(act="silu"), "torchvision", "cannot express act='silu': it has 'relu'"),
+        (ResNetConfig(output_stride=8), "torchvision", "cannot express output_stride=8: its basic block has no dilat"),
+        (ResNetConfig(block="preact_basic"), "torchvision", "cannot express block='preact_basic': it has 'basic' or"),
+        (ResNetConfig(se_reduction=16, se_divisor=1), "timm", "timm's ResNet cannot express se_divisor=1: it has 8"),
+        (ResNetConfig(block="bottleneck", stride_in="1x1"), "timm", "cannot express stride_in='1x1': it has '3x3'"),
+        (ResNetConfig(block="preact_basic", stem="deep"), "timm", "timm's ResNetV2 cannot express stem='deep'"),
+        (ResNetConfig(norm="group", noise=True), "timm", "cannot express noise=True: it has False"),
+        (AKAMASTER, "timm", r"timm's ResNet cannot express widths=\(16, 32, 64\): it has \(64, 128, 256, 512\)"),
+        (replace(AKAMASTER, pad_side="end"), "akamaster", "akamaster's ResNet cannot express pad_side='end'"),
+        (ResNetConfig(), "akamaster", "akamaster's ResNet cannot express widths"),
+    ],
+)
+def test_what_a_layout_cannot_express(config: ResNetConfig, layout: str, message: str) -> None:
+    with torch.device("meta"):
+        net = ResNet(config)
+    for call in (lambda: net.export_weights(layout), lambda: net.import_weights({"x": torch.ones(1)}, layout)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_network_that_no_layout_expresses_says_why() -> None:
+    with pytest.raises(ValueError, match=r"torchvision's ResNet .*; timm's ResNetV2 .*; akamaster's ResNet cannot"):
+        ResNet(resnet.wide_resnet(10, 1)).import_weights({"x": torch.ones(1)})
+
+
+def test_torchvision_and_timm_have_dilated_bottlenecks() -> None:
+    for layout in ("torchvision", "timm"):
+        assert "fc.weight" in small("resnet50", output_stride=8).export_weights(layout)
+
+
+def test_a_folder_is_enough_to_build_it_again(tmp_path: Path) -> None:
+    net = resnet.create_model("resnet20", num_classes=4, in_channels=1, mean=(0.5,), std=(0.2,)).eval()
+    net.save_pretrained(tmp_path)
+    again = ResNet.from_pretrained(tmp_path)
+    assert again.config == net.config
+    assert (again.mean, again.std) == ((0.5,), (0.2,))
+    assert_close(again(images(1)), net(images(1)), rtol=0, atol=0)
+    net.reset_classifier(9)
+    net.save_pretrained(tmp_path)
+    assert ResNet.from_pretrained(tmp_path)(images(1)).shape == (2, 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", resnet.list_models())
+def test_every_model_is_saved_and_read(name: str, tmp_path: Path) -> None:
+    net = resnet.create_model(name)
+    net.save_pretrained(tmp_path)
+    again = type(net).from_pretrained(tmp_path)
+    assert again.config == net.config
+    assert_close(dict(again.state_dict()), dict(net.state_dict()), rtol=0, atol=0)

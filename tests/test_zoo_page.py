@@ -1,0 +1,47 @@
+"""docs/zoo.md: its table is up to date, its Python runs and gives what its comments say."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+import resnet
+from benchmarks.zoo_table import PAGE, TABLE, table
+from resnet import registry
+from resnet.layouts.resnets import LAYOUTS
+
+TEXT = PAGE.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    return
+
+
+def test_the_table_is_up_to_date() -> None:
+    (found,) = TABLE.findall(TEXT)
+    assert found == table(), "python -m benchmarks.zoo_table writes it anew"
+    assert set(re.findall(r"^\| `(\w+)` \| [\d,]+ \|", found, re.MULTILINE)) == set(resnet.list_models())
+
+
+@pytest.mark.usefixtures("names")
+def test_the_python_of_the_page_runs(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    made: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        exec(block, made)
+    printed = capsys.readouterr().out
+    assert printed.startswith(resnet.summary("resnet50", 224))
+    for line in re.findall(r"^# ((?:conv1|fc).*)$", TEXT, re.MULTILINE):
+        assert line in printed
+    assert made["logits"].shape == (2, 10)
+    assert [level.shape[1] for level in (made["c2"], made["c3"], made["c4"], made["c5"])] == [256, 512, 1024, 2048]
+    assert f"net.feature_info  # {resnet.model_config('resnet50').feature_info}: " in TEXT
+    assert f"# {resnet.list_models('res*50*')[:4]}"[:-1] in TEXT
+
+
+def test_the_layouts_of_the_page_are_those_that_there_are() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \| [^|\d]", TEXT, re.MULTILINE)) == set(LAYOUTS)
