@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -54,6 +55,10 @@ class EDSR(Pretrained, nn.Module):
 
     config_class = EDSRConfig
     hub_tags = ("super-resolution",)
+    in_channels = 3
+    outline: ClassVar[dict[str, str]] = {"head": "head", "body": "body", "tail": "tail"}
+    """what a summary has a line for, and the name of its module"""
+    mean: Tensor
 
     def __init__(self, config: EDSRConfig) -> None:
         super().__init__()
@@ -70,8 +75,6 @@ class EDSR(Pretrained, nn.Module):
         self.body = Residual(Chain(**blocks, conv=conv(width, width)))
         self.tail = Chain(**ups, conv=conv(width, 3))
         self.register_buffer("mean", torch.tensor(DIV2K_MEAN)[:, None, None])
-
-    mean: Tensor
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """The image, `config.scale` times as high and wide; values are not clipped to 0 … 255."""

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from residual import Residual
 from residual.count import multiply_adds, parameters
-from resnet import create_model, entry
+from resnet import create_model, entry, summary
 from resnet.edsr import EDSR, EDSRConfig
 from tests.golden.fill import fill, golden_input
 from tests.resnet.whole import check_one_graph
@@ -76,6 +76,22 @@ def test_the_published_counts(name: str) -> None:
     large = "baseline" not in name
     assert len(sums) == 1 + (32 if large else 16)
     assert {m.merge.branch_scale for m in sums[1:]} == {0.1 if large else 1.0}
+
+
+def test_a_summary_has_its_parts() -> None:
+    lines = [line.split() for line in summary("edsr_baseline_x2").splitlines()]
+    assert lines[2] == [
+        "body",
+        "64",
+        "x",
+        "48",
+        "x",
+        "48",
+        f"{33 * (64 * 64 * 9 + 64):,}",
+        f"{33 * 64 * 64 * 9 * 48**2:,}",
+    ]
+    assert lines[3][:6] == ["tail", "3", "x", "96", "x", "96"]
+    assert lines[4][:2] == ["total", "1,369,859"]
 
 
 def test_fields_of_classifiers_are_refused() -> None:

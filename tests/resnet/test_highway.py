@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from residual import Gate, Residual
-from residual.count import parameters
-from resnet import create_model
+from residual.count import multiply_adds, parameters
+from resnet import create_model, entry
 from resnet.highway import HighwayConfig, HighwayNet
 from tests.resnet.whole import check_one_graph
 
@@ -24,7 +24,9 @@ def test_depth_and_published_size(name: str, depth: int, published: float) -> No
     gates = sum(isinstance(m, Gate) for m in net.modules())
     assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in net.modules()) - gates == depth
     assert parameters(net) == pytest.approx(published, rel=0.02)
-    assert parameters(net) == {"highway19": 2_256_838, "highway32": 1_255_270}[name]
+    assert parameters(net) == {"highway19": 2_256_838, "highway32": 1_255_270}[name] == entry(name).parameters
+    found = multiply_adds(net, torch.empty(1, 3, 32, 32))
+    assert found / 1e9 == pytest.approx(entry(name).giga_multiply_adds, abs=6e-4)
 
 
 def plain_forward(net: HighwayNet, x: Tensor) -> Tensor:
@@ -73,17 +75,6 @@ def test_levels_and_sizes() -> None:
     shapes = [tuple(f.shape) for f in net.forward_features(x, levels=(0, 1, 2))]
     assert shapes == [(2, 6, 9, 12), (2, 6, 9, 12), (2, 5, 4, 6)]
     assert net.feature_info == [(6, 1), (6, 1), (5, 2)]
-
-
-@pytest.mark.parametrize("name", ["highway19", "highway32"])
-def test_every_parameter_learns_and_images_are_apart(name: str) -> None:
-    net, x = create_model(name, num_classes=3), torch.randn(2, 3, 32, 32)
-    net(x).square().mean().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
-    net.eval()
-    with torch.no_grad():
-        assert_close(net(x), net(x), rtol=0, atol=0)
-        assert_close(net(x)[:1], net(x[:1]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
