@@ -17,17 +17,20 @@ _DENSENET = {
     "densenet169": (DenseNetConfig(blocks=(6, 12, 32, 32), **_IMAGENET), 14_149_480, 3.360, "75.600 %"),
     "densenet201": (DenseNetConfig(blocks=(6, 12, 48, 32), **_IMAGENET), 20_013_928, 4.291, "76.896 %"),
 }
-# CIFAR-10 with augmentation: error.
+# CIFAR-10 with augmentation: error of a single model.
 _DENSENET_CIFAR = {
     "densenet_40_12": (cifar_densenet(40, 12, compressed=False), 1_019_722, 0.265, "5.24 %"),
     "densenet_bc_100_12": (cifar_densenet(100, 12, compressed=True), 769_162, 0.288, "4.51 %"),
     "densenet_bc_190_40": (cifar_densenet(190, 40, compressed=True), 25_624_430, 9.302, "3.46 %"),
     "densenet_bc_250_24": (cifar_densenet(250, 24, compressed=True), 15_324_406, 5.419, "3.62 %"),
 }
-# The layers of 19 are those of the authors' cifar10_network.prototxt, with 10 classes where that has 100 outputs. Of 32
-# only depth and size were published (1.25 million): the same pattern with 9 layers per stage, and widths that give it.
+# CIFAR-10: error. The layers of highway19 are those of the authors' cifar10_network.prototxt, with 10 classes where that
+# has 100 outputs. Of 32 layers only the size was published, 1.25 million: here the same pattern, with 9 layers per stage
+# and widths that give it.
 _HIGHWAY = {
-    "highway19": (HighwayConfig(blocks=(4, 5, 5), widths=(32, 80, 128)), 2_256_838, 0.331, "7.54 % (7.72 ± 0.16)"),
+    "highway19": (HighwayConfig(blocks=(4, 5, 5), widths=(32, 80, 128)), 2_256_838, 0.331, "7.54 % (7.72 ± 0.16)")
+}
+_HIGHWAY_ASSUMED = {
     "highway32": (HighwayConfig(blocks=(9, 9, 9), widths=(32, 48, 64)), 1_255_270, 0.314, "8.80 %"),
 }
 # PSNR on DIV2K; multiply-adds are of a network's input, 48 px.
@@ -44,6 +47,7 @@ _EDSR = {
 RELATIVES: dict[str, Entry] = {
     **entries(_DENSENET, "Huang et al. 2017; torchvision"),
     **entries(_DENSENET_CIFAR, "Huang et al. 2017; liuzhuang13/DenseNet", 32),
-    **entries(_HIGHWAY, "Srivastava et al. 2015, Training Very Deep Networks", 32),
+    **entries(_HIGHWAY, "Srivastava et al. 2015; highway-networks", 32),
+    **entries(_HIGHWAY_ASSUMED, "Srivastava et al. 2015; widths assumed", 32),
     **entries(_EDSR, "Lim et al. 2017; EDSR-PyTorch", 48),
 }
