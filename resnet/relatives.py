@@ -24,9 +24,9 @@ _DENSENET_CIFAR = {
     "densenet_bc_190_40": (cifar_densenet(190, 40, compressed=True), 25_624_430, 9.302, "3.46 %"),
     "densenet_bc_250_24": (cifar_densenet(250, 24, compressed=True), 15_324_406, 5.419, "3.62 %"),
 }
-# CIFAR-10: error. The layers of highway19 are those of the authors' cifar10_network.prototxt, with 10 classes where that
-# has 100 outputs. Of 32 layers only the size was published, 1.25 million: here the same pattern, with 9 layers per stage
-# and widths that give it.
+# CIFAR-10: error. The layers of highway19 are those of the authors' cifar10_network.prototxt, with 10 classes where
+# that has 100 outputs. Of 32 layers only the size was published, 1.25 million: here the same pattern, with 9 layers
+# per stage and widths that give it.
 _HIGHWAY = {
     "highway19": (HighwayConfig(blocks=(4, 5, 5), widths=(32, 80, 128)), 2_256_838, 0.331, "7.54 % (7.72 ± 0.16)")
 }

@@ -30,8 +30,6 @@ def import_weights(
     """
     if given.keys() == ours.keys():
         raise ValueError("the names are our own: load_state_dict takes these weights")
-    if not layouts:
-        raise ValueError("no other library's names are known for this network: from_pretrained reads its own")
     name = likely_layout(layouts, config, given, ours) if layout is None else layout
     chosen = _layout(layouts, name, config)
     names = _names(chosen, config, ours)

@@ -95,7 +95,7 @@ def test_a_wrong_config_is_one_clear_line(fields: dict[str, Any], message: str) 
 
 
 def test_no_other_library_has_it() -> None:
-    with pytest.raises(ValueError, match="no other library's names are known for this network"):
+    with pytest.raises(ValueError, match="no other library's layout is known for this network"):
         HighwayNet(SMALL).import_weights({"conv1.weight": torch.zeros(1)})
 
 
