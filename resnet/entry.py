@@ -15,7 +15,7 @@ class Entry:
     giga_multiply_adds: float | None = None
     """of one forward pass per image of `size`, in units of 10⁹"""
     result: str = ""
-    """published top-1 accuracy on ImageNet, or error on CIFAR-10 or CIFAR-100"""
+    """published top-1 accuracy on ImageNet, error on CIFAR-10 or CIFAR-100, or PSNR on DIV2K"""
     source: str = ""
     size: int = 224
     """side of the images for which it was published, in pixels"""
