@@ -5,8 +5,8 @@ does not take `--run` for a flag of its own). Every setting of the YAML file can
 `--train.images 2e5`; `--help` lists them, `--validate` looks at every image, `--dry-run` shows what would be trained.
 The same command goes on with a run that was interrupted.
 
-Asked to stop by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 to any of its processes, it saves after the current update and
-exits with code 75; a second Ctrl-C ends it at once.
+Asked to stop by SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP to any of its processes, it saves after the current update
+and exits with code 75; a second Ctrl-C ends it at once.
 """
 
 from collections.abc import Sequence

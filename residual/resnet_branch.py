@@ -190,3 +190,28 @@ def edsr_branch(channels: int, act: Act = nn.ReLU) -> Chain:
         act1=act(),
         conv2=nn.Conv2d(channels, channels, kernel_size=3, padding=1),
     )
+
+
+def highway_branch(channels: int, act: Act = nn.ReLU) -> Chain:
+    """One 3×3 convolution with bias and its activation (Srivastava et al. 2015), to be merged by `Gate(channels)`."""
+    return Chain(conv=nn.Conv2d(channels, channels, kernel_size=3, padding=1), act=act())
+
+
+def dense_branch(
+    c_in: int, growth: int, bottleneck: int | None = None, *, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU
+) -> Chain:
+    """The `growth` channels that a DenseNet layer adds to those it is given, to be merged by `Concat()`.
+
+    One 3×3 convolution after norm and activation; with `bottleneck`, that many channels are made by a 1×1 convolution
+    first (Huang et al. 2017, DenseNet-B: 4 · growth).
+    """
+    if bottleneck is None:
+        return Chain(norm1=norm(c_in), act1=act(), conv1=conv3x3(c_in, growth))
+    return Chain(
+        norm1=norm(c_in),
+        act1=act(),
+        conv1=Project(c_in, bottleneck, bias=False),
+        norm2=norm(bottleneck),
+        act2=act(),
+        conv2=conv3x3(bottleneck, growth),
+    )

@@ -70,6 +70,18 @@ class Classifier(Pretrained, nn.Module):
         return list(self.config.feature_info)
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.config.in_channels
+
+    @property
+    def outline(self) -> dict[str, str]:
+        """What a summary has a line for, and the name of its module."""
+        embedding = {} if self.embedding is None else {"embedding": "embedding"}
+        levels = {f"stage {i}" if i else "stem": f"levels.{i}" for i in range(len(self.levels))}
+        return embedding | levels | {"classifier": "fc"}
+
+    @property
     def num_features(self) -> int:
         """Channels of the last feature map, which the classifier works on."""
         return self.fc.in_features

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from resnet.checks import check_choices, check_positive, check_shares, check_stages, check_statistics
 
 BlockKind = Literal["basic", "bottleneck", "split_attention", "preact_basic", "preact_bottleneck"]
 Stem = Literal["conv7", "deep", "conv3"]
@@ -11,6 +13,16 @@ NormKind = Literal["batch", "group", "frozen"]
 ActKind = Literal["relu", "silu"]
 Side = Literal["end", "split"]
 StridePlace = Literal["3x3", "1x1"]
+
+_CHOICES = {
+    "block": BlockKind,
+    "stem": Stem,
+    "shortcut": Shortcut,
+    "pad_side": Side,
+    "stride_in": StridePlace,
+    "norm": NormKind,
+    "act": ActKind,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,48 +165,18 @@ def _first_stride(config: ResNetConfig) -> int:
 
 
 def _check(config: ResNetConfig) -> None:
-    _check_choices(config)
-    _check_numbers(config)
-    if len(config.blocks) != len(config.widths) or not config.blocks:
-        raise ValueError(f"blocks={config.blocks} and widths={config.widths} need one entry per stage, at least one")
+    counts = ("num_classes", "in_channels", "groups", "group_width", "stem_channels", "se_reduction", "se_divisor")
+    check_choices(config, _CHOICES)
+    check_positive(config, counts)
+    check_shares(config, ("dropout", "drop_path"))
+    check_stages(config, "blocks", "widths")
+    check_statistics(config)
     if wrong := [stage for stage in config.checkpoint if not 1 <= stage <= len(config.blocks)]:
         raise ValueError(f"checkpoint={config.checkpoint} names stage {wrong[0]}; there are 1 to {len(config.blocks)}")
-    for name in ("mean", "std"):
-        if (value := getattr(config, name)) is not None and len(value) != config.in_channels:
-            raise ValueError(f"{name}={value} should have one number for each of the {config.in_channels} channels")
-    if config.std is not None and min(config.std) <= 0:
-        raise ValueError(f"std={config.std} must be positive: images are divided by it")
     possible = [_first_stride(config) * 2**stage for stage in range(len(config.blocks))]
     if config.output_stride is not None and config.output_stride not in possible:
         raise ValueError(f"output_stride={config.output_stride} is the stride of no stage; one of: {possible}")
     _check_parts(config)
-
-
-def _check_choices(config: ResNetConfig) -> None:
-    choices = {
-        "block": BlockKind,
-        "stem": Stem,
-        "shortcut": Shortcut,
-        "pad_side": Side,
-        "stride_in": StridePlace,
-        "norm": NormKind,
-        "act": ActKind,
-    }
-    for name, choice in choices.items():
-        if (value := getattr(config, name)) not in get_args(choice):
-            raise ValueError(f"no {name} {value!r}; one of: {', '.join(get_args(choice))}")
-
-
-def _check_numbers(config: ResNetConfig) -> None:
-    for name in ("num_classes", "in_channels", "groups", "group_width", "stem_channels", "se_reduction", "se_divisor"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    for name in ("blocks", "widths"):
-        if min(value := getattr(config, name), default=1) < 1:
-            raise ValueError(f"{name}={value} must be at least 1 in every stage")
-    for name in ("dropout", "drop_path"):
-        if not 0 <= (share := getattr(config, name)) < 1:
-            raise ValueError(f"{name}={share} must be at least 0 and below 1")
 
 
 def _check_parts(config: ResNetConfig) -> None:

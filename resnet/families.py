@@ -3,6 +3,7 @@
 from typing import Any
 
 from resnet.config import BlockKind, ResNetConfig
+from resnet.densenet import DenseNetConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
@@ -67,6 +68,18 @@ def wide_resnet(depth: int, factor: int, **fields: Any) -> ResNetConfig:
     widths = tuple(factor * width for width in (16, 32, 64))
     _depth_to_blocks(depth, 2, 4)
     return cifar_resnet(depth - 2, "preact_basic", **{"widths": widths} | fields)
+
+
+def cifar_densenet(depth: int, growth: int, compressed: bool) -> DenseNetConfig:
+    """A DenseNet of three equal stages for images of 32 px (Huang et al. 2017): plain, of depth 3n + 4, or DenseNet-BC.
+
+    That is `compressed`, with bottlenecks, and of depth 6n + 4. Raises ValueError, with the nearest, for another depth.
+    """
+    shape: dict[str, Any] = {"num_classes": 10, "growth": growth, "stem": "conv3"}
+    if compressed:
+        return DenseNetConfig(blocks=_depth_to_blocks(depth, 2, 4), stem_channels=2 * growth, **shape)
+    blocks = _depth_to_blocks(depth, 1, 4)
+    return DenseNetConfig(blocks=blocks, stem_channels=16, bottleneck=None, compression=1.0, **shape)
 
 
 def _at(depth: int, known: dict[int, Any]) -> Any:

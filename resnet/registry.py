@@ -12,15 +12,24 @@ import torch
 from torch import Tensor
 
 from resnet.config import ResNetConfig
+from resnet.densenet import DenseNet, DenseNetConfig
+from resnet.edsr import EDSR, EDSRConfig
 from resnet.entry import Entry
+from resnet.highway import HighwayConfig, HighwayNet
 from resnet.layouts import CLASSIFIER, COUNTER, bodies
 from resnet.model import ResNet
+from resnet.relatives import RELATIVES
 from resnet.summary import summarize
 from resnet.table import RESNETS
 
-ENTRIES: dict[str, Entry] = {**RESNETS}
-NETWORKS: dict[type, type] = {ResNetConfig: ResNet}
-_BLOCK = re.compile(r"(?:layer|stages\.)(\d+)\.(?:blocks\.)?(\d+)\.")
+ENTRIES: dict[str, Entry] = {**RESNETS, **RELATIVES}
+NETWORKS: dict[type, type] = {
+    ResNetConfig: ResNet,
+    DenseNetConfig: DenseNet,
+    HighwayConfig: HighwayNet,
+    EDSRConfig: EDSR,
+}
+_BLOCK = re.compile(r"(?:layer|stages\.|features\.denseblock)(\d+)\.(?:blocks\.|denselayer)?(\d+)\.")
 
 
 def create_model(name: str, num_classes: int | None = None, in_channels: int | None = None, **changes: Any) -> Any:
@@ -33,11 +42,13 @@ def create_model(name: str, num_classes: int | None = None, in_channels: int | N
     config = model_config(name)
     if num_classes is not None:
         changes["num_classes"] = num_classes
-    if in_channels is not None and in_channels != config.in_channels:
-        changes = {"mean": None, "std": None, "in_channels": in_channels} | changes
+    if in_channels is not None:
+        changes["in_channels"] = in_channels
     known = [field.name for field in fields(config)]
     if wrong := [field for field in changes if field not in known]:
         raise ValueError(f"{name} has no {wrong[0]!r}; {_nearest(wrong[0], known)}")
+    if in_channels not in (None, getattr(config, "in_channels", None)):
+        changes = {"mean": None, "std": None} | changes
     return build(replace(config, **changes))
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from resnet.config import ResNetConfig
-from resnet.entry import Entry
+from resnet.entry import Entry, entries
 from resnet.families import cifar_resnet, imagenet_resnet, preact_imagenet_resnet, resnest, wide_resnet
 
 Row = tuple[ResNetConfig, int, float, str]
@@ -100,24 +100,20 @@ _CIFAR_RESNEXT: dict[str, Row] = {
 }
 
 
-def _entries(rows: dict[str, Row], source: str, size: int = 224) -> dict[str, Entry]:
-    return {name: Entry(*row, source, size) for name, row in rows.items()}
-
-
 RESNETS: dict[str, Entry] = {
-    **_entries(_TORCHVISION, "He et al. 2015; torchvision"),
-    **_entries(_RESNEXT, "Xie et al. 2017; torchvision"),
-    **_entries(_WIDE, "Zagoruyko and Komodakis 2016; torchvision"),
-    **_entries(_RESNET_D, "He et al. 2019; timm"),
-    **_entries(_GROUP_NORM, "Wu and He 2018; timm"),
-    **_entries(_SE_RESNET, "Hu et al. 2018; timm"),
-    **_entries(_RESNEST, "Zhang et al. 2020; timm"),
+    **entries(_TORCHVISION, "He et al. 2015; torchvision"),
+    **entries(_RESNEXT, "Xie et al. 2017; torchvision"),
+    **entries(_WIDE, "Zagoruyko and Komodakis 2016; torchvision"),
+    **entries(_RESNET_D, "He et al. 2019; timm"),
+    **entries(_GROUP_NORM, "Wu and He 2018; timm"),
+    **entries(_SE_RESNET, "Hu et al. 2018; timm"),
+    **entries(_RESNEST, "Zhang et al. 2020; timm"),
     **{name: Entry(*row, "Zhang et al. 2020; timm", size) for name, (row, size) in _RESNEST_E.items()},
-    **_entries(_PREACT, "He et al. 2016; timm"),
-    **_entries(_CIFAR, "He et al. 2015, section 4.2; akamaster", 32),
-    **_entries(_PLAIN, "He et al. 2015, section 4.2", 32),
-    **_entries(_CIFAR_PREACT_A, "He et al. 2016", 32),
-    **_entries(_CIFAR_PREACT, "He et al. 2016; resnet-1k-layers", 32),
-    **_entries(_WRN, "Zagoruyko and Komodakis 2016; wide-residual-networks", 32),
-    **_entries(_CIFAR_RESNEXT, "Xie et al. 2017; ResNeXt", 32),
+    **entries(_PREACT, "He et al. 2016; timm"),
+    **entries(_CIFAR, "He et al. 2015, section 4.2; akamaster", 32),
+    **entries(_PLAIN, "He et al. 2015, section 4.2", 32),
+    **entries(_CIFAR_PREACT_A, "He et al. 2016", 32),
+    **entries(_CIFAR_PREACT, "He et al. 2016; resnet-1k-layers", 32),
+    **entries(_WRN, "Zagoruyko and Komodakis 2016; wide-residual-networks", 32),
+    **entries(_CIFAR_RESNEXT, "Xie et al. 2017; ResNeXt", 32),
 }

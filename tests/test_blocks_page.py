@@ -13,6 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import resnet
 import unet
 from residual.keymap import Place, Rule, Table, import_state
 from unet.layouts.diffusers import TABLE
@@ -49,6 +50,33 @@ PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "EDM2: decoder": ("edm2-img64-s", ("decoder.0.block", "decoder.15.block")),
     "EDM2: decoder, up": ("edm2-img64-s", ("decoder.3.up",)),
 }
+# entry -> name in the zoo, changes to its config, place of such a block -> its width before and after, its stride
+ZOO: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, int, int]]]] = {
+    "BasicBlock": ("resnet18", {}, {"levels.1.0": (64, 64, 1), "levels.2.0": (64, 128, 2)}),
+    "BasicBlock: option A": ("resnet20", {}, {"levels.1.2": (16, 16, 1), "levels.3.0": (32, 64, 2)}),
+    "BasicBlock: noise level": (
+        "resnet20",
+        {"norm": "group", "noise": True},
+        {"levels.1.0": (16, 16, 1), "levels.2.0": (16, 32, 2)},
+    ),
+    "Bottleneck": (
+        "resnet50",
+        {},
+        {"levels.1.0": (64, 256, 1), "levels.2.0": (256, 512, 2), "levels.2.1": (512, 512, 1)},
+    ),
+    "ResNeXt": ("resnext50_32x4d", {}, {"levels.1.0": (64, 256, 1), "levels.2.0": (256, 512, 2)}),
+    "SE-ResNet": ("seresnet50", {}, {"levels.1.1": (256, 256, 1), "levels.2.0": (256, 512, 2)}),
+    "ResNeSt": (
+        "resnest50d",
+        {},
+        {"levels.1.0": (64, 256, 1), "levels.2.0": (256, 512, 2), "levels.2.1": (512, 512, 1)},
+    ),
+    "Pre-activation": ("resnetv2_50", {}, {"levels.1.1": (256, 256, 1), "levels.2.0": (256, 512, 2)}),
+    "Wide ResNet": ("wrn_28_10", {"dropout": 0.3}, {"levels.1.0": (16, 160, 1), "levels.2.1": (320, 320, 1)}),
+    "Highway": ("highway19", {}, {"levels.1.0": (32, 32, 1), "levels.3.4": (128, 128, 1)}),
+    "EDSR": ("edsr_x2", {}, {"body.branch.block0": (256, 256, 1), "body.branch.block31": (256, 256, 1)}),
+    "DenseNet": ("densenet121", {}, {"levels.1.0": (64, 96, 1), "levels.4.15": (992, 1024, 1)}),
+}
 # UNet2DModel never projects and resamples at once, the class can.
 RULES: Table = {"residual": [*TABLE["residual"], Rule("shortcut.project", "conv_shortcut")]}
 SONG = {"eps": 1e-6, "skip_time_act": True, "output_scale_factor": 2**0.5, "groups": 16, "groups_out": 24}
@@ -75,9 +103,9 @@ CLASSES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(code: str, c_in: int, c_out: int, emb: int) -> nn.Module:
+def made(code: str, c_in: int, c_out: int, emb: int, stride: int = 1) -> nn.Module:
     """The `block` of an entry, with weights that are zero nowhere."""
-    names: dict[str, Any] = {"c_in": c_in, "c_out": c_out, "emb": emb}
+    names: dict[str, Any] = {"c_in": c_in, "c_out": c_out, "emb": emb, "stride": stride}
     exec(IMPORTS + code, names)
     torch.manual_seed(0)
     for p in names["block"].parameters():
@@ -99,7 +127,7 @@ def network(preset: str) -> nn.Module:
 
 
 def test_every_entry_is_under_ten_lines_and_checked() -> None:
-    assert set(ENTRIES) == {*PUBLISHED, *CLASSES}
+    assert set(ENTRIES) == {*PUBLISHED, *CLASSES, *ZOO}
     assert PAGE.count("```python") == len(ENTRIES) + 1
     assert all(len(code.splitlines()) < 10 for code in ENTRIES.values())
 
@@ -120,6 +148,21 @@ def test_an_entry_is_the_block_of_the_published_network(name: str) -> None:
         assert repr(block) == repr(published), place
         published.load_state_dict(block.state_dict(), assign=True)
         ours, theirs = (called(b, widths[0], net.config.emb_channels) for b in (block, published))
+        assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_an_entry_is_the_block_of_the_zoo(name: str) -> None:
+    model, changes, places = ZOO[name]
+    with torch.device("meta"):
+        net = resnet.create_model(model, **changes)
+    for place, (c_in, c_out, stride) in places.items():
+        published = net.get_submodule(place).eval()
+        block = made(ENTRIES[name], c_in, c_out, 64, stride)
+        assert repr(block) == repr(published), place
+        published.load_state_dict(block.state_dict(), assign=True)
+        ours, theirs = called(block, c_in, 64), called(published, c_in, 64)
+        assert theirs.shape == (2, c_out, 8 // stride, 8 // stride)
         assert_close(ours, theirs, rtol=0, atol=0)
 
 

@@ -77,13 +77,14 @@ def test_a_slurm_job_that_reaches_its_limit_is_requeued_and_goes_on(
 ) -> None:
     job = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": str(free_port()), "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
 
-    def submit() -> subprocess.Popen:
+    def submit(restarts: int) -> subprocess.Popen:
         return subprocess.Popen(
-            ["bash", str(ROOT / "examples/slurm.sbatch"), *FLAGS, "--train.images", str(32 * 300)],
-            cwd=tmp_path, env=environment | job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["bash", str(ROOT / "examples/slurm.sbatch"), "--fresh", *FLAGS, "--train.images", str(32 * 300)],
+            cwd=tmp_path, env=environment | job | {"SLURM_RESTART_COUNT": str(restarts)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    first = submit()
+    first = submit(0)
     log = tmp_path / "run" / "log.jsonl"
     while not (log.exists() and log.stat().st_size):
         assert first.poll() is None, first.communicate()[0]
@@ -96,7 +97,7 @@ def test_a_slurm_job_that_reaches_its_limit_is_requeued_and_goes_on(
     assert "stopped by SIGUSR1 after" in said
     assert f"requeued {job['SLURM_JOB_ID']}" in said
 
-    again = submit()
+    again = submit(1)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
     assert "resuming run from" in said

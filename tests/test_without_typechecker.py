@@ -25,6 +25,7 @@ CASES = {
     'ResNetConfig(stride_in="2x2")': "no stride_in '2x2'; one of: 3x3, 1x1",
     'ResNetConfig(norm="layer")': "no norm 'layer'; one of: batch, group, frozen",
     'ResNetConfig(act="tanh")': "no act 'tanh'; one of: relu, silu",
+    'DenseNetConfig(stem="deep")': "no stem 'deep'; one of: conv7, conv3",
 }
 SCRIPT = """
 import sys

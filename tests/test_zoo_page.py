@@ -40,6 +40,9 @@ def test_the_python_of_the_page_runs(
     assert made["logits"].shape == (2, 10)
     assert [level.shape[1] for level in (made["c2"], made["c3"], made["c4"], made["c5"])] == [256, 512, 1024, 2048]
     assert f"net.feature_info  # {resnet.model_config('resnet50').feature_info}: " in TEXT
+    assert f"pyramid.feature_info  # {made['pyramid'].feature_info}" in TEXT
+    assert [96 // made[p].shape[-1] for p in ("p2", "p3", "p4", "p5")] == [4, 8, 16, 32]
+    assert made["larger"].shape == (1, 3, 48, 48)
     assert f"# {resnet.list_models('res*50*')[:4]}"[:-1] in TEXT
 
 

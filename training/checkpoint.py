@@ -67,7 +67,7 @@ def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Facts)
 
     `tensors` are one file per entry. If writing fails, on a full disk for instance, what was written is removed again.
     """
-    folder = empty_folder(root / f"tmp-{facts.images:09d}")
+    folder = empty_folder(root / f"tmp-{_name(facts.images)}")
     try:
         files = {}
         for name, group in tensors.items():
@@ -103,7 +103,7 @@ def prune(root: Path, keep: int, for_good: Callable[[int], bool] = lambda images
             continue
         doomed = folder.with_name(f"tmp-{folder.name}")  # half a checkpoint must not look like one
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)  # what a reader keeps open, on some disks, is for the next `clean`
 
 
 def clean(root: Path) -> None:
@@ -127,6 +127,8 @@ def verify(folder: Path) -> str | None:
             return f"{STATE} has format_version {state['format_version']}, this program reads {FORMAT_VERSION}"
         if text != _render(state) or state["sha256"] != _sha256_of_state(state):
             return f"{STATE} has changed since it was written (SHA-256)"
+        if folder.name != _name(state["images"]):
+            return f"{STATE} is of the checkpoint {_name(state['images'])}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE} cannot be read ({type(error).__name__}: {error})"
     added = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {STATE, *files}
@@ -186,6 +188,10 @@ def changes(before: Facts, now: Facts) -> list[str]:
         for name, there, here, effect in rows
         if there != here
     ]
+
+
+def _name(images: int) -> str:
+    return f"{images:09d}"
 
 
 def sha256(path: Path) -> str:

@@ -35,11 +35,11 @@ def evaluated(path: Path, images: int) -> bool:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of log.jsonl."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # the line that was being written when the process died
+        except ValueError:
+            return  # the line that was being written when the process died, or when the machine lost power
 
 
 BAR = "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"

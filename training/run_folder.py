@@ -120,6 +120,11 @@ class RunFolder:
         checkpoint.clean(self.checkpoints)
         if checkpoint.list_folders(self.checkpoints):
             self._check_config(self.resolved)
+        elif any(log.read(self.log)):
+            raise ValueError(
+                f"{self.path} has a log.jsonl and no checkpoint; put back what was in {self.checkpoints}, "
+                "or --fresh to start over"
+            )
         start, damaged = checkpoint.newest(self.checkpoints)
         for folder, problem in damaged.items():
             moved = _free_name(folder.with_name(f"damaged-{folder.name}"))

@@ -16,7 +16,7 @@ from training.accelerator import TIMEOUT
 EXIT_CODE = 75
 """of a run that was asked to stop and has saved: EX_TEMPFAIL, the same command goes on"""
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 LAUNCHER_DIED = "the end of its launcher"
 REASONS = ["", *(signal.Signals(number).name for number in SIGNALS), LAUNCHER_DIED]
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
@@ -27,6 +27,7 @@ class Stop:
     """Within the block `SIGNALS` ask to stop, instead of ending the process. A second Ctrl-C ends it at once.
 
     accelerate's launcher does not hand signals on; so a process that was launched by one that is gone stops, too.
+    Under `nohup` the end of the terminal, SIGHUP, stays without effect.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,8 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+            if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,6 +1,6 @@
 """Our classifiers' weights under the names of other libraries, adapted where channels or classes are others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +33,7 @@ def import_weights(
     name = likely_layout(layouts, config, given, ours) if layout is None else layout
     chosen = _layout(layouts, name, config)
     names = _names(chosen, config, ours)
-    theirs, lines = _with_counters(chosen.clean(given), names), list[str]()
+    theirs, lines = with_counters(chosen.clean(given), names.values()), list[str]()
     lines += _adapt_stem(theirs, names[STEM], ours[STEM])
     lines += (left := _leave_out_classifier(theirs, [names[name] for name in CLASSIFIER], ours[CLASSIFIER[0]]))
     kept = {name: ours[name] for name in CLASSIFIER} if left else {}
@@ -112,9 +112,12 @@ def _layout(layouts: Layouts, name: str, config: Any) -> Layout:
     return layouts[name]
 
 
-def _with_counters(theirs: State, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """With the counters of batches that files from before 2018 lack, and without those that frozen norms lack."""
-    wanted = {name for name in names.values() if name.endswith(COUNTER)}
+def with_counters(theirs: State, names: Iterable[str]) -> dict[str, Tensor]:
+    """With the counters of batches that files from before 2018 lack, and without those that frozen norms lack.
+
+    `names` are those that are expected.
+    """
+    wanted = {name for name in names if name.endswith(COUNTER)}
     found = {name: tensor for name, tensor in theirs.items() if name in wanted or not name.endswith(COUNTER)}
     missing = [name for name in wanted if name.replace(COUNTER, "running_mean") in found and name not in found]
     return found | {name: torch.zeros((), dtype=torch.int64) for name in missing}

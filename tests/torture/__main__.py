@@ -5,6 +5,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,9 +45,9 @@ def torture(out: Path, args: argparse.Namespace) -> int:
         since = time.monotonic()
         try:
             result = trial()
-        except Broken as error:
+        except Exception as error:  # also what nobody has foreseen leaves the other rows to be tried
             broken, result = 1, "[bold]broken[/bold], see above"
-            console.print(str(error), markup=False)
+            console.print(str(error) if isinstance(error, Broken) else traceback.format_exc(), markup=False)
         table.add_row(name, result, f"{time.monotonic() - since:.0f}")
         console.print(f"  {result}")
     console.print(table)

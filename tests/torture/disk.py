@@ -32,7 +32,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dict[str, int]:

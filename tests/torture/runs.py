@@ -116,16 +116,23 @@ class Started:
     def printed(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait_for(self, what: str, seconds: float = 120) -> bool:
-        """Whether the text appears before the command ends."""
+    def wait_for(self, *what: str, seconds: float = 120) -> bool:
+        """Whether one of the texts appears before the command ends."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if what in self.printed():
+            ended = self.process.poll() is not None
+            if any(text in self.printed() for text in what):
                 return True
-            if self.process.poll() is not None:
-                return what in self.printed()
+            if ended:
+                return False
             time.sleep(0.005)
         raise Broken(f"{self.run.folder.name}: {what!r} did not appear in {seconds:.0f} s: {self.printed()[-2000:]}")
+
+    def goes_on_from(self, images: int) -> None:
+        """Raises Broken unless the command goes on from that checkpoint, or finds that it was the end of the run."""
+        on, done = f"from {images:,} images", f"finished: {self.run.folder.name} has seen {images:,} images"
+        found = self.wait_for(on, done) if images == self.run.images else self.wait_for(on)
+        require(found, f"{self.run.folder.name} does not go on from {images} images: {self.printed()[-2000:]}")
 
     def wait(self, below: Sequence[psutil.Process] = (), seconds: float = 180) -> int:
         """The exit code, once the command and everything that it started (also `below`) is gone."""

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -161,6 +162,27 @@ def test_none_intact_is_an_error(tmp_path):
     text = "is intact (000000008: ema.safetensors has changed since it was written (SHA-256)); restore one from a copy"
     with pytest.raises(ValueError, match=re.escape(text)):
         newest(tmp_path)
+
+
+def test_another_name_is_damage(tmp_path):
+    """A copy that claims to be newer would be taken, and what is trained after it removed as older."""
+    before, after = write(tmp_path, 80), write(tmp_path, 160)
+    shutil.copytree(before, tmp_path / "000000240")
+    found, damaged = newest(tmp_path)
+    assert found is not None
+    assert found.folder == after
+    assert damaged == {tmp_path / "000000240": "state.json is of the checkpoint 000000080"}
+
+
+def test_prune_survives_what_cannot_be_removed(tmp_path, monkeypatch):
+    for images in (8, 16, 24):
+        write(tmp_path, images)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(errno.EBUSY, "in use")))
+        prune(tmp_path, keep=2)
+    assert [folder.name for folder in checkpoint.list_folders(tmp_path)] == ["000000024", "000000016"]
+    checkpoint.clean(tmp_path)
+    assert not list(tmp_path.glob("tmp-*"))
 
 
 def test_an_unknown_format(tmp_path):

@@ -1,14 +1,17 @@
 import json
 from contextlib import closing
 
+import pytest
+
 from tests.training.toy import accelerator, config
 from training.log import RunLog, evaluated, read, truncate
 
 
-def test_truncate_drops_what_came_later_and_a_line_cut_short(tmp_path):
+@pytest.mark.parametrize("end", [b'{"images": 16, "lo', b"\0" * 40, b'{"im\xff\xfe": 8}\n{"images": 16}\n'])
+def test_truncate_drops_what_came_later_and_what_cannot_be_read(tmp_path, end):
     path = tmp_path / "log.jsonl"
     rows = [{"images": images, "loss": images / 7} for images in (8, 16, 24)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"images": 16, "lo')
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + end)
     truncate(path, 16)
     assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
 

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,6 +75,17 @@ def test_the_cache_may_move(tmp_path):
 def test_before_anything_was_trained_the_config_may_change(tmp_path):
     opened(tmp_path / "run")
     assert opened(tmp_path / "run", seed=1).status == "new"
+
+
+def test_a_run_that_has_lost_its_checkpoints_is_no_new_one(tmp_path):
+    path = tmp_path / "run"
+    train(path, images=HALF)
+    log = (path / "log.jsonl").read_text()
+    shutil.rmtree(path / "checkpoints")
+    with pytest.raises(ValueError, match=r"has a log\.jsonl and no checkpoint; put back .*, or --fresh"):
+        opened(path)
+    assert (path / "log.jsonl").read_text() == log
+    assert opened(path, fresh=True).status == "new"
 
 
 def test_fresh_moves_the_old_run_aside(tmp_path, capsys):

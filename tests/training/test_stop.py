@@ -33,6 +33,17 @@ def test_a_signal_asks_once_and_for_good(number):
         assert asked.agreed() == number.name
 
 
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert asked.agreed() is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", None])
 def test_the_end_of_a_launcher_asks_to_stop(monkeypatch, launcher):
     for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):

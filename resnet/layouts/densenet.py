@@ -1,0 +1,47 @@
+"""The names of torchvision's DenseNets, which timm's have, too."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from residual.keymap import Place, Rule, Table
+from residual.layout import Layout, inexpressible, require
+
+if TYPE_CHECKING:
+    from resnet.densenet import DenseNetConfig
+
+TABLE: Table = {
+    "module": [Rule("", "")],
+    "stem": [Rule("conv1", "conv0"), Rule("norm1", "norm0")],
+    "layer": [Rule(f"branch.{node}", node) for node in ("norm1", "conv1", "norm2", "conv2")],
+    "transition": [Rule("norm", "norm"), Rule("conv", "conv")],
+}
+_OLD = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+def places(config: "DenseNetConfig") -> Iterator[Place]:
+    """Every layer and transition with its prefix; the last norm is the fifth there, however many blocks there are."""
+    yield Place("stem", "levels.0", "features")
+    for block, count in enumerate(config.blocks, start=1):
+        yield Place("transition", f"levels.{block}.transition", f"features.transition{block - 1}")
+        for layer in range(count):
+            yield Place("layer", f"levels.{block}.{layer}", f"features.denseblock{block}.denselayer{layer + 1}")
+    yield Place("module", f"levels.{len(config.blocks)}.norm", "features.norm5")
+    yield Place("module", "fc", "classifier")
+
+
+def current_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published files' `denselayer1.norm.1.weight` as `denselayer1.norm1.weight`, which it is called now."""
+    return {_OLD.sub(r"\1\2", name): tensor for name, tensor in theirs.items()}
+
+
+def check(config: "DenseNetConfig") -> None:
+    """Raises ValueError, with the reason, for what torchvision's `DenseNet` cannot express."""
+    require("torchvision's DenseNet", config, {"stem": ("conv7",), "compression": (0.5,)})
+    if config.bottleneck is None:
+        raise inexpressible("torchvision's DenseNet", "bottleneck=None", "each of its layers has two convolutions")
+
+
+LAYOUTS = {name: Layout(places, TABLE, check, clean=current_names) for name in ("torchvision", "timm")}
