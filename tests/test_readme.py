@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+import resnet
 import unet
 from tasks import RUNS
 from training.cli import parse
@@ -16,13 +18,13 @@ from unet.layouts import LAYOUTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+BLOCKS, PUBLISHED, ZOO = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(blocks, names)
+    exec(BLOCKS, names)
     assert names["y"].shape == (2, 128, 16, 16)
     assert names["eps"].shape == (2, 3, 32, 32)
     assert (tmp_path / "folder" / "model.safetensors").is_file()
@@ -40,13 +42,21 @@ def test_the_python_about_published_networks_runs(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(unet.UNet, "push_to_hub", lambda net, name, private: pushed.append(name))
     edm = unet.build(unet.preset("edm-cifar10-ddpmpp")).export_weights("edm")
     save_file(edm, tmp_path / "edm.safetensors")
-    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    exec(PUBLISHED, names)
     assert pushed == ["me/ddpm-cifar10"]
-    assert f"# {len(unet.list_presets())} of them" in code
+    assert f"# {len(unet.list_presets())} of them" in PUBLISHED
     assert set(re.findall(r"^\| `(.*?)` \|", README, re.MULTILINE)) == set(LAYOUTS)
     assert_close(names["weights"], edm, rtol=0, atol=0)
+
+
+def test_the_python_about_the_zoo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(resnet.create_model("resnet50").export_weights("torchvision"), tmp_path / "resnet50.safetensors")
+    names: dict = {"torch": torch}
+    exec(ZOO, names)
+    assert "1000 classes there and 10 here" in capsys.readouterr().out
+    assert names["c5"].shape == (2, 2048, 7, 7)
 
 
 def test_the_files_that_the_readme_names_exist() -> None:
