@@ -33,7 +33,11 @@ def to_command(number: int) -> Callable[[Started, random.Random], None]:
 
 
 def to_one_rank(number: int) -> Callable[[Started, random.Random], None]:
-    return lambda started, dice: send(dice.choice(started.ranks()), number)
+    def ask(started: Started, dice: random.Random) -> None:
+        for process in dice.sample(started.ranks(), 1) if started.ranks() else []:
+            send(process, number)
+
+    return ask
 
 
 WAYS = [
@@ -76,8 +80,9 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
             newest, damaged = checkpoint.newest(run.checkpoints)
             require(newest is not None and not damaged, f"{run.folder.name}: {damaged}")
             assert newest is not None
-            if code == 0 and newest.images == run.images:
-                break  # it was about to end anyway
+            if newest.images == run.images:
+                run.finish()  # it was about to end anyway
+                break
             require(code in way.codes, f"{run.folder.name} exits with {code}: {started.printed()[-2000:]}")
             require(
                 f"after {newest.images:,} images, which are saved" in started.printed(),
