@@ -34,8 +34,8 @@ def to_command(number: int) -> Callable[[Started, random.Random], None]:
 
 def to_one_rank(number: int) -> Callable[[Started, random.Random], None]:
     def ask(started: Started, dice: random.Random) -> None:
-        for process in dice.sample(started.ranks(), 1) if started.ranks() else []:
-            send(process, number)
+        if ranks := started.ranks():
+            send(dice.choice(ranks), number)
 
     return ask
 
