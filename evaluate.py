@@ -12,13 +12,13 @@ from pathlib import Path
 
 from tasks import RUNS
 from tasks.accuracy import accuracy
-from tasks.classification import ClassificationRun, check_alike, load_classifier
+from tasks.classification import ClassificationRun, as_trained, load_classifier
 from training.accelerator import leave_processes, on_main, process_state
-from training.cli import command, parse
+from training.cli import command, parse, read_flags
 from training.data import open_validation
 
 USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"
-ALLOWED = ("--data.", "--classification.validation_batch")
+ALLOWED = ("data.", "classification.validation_batch")
 
 
 @command
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     images = open_validation(run.data, on_main=on_main)
     if images is None:
         raise ValueError(f"nothing was held out of {folder}; give --data.validation, such as test or 0.2")
-    check_alike(classifier.view, classifier.pixels, classifier.classes, images)
+    images = as_trained(classifier.view, classifier.pixels, classifier.classes, images)
     classifier.net.to(state.device)
     found = accuracy(classifier, images, run.classification.validation_batch)
     assert found is not None, "nobody interrupts"
@@ -51,8 +51,9 @@ def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
     config = Path(folder, "config.yaml")
     if not config.is_file():
         raise ValueError(f"{folder!r} is not a run folder (no config.yaml); give one of train.py; {USAGE}")
-    if wrong := next((flag for flag in flags[::2] if not flag.startswith(ALLOWED)), None):
-        raise ValueError(f"{wrong!r} is not for an evaluation; {USAGE}")
+    own, given = read_flags(flags)
+    if wrong := next((name for name in (*own, *given) if not name.startswith(ALLOWED)), None):
+        raise ValueError(f"'--{wrong}' is not for an evaluation; {USAGE}")
     run = parse(RUNS, ["--config", str(config), "--run", folder, *flags]).run
     if not isinstance(run, ClassificationRun):
         raise ValueError(f"{folder} is a run of {run.task}; only classifiers can be evaluated so far")

@@ -1,10 +1,12 @@
 """Training a network of the zoo to name what images show."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -177,6 +179,8 @@ class ClassificationRun:
                 f"images of {self.data.source} have no labels, without which there is nothing to learn; put them into "
                 "sub-folders, one per class, or see data.label_file and data.label_column"
             )
+        if len(images.classes) < 2:
+            raise ValueError(f"images of {self.data.source} are all of one class ({images.classes[0]}); give two")
         channels, height, width = images.shape
         mean, std = (self._scale(values, channels) for values in (self.model.mean, self.model.std))
         config = replace(self.model, in_channels=channels, num_classes=len(images.classes), mean=mean, std=std)
@@ -189,10 +193,14 @@ class ClassificationRun:
             raise ValueError(
                 f"classification.pad_px={self.classification.pad_px} moves {height} x {width} px out of view"
             )
+        if self.classification.cutout_px >= 2 * max(height, width):
+            raise ValueError(
+                f"classification.cutout_px={self.classification.cutout_px} leaves nothing of {height} x {width} px"
+            )
         view = View.of(self.data, images)
         validation = open_validation(self.data, on_main=on_main)
         if validation is not None:
-            check_alike(view, images.pixels, images.classes, validation)
+            validation = as_trained(view, images.pixels, images.classes, validation)
         with seeded(self.train.seed, "model"):
             net = ResNet(config)
         classifier = ImageClassifier(net, images.classes, view, images.pixels)
@@ -216,17 +224,27 @@ class ClassificationRun:
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]
 
 
-def check_alike(view: View, pixels: Pixels, classes: tuple[str, ...], images: ImageSet) -> None:
-    """Raises ValueError unless the images of an evaluation have the shape and the classes that were trained on."""
+def as_trained(view: View, pixels: Pixels, classes: tuple[str, ...], images: ImageSet) -> ImageSet:
+    """The images of an evaluation, their classes numbered as those that were trained on: by name, some may be missing.
+
+    Raises ValueError for images of another shape, without labels, or with one that was not trained on.
+    """
     trained = (view.channels, *view.size)
     if images.shape != trained or images.pixels != pixels:
         raise ValueError(
             f"images of data.validation are {images.shape} (channels, height, width) of {images.pixels.dtype}, those "
             f"that are trained on {trained} of {pixels.dtype}; set data.size, data.channels and data.bits"
         )
-    if images.classes != classes:
-        different = sorted(set(classes) ^ set(images.classes or ()))
+    if images.classes is None or images.labels is None:
+        raise ValueError("images of data.validation have no labels, so nothing tells what is right; name another part")
+    number = {name: index for index, name in enumerate(classes)}
+    numbers = np.array([number.get(name, -1) for name in images.classes])[images.labels]
+    if len(unknown := np.flatnonzero(numbers < 0)):
+        name = images.classes[images.labels[unknown[0]]]
         raise ValueError(
-            f"data.validation has {len(images.classes or ())} classes, what is trained on has {len(classes)}; "
-            f"only one of them has: {', '.join(different[:5]) or 'this order of names'}"
+            f"image {unknown[0]} of data.validation is of class {name!r}, which is none of the {len(classes)} that are "
+            f"trained on ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}); correct or remove it"
         )
+    renumbered = copy(images)
+    renumbered.classes, renumbered.labels = classes, numbers
+    return renumbered

@@ -97,7 +97,7 @@ class ImageClassifier:
     def _read(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         try:
             return decode(Path(image) if isinstance(image, str) else image, DataConfig(**asdict(self.view)))
-        except (OSError, SyntaxError, TypeError) as error:
+        except (OSError, SyntaxError, TypeError, ValueError) as error:
             name = image if isinstance(image, str | Path) else type(image).__name__
             raise ValueError(
                 f"{name} cannot be read as a picture ({error}); give a file, its bytes or pixels"

@@ -107,6 +107,7 @@ def test_what_cannot_be_evaluated(run: Path, tmp_path: Path) -> None:
         ValueError, match=re.escape("'--train.images' is not for an evaluation; usage: evaluate.py RUN")
     ):
         read_run(str(run), ["--train.images", "5"])
+    assert read_run(str(run), ["--data.split=test", "--data.validation", "0.3"]).data.validation == 0.3
     (tmp_path / "config.yaml").write_text("task: diffusion\n")
     with pytest.raises(ValueError, match="is a run of diffusion; only classifiers can be evaluated so far"):
         read_run(str(tmp_path), [])

@@ -179,8 +179,8 @@ def changes(before: Facts, now: Facts) -> list[str]:
     """What differs between a checkpoint and the run that goes on from it, with what follows; a line for each."""
     micro = [facts.config["train"]["micro_batch"] or "null" for facts in (before, now)]
     rows = [
-        ("processes", before.processes, now.processes, "dropout and rounding"),
-        ("train.micro_batch", *micro, "dropout and rounding"),
+        ("processes", before.processes, now.processes, "dropout, batch norms and rounding"),
+        ("train.micro_batch", *micro, "dropout, batch norms and rounding"),
         *((name, before.machine[name], now.machine[name], "rounding") for name in ("torch", "threads")),
     ]
     return [

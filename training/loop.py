@@ -2,6 +2,7 @@
 
 Every random number belongs to (seed, update), never to a process, a micro-batch or an interruption, and the loss is
 the mean over the global batch; so two processes, four micro-batches, or a run stopped and resumed train the same model.
+Only dropout and batch norms tell processes and micro-batches apart: a norm sees the images of one forward pass.
 """
 
 import time

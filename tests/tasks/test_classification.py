@@ -23,7 +23,7 @@ from tasks.classification import (
     ClassificationConfig,
     ClassificationRun,
     ClassificationTask,
-    check_alike,
+    as_trained,
     load_classifier,
 )
 from tasks.classification_model import View
@@ -189,6 +189,10 @@ def test_images_that_cannot_be_classified() -> None:
         small_run(model=deep).build(digits())
     with pytest.raises(ValueError, match=re.escape("classification.pad_px=8 moves 8 x 8 px out of view")):
         small_run(classification=ClassificationConfig(pad_px=8)).build(digits())
+    with pytest.raises(ValueError, match=re.escape("classification.cutout_px=16 leaves nothing of 8 x 8 px")):
+        small_run(classification=ClassificationConfig(cutout_px=16)).build(digits())
+    with pytest.raises(ValueError, match=re.escape("images of digits are all of one class (0); give two")):
+        small_run().build(Images(np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64)))
     with pytest.raises(ValueError, match=re.escape("data.labels=false leaves a classifier nothing to learn")):
         small_run(data=DataConfig(labels=False))
 
@@ -216,10 +220,22 @@ def test_validation_images_of_another_kind(tmp_path: Path, config) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         small_run(data=replace(data, validation="val")).build(open_images(data))
     view, classes = View.of(data, digits()), ("zero", "eins", *CLASSES[2:])
-    with pytest.raises(ValueError, match="has 10 classes, what is trained on has 10; only one of them has: eins, one"):
-        check_alike(view, Pixels(), classes, digits())
-    with pytest.raises(ValueError, match="only one of them has: this order of names"):
-        check_alike(view, Pixels(), CLASSES[::-1], digits())
+    with pytest.raises(ValueError, match=r"image 1 of data\.validation is of class 'one', which is none of the 10"):
+        as_trained(view, Pixels(), classes, digits())
+    with pytest.raises(ValueError, match=r"images of data\.validation have no labels, so nothing tells what is right"):
+        as_trained(view, Pixels(), CLASSES, digits(labels=False))
+
+
+def test_classes_of_validation_images_are_those_of_the_same_names() -> None:
+    array = np.zeros((3, 1, 8, 8), np.uint8)
+    view = View.of(DataConfig(), Images(array))
+    few, trained = Images(array, np.array([0, 1, 1]), ["cat", "dog"]), ("ape", "dog", "cat", "eel")
+    found = as_trained(view, Pixels(), trained, few)
+    assert found.classes == trained
+    taken = found.take(np.arange(3), 0, np.empty_like(array))
+    before = few.take(np.arange(3), 0, np.empty_like(array))
+    assert [trained[i] for i in taken] == [("cat", "dog")[i] for i in before]
+    assert few.classes == ("cat", "dog")
 
 
 # --- published weights -----------------------------------------------------------------------------------------------
@@ -291,6 +307,11 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
         ValueError, match=r"none.png cannot be read as a picture \(.*\); give a file, its bytes or pixels"
     ):
         classifier.predict(["none.png"])
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"empty.png cannot be read as a picture"):
+        classifier.predict([tmp_path / "empty.png"])
+    with pytest.raises(ValueError, match=r"ndarray cannot be read as a picture \(pixels of 32 bits"):
+        classifier.predict([np.zeros((8, 8), np.float32)])
     arrays = replace(classifier, pixels=Pixels(file="npy"))
     with pytest.raises(ValueError, match=re.escape("this model was trained on arrays; scale yours by")):
         arrays.predict([pixels[0]])

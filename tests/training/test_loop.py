@@ -146,7 +146,7 @@ def test_another_micro_batch_goes_on_and_is_said(tmp_path, capsys):
     train(tmp_path / "whole")
     train(tmp_path / "changed", images=5 * BATCH)
     train(tmp_path / "changed", micro_batch=4)
-    text = "train.micro_batch: null when it was saved, 4 now; same images and noise, other dropout and rounding"
+    text = "train.micro_batch: null when it was saved, 4 now; same images and noise, other dropout, batch norms"
     assert text in capsys.readouterr().out
     assert losses(tmp_path / "changed") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     same_weights(tmp_path / "whole", tmp_path / "changed", 1e-5)
