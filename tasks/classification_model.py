@@ -84,6 +84,8 @@ class ImageClassifier:
         the images of the evaluations were. Raises ValueError for a picture that cannot be read, and for a network that
         was trained on arrays, of which `probabilities` asks.
         """
+        if isinstance(images, str | bytes):
+            raise ValueError(f"predict takes a list of pictures; give [{str(images)[:60]!r}]")
         if self.pixels.file != "png":
             raise ValueError("this model was trained on arrays; scale yours by `pixels.to_unit`, for `probabilities`")
         device = next(self.net.parameters()).device

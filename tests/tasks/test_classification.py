@@ -303,6 +303,8 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
     forms = [tmp_path / "0.png", str(tmp_path / "0.png"), encoded.getvalue(), pixels[0]]
     assert [name for name, _ in classifier.predict(forms)] == [expected[0][0]] * 4
     assert classifier.predict([]) == []
+    with pytest.raises(ValueError, match=r"predict takes a list of pictures; give \['none.png'\]"):
+        classifier.predict("none.png")
     with pytest.raises(
         ValueError, match=r"none.png cannot be read as a picture \(.*\); give a file, its bytes or pixels"
     ):
