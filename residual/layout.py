@@ -34,9 +34,18 @@ def unknown_layout(name: str, known: Iterable[str]) -> ValueError:
     )
 
 
-def read_state(state_dict: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
-    """A state dict, or that of a safetensors file. Raises ValueError for a missing or damaged file and for a pickle."""
-    return state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
+def read_state(state_dict: Mapping[str, Any] | str | Path) -> Mapping[str, Tensor]:
+    """A state dict, or that of a safetensors file.
+
+    Raises ValueError for a missing or damaged file, for a pickle, and for what is no state dict, such as a training
+    checkpoint that holds one.
+    """
+    if not isinstance(state_dict, Mapping):
+        return read_weights(Path(state_dict))
+    for name, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name!r} is a {type(tensor).__name__}, no tensor: give the state dict itself")
+    return state_dict
 
 
 def inexpressible(network: str, value: str, reason: str) -> ValueError:

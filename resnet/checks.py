@@ -1,7 +1,9 @@
-"""What the configs of the zoo check alike. Each raises ValueError with the field, its value and the rule."""
+"""What the configs and the networks of the zoo check alike. Each raises ValueError with the value and the rule."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
+
+from torch import Tensor
 
 
 def check_choices(config: Any, choices: Mapping[str, Any]) -> None:
@@ -43,3 +45,18 @@ def check_statistics(config: Any) -> None:
             raise ValueError(f"{name}={value} should have one number for each of the {config.in_channels} channels")
     if config.std is not None and min(config.std) <= 0:
         raise ValueError(f"std={config.std} must be positive: images are divided by it")
+
+
+def check_images(x: Tensor, channels: int, stride: int) -> None:
+    """Images (b, c, h, w) must have the channels that a network takes, and at least a pixel after its total stride."""
+    if x.dim() != 4:
+        raise ValueError(
+            f"images should have four axes (batch, channels, height, width), not the shape {tuple(x.shape)}"
+        )
+    if x.shape[1] != channels:
+        raise ValueError(f"the images have {x.shape[1]} channels, this network takes {channels} (in_channels)")
+    if x.shape[2] < stride or x.shape[3] < stride:
+        raise ValueError(
+            f"images of {x.shape[2]}x{x.shape[3]} px are smaller than the network's total stride of {stride} px: "
+            "enlarge them, or take a network for small images (resnet20, …)"
+        )

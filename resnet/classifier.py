@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from residual.keymap import Difference
 from residual.layout import Layout, read_state
 from residual.pretrained import Pretrained
+from resnet.checks import check_images
 from resnet.layouts import export_weights, import_weights, without_prefix
 
 
@@ -50,7 +51,7 @@ class Classifier(Pretrained, nn.Module):
         Levels after the last that is asked are not computed. Raises ValueError as the network itself does, and for a
         level that there is not.
         """
-        self._check_images(x)
+        check_images(x, self.config.in_channels, self.total_stride)
         emb, last = self._embed(t), len(self.levels) - 1
         if wrong := [level for level in levels or () if not 0 <= level <= last]:
             raise ValueError(f"levels={list(levels or ())}: there is no level {wrong[0]}, only 0 to {last}")
@@ -133,16 +134,6 @@ class Classifier(Pretrained, nn.Module):
         one.
         """
         return export_weights(self.layouts, self.config, self.state_dict(), layout)
-
-    def _check_images(self, x: Tensor) -> None:
-        channels, stride = self.config.in_channels, self.total_stride
-        if x.shape[1] != channels:
-            raise ValueError(f"the images have {x.shape[1]} channels, this network takes {channels} (in_channels)")
-        if x.shape[2] < stride or x.shape[3] < stride:
-            raise ValueError(
-                f"images of {x.shape[2]}x{x.shape[3]} px are smaller than the network's total stride of {stride} px: "
-                "enlarge them, or take a network for small images (resnet20, …)"
-            )
 
     def _embed(self, t: Tensor | None) -> Tensor | None:
         if self.embedding is None:

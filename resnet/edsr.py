@@ -14,7 +14,7 @@ from residual import Add, Chain, Residual, edsr_branch
 from residual.keymap import export_state, import_state
 from residual.layout import read_state, unknown_layout
 from residual.pretrained import Pretrained
-from resnet.checks import check_positive
+from resnet.checks import check_images, check_positive
 from resnet.layouts import edsr as names
 from resnet.layouts import without_prefix
 
@@ -76,8 +76,12 @@ class EDSR(Pretrained, nn.Module):
         self.tail = Chain(**ups, conv=conv(width, 3))
         self.register_buffer("mean", torch.tensor(DIV2K_MEAN)[:, None, None])
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """The image, `config.scale` times as high and wide; values are not clipped to 0 … 255."""
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """The image, `config.scale` times as high and wide; values are not clipped to 0 … 255.
+
+        Raises ValueError for another number of channels than three.
+        """
+        check_images(x, self.in_channels, 1)
         return self.tail(self.body(self.head(x - self.mean))) + self.mean
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str = "edsr-pytorch") -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from residual import Add, Project
 from residual.keymap import export_state, import_state
 from residual.layout import Layout, read_state, unknown_layout
+from resnet.checks import check_images
 from resnet.classifier import Classifier
 from resnet.layouts import fpn as names
 from resnet.layouts import with_counters, without_prefix
@@ -40,7 +41,11 @@ class FPN(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d _ _"]]:
-        """The maps of the backbone's levels from 1 on, the finest first, and the last at half its size: P2 to P6."""
+        """The maps of the backbone's levels from 1 on, the finest first, and the last at half its size: P2 to P6.
+
+        Raises ValueError for images that the backbone itself refuses.
+        """
+        check_images(x, self.config.in_channels, self.config.feature_info[-1][1])
         levels = []
         for level in self.body:
             levels.append(x := level(x))

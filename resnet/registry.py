@@ -46,7 +46,8 @@ def create_model(name: str, num_classes: int | None = None, in_channels: int | N
         changes["in_channels"] = in_channels
     known = [field.name for field in fields(config)]
     if wrong := [field for field in changes if field not in known]:
-        raise ValueError(f"{name} has no {wrong[0]!r}; {_nearest(wrong[0], known)}")
+        fallback = f"its fields are {', '.join(known)}"
+        raise ValueError(f"{name} has no {wrong[0]!r}; {_nearest(wrong[0], known, fallback)}")
     if in_channels not in (None, getattr(config, "in_channels", None)):
         changes = {"mean": None, "std": None} | changes
     return build(replace(config, **changes))
@@ -65,7 +66,7 @@ def model_config(name: str) -> Any:
 def entry(name: str) -> Entry:
     """What is known of a name: its config, counts and source. Raises ValueError as `model_config` does."""
     if name not in ENTRIES:
-        raise ValueError(f"no model {name!r}; {_nearest(name, ENTRIES)}")
+        raise ValueError(f"no model {name!r}; {_nearest(name, ENTRIES, 'list_models() lists them')}")
     return ENTRIES[name]
 
 
@@ -78,7 +79,7 @@ def register_model(name: str, config: Any = None, network: type | None = None) -
     """Give a config a name; or, without one, decorate a function that returns the config.
 
     A config class of your own needs the `network` that is built from it, once. Raises ValueError if the name is taken,
-    or if no network is known for the config.
+    if no network is known for the config, or if another is.
     """
     if config is None:
 
@@ -91,8 +92,11 @@ def register_model(name: str, config: Any = None, network: type | None = None) -
         raise ValueError(f"there is a model {name!r} already: give yours another name")
     if network is None and type(config) not in NETWORKS:
         raise ValueError(f"{name}: no network is known for a {type(config).__name__}; give it as network=…")
-    if network is not None:
-        NETWORKS[type(config)] = network
+    if network is not None and NETWORKS.setdefault(type(config), network) is not network:
+        known = NETWORKS[type(config)].__name__
+        raise ValueError(
+            f"{name}: a {type(config).__name__} is built as {known} already: derive a config class of yours"
+        )
     ENTRIES[name] = Entry(config)
     return config
 
@@ -101,7 +105,7 @@ def summary(name: str, size: int | None = None, **changes: Any) -> str:
     """What `create_model(name, **changes)` is made of, as `summarize` tells it for images of `size` px."""
     with torch.device("meta"):
         model = create_model(name, **changes)
-    return summarize(model, size or entry(name).size)
+    return summarize(model, entry(name).size if size is None else size)
 
 
 def likely_models(theirs: Mapping[str, Tensor]) -> list[str]:
@@ -130,6 +134,6 @@ def block_counts(theirs: Iterable[str]) -> tuple[int, ...]:
     return tuple(len(list(blocks)) for _, blocks in groupby(sorted(int(stage) for stage, _ in numbers)))
 
 
-def _nearest(name: str, known: Any) -> str:
+def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     near = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else "list_models() lists them"
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from residual.keymap import export_state, import_state, published_names
+from residual.keymap import Difference, export_state, import_state, published_names
 from residual.layout import Layout, unknown_layout
 
 STEM = "levels.0.conv1.weight"
@@ -57,7 +57,7 @@ def without_prefix(theirs: State) -> State:
 def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> str:
     """Of the layouts that can express the config, the one that has most of these names.
 
-    Raises ValueError, with the reason, if none can express it.
+    Raises Difference, a ValueError with the reason, if none can express it.
     """
     shared, reasons = {}, []
     for name, layout in layouts.items():
@@ -68,7 +68,7 @@ def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> s
         else:
             shared[name] = len(set(_names(layout, config, ours).values()) & layout.clean(given).keys())
     if not shared:
-        raise ValueError("; ".join(reasons) or NONE)
+        raise Difference("; ".join(reasons) or NONE)
     return max(shared, key=lambda name: shared[name])
 
 
@@ -128,8 +128,8 @@ def _adapt_stem(theirs: dict[str, Tensor], name: str, ours: Tensor) -> list[str]
     if name not in theirs or theirs[name].dim() != 4 or (old := theirs[name].shape[1]) == (new := ours.shape[1]):
         return []
     theirs[name] = adapt_input(theirs[name], new)
-    how = f"summed over the {old} channels" if new == 1 else f"repeated over {new} channels and scaled by {old}/{new}"
-    return [f"{name}: {how} that the weights were trained on"]
+    how = "summed" if new == 1 else f"repeated over {new} and scaled by {old}/{new}"
+    return [f"{name}: the {old} channels that it was trained on are {how}"]
 
 
 def _leave_out_classifier(theirs: dict[str, Tensor], names: list[str], ours: Tensor) -> list[str]:

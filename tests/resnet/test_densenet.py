@@ -83,7 +83,7 @@ def test_other_classes_and_channels_are_said() -> None:
     net = create_model("densenet121", num_classes=7, in_channels=1)
     before = net.fc.weight.clone()
     stem, head = net.import_weights(state)
-    assert stem == "features.conv0.weight: summed over the 3 channels that the weights were trained on"
+    assert stem == "features.conv0.weight: the 3 channels that it was trained on are summed"
     assert head == "classifier.weight and classifier.bias: left out, 1000 classes there and 7 here"
     assert_close(net.fc.weight, before, rtol=0, atol=0)
     assert_close(net.levels[0].conv1.weight, state["features.conv0.weight"].sum(1, keepdim=True), rtol=0, atol=0)

@@ -94,8 +94,14 @@ def test_a_summary_has_its_parts() -> None:
     assert lines[4][:2] == ["total", "1,369,859"]
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_refused(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"the images have {channels} channels, this network takes 3"):
+        EDSR(SMALL)(torch.zeros(1, channels, 8, 8))  # grey ones would be spread over three by the mean
+
+
 def test_fields_of_classifiers_are_refused() -> None:
-    with pytest.raises(ValueError, match="edsr_x2 has no 'num_classes'"):
+    with pytest.raises(ValueError, match="edsr_x2 has no 'num_classes'; its fields are scale, channels, blocks, "):
         create_model("edsr_x2", num_classes=10)
     with pytest.raises(ValueError, match="edsr_x2 has no 'in_channels'"):
         create_model("edsr_x2", in_channels=1)

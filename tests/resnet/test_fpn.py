@@ -118,3 +118,11 @@ def test_what_does_not_go_is_one_clear_line() -> None:
     del state["fpn.layer_blocks.2.0.bias"]
     with pytest.raises(ValueError, match=r"1 missing: fpn\.layer_blocks\.2\.0\.bias"):
         pyramid.import_weights(state)
+
+
+def test_images_that_the_backbone_cannot_take() -> None:
+    pyramid = fpn(create_model("resnet18"), channels=8)
+    with pytest.raises(ValueError, match="the images have 1 channels, this network takes 3"):
+        pyramid(torch.zeros(1, 1, 64, 64))
+    with pytest.raises(ValueError, match="images of 16x64 px are smaller than the network's total stride of 32 px"):
+        pyramid(torch.zeros(1, 3, 16, 64))

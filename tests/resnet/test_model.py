@@ -15,6 +15,7 @@ import resnet
 import unet
 from residual import Chain, DropPath, FrozenBatchNorm2d, NormAct, Residual
 from resnet import ResNet, ResNetConfig, cifar_resnet
+from resnet.checks import check_images
 from tests.golden.fill import fill
 
 TINY = ResNetConfig(num_classes=5, block="bottleneck", blocks=(1, 2), widths=(8, 16), stem="conv3", stem_channels=8)
@@ -404,6 +405,11 @@ def test_configs_that_describe_no_network(changes: dict[str, Any], message: str)
     with pytest.raises(ValueError, match=message) as error:
         replace(TINY, **changes)
     assert "\n" not in str(error.value)
+
+
+def test_an_image_is_no_batch() -> None:
+    with pytest.raises(ValueError, match=r"images should have four axes .*, not the shape \(3, 8, 8\)"):
+        check_images(torch.zeros(3, 8, 8), 3, 1)
 
 
 def test_images_that_the_network_cannot_take() -> None:

@@ -180,6 +180,9 @@ def test_a_config_gets_a_name() -> None:
         resnet.register_model("resnet8", config)
     with pytest.raises(ValueError, match="resnet9: no network is known for a dict; give it as network=…"):
         resnet.register_model("resnet9", {})
+    with pytest.raises(ValueError, match="resnet9: a ResNetConfig is built as ResNet already: derive a config class"):
+        resnet.register_model("resnet9", config, network=Stripes)
+    assert type(resnet.create_model("resnet8")) is resnet.ResNet
 
 
 @dataclass(frozen=True)
@@ -252,3 +255,5 @@ def test_a_summary_tells_shapes_parameters_and_multiply_adds() -> None:
     assert resnet.summary("resnet50", 64) == resnet.summarize(resnet.create_model("resnet50"), 64)
     with pytest.raises(ValueError, match="images of 16x16 px are smaller than the network's total stride of 32 px"):
         resnet.summary("resnet50", 16)
+    with pytest.raises(ValueError, match="images of 0x0 px"):
+        resnet.summary("resnet50", 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import resnet
+from residual.layout import read_state
 from resnet import ResNet, ResNetConfig, cifar_resnet
 from resnet.layouts import adapt_input
 from tests.golden.fill import fill
@@ -98,8 +99,8 @@ def test_a_stem_for_other_channels_is_adapted_and_said(old: int, new: int) -> No
     source, net = small(in_channels=old), small(in_channels=new)
     theirs = published(source, "torchvision")
     (line,) = net.import_weights(theirs)
-    how = f"summed over the {old} channels" if new == 1 else f"repeated over {new} channels and scaled by {old}/{new}"
-    assert line == f"conv1.weight: {how} that the weights were trained on"
+    how = "summed" if new == 1 else f"repeated over {new} and scaled by {old}/{new}"
+    assert line == f"conv1.weight: the {old} channels that it was trained on are {how}"
     weight, adapted = theirs["conv1.weight"], net.export_weights("torchvision")["conv1.weight"]
     if new == 1:
         assert_close(adapted[:, 0], weight.sum(dim=1))
@@ -116,7 +117,19 @@ def test_a_stem_for_other_channels_is_adapted_and_said(old: int, new: int) -> No
 def test_deep_stems_are_adapted_at_their_first_convolution() -> None:
     theirs = published(small("resnet18d"), "timm")
     (line,) = small("resnet18d", in_channels=1).import_weights(theirs)
-    assert line.startswith("conv1.0.weight: summed over the 3 channels")
+    assert line == "conv1.0.weight: the 3 channels that it was trained on are summed"
+
+
+def test_a_training_checkpoint_is_no_state_dict() -> None:
+    with pytest.raises(ValueError, match="'state_dict' is a dict, no tensor: give the state dict itself"):
+        read_state({"state_dict": published(small(), "torchvision"), "epoch": 3})
+
+
+def test_weights_for_a_network_without_layouts_are_known_all_the_same() -> None:
+    theirs = resnet.create_model("resnet18").export_weights("torchvision")
+    for name, reason in (("highway19", "no other library's layout is known"), ("wrn_16_4", "cannot express widths")):
+        with pytest.raises(ValueError, match=f"{reason}.*; 'resnet18' has such weights"):
+            resnet.create_model(name).import_weights(theirs)
 
 
 def test_the_stem_keeps_its_type() -> None:
