@@ -10,9 +10,10 @@ The averaged model looks at the images that were held out, or at others of the s
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.classification import load_classifier
 from tasks import RUNS
 from tasks.accuracy import accuracy
-from tasks.classification import ClassificationRun, as_trained, load_classifier
+from tasks.classification import ClassificationRun, as_trained
 from training.accelerator import leave_processes, on_main, process_state
 from training.cli import command, parse, read_flags
 from training.data import open_validation

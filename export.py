@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffusion import SAMPLERS
 from diffusion.names import known
-from tasks.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel, load_model
 from training.cli import ScriptParser, command
 from unet import UNet, diffusers_config
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from diffusion import SAMPLERS
 from diffusion.sampler import late_start
-from tasks.diffusion import DiffusionModel, load_model
-from tasks.grid import draw_grid, save_animation
-from tasks.picture import check_savable, hidden_note, save_image, to_uint8
+from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.grid import draw_grid, save_animation
+from pipelines.pictures import check_savable, hidden_note, save_image, to_uint8
 from training.accelerator import leave_processes, process_state
 from training.cli import ScriptParser, command
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from export import save_diffusers
-from tasks.diffusion import load_model
+from pipelines.diffusion import load_model
 
 ROOT = Path(__file__).parents[1]
 LAST = 20

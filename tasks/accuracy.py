@@ -6,7 +6,7 @@ from contextlib import closing
 import torch
 import torch.nn.functional as F
 
-from tasks.classification_model import ImageClassifier
+from pipelines.classification import ImageClassifier
 from training.accelerator import process_state
 from training.data import Feed, ImageSet
 

@@ -13,23 +13,15 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipelines.classification import ImageClassifier, View
 from resnet import ResNet, ResNetConfig, list_models, model_config
 from tasks.accuracy import accuracy
 from tasks.batch_augment import cutout, mixed, padded_crop
-from tasks.classification_model import ImageClassifier, View, load_classifier
 from training.accelerator import on_main, process_state
 from training.config import TrainConfig
 from training.data import DataConfig, ImageSet, Pixels, open_validation
 from training.random import GlobalRandom, seeded
 from training.task import Batch
-
-__all__ = [
-    "ClassificationConfig",
-    "ClassificationRun",
-    "ClassificationTask",
-    "ImageClassifier",
-    "load_classifier",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

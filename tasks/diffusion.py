@@ -15,18 +15,15 @@ from torch import Tensor, nn
 
 from diffusion import Schedule, drop_labels, squared_error
 from diffusion.sampler import check
-from tasks.diffusion_model import DiffusionModel, describe, load_model
-from tasks.grid import draw_grid
-from tasks.picture import hidden_note, to_uint8
+from pipelines.diffusion import DiffusionModel, describe
+from pipelines.grid import draw_grid
+from pipelines.pictures import hidden_note, to_uint8
 from tasks.start import read_start, start_config
 from training.config import TrainConfig
 from training.data import DataConfig, ImageSet
 from training.random import GlobalRandom, seeded
 from training.task import Batch
 from unet import UNet, UNetConfig, list_presets, preset
-
-__all__ = ["DiffusionConfig", "DiffusionModel", "DiffusionRun", "DiffusionTask", "SampleConfig", "load_model"]
-
 
 MOST_IN_GRID = 10_000
 """of the small images of a grid: nearly 7,000 px each way"""

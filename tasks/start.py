@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from diffusion import PUBLISHED, Schedule
+from pipelines.diffusion import DESCRIPTION_FILE, read_description
 from residual.keymap import check_state
 from residual.pretrained import local_folder, read_json, read_weights
-from tasks.diffusion_model import DESCRIPTION_FILE, read_description
 from unet import UNet, UNetConfig
 from unet.adapt import adapt_weights
 from unet.layouts import config_of_weights, import_weights, likely_layouts

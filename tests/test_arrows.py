@@ -22,8 +22,12 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"residual"},
         BASE | {"accelerate", "datasets", "filelock", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
     ),
-    "tasks": (
+    "pipelines": (
         {"residual", "resnet", "unet", "diffusion", "training"},
+        BASE | {"PIL"},
+    ),
+    "tasks": (
+        {"residual", "resnet", "unet", "diffusion", "training", "pipelines"},
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
 }

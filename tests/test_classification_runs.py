@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from evaluate import main, read_run
-from tasks.classification import load_classifier
-from tasks.diffusion import load_model
+from pipelines.classification import load_classifier
+from pipelines.diffusion import load_model
 from tests.test_end_to_end import ROOT, launch
 from training.data.cache import divided
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import resnet
+from pipelines.classification import View
 from resnet import ResNetConfig
 from tasks.accuracy import accuracy
 from tasks.batch_augment import cutout, mixed, padded_crop
@@ -26,7 +27,6 @@ from tasks.classification import (
     as_trained,
     load_classifier,
 )
-from tasks.classification_model import View
 from tests.tasks.small import CLASSES, digits
 from tests.training import toy
 from training.config import TrainConfig

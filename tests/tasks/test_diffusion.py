@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from diffusion import SAMPLERS, Schedule, squared_error
+from pipelines.diffusion import describe
 from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
-from tasks.diffusion_model import describe
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import DataConfig, Images
 from training.data.pixels import BYTES, Pixels

@@ -10,9 +10,8 @@ from PIL import Image
 
 import sample
 from diffusion import SAMPLERS, Schedule
-from tasks.diffusion import load_model
-from tasks.diffusion_model import describe
-from tasks.picture import to_uint8
+from pipelines.diffusion import describe, load_model
+from pipelines.pictures import to_uint8
 from tests.tasks.small import SMALL
 from training.data.pixels import BYTES, Pixels
 from unet import UNet

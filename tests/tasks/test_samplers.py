@@ -10,7 +10,7 @@ from diffusers import DDPMPipeline, LDMPipeline
 
 from diffusion import SAMPLERS, generators
 from export import save_diffusers
-from tasks.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel, load_model
 
 
 class Identity(torch.nn.Module):

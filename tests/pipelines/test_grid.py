@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.grid import draw_grid, save_animation
-from tasks.picture import to_picture, to_uint8
+from pipelines.grid import draw_grid, save_animation
+from pipelines.pictures import to_picture, to_uint8
 
 
 def tiles(count, channels=1, height=8, width=8):

@@ -18,8 +18,8 @@ from torch import Tensor
 from diffusion import PREDICTIONS, Denoiser, NetDenoiser, Schedule, denoising, generators, guided
 from diffusion.names import known, some
 from diffusion.sampler import check
+from pipelines.folder import check_finite, find_model
 from residual.pretrained import read_config
-from tasks.model_folder import check_finite, find_model
 from training.data.pixels import BYTES, Pixels
 from unet import UNet
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.picture import shown, to_picture
+from pipelines.pictures import shown, to_picture
 
 LEAST_TILE_PX = 64
 GAP_PX = 4

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipelines.folder import check_finite, find_model
 from residual.pretrained import read_config, read_json
 from resnet import ResNet
-from tasks.model_folder import check_finite, find_model
 from training.data import DataConfig, ImageSet
 from training.data.decode import decode
 from training.data.pixels import Pixels
