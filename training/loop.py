@@ -20,7 +20,7 @@ from training.checkpoint import Checkpoint, Facts
 from training.config import TrainConfig
 from training.data import DataConfig, Feed, ImageSet, augment
 from training.log import RunLog
-from training.memory import checkpoint_bytes, saved_bytes, show_size
+from training.memory import checkpoint_bytes, saved_bytes
 from training.meter import Meter
 from training.random import GlobalRandom, mix, seed_device
 from training.report import checkpoints_kept
@@ -30,6 +30,7 @@ from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
 from training.stop import Stop
 from training.task import Batch, Task
+from training.units import show_size
 
 
 def fit(

@@ -8,6 +8,7 @@ from torch import nn
 
 from residual.count import machine_bytes
 from training.freeze import frozen_names
+from training.units import show_count, show_size
 
 
 def require_memory(outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device, moments: int) -> None:
@@ -72,19 +73,6 @@ def saved_bytes(model: nn.Module, moments: int, checkpoints: int = 1) -> int:
 def trained_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
     """Bytes of the weights that are trained, and so of their gradients."""
     return sum(p.nbytes for name, p in model.named_parameters() if p.requires_grad and name not in frozen)
-
-
-def show_count(number: float, digits: int = 4) -> str:
-    """A number as people say it: 1.05 M."""
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.{digits}g} {unit}"
-    return f"{number:.0f}"
-
-
-def show_size(count: float) -> str:
-    """Bytes as people say them: 1.05 MB."""
-    return f"{show_count(count, 3)}B" if count >= 1e3 else f"{count:.0f} bytes"
 
 
 def _parameters(model: nn.Module) -> str:
