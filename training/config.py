@@ -62,8 +62,8 @@ class TrainConfig:
     keep_last: int = 2
     """newest checkpoints that are kept, at least 2"""
     keep_every_images: int | None = None
-    """keep the first checkpoint after each multiple of this permanently; a multiple of checkpoint_every_images; null: keep
-    none"""
+    """keep the first checkpoint after each multiple of this permanently; a multiple of checkpoint_every_images.
+    null: keep none"""
 
     def __post_init__(self) -> None:
         _require(1 <= self.batch <= MAX_BATCH, self, "batch", f"give 1 to {MAX_BATCH:,}")
