@@ -5,7 +5,7 @@ from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
 from diffusion.guidance import classifier_free, guided
 from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
 from diffusion.noise import Formulation, NoiseLevel, differences
-from diffusion.sampler import SAMPLERS, SCHEDULERS, choose_sampler, late_start, sample
+from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample
 from diffusion.seeds import generators, image_seed
 from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
 
@@ -26,6 +26,7 @@ __all__ = [
     "Heun",
     "NetworkDenoiser",
     "NoiseLevel",
+    "Sampler",
     "choose_sampler",
     "classifier_free",
     "clipped",

@@ -29,6 +29,9 @@ class Condition:
     """vector that is added to the embedding of the noise level"""
 
 
+UNCONDITIONED = Condition()
+
+
 @runtime_checkable
 class Denoiser(Protocol):
     """Maps noisy images, their times and conditions to the expected clean images x0, in the dtype of `x`.

@@ -42,8 +42,8 @@ class DDPM:
     """Discrete timesteps with alpha² + sigma² = 1 (Ho et al. 2020, eq. 4).
 
     The unit of time is the timestep, 0 … `timesteps` - 1; -1 is the clean image. Between timesteps alpha and sigma are
-    interpolated linearly, which keeps alpha² + sigma² = 1 within 1e-4. The published betas belong to 1000 timesteps; for
-    T of them they are multiplied by 1000 / T, as in Nichol & Dhariwal 2021's code.
+    interpolated linearly, which keeps alpha² + sigma² = 1 within 1e-4. The published betas belong to 1000 timesteps.
+    For T of them they are multiplied by 1000 / T, as in Nichol & Dhariwal 2021's code.
 
     Raises ValueError for an unknown name, too few timesteps (a beta would reach 1), or more than a million.
     """

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion.denoiser import Condition, run_network
+from diffusion.denoiser import UNCONDITIONED, Condition, run_network
 from diffusion.noise import Formulation, Images, NoiseLevel, PerImage, Times
 
 Weighting = Callable[[NoiseLevel], PerImage]
@@ -28,7 +28,7 @@ def denoising_loss(
     x0: Images,
     noise: Images,
     time: Times,
-    condition: Condition = Condition(),
+    condition: Condition = UNCONDITIONED,
     weighting: Weighting | None = None,
 ) -> Float[Tensor, "b"]:
     """Weighted mean squared error of each image, in the dtype of `x0` (float32 in training).

@@ -6,7 +6,7 @@ rows of this one table.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -87,7 +87,7 @@ class Random(Protocol):
 class Formulation(Protocol):
     """How images are noised over time, and what the network predicts: a frozen dataclass of plain numbers.
 
-    `time` is a float per image in the formulation's own unit: timesteps for DDPM, sigma for EDM, 0 … 1 for flow matching.
+    `time` is a float per image in the formulation's own unit: timesteps for DDPM, sigma for EDM, 0 … 1 for flows.
     """
 
     network_fields: ClassVar[tuple[str, ...]]

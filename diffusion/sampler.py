@@ -19,7 +19,7 @@ from diffusers import (
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.denoiser import UNCONDITIONED, Condition, Denoiser
 from diffusion.formulations import DDPM
 from diffusion.noise import Formulation, Images, NoiseLevel
 from diffusion.seeds import standard_normal
@@ -235,9 +235,7 @@ def _check_steps(name: str, formulation: Formulation, steps: int) -> None:
         raise ValueError(f"steps={steps} {reason}; give 1 to {limit}")
     if not _distinct(name, formulation, steps):
         fewer = next(n for n in range(steps - 1, 0, -1) if _distinct(name, formulation, n))
-        raise ValueError(
-            f"steps={steps} of sampler {name} would use a timestep of the model twice; give {fewer}"
-        )
+        raise ValueError(f"steps={steps} of sampler {name} would use a timestep of the model twice; give {fewer}")
 
 
 def _distinct(name: str, formulation: Formulation, steps: int) -> bool:
@@ -270,7 +268,7 @@ def sample(
     sampler: Sampler,
     generators: list[torch.Generator],
     shape: tuple[int, int, int],
-    condition: Condition = Condition(),
+    condition: Condition = UNCONDITIONED,
     *,
     steps: int = 50,
     device: torch.device | str = "cpu",
@@ -289,5 +287,6 @@ def sample(
     start = formulation.level(times[:1])
     x = sampler.start(start, standard_normal(generators, shape, device))
     yield x / start.scale()
-    for time, x in zip(times[1:], sampler.chain(predict, formulation, x, times, generators), strict=True):
-        yield x / formulation.level(time[None]).scale()
+    chain = sampler.chain(predict, formulation, x, times, generators)
+    for time, images in zip(times[1:], chain, strict=True):
+        yield images / formulation.level(time[None]).scale()

@@ -22,4 +22,6 @@ def standard_normal(
     generators: list[torch.Generator], shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b c h w"]:
     """The next standard normal image (c, h, w) of each generator, drawn exactly as a diffusers pipeline draws it."""
-    return randn_tensor((len(generators), *shape), generator=generators, device=torch.device(device), dtype=torch.float32)
+    return randn_tensor(
+        (len(generators), *shape), generator=generators, device=torch.device(device), dtype=torch.float32
+    )

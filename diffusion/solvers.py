@@ -47,8 +47,10 @@ def steps_of(formulation: Formulation, times: Float[Tensor, "times"]) -> Iterato
     """The steps between successive times."""
     ratios = formulation.level(times).ratio.flatten().tolist()
     levels = [formulation.level(time[None]) for time in times]
-    for pairs in zip(pairwise(times), pairwise(levels), pairwise(ratios), strict=True):
-        yield Step(*(end for pair in pairs for end in pair))
+    for (time, time_after), (now, after), (ratio, ratio_after) in zip(
+        pairwise(times), pairwise(levels), pairwise(ratios), strict=True
+    ):
+        yield Step(time, time_after, now, after, ratio, ratio_after)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class DPMSolverPP2M:
 
 @dataclass(frozen=True)
 class EulerAncestral:
-    """Euler's method to a lower noise level than the step's end, then noise up to it: k-diffusion's ancestral sampler."""
+    """Euler's method to below the step's end, then noise up to it: k-diffusion's ancestral sampler."""
 
     def __call__(
         self, predict: Predict, formulation: Formulation, x: Images, times: Float[Tensor, "times"], normal: Normal

@@ -78,7 +78,7 @@ def test_every_part_of_a_condition_reaches_the_network() -> None:
 
 
 def test_predicted_variances_are_left_out() -> None:
-    x0, noise = images(torch.float32)
+    _, noise = images(torch.float32)
     plain = NetworkDenoiser(lambda x, t, label: x, DDPM())
     with_variance = NetworkDenoiser(lambda x, t, label: torch.cat([x, x + 9], dim=1), DDPM())
     assert_close(with_variance(noise, T.float(), Condition()), plain(noise, T.float(), Condition()), rtol=0, atol=0)

@@ -24,9 +24,10 @@ from diffusion.seeds import standard_normal
 from tests.diffusion.closed_form import ALL, ideal
 
 SHAPE = (1, 8, 8)
+LINEAR, UNCONDITIONED = DDPM(), Condition()
 
 
-def frames(denoise, formulation, sources, condition=Condition(), *, sampler="ddim", steps=50, **options):
+def frames(denoise, formulation, sources, condition=UNCONDITIONED, *, sampler="ddim", steps=50, **options):
     chosen = choose_sampler(sampler, formulation, steps, **options)
     return sample(denoise, formulation, chosen, sources, SHAPE, condition, steps=steps)
 
@@ -56,7 +57,9 @@ def expected_spread(formulation, spread):
 def test_ddpm_lands_on_the_variance_of_gaussian_data(name, variance):
     formulation = DDPM(schedule=name, variance=variance)
     x = draw(ideal(formulation), formulation, generators(0, range(150)), sampler="ddpm", steps=1000)
-    assert x.std().item() == pytest.approx(expected_spread(formulation, 0.2), rel=0.02)  # 9,600 pixels: 0.7 % is one error
+    assert x.std().item() == pytest.approx(
+        expected_spread(formulation, 0.2), rel=0.02
+    )  # 9,600 pixels: 0.7 % is one error
     assert x.std().item() == pytest.approx(0.2, rel=0.05)  # the small variance is too small by a few per cent
     assert x.mean().item() == pytest.approx(0, abs=0.008)
 
@@ -67,7 +70,7 @@ def test_ddim_lands_on_the_variance_of_gaussian_data(eta):
     assert x.std().item() == pytest.approx(0.2, rel=0.05)
 
 
-def gain(sampler, steps, spread=0.2, formulation=DDPM()):
+def gain(sampler, steps, spread=0.2, formulation=LINEAR):
     """For N(0, s²) a sampler without noise is linear, x_0 = gain x_T, and the exact gain is s (at pure noise)."""
     start, *_, end = frames(ideal(formulation, spread), formulation, generators(3, [0]), sampler=sampler, steps=steps)
     assert_close(end / start, (end / start).mean().expand_as(end), rtol=1e-4, atol=0)
