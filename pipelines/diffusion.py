@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion import (
+    DDPM,
     FORMULATIONS,
     Condition,
     Denoiser,
@@ -61,17 +62,22 @@ class DiffusionModel:
     images_seen: int | None = None
     """images seen in training, where that is known"""
 
+    @property
+    def default_sampler(self) -> str:
+        """ddim for the timesteps of DDPM, heun for continuous noise levels."""
+        return "ddim" if isinstance(self.formulation, DDPM) else "heun"
+
     def check(
         self,
         *,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         steps: int = 50,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         **options: float,
     ) -> Sampler:
-        """The sampler, if all options suit this model. Raises ValueError otherwise."""
-        chosen = choose_sampler(sampler, self.formulation, steps, **options)
+        """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
+        chosen = choose_sampler(sampler or self.default_sampler, self.formulation, steps, **options)
         if not 0 <= guidance_interval[0] < guidance_interval[1]:
             low, high = guidance_interval
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
