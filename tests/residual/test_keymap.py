@@ -103,12 +103,11 @@ class Config:
     flag: bool = False
 
 
-class Net(Pretrained, nn.Module):
+class Net(Pretrained):
     config_class = Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.layer = nn.Conv2d(3, config.width, 3)
         self.norm = nn.BatchNorm2d(config.width)
 
