@@ -68,5 +68,5 @@ def check_memory(make: Callable[[], nn.Module]) -> None:
     if needed > have:
         raise ValueError(
             f"the weights alone would take {needed / 2**30:,.1f} GiB, and this machine has {have / 2**30:,.1f}: "
-            "take fewer channels, or smaller multipliers"
+            "take fewer channels"
         )

@@ -100,9 +100,9 @@ def test_a_network_larger_than_the_memory_is_refused_before_work(
     with pytest.raises(
         ValueError, match=r"weights alone would take [\d,]+\.\d GiB, and this machine has [\d,]+\.\d: ta"
     ):
-        unet.build(make(channels=channels, size=(8, 8)))
+        unet.build(make(base_channels=channels, size=(8, 8)))
 
 
 def test_memory_is_not_asked_where_none_is_needed() -> None:
     with torch.device("meta"):
-        assert parameters(unet.build(EDM2Config(channels=2**14))) > 1e12
+        assert parameters(unet.build(EDM2Config(base_channels=2**14))) > 1e12
