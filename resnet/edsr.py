@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual import Add, Chain, Residual, edsr_branch
-from residual.keymap import export_state, import_state
-from residual.layout import read_state, unknown_layout
-from residual.pretrained import Pretrained
+from residual.names import require_known
+from residual.weights.keymap import export_state, import_state
+from residual.weights.layout import read_state
+from residual.weights.pretrained import Pretrained
 from resnet.checks import check_images, check_positive
 from resnet.layouts import edsr as names
 from resnet.layouts import without_prefix
@@ -46,7 +47,7 @@ class EDSRConfig:
         return (2, 2) if self.scale == 4 else (self.scale,)
 
 
-class EDSR(Pretrained, nn.Module):
+class EDSR(Pretrained):
     """EDSR (Lim et al. 2017): residual blocks without norms inside one long residual sum, then pixel shuffle.
 
     Images are red, green and blue from 0 to 255, as in the published weights; `mean` is taken off first and added
@@ -61,8 +62,7 @@ class EDSR(Pretrained, nn.Module):
     mean: Tensor
 
     def __init__(self, config: EDSRConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.channels
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
         merge = partial(Add, branch_scale=config.branch_scale)
@@ -108,5 +108,4 @@ class EDSR(Pretrained, nn.Module):
 
 
 def _check_layout(name: str) -> None:
-    if name != "edsr-pytorch":
-        raise unknown_layout(name, ["edsr-pytorch"])
+    require_known("layout", name, ["edsr-pytorch"])

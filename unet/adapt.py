@@ -5,9 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from residual.weights.adapt import adapt_inputs, adapt_outputs
 from unet.config import UNetConfig, encoder_blocks
 
 _FREE = {"in_channels", "out_channels", "size", "classes", "null_label", "learned_variance", "init", "dropout"}
@@ -56,26 +56,6 @@ def adapt_weights(
         said.append(f"output: {there.out_channels} channels there, {here.out_channels} here; weights are {kind}")
     said += _adapt_labels(adapted, there, here)
     return adapted, said
-
-
-def adapt_inputs(weight: Float[Tensor, "c_out c k k2"], channels: int) -> Float[Tensor, "c_out c2 k k2"]:
-    """A convolution's weight for `channels` inputs: the answer to an image is that of the old one to its repetition.
-
-    Fewer inputs: those that the repetition makes equal are summed. More: each is shared evenly by its repetitions.
-    """
-    old = weight.shape[1]
-    if channels < old:
-        return torch.stack([weight[:, i::channels].sum(dim=1) for i in range(channels)], dim=1)
-    copies = [len(range(i % old, channels, old)) for i in range(channels)]
-    return torch.stack([weight[:, i % old] / count for i, count in enumerate(copies)], dim=1)
-
-
-def adapt_outputs(weight: Float[Tensor, "c *rest"], channels: int) -> Float[Tensor, "c2 *rest"]:
-    """A convolution's weight or bias for `channels` outputs: averaged, or repeated cyclically."""
-    old = len(weight)
-    if channels < old:
-        return torch.stack([weight[i::channels].mean(dim=0) for i in range(channels)])
-    return torch.stack([weight[i % old] for i in range(channels)])
 
 
 def _input_weights(config: UNetConfig) -> Iterator[str]:

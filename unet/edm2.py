@@ -24,7 +24,7 @@ from residual.magnitude import (
     mp_branch,
     mp_cat,
 )
-from residual.pretrained import Pretrained
+from residual.weights.pretrained import Pretrained
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts import export_weights, import_weights
 from unet.model import level_chain
@@ -145,7 +145,7 @@ class Uncertainty(nn.Module):
         return self.linear(self.fourier(t).to(self.linear.weight.dtype))[:, 0]
 
 
-class EDM2UNet(Pretrained, nn.Module):
+class EDM2UNet(Pretrained):
     """EDM2's U-Net: weights of unit magnitude and sums that keep it, in place of norms (Karras et al. 2024, config G).
 
     `encoder` and `decoder` are flat lists of chains; each of the encoder's outputs is taken once by the decoder. After
@@ -158,10 +158,9 @@ class EDM2UNet(Pretrained, nn.Module):
     hub_tags = ("diffusion", "edm2")
 
     def __init__(self, config: EDM2Config) -> None:
-        super().__init__()
+        super().__init__(config)
         if reason := config.size_error(*config.size):
             raise ValueError(f"size={config.size}: {reason}")
-        self.config = config
         shape = config.shape
         first, last = shape.levels[0], shape.levels[-1]
         self.embedding = Embedding(config)

@@ -78,7 +78,9 @@ def _label(config: UNetConfig, width: int) -> LabelEmbedding | LinearLabelEmbedd
 class DivideByTime(nn.Module):
     """`x / t`, image by image: the output of score networks that are trained on Fourier features of log t."""
 
-    takes_emb = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes_emb = True
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, "b 1"]) -> Float[Tensor, "b c h w"]:
         return x / t[:, :, None, None]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from residual.keymap import (
+from residual.weights.config import read_config
+from residual.weights.keymap import (
     Place,
     Rule,
     check_state,
@@ -20,7 +21,7 @@ from residual.keymap import (
     qkv_rows,
     stacked_to_conv,
 )
-from residual.pretrained import Pretrained, read_config
+from residual.weights.pretrained import Pretrained
 
 TABLE = {
     "pair": [Rule("first", "a.0"), Rule("second", "b")],
@@ -102,12 +103,11 @@ class Config:
     flag: bool = False
 
 
-class Net(Pretrained, nn.Module):
+class Net(Pretrained):
     config_class = Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.layer = nn.Conv2d(3, config.width, 3)
         self.norm = nn.BatchNorm2d(config.width)
 
@@ -126,8 +126,8 @@ def test_a_saved_folder_rebuilds_the_network(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widht": 3}, "unknown field 'widht'; did you mean 'width'"),
-        ({"zzz": 3}, "unknown field 'zzz'$"),
+        ({"widht": 3}, "unknown field 'widht'; did you mean width"),
+        ({"zzz": 3}, "unknown field 'zzz'"),
         ({"width": "3"}, "width='3' should be int"),
         ({"width": True}, "width=True should be int"),
         ({"rate": "fast"}, "rate='fast' should be float"),

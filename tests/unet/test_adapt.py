@@ -4,14 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
-from residual.keymap import check_state
+from residual.weights.keymap import check_state
 from unet import UNet, UNetConfig
-from unet.adapt import adapt_inputs, adapt_outputs, adapt_weights
+from unet.adapt import adapt_weights
 
 SMALL = UNetConfig(
     size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8
@@ -77,22 +75,6 @@ def test_a_grey_image_as_colour_is_what_it_was_to_the_grey_network(config: UNetC
     other, said = adapted(net, in_channels=3, out_channels=3)
     same(answer(other, grey().repeat(1, 3, 1, 1)), answer(net, grey()).repeat(1, 3, 1, 1))
     assert [line.partition(" here; ")[2] for line in said] == ["weights are shared", "weights are repeated"]
-
-
-@given(st.integers(1, 6), st.integers(1, 6))
-def test_any_number_of_channels_sees_the_repetition(old: int, new: int) -> None:
-    weight = torch.randn(2, old, 3, 3, dtype=torch.float64)
-    few = torch.randn(1, min(old, new), 5, 5, dtype=torch.float64)
-    then, now = (few[:, [i % few.shape[1] for i in range(n)]] for n in (old, new))
-    expected = nn.functional.conv2d(then, weight)
-    assert_close(nn.functional.conv2d(now, adapt_inputs(weight, new)), expected)
-
-
-def test_outputs_are_averaged_or_repeated() -> None:
-    bias = torch.tensor([1.0, 2.0, 6.0])
-    assert adapt_outputs(bias, 1).tolist() == [3.0]
-    assert adapt_outputs(bias, 2).tolist() == [3.5, 2.0]
-    assert adapt_outputs(bias, 4).tolist() == [1.0, 2.0, 6.0, 1.0]
 
 
 def test_the_learned_variance_is_left_out() -> None:
