@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from residual.weights.config import read_config, read_json
 from residual.weights.keymap import check_state
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_LAST_OF_VERSION_1 = "9782c87"
+"""the last commit that wrote config.json with format_version 1, where some fields have other names"""
 M = TypeVar("M", bound="Pretrained")
 
 
@@ -71,9 +73,13 @@ class Pretrained(nn.Module):
             raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{folder / 'config.json'} has format_version {version!r}; this version reads {FORMAT_VERSION}"
+            way_out = (
+                f"commits up to {_LAST_OF_VERSION_1} wrote it: export_weights there, and import_weights here"
+                if version == 1
+                else "use the version of this project that wrote it"
             )
+            found = f"{folder / 'config.json'} has format_version {version!r}"
+            raise ValueError(f"{found}; this version reads {FORMAT_VERSION}; {way_out}")
         try:
             return read_config(cls.config_class, document)
         except ValueError as error:
