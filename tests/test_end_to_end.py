@@ -14,7 +14,8 @@ from training.checkpoint import sha256
 ROOT = Path(__file__).parent.parent
 BATCH = 32
 CONFIG = """
-data: {source: digits, flip: true}
+data: {source: digits}
+augment: {flip: true}
 model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, conditioning: scale_shift}
 diffusion: {schedule: cosine, prediction: v_prediction, label_dropout: 0.2}
 sample: {num: 0}

@@ -17,7 +17,8 @@ from training import checkpoint
 ROOT = Path(__file__).parents[2]
 BATCH = 32
 CONFIG = """
-data: {source: digits, flip: true, cache: cache}
+data: {source: digits, cache: cache}
+augment: {flip: true}
 model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, dropout: 0.1}
 diffusion: {schedule: cosine, prediction: v_prediction}
 sample: {num: 4, steps: 2}
