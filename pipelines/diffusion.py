@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion import PREDICTIONS, Denoiser, NetDenoiser, Schedule, denoising, generators, guided
-from diffusion.names import known, some
 from diffusion.sampler import check
 from pipelines.folder import check_finite, find_model
-from residual.pretrained import read_config
-from training.data.pixels import BYTES, Pixels
+from residual.names import require_known, shorten
+from residual.weights.config import read_config
+from training.data.pixel_format import BYTES, PixelFormat
 from unet import UNet
 
 FORMAT_VERSION = 2
@@ -42,7 +42,7 @@ class DiffusionModel:
     """the names of its classes; none: it takes no labels"""
     null: int | None = None
     """the label that means “no label”, if it has learned to do without"""
-    pixels: Pixels = BYTES
+    pixels: PixelFormat = BYTES
     """what -1 and 1 stood for in the files of its training, and what kind of files they were"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
@@ -85,9 +85,9 @@ class DiffusionModel:
             if int(text) in range(len(self.classes)):
                 return int(text)
             raise ValueError(
-                f"label {text} is outside 0 … {len(self.classes) - 1}; the classes are: {some(self.classes)}"
+                f"label {text} is outside 0 … {len(self.classes) - 1}; the classes are: {shorten(self.classes)}"
             )
-        return self.classes.index(known("class", text, self.classes))
+        return self.classes.index(require_known("class", text, self.classes))
 
     def names(self, labels: Sequence[int] | None) -> list[str] | None:
         """The names of labels, as `label` reads them."""
@@ -181,7 +181,7 @@ def describe(
     schedule: Schedule,
     prediction: str,
     classes: tuple[str, ...] | None,
-    pixels: Pixels = BYTES,
+    pixels: PixelFormat = BYTES,
     images_seen: int | None = None,
 ) -> DiffusionModel:
     """The model of a network, whose config tells the shape of the images and whether it knows a null label."""
@@ -201,7 +201,7 @@ class _Description:
     classes: tuple[str, ...] | None
 
 
-def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None, Pixels]:
+def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None, PixelFormat]:
     """The noise schedule, the prediction, the classes and the pixels. Raises ValueError for what is not whole.
 
     Version 1 did not tell the pixels, which were bytes.
@@ -214,9 +214,9 @@ def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None,
             )
         fields = {name: document[name] for name in ("schedule", "timesteps", "variance", "prediction", "classes")}
         found = read_config(_Description, fields)
-        known("prediction", found.prediction, PREDICTIONS)
+        require_known("prediction", found.prediction, PREDICTIONS)
         schedule = Schedule(name=found.schedule, timesteps=found.timesteps, variance=found.variance)
-        pixels = BYTES if document["format_version"] == 1 else read_config(Pixels, document["pixels"])
+        pixels = BYTES if document["format_version"] == 1 else read_config(PixelFormat, document["pixels"])
         return schedule, found.prediction, found.classes, pixels
     except KeyError as error:
         raise ValueError(f"{path} does not say {error}; it is not whole") from None

@@ -1,6 +1,5 @@
 """Models by name."""
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from residual.names import suggest
 from resnet.config import ResNetConfig
 from resnet.densenet import DenseNet, DenseNetConfig
 from resnet.edsr import EDSR, EDSRConfig
@@ -47,7 +47,7 @@ def create_model(name: str, num_classes: int | None = None, in_channels: int | N
     known = [field.name for field in fields(config)]
     if wrong := [field for field in changes if field not in known]:
         fallback = f"its fields are {', '.join(known)}"
-        raise ValueError(f"{name} has no {wrong[0]!r}; {_nearest(wrong[0], known, fallback)}")
+        raise ValueError(f"{name} has no {wrong[0]!r}; {suggest(wrong[0], known, fallback)}")
     if in_channels not in (None, getattr(config, "in_channels", None)):
         changes = {"mean": None, "std": None} | changes
     return build(replace(config, **changes))
@@ -66,7 +66,7 @@ def model_config(name: str) -> Any:
 def entry(name: str) -> Entry:
     """What is known of a name: its config, counts and source. Raises ValueError as `model_config` does."""
     if name not in ENTRIES:
-        raise ValueError(f"no model {name!r}; {_nearest(name, ENTRIES, 'list_models() lists them')}")
+        raise ValueError(f"unknown model {name!r}; {suggest(name, ENTRIES, 'list_models() lists them')}")
     return ENTRIES[name]
 
 
@@ -132,8 +132,3 @@ def block_counts(theirs: Iterable[str]) -> tuple[int, ...]:
     """Blocks per stage, as published names tell them: `layer2.3.conv1.weight` is of the fourth block of stage 2."""
     numbers = {match.groups() for name in theirs if (match := _BLOCK.match(name))}
     return tuple(len(list(blocks)) for _, blocks in groupby(sorted(int(stage) for stage, _ in numbers)))
-
-
-def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise

@@ -20,9 +20,9 @@ from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.checkpoint import Checkpoint, Facts
 from training.config import TrainConfig
-from training.data import Feed, ImageSet
+from training.data import BatchReader, ImageSet
 from training.log import RunLog
-from training.memory import checkpoint_bytes, saved_bytes, show_size
+from training.memory import checkpoint_bytes, saved_bytes
 from training.meter import Meter
 from training.random import GlobalRandom, mix, seed_device
 from training.report import checkpoints_kept
@@ -32,6 +32,7 @@ from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
 from training.stop import Stop
 from training.task import Batch, EvaluationContext, Task
+from training.units import show_size
 
 
 def fit(task: Task[Any], images: ImageSet, config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> bool:
@@ -71,7 +72,9 @@ class Loop:
         self.micro_batches = config.accumulation(ranks)
         self.micro_batch = config.batch // ranks // self.micro_batches
         self.state = TrainState(task.model, config, accelerator)
-        self.feed = Feed(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, accelerator.device)
+        self.feed = BatchReader(
+            images, config.seed, config.batch, self.rank, ranks, self.micro_batch, accelerator.device
+        )
 
     def run(self) -> bool:
         """From where the run folder stands to the end (True), or until asked to stop (False)."""
@@ -183,7 +186,7 @@ class Loop:
         """Micro-batch number `micro` of the next update, augmented."""
         stored, label = self.feed.get(self.state.update, micro)
         random = self.random("augment", micro)
-        batch = self.task.prepare(Batch(self.images.pixels.to_unit(stored), label), random)
+        batch = self.task.prepare(Batch(self.images.pixel_format.to_unit(stored), label), random)
         return replace(batch, image=batch.image.contiguous(memory_format=self.state.memory_format))
 
     def random(self, stream: str, micro: int) -> GlobalRandom:

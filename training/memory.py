@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from residual.count import machine_bytes
 from training.freeze import frozen_names
+from training.units import show_count, show_size
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def require_memory(
@@ -44,6 +47,16 @@ def total_bytes(device: torch.device) -> int | None:
     return None if there_is is None else there_is // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def machine_bytes() -> int | None:
+    """Memory of this machine, or the limit of this process's container; None if the system does not report it."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+    allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
+    return min(installed, int(allowed)) if allowed.isdecimal() else installed
+
+
 def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:
     """Bytes of weights and their average, and of gradients and the optimizer's slots where weights are trained."""
     return 2 * model_bytes(model) + (1 + optimizer_slots) * trained_bytes(model, frozen)
@@ -75,19 +88,6 @@ def saved_bytes(model: nn.Module, optimizer_slots: int, checkpoints: int = 1) ->
 def trained_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
     """Bytes of the weights that are trained, and so of their gradients."""
     return sum(p.nbytes for name, p in model.named_parameters() if p.requires_grad and name not in frozen)
-
-
-def show_count(number: float, digits: int = 4) -> str:
-    """A number as people say it: 1.05 M."""
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.{digits}g} {unit}"
-    return f"{number:.0f}"
-
-
-def show_size(count: float) -> str:
-    """Bytes as people say them: 1.05 MB."""
-    return f"{show_count(count, 3)}B" if count >= 1e3 else f"{count:.0f} bytes"
 
 
 def _parameters(model: nn.Module) -> str:

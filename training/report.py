@@ -9,9 +9,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
 from training.config import TrainConfig
-from training.memory import checkpoint_bytes, show_count, show_size, state_bytes
+from training.memory import checkpoint_bytes, state_bytes
 from training.schedule import learning_rate
 from training.task import Task
+from training.units import show_count, show_size
 from training.yaml_file import write_yaml
 
 

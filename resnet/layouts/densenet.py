@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from residual.keymap import Place, Rule, Table
-from residual.layout import Layout, inexpressible, require
+from residual.weights.keymap import Place, Rule, Table
+from residual.weights.layout import Layout, inexpressible, require
 
 if TYPE_CHECKING:
     from resnet.densenet import DenseNetConfig

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from residual.keymap import Place, Rule, Table, Transform
+from residual.weights.keymap import Place, Rule, Table, Transform
 
 if TYPE_CHECKING:
     from resnet.edsr import EDSRConfig

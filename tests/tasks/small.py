@@ -28,7 +28,7 @@ def train(run: DiffusionRun, images: Images, updates: int) -> DiffusionTask:
     optimizer = torch.optim.AdamW(task.model.parameters(), 3e-3)
     for update in range(updates):
         chosen = np.random.default_rng(update).choice(len(images), 32)
-        image = images.pixels.to_unit(torch.from_numpy(images.read(chosen)))
+        image = images.pixel_format.to_unit(torch.from_numpy(images.read(chosen)))
         label = None if images.labels is None else torch.from_numpy(images.labels[chosen])
         random = GlobalRandom(0, update, "task", 32, slice(0, 32), "cpu")
         batch = task.prepare(Batch(image, label), random)

@@ -12,9 +12,9 @@ from tests.training.toy import BATCH, ToyTask, accelerator, config, hashes, imag
 from training.config import TrainConfig
 from training.log import read
 from training.loop import fit
-from training.memory import show_size
 from training.run_folder import RunFolder
 from training.schedule import ema_keep
+from training.units import show_size
 
 
 def losses(path) -> list[float]:

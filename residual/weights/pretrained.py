@@ -1,20 +1,18 @@
 """Saving a network as a folder that is enough to rebuild it, and reading such folders strictly."""
 
 import dataclasses
-import difflib
 import json
 import os
 import tempfile
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from residual.keymap import check_state
+from residual.weights.config import read_config, read_json
+from residual.weights.keymap import check_state
 
 FORMAT_VERSION = 1
 M = TypeVar("M", bound="Pretrained")
@@ -183,55 +181,6 @@ def pickle_error(path: Path) -> ValueError:
     )
 
 
-def read_config(config_class: type, fields: Mapping[str, Any], optional: Iterable[str] = ()) -> Any:
-    """A config dataclass from plain JSON values, each checked against the field's type; lists become tuples.
-
-    Every field has to be there but for the `optional` ones: what a file leaves out, a default would decide, and with
-    another default tomorrow it would be another network.
-
-    Raises ValueError naming the field: unknown (with the nearest name), of the wrong type, or missing.
-    """
-    hints = typing.get_type_hints(config_class)
-    values = {}
-    for name, value in fields.items():
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            raise ValueError(f"unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        value = _tuples(value)
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name}={value!r} should be {_type_name(hints[name])}")
-        values[name] = value
-    if missing := [name for name in hints if name not in values and name not in optional]:
-        raise ValueError(
-            f"missing field {missing[0]!r}: add it, or save the model again with the version that wrote it"
-        )
-    return config_class(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return len(hints) == len(value) and all(map(_fits, value, hints))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _type_name(hint: Any) -> str:
-    return str(hint).replace("typing.", "") if typing.get_origin(hint) else hint.__name__
-
-
 def local_folder(folder_or_hub_id: str | Path) -> Path:
     """The folder itself, or a copy of a hub repository's JSON and safetensors files. Raises ValueError for neither."""
     folder = Path(folder_or_hub_id)
@@ -250,20 +199,7 @@ def local_folder(folder_or_hub_id: str | Path) -> Path:
         raise ValueError(f"{text!r} is neither a folder here nor a repository that the hub gave: {reason}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError if there is none."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} should hold a JSON object, not a {type(document).__name__}")
-    return document
-
-
-def _replace(path: Path, write: typing.Callable[[Path], Any]) -> None:
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
