@@ -260,7 +260,7 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     images = Images(np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) % 2)
     task = run.build(images)
     lines = run.start(task)
-    assert lines[0] == "validation: none, so evaluations tell nothing; see data.validation"
+    assert lines[0] == "validation: none, so nothing is evaluated; see data.validation"
     assert lines[1] == f"init: {init}"
     assert len(lines) == 4, "the classifier and the first convolution"
     assert torch.equal(
