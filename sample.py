@@ -26,6 +26,8 @@ MAX_IN_GRID = 256
 MAX_FRAMES = 40
 MAX_FILES = 10_000_000
 
+Labels = Callable[[Sequence[int]], list[int] | None]
+"""gives the labels of image numbers"""
 Drawn = tuple[np.ndarray, list[np.ndarray]]
 """pixels of an image (h, w, c), and those of the frames before it"""
 
@@ -90,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     model = load_model(args.model)
     args.sampler = args.sampler or model.default_sampler
-    label = _check(args, model)
+    labels = _check(args, model)
     device = _device(args.device)
     state = process_state()
     if state.is_main_process:
@@ -101,9 +103,9 @@ def main(argv: Sequence[str]) -> None:
     model.net.to(device)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    shown = gather_drawn(_draw(args, model, label, device), args.num)
+    shown = gather_drawn(_draw(args, model, labels, device), args.num)
     if state.is_main_process:
-        _write(args, model, label, shown)
+        _write(args, model, labels, shown)
     leave_processes()
 
 
@@ -113,8 +115,8 @@ def _options(args: argparse.Namespace) -> dict[str, float | str | tuple[float, f
     return {name: getattr(args, name) for name in names} | {"guidance_interval": tuple(args.guidance_interval)}
 
 
-def _check(args: argparse.Namespace, model: DiffusionModel) -> Callable[[int], int] | None:
-    """The label of each image number. Raises ValueError for options that do not suit the model."""
+def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
+    """The labels of image numbers. Raises ValueError for options that do not suit the model."""
     for name in ("num", "batch"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}={getattr(args, name)} draws no image; give at least 1")
@@ -125,12 +127,11 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Callable[[int], i
     check_savable(model.shape[0], model.pixel_format)
     model.check(**_options(args))
     if args.label == "all" and "all" not in (model.classes or ()):
-        classes = len(model.classes or ())
-        return (lambda number: number % classes) if classes else None
+        return model.cycle
     label = model.label(args.label)
     if args.guidance != 1 and label == model.null:
         raise ValueError(f"guidance={args.guidance:g} strengthens a label, but label is none; leave one of them out")
-    return lambda number: label
+    return lambda numbers: [label] * len(numbers)
 
 
 def _device(name: str) -> torch.device:
@@ -148,7 +149,7 @@ def _device(name: str) -> torch.device:
 
 
 def _draw(
-    args: argparse.Namespace, model: DiffusionModel, label: Callable[[int], int] | None, device: torch.device
+    args: argparse.Namespace, model: DiffusionModel, labels: Labels, device: torch.device
 ) -> list[tuple[int, Drawn]]:
     """Draws and writes this process's images. Returns those that the grid and the animation show, by number."""
     state = process_state()
@@ -160,7 +161,7 @@ def _draw(
     batches = math.ceil(math.ceil(args.num / state.num_processes) / args.batch)
     share = model.draw_share(
         args.num,
-        label,
+        labels,
         batch=args.batch,
         rank=state.process_index,
         ranks=state.num_processes,
@@ -184,9 +185,7 @@ def _draw(
     return kept
 
 
-def _write(
-    args: argparse.Namespace, model: DiffusionModel, label: Callable[[int], int] | None, shown: list[Drawn]
-) -> None:
+def _write(args: argparse.Namespace, model: DiffusionModel, labels: Labels, shown: list[Drawn]) -> None:
     """Writes the pictures that show many images, and prints where everything is."""
     suffix = model.pixel_format.file
     print(f"images: {args.out / f'000000.{suffix}'} … {args.out / f'{args.num - 1:06d}.{suffix}'}")
@@ -195,7 +194,7 @@ def _write(
         print(f"note: {args.out} also holds {stale} images that this command did not write")
     if shown and (note := hidden_note(model.shape[0])):
         print(f"note: {note}")
-    names = model.names(None if label is None else [label(number) for number in range(len(shown))])
+    names = model.names(labels(range(len(shown))))
     if args.animation:
         stacked = [np.stack(frame) for frame in zip(*(frames for _, frames in shown), strict=True)]
         save_animation([draw_grid(frame, names) for frame in stacked], args.out / "animation.gif")

@@ -97,7 +97,7 @@ class DiffusionModel:
         return chosen
 
     def cycle(self, images: Sequence[int]) -> list[int] | None:
-        """A label for each image number, going through the classes in turn; None for a model without classes."""
+        """A label for each image number, the classes in turn; None for a model without classes."""
         return None if self.classes is None else [k % len(self.classes) for k in images]
 
     def label(self, text: str) -> int:
@@ -166,7 +166,7 @@ class DiffusionModel:
     def draw_share(
         self,
         count: int,
-        label: Callable[[int], int] | None,
+        labels: Callable[[Sequence[int]], list[int] | None],
         *,
         batch: int,
         rank: int = 0,
@@ -178,13 +178,12 @@ class DiffusionModel:
 
         Yields (numbers, step, images) for the noise (step 0) and after every step; at step `steps` the images are
         finished. All processes yield equally often, so that they can stop together. Numbers of `count` and more fill
-        up the last share. `label` gives the label of an image number; `options` as in `denoising`.
+        up the last share. `labels` gives the labels of image numbers, such as `cycle`; `options` as in `denoising`.
         """
         mine = range(rank, -(-count // ranks) * ranks, ranks)
         for start in range(0, len(mine), batch):
             numbers = mine[start : start + batch]
-            labels = None if label is None else [label(number) for number in numbers]
-            for step, x in enumerate(self.denoising(numbers, labels, steps=steps, **options)):
+            for step, x in enumerate(self.denoising(numbers, labels(numbers), steps=steps, **options)):
                 yield numbers, step, x
 
     def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:
