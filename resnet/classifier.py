@@ -16,7 +16,7 @@ from resnet.checks import check_images
 from resnet.layouts import export_weights, import_weights, without_prefix
 
 
-class Classifier(Pretrained, nn.Module):
+class Classifier(Pretrained):
     """Levels of features, their mean over all pixels, and a linear map to one logit per class.
 
     A subclass makes `levels`, each of which takes the output of the one before, and `fc`.
@@ -29,8 +29,7 @@ class Classifier(Pretrained, nn.Module):
     fc: nn.Linear
 
     def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.total_stride: int = config.feature_info[-1][1]
         # what makes of a timestep the vector that the levels are conditioned on, if they are
         self.embedding: nn.Module | None = None

@@ -47,7 +47,7 @@ class EDSRConfig:
         return (2, 2) if self.scale == 4 else (self.scale,)
 
 
-class EDSR(Pretrained, nn.Module):
+class EDSR(Pretrained):
     """EDSR (Lim et al. 2017): residual blocks without norms inside one long residual sum, then pixel shuffle.
 
     Images are red, green and blue from 0 to 255, as in the published weights; `mean` is taken off first and added
@@ -62,8 +62,7 @@ class EDSR(Pretrained, nn.Module):
     mean: Tensor
 
     def __init__(self, config: EDSRConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.channels
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
         merge = partial(Add, branch_scale=config.branch_scale)
