@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from training.script import ScriptParser, command
 
 from diffusion import DDPM, SCHEDULERS
 from pipelines.diffusion import DiffusionModel, describe_formulation, load_model
 from residual.names import require_known
+from training.script import ScriptParser, command
 from unet import UNet, diffusers_config
 
 TARGETS = ("diffusers",)
@@ -83,8 +83,8 @@ def ddpm_of(model: DiffusionModel) -> DDPM:
     """The formulation of a model that diffusers' DDPM and DDIM pipelines can run. Raises ValueError for others."""
     if not isinstance(model.formulation, DDPM):
         raise ValueError(
-            f"a model with objective.kind={describe_formulation(model.formulation)['kind']} cannot be exported, because "
-            "diffusers' unconditional pipelines run ddpm models; draw with sample.py"
+            f"objective.kind={describe_formulation(model.formulation)['kind']} cannot be exported, because diffusers' "
+            "unconditional pipelines run ddpm models; draw with sample.py"
         )
     return model.formulation
 

@@ -9,11 +9,11 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from training.script import ScriptParser, command
 
 from diffusion import SAMPLERS, late_start
 from diffusion.guidance import ALL_LEVELS
@@ -21,6 +21,7 @@ from pipelines.diffusion import DiffusionModel, gather_drawn, load_model
 from pipelines.grid import draw_grid, save_animation
 from pipelines.pictures import check_savable, hidden_note, save_image, to_uint8
 from training.accelerator import leave_processes, process_state
+from training.script import ScriptParser, command
 
 MAX_IN_GRID = 256
 MAX_FRAMES = 40
@@ -109,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
     leave_processes()
 
 
-def _options(args: argparse.Namespace) -> dict[str, float | str | tuple[float, float]]:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `DiffusionModel.denoising` that stand in the command line."""
     names = ("sampler", "steps", "eta", "churn", "guidance")
     return {name: getattr(args, name) for name in names} | {"guidance_interval": tuple(args.guidance_interval)}

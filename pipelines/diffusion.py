@@ -35,9 +35,10 @@ from pipelines.folder import check_finite, find_model
 from residual.names import require_known, shorten
 from residual.weights.config import read_config, read_json
 from training.data.pixel_format import BYTES, PixelFormat
-from unet import UNet
+from unet import EDM2UNet, UNet
 
 T = TypeVar("T")
+Network = UNet | EDM2UNet
 
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "diffusion.json"
@@ -49,7 +50,7 @@ _DROPOUT = "train one with diffusion.label_dropout=0.1"
 class DiffusionModel:
     """A denoising network with everything needed to use it."""
 
-    net: UNet
+    net: Network
     formulation: Formulation
     shape: tuple[int, int, int]
     """(c, h, w) of its images"""
@@ -207,6 +208,7 @@ class DiffusionModel:
             "format_version": FORMAT_VERSION,
             "formulation": describe_formulation(self.formulation),
             "classes": self.classes,
+            "null_label": self.null is not None,
             "pixel_format": asdict(self.pixel_format),
         }
         self.net.save_pretrained(folder)
@@ -225,7 +227,7 @@ def load_model(path: str | Path) -> DiffusionModel:
     Raises ValueError, with the reason, if there is none or it is incomplete.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    formulation, classes, pixel_format = read_description(folder / DESCRIPTION_FILE)
+    formulation, classes, null_label, pixel_format = read_description(folder / DESCRIPTION_FILE)
     net = UNet.from_pretrained(folder).float()
     check_finite(net, folder)
     if getattr(net.config, "learned_variance", False):
@@ -239,18 +241,22 @@ def load_model(path: str | Path) -> DiffusionModel:
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
         )
-    return describe(net, formulation, classes, pixel_format, images_seen)
+    return describe(net, formulation, classes, null_label, pixel_format, images_seen)
 
 
 def describe(
-    net: UNet,
+    net: Network,
     formulation: Formulation,
     classes: tuple[str, ...] | None,
+    null_label: bool,
     pixel_format: PixelFormat = BYTES,
     images_seen: int | None = None,
 ) -> DiffusionModel:
-    """The model of a network. Its config gives the shape of the images, and whether there is a null label."""
-    null = len(classes) if classes is not None and net.config.null_label else None
+    """The model of a network, whose config gives the shape of the images.
+
+    `null_label`: whether the network was also trained without labels.
+    """
+    null = len(classes) if classes is not None and null_label else None
     shape = (net.config.out_channels, *net.config.size)
     return DiffusionModel(net, formulation, shape, classes, null, pixel_format, images_seen)
 
@@ -268,8 +274,8 @@ def read_formulation(document: dict[str, Any]) -> Formulation:
     return read_config(FORMULATIONS[kind], fields)
 
 
-def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, PixelFormat]:
-    """Formulation, classes and pixel format of a model folder. Raises ValueError for what is incomplete or unknown."""
+def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat]:
+    """Formulation, classes, whether there is a null label, and pixel format. Raises ValueError for what is incomplete."""
     document = read_json(path)
     try:
         if (version := document["format_version"]) != FORMAT_VERSION:
@@ -279,7 +285,8 @@ def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, P
             )
         classes = None if document["classes"] is None else tuple(map(str, document["classes"]))
         pixel_format = read_config(PixelFormat, document["pixel_format"])
-        return read_formulation(document["formulation"]), classes, pixel_format
+        formulation = read_formulation(document["formulation"])
+        return formulation, classes, bool(document["null_label"]), pixel_format
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except (ValueError, TypeError, AttributeError) as error:
