@@ -12,8 +12,8 @@ from pathlib import Path
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffusion import SAMPLERS
-from diffusion.names import known
 from pipelines.diffusion import DiffusionModel, load_model
+from residual.names import require_known
 from training.cli import ScriptParser, command
 from unet import UNet, diffusers_config
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, converts, writes."""
     args = parser().parse_args(argv)
-    known("target of --to", args.to, TARGETS)
+    require_known("target of --to", args.to, TARGETS)
     if (
         args.out.exists()
         and not (args.out / "model_index.json").is_file()

@@ -7,7 +7,7 @@ about parameterisations is in this file. Names are those of diffusers ("sample" 
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.names import known
+from residual.names import require_known
 
 Images = Float[Tensor, "b c h w"]
 PerImage = Float[Tensor, "b 1 1 1"]
@@ -36,7 +36,7 @@ def clean_and_noise(
 
 
 def _row(prediction: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    known("prediction", prediction, PREDICTIONS)
+    require_known("prediction", prediction, PREDICTIONS)
     rows: dict[str, tuple[Tensor | float, Tensor | float]] = {
         "epsilon": (0.0, 1.0),
         "sample": (1.0, 0.0),

@@ -24,10 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion.denoiser import Denoiser
-from diffusion.names import known
 from diffusion.prediction import clean_and_noise
 from diffusion.schedule import Schedule
 from diffusion.seeds import normal
+from residual.names import require_known
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 def check(sampler: str, steps: int, schedule: Schedule, eta: float = 0.0) -> None:
     """Raises ValueError if the sampler is unknown, takes no `eta`, or cannot make this number of steps."""
-    known("sampler", sampler, SAMPLERS)
+    require_known("sampler", sampler, SAMPLERS)
     if steps < 1:
         raise ValueError(f"steps={steps} makes no image; give 1 to {schedule.timesteps}")
     if steps > schedule.timesteps:

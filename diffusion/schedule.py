@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion.names import known
+from residual.names import require_known
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     # Ho et al. 2020, section 4
@@ -43,8 +43,8 @@ class Schedule:
     """of the noise that a DDPM step adds: "fixed_large" (beta) or "fixed_small" (the posterior's); ibid., 3.2"""
 
     def __post_init__(self) -> None:
-        known("schedule", self.name, PUBLISHED)
-        known("variance", self.variance, VARIANCES)
+        require_known("schedule", self.name, PUBLISHED)
+        require_known("variance", self.variance, VARIANCES)
         least = int(1000 * PUBLISHED[self.name].get("beta_end", 0.001)) + 1
         if self.timesteps < least:
             raise ValueError(

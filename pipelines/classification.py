@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipelines.folder import check_finite, find_model
-from residual.pretrained import read_config, read_json
+from residual.weights.config import read_config, read_json
 from resnet import ResNet
 from training.data import DataConfig, ImageSet
 from training.data.decode import decode

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion import PREDICTIONS, Denoiser, NetDenoiser, Schedule, denoising, generators, guided
-from diffusion.names import known, some
 from diffusion.sampler import check
 from pipelines.folder import check_finite, find_model
-from residual.pretrained import read_config
+from residual.names import require_known, shorten
+from residual.weights.config import read_config
 from training.data.pixels import BYTES, Pixels
 from unet import UNet
 
@@ -85,9 +85,9 @@ class DiffusionModel:
             if int(text) in range(len(self.classes)):
                 return int(text)
             raise ValueError(
-                f"label {text} is outside 0 … {len(self.classes) - 1}; the classes are: {some(self.classes)}"
+                f"label {text} is outside 0 … {len(self.classes) - 1}; the classes are: {shorten(self.classes)}"
             )
-        return self.classes.index(known("class", text, self.classes))
+        return self.classes.index(require_known("class", text, self.classes))
 
     def names(self, labels: Sequence[int] | None) -> list[str] | None:
         """The names of labels, as `label` reads them."""
@@ -214,7 +214,7 @@ def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None,
             )
         fields = {name: document[name] for name in ("schedule", "timesteps", "variance", "prediction", "classes")}
         found = read_config(_Description, fields)
-        known("prediction", found.prediction, PREDICTIONS)
+        require_known("prediction", found.prediction, PREDICTIONS)
         schedule = Schedule(name=found.schedule, timesteps=found.timesteps, variance=found.variance)
         pixels = BYTES if document["format_version"] == 1 else read_config(Pixels, document["pixels"])
         return schedule, found.prediction, found.classes, pixels

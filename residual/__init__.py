@@ -1,12 +1,8 @@
 """Residual blocks, `merge(shortcut(x), branch(x, emb))`, and their parts."""
 
 from residual.attention import SelfAttention, head_count
-from residual.block import Chain, Residual
-from residual.branch import attention_branch, unet_branch, unet_shortcut
-from residual.conv import ZeroConv2d
-from residual.drop import DropPath
+from residual.block import Add, Chain, Concat, DropPath, Gate, Identity, Project, Residual, ZeroConv2d, ZeroPad
 from residual.embedding import AddEmbedding, FourierEmbedding, LabelEmbedding, LinearLabelEmbedding, SinusoidalEmbedding
-from residual.merge import Add, Concat, Gate
 from residual.norm import FrozenBatchNorm2d, NormAct, group_count
 from residual.resample import AveragePool, FIRDown, FIRDownConv, FIRUp, Nearest, NearestConv, StridedConv
 from residual.resnet_branch import (
@@ -22,8 +18,8 @@ from residual.resnet_branch import (
     projection,
     split_attention_branch,
 )
-from residual.shortcut import Identity, Project, ZeroPad
 from residual.squeeze import SplitAttention, SqueezeExcite
+from residual.unet_branch import attention_branch, unet_branch, unet_shortcut
 
 __all__ = [
     "Add",

@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from residual.conv import ZeroConv2d
+from residual.block import ZeroConv2d
 
 
 def head_count(channels: int, heads: int | None = None, head_channels: int | None = None) -> int:

@@ -1,26 +1,25 @@
-"""The sum that everything here is made of: `y = merge(shortcut(x), branch(x, emb))`."""
+"""The residual block `merge(shortcut(x), branch(x, emb))`, with its shortcuts, merges and other small parts."""
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from residual.merge import Add
-from residual.shortcut import Identity
 
 C = TypeVar("C", bound="Chain")
 
 
 def takes_emb(module: nn.Module) -> bool:
-    """Whether a module is called as `module(x, emb)` rather than `module(x)`: its attribute `takes_emb` says so."""
+    """Whether a module is called as `module(x, emb)` rather than `module(x)`: its attribute `takes_emb`."""
     return bool(getattr(module, "takes_emb", False))
 
 
 class Chain(nn.Module):
-    """Modules one after the other, each under its name; `emb` goes only to those that take it.
+    """Named modules, called one after the other. `emb` is passed only to the nodes that take it.
 
-    A node takes the embedding if its attribute `takes_emb` is true. That is read once, here, so a node that is put in
-    later must be of the same kind as the one it replaces. Nodes that are `None` are left out.
+    A node takes the embedding if its attribute `takes_emb` is true. The attribute is read once, when the chain is
+    built, so a node may be replaced only by one of the same kind. Nodes that are `None` are left out.
 
     Raises ValueError for a name that `nn.Module` already uses (`half`, `type`, …).
     """
@@ -36,7 +35,7 @@ class Chain(nn.Module):
         self.takes_emb = bool(self._conditioned)
 
     def then(self: C, **nodes: nn.Module | None) -> C:
-        """These nodes and then those: `branch.then(se=SqueezeExcite(64))`."""
+        """A chain of the nodes of this one, followed by `nodes`: `branch.then(se=SqueezeExcite(64))`."""
         return type(self)(**dict(self.named_children()), **nodes)
 
     def forward(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> Tensor:
@@ -48,8 +47,8 @@ class Chain(nn.Module):
 class Residual(nn.Module):
     """A residual block: `merge(shortcut(x), branch(x, emb))` (He et al. 2015, eq. 1 and 2).
 
-    The shortcut is the identity and the merge a plain sum unless others are given. What both paths share (a common
-    pre-activation, say) stands before the block in a `Chain`.
+    The default shortcut is the identity, the default merge a plain sum. Nodes that both paths share, such as a common
+    pre-activation, stand before the block in a `Chain`.
     """
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None, merge: nn.Module | None = None) -> None:
@@ -60,8 +59,125 @@ class Residual(nn.Module):
         self.takes_emb = takes_emb(branch)
 
     def parts(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> tuple[Tensor, Tensor]:
-        """What the merge is given: the shortcut's output `s` and the branch's output `f`."""
+        """The inputs of the merge: the shortcut's output `s` and the branch's output `f`."""
         return self.shortcut(x), self.branch(x, emb) if self.takes_emb else self.branch(x)
 
     def forward(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> Tensor:
         return self.merge(*self.parts(x, emb))
+
+
+class Identity(nn.Module):
+    """A shortcut that returns its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Project(nn.Conv2d):
+    """A 1×1 convolution, as a shortcut between two widths (He et al. 2015, eq. 2)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(c_in, c_out, kernel_size=1, stride=stride, bias=bias)
+
+
+class ZeroPad(nn.Module):
+    """A shortcut that keeps every `stride`-th pixel and pads with channels of zeros (He et al. 2015, option A).
+
+    Two conventions are in use, and weights trained under one are wrong under the other: `side="end"` adds all zeros
+    after the input's channels (fb.resnet.torch), `side="split"` half of them before (akamaster/pytorch_resnet_cifar10).
+    Raises ValueError if the output would be narrower than the input.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, side: Literal["end", "split"] = "end") -> None:
+        super().__init__()
+        if side not in ("end", "split"):
+            raise ValueError(f"no side {side!r}; one of: end, split")
+        if c_out < c_in:
+            raise ValueError(f"{c_in} channels cannot be padded to {c_out}: project them")
+        self.stride = stride
+        self.before = (c_out - c_in) // 2 if side == "split" else 0
+        self.after = c_out - c_in - self.before
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:
+        return f"{self.before} before, {self.after} after, stride={self.stride}"
+
+
+class Add(nn.Module):
+    """The merge `act(scale · s + branch_scale · f)` of shortcut `s` and branch `f`.
+
+    `act` is the activation after the sum (none in a U-Net, ReLU in a ResNet). With `scale = branch_scale = √½`, the
+    sum of two independent signals of equal variance keeps that variance (Song et al. 2021, NCSN++). With
+    `branch_scale = h`, the block is an Euler step of length h.
+    """
+
+    def __init__(self, act: nn.Module | None = None, scale: float = 1.0, branch_scale: float = 1.0) -> None:
+        super().__init__()
+        self.act = act
+        self.scale = scale
+        self.branch_scale = branch_scale
+
+    def forward(self, s: Tensor, f: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            s = self.scale * s
+        y = torch.add(s, f, alpha=self.branch_scale)
+        return y if self.act is None else self.act(y)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}, branch_scale={self.branch_scale:g}"
+
+
+class Gate(nn.Module):
+    """The merge `T · f + (1 - T) · s`, where T = σ(3×3 convolution of s) (Srivastava et al. 2015, eq. 3: highway).
+
+    A negative `bias` starts the gate near the shortcut, so that a deep network starts near the identity.
+    """
+
+    def __init__(self, channels: int, bias: float = -2.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        nn.init.constant_(self.conv.bias, bias)  # type: ignore[arg-type]
+
+    def forward(self, s: Float[Tensor, "b c h w"], f: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return torch.lerp(s, f, self.conv(s).sigmoid())
+
+
+class Concat(nn.Module):
+    """The merge of a DenseNet layer: the channels of `s`, then those of `f`."""
+
+    def forward(self, s: Float[Tensor, "b c1 h w"], f: Float[Tensor, "b c2 h w"]) -> Float[Tensor, "b c3 h w"]:
+        return torch.cat([s, f], dim=1)
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution whose weights start at zero. As the last node of a branch, it makes a new block its shortcut."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the branch of each image with `probability` in training (Huang et al. 2016).
+
+    The branches that are kept are divided by `1 - probability`, which keeps the mean. It is the last node of a branch.
+    Raises ValueError unless 0 ≤ probability < 1.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"probability={probability} of dropping a branch must be at least 0 and below 1")
+        self.probability = probability
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if not self.training:
+            return x
+        keep = 1 - self.probability
+        return x * (torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability:g}"

@@ -1,16 +1,12 @@
 """Parameters and multiply-adds, counted rather than estimated."""
 
 import copy
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def parameters(model: nn.Module) -> int:
@@ -41,23 +37,11 @@ def multiply_adds_of_parts(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     return counts | {"": counter.get_total_flops() // 2}
 
 
-def machine_bytes() -> int | None:
-    """Memory of this machine, or of the container around this process; None where the system does not tell."""
-    try:
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
-    allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
-    return min(installed, int(allowed)) if allowed.isdecimal() else installed
+def check_weight_bytes(make: Callable[[], nn.Module], max_bytes: int) -> None:
+    """Raises ValueError if the weights of the model returned by `make()` would take more than `max_bytes`.
 
-
-def check_memory(make: Callable[[], nn.Module]) -> None:
-    """Raises ValueError if the weights of the model that `make()` makes are more than this machine has memory.
-
-    It is made on the meta device, which takes none. Where the system does not tell its memory nothing is checked.
+    The model is built on the meta device, without memory.
     """
-    if (have := machine_bytes()) is None:
-        return
     try:
         with torch.device("meta"):
             needed = sum(t.numel() * t.element_size() for t in make().state_dict().values())
@@ -65,8 +49,8 @@ def check_memory(make: Callable[[], nn.Module]) -> None:
         if "overflow" not in str(error).lower():
             raise
         needed = 2**63
-    if needed > have:
+    if needed > max_bytes:
         raise ValueError(
-            f"the weights alone would take {needed / 2**30:,.1f} GiB, and this machine has {have / 2**30:,.1f}: "
-            "take fewer channels, or smaller multipliers"
+            f"the weights would take {needed / 2**30:,.1f} GiB, more than max_bytes={max_bytes:,}: "
+            "use fewer channels or smaller multipliers"
         )

@@ -8,8 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from residual.block import Chain, Residual
-from residual.shortcut import Project
+from residual.block import Chain, Project, Residual
 from residual.squeeze import SplitAttention
 
 Norm = Callable[[int], nn.Module]

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from residual.keymap import Difference
-from residual.layout import Layout, read_state
-from residual.pretrained import Pretrained
+from residual.weights.keymap import Difference
+from residual.weights.layout import Layout, read_state
+from residual.weights.pretrained import Pretrained
 from resnet.checks import check_images
 from resnet.config.classifier import ClassifierConfig
 from resnet.layouts import export_weights, import_weights, without_prefix

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual import Add, Chain, Residual, edsr_branch
-from residual.keymap import export_state, import_state
-from residual.layout import read_state, unknown_layout
-from residual.pretrained import Pretrained
+from residual.names import require_known
+from residual.weights.keymap import export_state, import_state
+from residual.weights.layout import read_state
+from residual.weights.pretrained import Pretrained
 from resnet.checks import check_images
 from resnet.config.edsr import EDSRConfig
 from resnet.layouts import edsr as names
@@ -85,5 +86,4 @@ class EDSR(Pretrained, nn.Module):
 
 
 def _check_layout(name: str) -> None:
-    if name != LAYOUT:
-        raise unknown_layout(name, [LAYOUT])
+    require_known("layout", name, [LAYOUT])

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual import Add, Project
-from residual.keymap import export_state, import_state
-from residual.layout import Layout, read_state, unknown_layout
+from residual.names import require_known
+from residual.weights.keymap import export_state, import_state
+from residual.weights.layout import Layout, read_state
 from resnet.checks import check_images
 from resnet.classifier import Classifier
 from resnet.layouts import fpn as names
@@ -82,8 +83,7 @@ class FPN(nn.Module):
         return export_state(names.places(body, self.config, len(self.lateral)), body.table, self.state_dict())
 
     def _layout(self, name: str) -> Layout:
-        if name != "torchvision" or name not in self.layouts:
-            raise unknown_layout(name, {"torchvision"} & self.layouts.keys())
+        require_known("layout", name, {"torchvision"} & self.layouts.keys())
         self.layouts[name].check(self.config)
         return self.layouts[name]
 

@@ -16,7 +16,7 @@ from residual.names import require_known
 from residual.weights.config import read_json
 from residual.weights.keymap import Difference
 from residual.weights.layout import read_state
-from residual.weights.pretrained import local_folder
+from residual.weights.pretrained import local_folder, qualified_name
 from resnet.classifier import Classifier, load_weights
 from resnet.config.classifier import ClassifierConfig
 from resnet.config.densenet import DenseNetConfig
@@ -107,9 +107,9 @@ def from_pretrained(folder_or_hub_id: str | Path) -> Network:
     found = read_json(path).get("model")
     networks: list[type[Network]] = [*(network for _, network in NETWORKS.values()), EDSR]
     for network in networks:
-        if found == network.model_name():
+        if found == qualified_name(network):
             return network.from_pretrained(folder)
-    names = ", ".join(network.model_name() for network in networks)
+    names = ", ".join(qualified_name(network) for network in networks)
     raise ValueError(f"{path} describes model={found!r}, which is none of: {names}")
 
 

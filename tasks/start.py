@@ -15,8 +15,9 @@ from torch import Tensor
 
 from diffusion import PUBLISHED, Schedule
 from pipelines.diffusion import DESCRIPTION_FILE, read_description
-from residual.keymap import check_state
-from residual.pretrained import local_folder, read_json, read_weights
+from residual.weights.config import read_json
+from residual.weights.keymap import check_state
+from residual.weights.pretrained import local_folder, read_weights
 from unet import UNet, UNetConfig
 from unet.adapt import adapt_weights
 from unet.layouts import config_of_weights, import_weights, likely_layouts

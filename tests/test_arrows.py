@@ -17,7 +17,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "residual": (set(), BASE),
     "resnet": ({"residual"}, BASE),
     "unet": ({"residual"}, BASE),
-    "diffusion": (set(), BASE | {"diffusers"}),
+    "diffusion": ({"residual"}, BASE | {"diffusers"}),
     "training": (
         {"residual"},
         BASE | {"accelerate", "datasets", "filelock", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},

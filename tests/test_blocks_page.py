@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import resnet
 import unet
-from residual.keymap import Place, Rule, Table, import_state
+from residual.weights.keymap import Place, Rule, Table, import_state
 from unet.layouts.diffusers import TABLE
 
 PAGE = (Path(__file__).parents[1] / "docs" / "blocks.md").read_text()

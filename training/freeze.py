@@ -1,12 +1,13 @@
 """Parameters that are kept as they are."""
 
-import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
+
+from residual.names import suggest
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> str | None:
@@ -20,9 +21,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str | None:
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not frozen_names(model, [pattern]):
-            near = difflib.get_close_matches(pattern, _patterns(names), n=2, cutoff=0.5)
-            known = f"did you mean {' or '.join(near)}?" if near else f"names are such as {names[0]} and {names[-1]}"
-            raise ValueError(f"freeze={pattern} matches no parameter; {known}")
+            examples = f"names are such as {names[0]} and {names[-1]}"
+            raise ValueError(f"freeze={pattern} matches no parameter; {suggest(pattern, _patterns(names), examples)}")
     frozen = frozen_names(model, patterns)
     if len(frozen) == len(names):
         raise ValueError(f"freeze={','.join(patterns)} leaves no parameter to train; freeze fewer")

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from residual.count import machine_bytes
 from training.freeze import frozen_names
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def require_memory(outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device, moments: int) -> None:
@@ -39,6 +41,16 @@ def total_bytes(device: torch.device) -> int | None:
         return torch.cuda.get_device_properties(device).total_memory
     there_is = machine_bytes()
     return None if there_is is None else there_is // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine, or the limit of this process's container; None if the system does not report it."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+    allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
+    return min(installed, int(allowed)) if allowed.isdecimal() else installed
 
 
 def state_bytes(model: nn.Module, moments: int, frozen: frozenset[str] = frozenset()) -> int:

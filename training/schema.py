@@ -4,7 +4,6 @@ Types are checked, and `--help` is written, by jsonargparse; what stands around 
 line with the value, the rule and the way out.
 """
 
-import difflib
 from argparse import ArgumentError
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_origin
 
 import jsonargparse
 
+from residual.names import closest
 from training.fields import Leaf, alternatives, kinds, leaves, sections, words
 from training.yaml_file import read_value
 
@@ -135,7 +135,7 @@ class Schema:
         section, _, last = name.rpartition(".")
         known = [*self.leaves, *(OWN if dashes else self.sections)]
         beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
-        likely = [beside[near] for near in difflib.get_close_matches(last, beside, n=2)]
+        likely = [beside[near] for near in closest(last, beside, 2)]
         likely += [other for other in known if other.rpartition(".")[2] == last]
         if likely or section not in self.sections:
             return nearest(name, known, dashes, likely)
@@ -144,7 +144,7 @@ class Schema:
 
 def nearest(name: str, known: Collection[str], dashes: str = "", likely: Sequence[str] = ()) -> str:
     """The way out of an unknown name: the likeliest of the known ones, all if they are few, else where to find them."""
-    if found := likely or difflib.get_close_matches(name, known, n=2):
+    if found := likely or closest(name, known, 2):
         return f"did you mean {' or '.join(dashes + other for other in found[:3])}?"
     return f"there is {', '.join(known)}" if len(known) <= 12 else "see train.py --help"
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from residual.keymap import check_state
+from residual.weights.keymap import check_state
 from training.accelerator import choose_memory_format, on_main
 from training.checkpoint import Checkpoint, read_tensors
 from training.config import TrainConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from residual import head_count
-from residual.branch import Conditioning
+from residual.unet_branch import Conditioning
 
 Resample = Literal["conv", "conv_same", "block", "block_project", "block_fir"]
 TimeEmbedding = Literal["ddpm", "adm", "fourier", "log_fourier"]

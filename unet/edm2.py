@@ -24,7 +24,7 @@ from residual.magnitude import (
     mp_branch,
     mp_cat,
 )
-from residual.pretrained import Pretrained
+from residual.weights.pretrained import Pretrained
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts import export_weights, import_weights
 from unet.model import level_chain

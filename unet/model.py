@@ -27,8 +27,9 @@ from residual import (
     unet_branch,
     unet_shortcut,
 )
-from residual.pretrained import Pretrained, laid_out, local_folder, read_json, read_weights
 from residual.recompute import recompute
+from residual.weights.config import read_json
+from residual.weights.pretrained import Pretrained, laid_out, local_folder, read_weights
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.embedding import DivideByTime, Embedding
 from unet.layouts import export_weights, import_weights

@@ -1,12 +1,12 @@
 """Published U-Nets by name."""
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from residual.count import check_memory
+from residual.count import check_weight_bytes
+from residual.names import require_known
 from unet.config import UNetConfig
 from unet.edm2 import EDM2_PRESETS, EDM2Config, EDM2UNet
 from unet.model import UNet
@@ -211,22 +211,18 @@ def preset(name: str) -> UNetConfig | EDM2Config:
 
     Raises ValueError for an unknown name, with the nearest ones.
     """
-    if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3)
-        known = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(_PRESETS)}"
-        raise ValueError(f"no preset {name!r}; {known}")
-    return _PRESETS[name].config
+    return _PRESETS[require_known("preset", name, _PRESETS)].config
 
 
-def build(config: UNetConfig | EDM2Config) -> UNet | EDM2UNet:
+def build(config: UNetConfig | EDM2Config, max_bytes: int = 2**40) -> UNet | EDM2UNet:
     """The network that a config describes, freshly initialised, on the default device.
 
-    Raises ValueError, before any work, if its weights are more than this machine has memory.
+    Raises ValueError, before memory is taken, if its weights would take more than `max_bytes`.
     """
 
     def make() -> UNet | EDM2UNet:
         return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
 
-    if torch.get_default_device().type == "cpu":
-        check_memory(make)
+    if torch.get_default_device().type != "meta":
+        check_weight_bytes(make, max_bytes)
     return make()

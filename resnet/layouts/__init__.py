@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from residual.keymap import Difference, export_state, import_state, published_names
-from residual.layout import Layout, unknown_layout
+from residual.names import require_known
+from residual.weights.keymap import Difference, export_state, import_state, published_names
+from residual.weights.layout import Layout
 
 STEM = "levels.0.conv1.weight"
 CLASSIFIER = ("fc.weight", "fc.bias")
@@ -106,8 +107,7 @@ def _names(layout: Layout, config: Any, ours: State) -> dict[str, str]:
 def _layout(layouts: Layouts, name: str, config: Any) -> Layout:
     if not layouts:
         raise ValueError(NONE)
-    if name not in layouts:
-        raise unknown_layout(name, layouts)
+    require_known("layout", name, layouts)
     layouts[name].check(config)
     return layouts[name]
 

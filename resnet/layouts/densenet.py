@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from residual.keymap import Place, Rule, Table
-from residual.layout import Layout, inexpressible, require
+from residual.weights.keymap import Place, Rule, Table
+from residual.weights.layout import Layout, inexpressible, require
 from resnet.config.densenet import DenseNetConfig
 
 TABLE: Table = {

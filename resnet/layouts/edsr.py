@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from residual.keymap import Place, Rule, Table, Transform
+from residual.weights.keymap import Place, Rule, Table, Transform
 from resnet.config.edsr import EDSRConfig
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from residual.keymap import Place
-from residual.layout import Layout
+from residual.weights.keymap import Place
+from residual.weights.layout import Layout
 
 _OLD = re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)")
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from residual.keymap import Place, Rule, Table, conv_to_linear
-from residual.layout import Layout, inexpressible, require
+from residual.weights.keymap import Place, Rule, Table, conv_to_linear
+from residual.weights.layout import Layout, inexpressible, require
 from resnet.config.resnet import ResNetConfig, blocks_of
 
 _ATTENTION = ("conv2.conv", "conv2.bn0", "conv2.fc1", "conv2.bn1", "conv2.fc2", "se.fc1", "se.fc2")

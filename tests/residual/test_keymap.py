@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from residual.keymap import (
+from residual.weights.config import read_config
+from residual.weights.keymap import (
     Place,
     Rule,
     check_state,
@@ -20,7 +21,7 @@ from residual.keymap import (
     qkv_rows,
     stacked_to_conv,
 )
-from residual.pretrained import Pretrained, read_config
+from residual.weights.pretrained import Pretrained
 
 TABLE = {
     "pair": [Rule("first", "a.0"), Rule("second", "b")],
@@ -126,8 +127,8 @@ def test_a_saved_folder_rebuilds_the_network(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widht": 3}, "unknown field 'widht'; did you mean 'width'"),
-        ({"zzz": 3}, "unknown field 'zzz'$"),
+        ({"widht": 3}, "unknown field 'widht'; did you mean width"),
+        ({"zzz": 3}, "unknown field 'zzz'"),
         ({"width": "3"}, "width='3' should be int"),
         ({"width": True}, "width=True should be int"),
         ({"rate": "fast"}, "rate='fast' should be float"),

@@ -111,7 +111,7 @@ def test_what_does_not_go_is_one_clear_line() -> None:
         fpn(noisy)
     with pytest.raises(ValueError, match="torchvision's ResNet cannot express"):
         fpn(create_model("resnet20")).export_weights("torchvision")
-    with pytest.raises(ValueError, match="no layout 'timm'"):
+    with pytest.raises(ValueError, match="layout 'timm'"):
         fpn(create_model("resnet18")).export_weights("timm")
     pyramid = fpn(create_model("resnet18"), channels=8)
     state = published(pyramid)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import resnet
-from residual.layout import read_state
+from residual.weights.layout import read_state
 from resnet import ResNet, ResNetConfig, cifar_resnet
 from resnet.layouts import adapt_input
 from tests.golden.fill import fill
@@ -176,8 +176,8 @@ def test_a_failed_import_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("config", "layout", "message"),
     [
-        (ResNetConfig(), "torchvison", "no layout 'torchvison'; did you mean 'torchvision'?"),
-        (ResNetConfig(), "caffe", "no layout 'caffe'; one of: torchvision, timm, akamaster"),
+        (ResNetConfig(), "torchvison", "layout 'torchvison'; did you mean torchvision"),
+        (ResNetConfig(), "caffe", "layout 'caffe'.*: torchvision, timm, akamaster"),
         (
             ResNetConfig(se_reduction=16),
             "torchvision",

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from residual import count
 from training import memory
 from training.memory import checkpoint_bytes, require_memory, saved_bytes, show_size, state_bytes, total_bytes
 
@@ -64,7 +63,7 @@ def test_the_memory_of_the_machine_is_shared_by_its_processes(monkeypatch: pytes
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert total_bytes(CPU) == alone // 2
     (tmp_path / "memory.max").write_text("1000000\n")
-    monkeypatch.setattr(count, "_CGROUP", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "memory.max")
     assert total_bytes(CPU) == 500_000
     (tmp_path / "memory.max").write_text("max\n")
     assert total_bytes(CPU) is not None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from residual.keymap import check_state
+from residual.weights.keymap import check_state
 from unet import UNet, UNetConfig
 from unet.adapt import adapt_inputs, adapt_outputs, adapt_weights
 

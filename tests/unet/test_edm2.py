@@ -49,7 +49,7 @@ def test_presets_carry_the_published_training_settings() -> None:
         name for name in presets if "512" in name
     }
     assert presets["edm2-img64-s"].source.startswith("Karras et al. 2024")
-    with pytest.raises(ValueError, match="no preset 'edm2-img64-z'; did you mean edm2-img64-"):
+    with pytest.raises(ValueError, match="preset 'edm2-img64-z'; did you mean edm2-img64-"):
         unet.preset("edm2-img64-z")
 
 

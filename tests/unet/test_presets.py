@@ -86,23 +86,23 @@ def test_presets_carry_the_published_training_settings() -> None:
 
 
 def test_an_unknown_preset_gets_the_nearest_names() -> None:
-    with pytest.raises(ValueError, match="no preset 'ddpm-cifar'; did you mean ddpm-cifar10"):
+    with pytest.raises(ValueError, match=r"preset 'ddpm-cifar'.*ddpm-cifar10"):
         unet.preset("ddpm-cifar")
-    with pytest.raises(ValueError, match=r"no preset '\?!'; one of: ddpm-cifar10, ddpm-256"):
+    with pytest.raises(ValueError, match=r"preset '\?!'.*: ddpm-cifar10, ddpm-256"):
         unet.preset("?!")
 
 
 @pytest.mark.parametrize("channels", [2**18, 2**40])
 @pytest.mark.parametrize("make", [UNetConfig, EDM2Config])
-def test_a_network_larger_than_the_memory_is_refused_before_work(
+def test_a_network_larger_than_the_bound_is_refused_before_work(
     make: type[UNetConfig | EDM2Config], channels: int
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"weights alone would take [\d,]+\.\d GiB, and this machine has [\d,]+\.\d: ta"
+        ValueError, match=r"weights would take [\d,]+\.\d GiB, more than max_bytes=1,099,511,627,776: .*channels"
     ):
         unet.build(make(channels=channels, size=(8, 8)))
 
 
-def test_memory_is_not_asked_where_none_is_needed() -> None:
+def test_no_bound_applies_on_the_meta_device() -> None:
     with torch.device("meta"):
         assert parameters(unet.build(EDM2Config(channels=2**14))) > 1e12

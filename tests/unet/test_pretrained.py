@@ -240,7 +240,7 @@ def test_what_is_not_expressed_is_refused_by_name(name: str, folder: Path) -> No
         ({"block_out_channels": 32}, r"block_out_channels=32 should be tuple\[int, \.\.\.\]"),
         ({"norm_eps": "1e-5"}, "norm_eps='1e-5' should be float"),
         ({"sample_size": [8, 8, 8]}, r"sample_size=\(8, 8, 8\) should be int \| tuple\[int, int\] \| None"),
-        ({"layers_per_bloc": 2}, "unknown field 'layers_per_bloc'; did you mean 'layers_per_block'"),
+        ({"layers_per_bloc": 2}, "unknown field 'layers_per_bloc'; did you mean layers_per_block"),
         ({"attention_head_dim": 7}, "level 1: head_channels=7 does not divide 64 channels; one of: 1, 2, 4"),
         (
             {"norm_num_groups": 24},

@@ -1,6 +1,5 @@
 """What every kind of source has in common: items, records, splits, and the files of a folder."""
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -131,10 +130,3 @@ def stamp(file: Path) -> list:
     except OSError:
         return [path]
     return [path, status.st_size, status.st_mtime_ns]
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The known names for an error message, the nearest one first."""
-    known = list(names)
-    close = difflib.get_close_matches(name, known, 1)
-    return (f"nearest: {close[0]}; " if close else "") + f"columns: {', '.join(known)}"

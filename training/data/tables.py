@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from residual.names import require_known
 from training.data.config import DataConfig
 from training.data.records import (
     PICTURE_PIXELS,
@@ -14,7 +15,6 @@ from training.data.records import (
     Records,
     Source,
     choose_split,
-    nearest,
     only_pictures,
     refuse,
     stamp,
@@ -182,9 +182,7 @@ def label_column(config: DataConfig, features: Mapping[str, Any]) -> str | None:
 
 def named(field: str, column: str, features: Mapping[str, Any]) -> str:
     """`column`, which must be there."""
-    if column not in features:
-        raise ValueError(f"data.{field} {column!r} is not a column; {nearest(column, features)}")
-    return column
+    return require_known(f"data.{field}", column, features)
 
 
 def pick(typed: list[str], features: Mapping[str, Any], usual: tuple[str, ...]) -> str | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from residual.keymap import export_state, import_state
-from residual.layout import Layout, read_state, unknown_layout
+from residual.names import require_known
+from residual.weights.keymap import export_state, import_state
+from residual.weights.layout import Layout, read_state
 from unet.config import UNetConfig
 from unet.layouts import adm, diffusers, edm, edm2
 
@@ -118,11 +119,9 @@ def _equal(found: Tensor, constant: Tensor) -> bool:
 
 def _layout(name: str, network: str) -> UNetLayout:
     names = [other for other, layout in LAYOUTS.items() if layout.network == network]
-    if name not in LAYOUTS:
-        raise unknown_layout(name, names)
-    if name not in names:
+    if name in LAYOUTS and name not in names:
         raise ValueError(f"layout {name!r} is for {LAYOUTS[name].network}; {network} has {', '.join(names)}")
-    return LAYOUTS[name]
+    return LAYOUTS[require_known("layout", name, names)]
 
 
 def _likely(given: Mapping[str, Tensor]) -> str | None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from residual.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
-from residual.layout import inexpressible
-from residual.pretrained import read_config
+from residual.weights.config import read_config
+from residual.weights.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
+from residual.weights.layout import inexpressible
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts.refuse import (
     attending,

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from residual.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
-from residual.layout import inexpressible
+from residual.weights.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
+from residual.weights.layout import inexpressible
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts.refuse import (
     attending,

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from residual.keymap import Place, Rule, Table, qkv_rows
-from residual.layout import inexpressible
+from residual.weights.keymap import Place, Rule, Table, qkv_rows
+from residual.weights.layout import inexpressible
 from unet.config import UNetConfig, decoder_blocks, encoder_blocks
 from unet.layouts.refuse import attending, require_first_width, require_same_blocks
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from residual import layout
-from residual.layout import inexpressible
+from residual.weights import layout
+from residual.weights.layout import inexpressible
 from unet.config import Level, UNetConfig, decoder_blocks, encoder_blocks
 
 
 def require(network: str, config: UNetConfig, fixed: Mapping[str, tuple[Any, ...]]) -> None:
-    """As `residual.layout.require`; how labels are embedded does not matter where there are none."""
+    """As `residual.weights.layout.require`; how labels are embedded does not matter where there are none."""
     ignored = {"label_embedding"} if config.classes is None else set()
     layout.require(network, config, {name: values for name, values in fixed.items() if name not in ignored})
 

@@ -189,13 +189,13 @@ def test_a_damaged_page_is_an_error(table, config, tmp_path: Path) -> None:
     [
         (
             {"image_column": "imag"},
-            r"data\.image_column 'imag' is not a column; nearest: image; columns: image, label, x",
+            r"data\.image_column 'imag'; did you mean image\? \(of: image, label, x",
         ),
         (
             {"label_column": "lable"},
-            r"data\.label_column 'lable' is not a column; nearest: label; columns: image, label, x",
+            r"data\.label_column 'lable'; did you mean label\? \(of: image, label, x",
         ),
-        ({"label_column": "q"}, r"data\.label_column 'q' is not a column; columns: image, label, x"),
+        ({"label_column": "q"}, r"data\.label_column 'q'; give one of: image, label, x"),
         ({"label_column": "x"}, r"label column 'x' holds float32, not whole numbers or names; set data\.label_column"),
     ],
 )

@@ -1,15 +1,14 @@
 """A published layout of a network's weights, and finding the one that is meant."""
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from residual.keymap import Place, Table
-from residual.pretrained import read_weights
+from residual.weights.keymap import Place, Table
+from residual.weights.pretrained import read_weights
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,6 @@ class Layout:
     """raises ValueError, with the reason, for a config that the library's network cannot express"""
     clean: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda theirs: theirs
     """brings older spellings to the current one"""
-
-
-def unknown_layout(name: str, known: Iterable[str]) -> ValueError:
-    """The error for a layout that there is not, with the nearest of those that there are."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return ValueError(
-        f"no layout {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(known)}")
-    )
 
 
 def read_state(state_dict: Mapping[str, Any] | str | Path) -> Mapping[str, Tensor]:

@@ -5,11 +5,9 @@ from typing import Literal
 
 from torch import nn
 
-from residual.block import Chain
-from residual.conv import ZeroConv2d
+from residual.block import Chain, Identity, Project, ZeroConv2d
 from residual.embedding import AddEmbedding
 from residual.norm import NormAct
-from residual.shortcut import Identity, Project
 
 Conditioning = Literal["add", "scale_shift"]
 

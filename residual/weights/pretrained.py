@@ -1,20 +1,18 @@
 """Saving a network as a folder that is enough to rebuild it, and reading such folders strictly."""
 
 import dataclasses
-import difflib
 import json
 import os
 import tempfile
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from residual.keymap import check_state
+from residual.weights.config import read_config, read_json
+from residual.weights.keymap import check_state
 
 FORMAT_VERSION = 1
 M = TypeVar("M", bound="Pretrained")
@@ -37,7 +35,7 @@ class Pretrained:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        document = {"format_version": FORMAT_VERSION, "model": _qualified_name(type(self))}
+        document = {"format_version": FORMAT_VERSION, "model": qualified_name(type(self))}
         document |= dataclasses.asdict(self.config)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}  # type: ignore[attr-defined]
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
@@ -66,8 +64,8 @@ class Pretrained:
         """The config of a model folder. Raises ValueError as `from_pretrained` does."""
         document = read_json(folder / "config.json")
         found = document.pop("model", document.get("_class_name"))
-        if found != _qualified_name(cls):
-            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
+        if found != qualified_name(cls):
+            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {qualified_name(cls)}")
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -106,7 +104,7 @@ class Pretrained:
 
     def model_card(self, repo_id: str) -> str:
         """A README.md for the hub: what it is, its size and shape, and how to load it. The licence is yours to add."""
-        package, name = _qualified_name(type(self)).split(".")
+        package, name = qualified_name(type(self)).split(".")
         weights = list(self.parameters())  # type: ignore[attr-defined]
         return _CARD.format(
             tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
@@ -183,55 +181,6 @@ def pickle_error(path: Path) -> ValueError:
     )
 
 
-def read_config(config_class: type, fields: Mapping[str, Any], optional: Iterable[str] = ()) -> Any:
-    """A config dataclass from plain JSON values, each checked against the field's type; lists become tuples.
-
-    Every field has to be there but for the `optional` ones: what a file leaves out, a default would decide, and with
-    another default tomorrow it would be another network.
-
-    Raises ValueError naming the field: unknown (with the nearest name), of the wrong type, or missing.
-    """
-    hints = typing.get_type_hints(config_class)
-    values = {}
-    for name, value in fields.items():
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            raise ValueError(f"unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        value = _tuples(value)
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name}={value!r} should be {_type_name(hints[name])}")
-        values[name] = value
-    if missing := [name for name in hints if name not in values and name not in optional]:
-        raise ValueError(
-            f"missing field {missing[0]!r}: add it, or save the model again with the version that wrote it"
-        )
-    return config_class(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return len(hints) == len(value) and all(map(_fits, value, hints))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _type_name(hint: Any) -> str:
-    return str(hint).replace("typing.", "") if typing.get_origin(hint) else hint.__name__
-
-
 def local_folder(folder_or_hub_id: str | Path) -> Path:
     """The folder itself, or a copy of a hub repository's JSON and safetensors files. Raises ValueError for neither."""
     folder = Path(folder_or_hub_id)
@@ -250,20 +199,7 @@ def local_folder(folder_or_hub_id: str | Path) -> Path:
         raise ValueError(f"{text!r} is neither a folder here nor a repository that the hub gave: {reason}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError if there is none."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} should hold a JSON object, not a {type(document).__name__}")
-    return document
-
-
-def _replace(path: Path, write: typing.Callable[[Path], Any]) -> None:
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -276,5 +212,5 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _qualified_name(model_class: type) -> str:
+def qualified_name(model_class: type) -> str:
     return f"{model_class.__module__.partition('.')[0]}.{model_class.__name__}"

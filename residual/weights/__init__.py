@@ -1,0 +1,1 @@
+"""Weights: renaming between layouts of state dicts, model folders, and the hub."""
