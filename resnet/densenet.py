@@ -33,7 +33,7 @@ def make_stem(config: DenseNetConfig) -> Chain:
 
 
 def make_stage(config: DenseNetConfig, stage: int) -> Chain:
-    """One dense block, with the stem's pool before the first, a transition before others, norm and act after the last."""
+    """One dense block, after the stem's pool (first) or a transition (others); norm and act follow the last."""
     c_out, count = config.widths[stage - 1], config.blocks[stage - 1]
     c_in = c_out - count * config.growth
     bottleneck = None if config.bottleneck is None else config.bottleneck * config.growth

@@ -65,8 +65,9 @@ class EDSR(Pretrained, nn.Module):
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
         """Loads weights of EDSR-PyTorch, the authors' code, from a state dict or a safetensors file.
 
-        Returns one message per part that was left out: weights of another scale are loaded without their upsampling,
-        as the authors initialise ×3 and ×4 from ×2. Raises ValueError with the difference if names or shapes do not fit.
+        Weights of another scale are loaded without their upsampling, as the authors initialise ×3 and ×4 from ×2.
+        Returns one message per part that was left out. Raises ValueError with the difference if names or shapes do not
+        fit.
         """
         _check_layout(layout or LAYOUT)
         theirs, ours = dict(without_prefix(read_state(state_dict))), self.state_dict()

@@ -90,7 +90,7 @@ def make_stem(config: ResNetConfig) -> Chain:
 
 
 def make_stage(config: ResNetConfig, blocks: list[Block]) -> Chain:
-    """The blocks of one stage, with the stem's pool before the first stage, and norm and act after the last of preact."""
+    """The blocks of one stage, with the stem's pool before the first, and norm and act after the last if preact."""
     pool = blocks[0].stage == 1 and config.stem != "conv3"
     kind = RecomputedChain if blocks[0].stage in config.recompute_stages else Chain
     stage = kind(

@@ -15,7 +15,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
     return
 
 

@@ -90,7 +90,7 @@ def cifar_densenet(depth: int, growth: int, compressed: bool) -> DenseNetConfig:
 
 def _at(depth: int, known: dict[int, Any]) -> Any:
     if depth not in known:
-        raise ValueError(f"depth={depth} is unknown; one of: {', '.join(map(str, known))}")
+        raise ValueError(f"depth={depth} is not one of {', '.join(map(str, known))}")
     return known[depth]
 
 
