@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         leave_processes()
         return
     accelerator = make_accelerator(run.train)
-    require_memory(run.outline, run.freeze, accelerator.device, run.train.moments)
+    require_memory(run.outline, run.freeze, accelerator.device, run.train.optimizer_slots)
     folder = RunFolder(order.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not order.fresh
     if not resumes:

@@ -3,8 +3,8 @@
     python -m benchmarks.checkpoint_cost [--folder DISK] [--rounds 5] [--images-per-second 3000]
 
 A save is what the loop does: the files, their hashes, flushing all to the disk, the model folder, the renaming,
-removing the oldest. Of training it takes the share that its seconds are of those between two saves: `train.save_images`
-at the speed of the machine that trains, which `benchmarks.run_report` tells.
+removing the oldest. Of training it takes the share that its seconds are of those between two saves:
+`train.checkpoint_every_images` at the speed of the machine that trains, which `benchmarks.run_report` tells.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         size = sum(path.stat().st_size for path in checkpoint.list_folders(root)[0].iterdir())
     save, verify, both = median(saves), *(median(column) for column in zip(*reads, strict=True))
     print(f"checkpoint: {show_size(size)}   save: {save:.2f} s   verify: {verify:.2f} s   and load: {both:.2f} s")
-    interval = loop.config.save_images
+    interval = loop.config.checkpoint_every_images
     print(f"one every {interval:,} images: below 1 % of training up to {interval / 100 / save:,.0f} images per second")
     if args.images_per_second:
         print(f"at {args.images_per_second:,.0f} images per second: {save * args.images_per_second / interval:.2%}")

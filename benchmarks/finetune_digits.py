@@ -25,7 +25,7 @@ LAST = 20
 SHARED = """task: diffusion
 data: {source: digits, size: 16}
 sample: {num: 0}
-train: {warmup_images: 640, learning_rate: 1e-3, save_images: 1e9, sample_images: 1e9, trackers: []}
+train: {warmup_images: 640, learning_rate: 1e-3, checkpoint_every_images: 1e9, eval_every_images: 1e9, trackers: []}
 """
 LEVELS = "channels: 32, multipliers: [1, 2], blocks: 1, attention: [1], head_channels: 32"
 ADM = f"model: {{{LEVELS}, conditioning: scale_shift, resample: block, time_embedding: adm}}\n"
@@ -76,7 +76,7 @@ def train(run: Path, config: Path, updates: int, batch: int, seed: int, flags: l
     """The loss of a run of `train.py`, mean of its last updates."""
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--run", str(run), *(flags or [])]
     command += ["--train.images", str(updates * batch), "--train.batch", str(batch), "--train.seed", str(seed)]
-    subprocess.run([*command, "--train.log_images", str(batch)], check=True, capture_output=True)
+    subprocess.run([*command, "--train.log_every_images", str(batch)], check=True, capture_output=True)
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     return sum(losses[-LAST:]) / LAST

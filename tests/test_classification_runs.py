@@ -83,7 +83,7 @@ def test_the_page_names_every_recipe_of_a_classifier() -> None:
 
 def test_two_processes_count_every_image_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """359 images are 180 and 179; both processes have the batch norms of the first, which are those that are saved."""
-    train(folder, "two", "--train.images", 640, "--train.sample_images", 640, processes=2)
+    train(folder, "two", "--train.images", 640, "--train.eval_every_images", 640, processes=2)
     main([str(folder / "two"), "--data.cache", str(folder / "cache")])
     said, found = capsys.readouterr().out, evaluated(folder / "two")
     for name in ("top1", "top5"):

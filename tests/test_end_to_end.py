@@ -18,8 +18,8 @@ data: {source: digits, flip: true}
 model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, conditioning: scale_shift}
 diffusion: {schedule: cosine, prediction: v_prediction, label_dropout: 0.2}
 sample: {num: 0}
-train: {images: 320, batch: 32, learning_rate: 1e-3, warmup_images: 0, log_images: 32, save_images: 192, trackers: [],
-        precision: float32}
+train: {images: 320, batch: 32, learning_rate: 1e-3, warmup_images: 0, log_every_images: 32,
+        checkpoint_every_images: 192, trackers: [], precision: float32}
 """
 
 

@@ -39,17 +39,17 @@ class TrainConfig:
     """SGD's decay of the running sum of the gradients; 0: none is kept"""
     nesterov: bool = False
     """SGD looks one step ahead along the running sum (Sutskever et al. 2013)"""
-    clip: float | None = 1.0
+    max_grad_norm: float | None = 1.0
     """largest norm of the gradient, longer ones are scaled down; null: never"""
     ema_halflife_images: int | None = 500_000
     """images over which a weight's share in the averaged (EMA) model halves; null: the weights as they are"""
     ema_rampup: float | None = 0.05
     """keeps the half-life below this share of the images seen so far (Karras et al. 2022); null: always the full one"""
-    log_images: int = 2_000
+    log_every_images: int = 2_000
     """images between two lines of the log"""
-    sample_images: int = 50_000
+    eval_every_images: int = 50_000
     """images between two evaluations of the averaged model (the end of the run is always evaluated)"""
-    save_images: int = 50_000
+    checkpoint_every_images: int = 50_000
     """images between two checkpoints (the end of the run is always saved)"""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """arithmetic of the forward and backward pass; auto: bf16 where the hardware has it, else float32"""
@@ -59,16 +59,16 @@ class TrainConfig:
     """of the initial weights, the order of the images, and every random number of the training"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """where accelerate sends the log besides log.jsonl: tensorboard, wandb, trackio, ..."""
-    keep: int = 2
+    keep_last: int = 2
     """newest checkpoints that are kept, at least 2"""
     keep_every_images: int | None = None
-    """of older checkpoints, the first one after each multiple of this is kept for good, a multiple of save_images;
-    null: none"""
+    """keep the first checkpoint after each multiple of this permanently; a multiple of checkpoint_every_images.
+    null: keep none"""
 
     def __post_init__(self) -> None:
         _require(1 <= self.batch <= MAX_BATCH, self, "batch", f"give 1 to {MAX_BATCH:,}")
         _require(0 <= self.seed < 2**64, self, "seed", "give 0 or more, below 2^64")
-        for name in ("images", "log_images", "sample_images", "save_images"):
+        for name in ("images", "log_every_images", "eval_every_images", "checkpoint_every_images"):
             _require(getattr(self, name) >= 1, self, name, "give at least 1")
         halflife = self.ema_halflife_images
         _require(halflife is None or halflife >= 1, self, "ema_halflife_images", "give at least 1, or null")
@@ -82,11 +82,21 @@ class TrainConfig:
         with_momentum = self.optimizer == "sgd" and self.momentum > 0
         _require(with_momentum or not self.nesterov, self, "nesterov", "it needs train.optimizer=sgd with momentum")
         self._check_steps()
-        _require(self.clip is None or self.clip > 0, self, "clip", "give a norm above 0, or null for no clipping")
+        _require(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            self,
+            "max_grad_norm",
+            "give a norm above 0, or null for no clipping",
+        )
         _require(self.ema_rampup is None or self.ema_rampup > 0, self, "ema_rampup", "give a share above 0, or null")
-        _require(self.keep >= 2, self, "keep", "keep at least 2 checkpoints, so that one is left if the other is bad")
-        every, interval = self.keep_every_images, self.save_images
-        remedy = f"give a multiple of train.save_images={interval}, or null"
+        _require(
+            self.keep_last >= 2,
+            self,
+            "keep_last",
+            "keep at least 2 checkpoints, so that one is left if the other is bad",
+        )
+        every, interval = self.keep_every_images, self.checkpoint_every_images
+        remedy = f"give a multiple of train.checkpoint_every_images={interval}, or null"
         _require(every is None or (every >= 1 and every % interval == 0), self, "keep_every_images", remedy)
 
     def _check_steps(self) -> None:
@@ -97,7 +107,7 @@ class TrainConfig:
         _require(0 < self.step_factor < 1, self, "step_factor", "give a number between 0 and 1")
 
     @property
-    def moments(self) -> int:
+    def optimizer_slots(self) -> int:
         """Numbers that the optimizer keeps for each weight."""
         return {"adamw": 2, "sgd": int(self.momentum > 0)}[self.optimizer]
 
@@ -106,7 +116,7 @@ class TrainConfig:
         """Optimizer updates of the whole run."""
         return -(-self.images // self.batch)
 
-    def kept_for_good(self, images: int) -> bool:
+    def is_permanent(self, images: int) -> bool:
         """Whether the checkpoint that was written after `images` images is never removed."""
         return self.keep_every_images is not None and images % self.keep_every_images < self.batch
 

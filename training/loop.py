@@ -20,7 +20,7 @@ from training.checkpoint import Checkpoint, Facts
 from training.config import TrainConfig
 from training.data import DataConfig, Feed, ImageSet, augment
 from training.log import RunLog
-from training.memory import checkpoint_bytes, saved_bytes, show_size
+from training.memory import checkpoint_bytes, saved_bytes
 from training.meter import Meter
 from training.random import GlobalRandom, mix, seed_device
 from training.report import checkpoints_kept
@@ -30,6 +30,7 @@ from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
 from training.stop import Stop
 from training.task import Batch, Task
+from training.units import show_size
 
 
 def fit(
@@ -84,7 +85,7 @@ class Loop:
             self.log = RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator)
             with closing(self.log):
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
-                if not evaluated and self.due(self.config.sample_images):
+                if not evaluated and self.due(self.config.eval_every_images):
                     self.evaluate()  # the run stopped between the checkpoint and this
                 stopped = self.stop.agreed() or self.train()
         seen = self.state.images_seen
@@ -101,18 +102,18 @@ class Loop:
         Raises NoRoom if the disk has no room for what the run will write next.
         """
         start, path, took = self.folder.start, self.folder.path, ""
-        model, moments = self.state.trained, self.config.moments
+        model, slots = self.state.trained, self.config.optimizer_slots
         if start is None:
-            on_main(lambda: require_room(path, saved_bytes(model, moments, 2), "two checkpoints and the model"))
+            on_main(lambda: require_room(path, saved_bytes(model, slots, 2), "two checkpoints and the model"))
             began = time.perf_counter()
             self.save()
             took = f"; the first took {time.perf_counter() - began:.1f} s"
             if problem := on_main(lambda: checkpoint.verify(checkpoint.list_folders(self.folder.checkpoints)[0])):
                 raise OSError(f"{self.folder.checkpoints}: the first checkpoint cannot be read back: {problem}")
         else:
-            on_main(lambda: require_room(path, saved_bytes(model, moments), "a checkpoint and the model"))
+            on_main(lambda: require_room(path, saved_bytes(model, slots), "a checkpoint and the model"))
             self.restore(start)
-        size, free = show_size(checkpoint_bytes(model, moments)), show_size(on_main(lambda: free_bytes(path)))
+        size, free = show_size(checkpoint_bytes(model, slots)), show_size(on_main(lambda: free_bytes(path)))
         self.accelerator.print(f"checkpoints: {size} each, {checkpoints_kept(self.config)}{took}; {free} are free")
 
     def restore(self, start: Checkpoint) -> None:
@@ -135,8 +136,8 @@ class Loop:
             meter.add(*self.update(rate))
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
-            save, sample = stopped or self.due(config.save_images), self.due(config.sample_images)
-            if self.due(config.log_images):
+            save, sample = stopped or self.due(config.checkpoint_every_images), self.due(config.eval_every_images)
+            if self.due(config.log_every_images):
                 numbers = {**meter.means(self.accelerator), "learning_rate": rate}
                 numbers |= meter.speed(config.batch, self.feed.waited_seconds)
                 self.log.write(state.images_seen, state.update, numbers)
@@ -194,10 +195,10 @@ class Loop:
         )
 
     def clip(self) -> Tensor:
-        """The norm of the gradient, which is scaled down to `config.clip` if it is longer."""
+        """The norm of the gradient, which is scaled down to `config.max_grad_norm` if it is longer."""
         weights = self.state.trainable
-        if self.config.clip is not None:
-            return self.accelerator.clip_grad_norm_(weights, self.config.clip)
+        if self.config.max_grad_norm is not None:
+            return self.accelerator.clip_grad_norm_(weights, self.config.max_grad_norm)
         return nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
 
     def due(self, interval_images: int) -> bool:
@@ -225,7 +226,7 @@ class Loop:
         state, folder, config = self.state, self.folder, self.config
 
         def write() -> Path:
-            with room(folder.path, saved_bytes(state.trained, config.moments), "a checkpoint and the model"):
+            with room(folder.path, saved_bytes(state.trained, config.optimizer_slots), "a checkpoint and the model"):
                 staged = checkpoint.stage(folder.checkpoints, state.tensors(), self.facts())
                 files.replace_folder(folder.model, lambda new: self.task.save(state.ema.model, new))
                 return staged
@@ -233,7 +234,7 @@ class Loop:
         def publish(staged: Path) -> None:
             with room(folder.path, 0, "a checkpoint"):
                 checkpoint.publish(staged)
-            checkpoint.prune(folder.checkpoints, config.keep, config.kept_for_good)
+            checkpoint.prune(folder.checkpoints, config.keep_last, config.is_permanent)
 
         try:
             staged = on_main(write)  # and a barrier

@@ -8,21 +8,25 @@ import torch
 from torch import nn
 
 from training.freeze import frozen_names
+from training.units import show_count, show_size
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
-def require_memory(outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device, moments: int) -> None:
+def require_memory(
+    outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device, optimizer_slots: int
+) -> None:
     """Raises ValueError if model and optimizer alone would not fit into the memory of `device`.
 
-    `outline` makes the model on the meta device; `freeze` as in `training.freeze`, `moments` as in `TrainConfig`.
+    `outline` makes the model on the meta device; `freeze` as in `training.freeze`, `optimizer_slots` as in
+    `TrainConfig`.
     """
     there_is = total_bytes(device)
     if there_is is None:
         return
     try:
         model = outline()
-        needed = state_bytes(model, moments, frozen_names(model, freeze))
+        needed = state_bytes(model, optimizer_slots, frozen_names(model, freeze))
         what = f"{show_size(needed)} (weights, gradients, optimizer, EMA of {_parameters(model)} parameters)"
     except (RuntimeError, TypeError) as error:  # a product of sizes, or a size, beyond 64 bits
         if "overflow" not in str(error).lower():
@@ -53,9 +57,9 @@ def machine_bytes() -> int | None:
     return min(installed, int(allowed)) if allowed.isdecimal() else installed
 
 
-def state_bytes(model: nn.Module, moments: int, frozen: frozenset[str] = frozenset()) -> int:
-    """Bytes of weights and their average, and of gradients and the optimizer's moments where weights are trained."""
-    return 2 * model_bytes(model) + (1 + moments) * trained_bytes(model, frozen)
+def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:
+    """Bytes of weights and their average, and of gradients and the optimizer's slots where weights are trained."""
+    return 2 * model_bytes(model) + (1 + optimizer_slots) * trained_bytes(model, frozen)
 
 
 def tensor_bytes(model: nn.Module) -> dict[str, int]:
@@ -66,9 +70,9 @@ def tensor_bytes(model: nn.Module) -> dict[str, int]:
     return {"parameters": of_parameters, "buffers": sum(stored.values()) - of_parameters}
 
 
-def checkpoint_bytes(model: nn.Module, moments: int, frozen: frozenset[str] = frozenset()) -> int:
-    """Bytes of a checkpoint: weights and their average, and the optimizer's moments where weights are trained."""
-    return state_bytes(model, moments, frozen) - trained_bytes(model, frozen)
+def checkpoint_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:
+    """Bytes of a checkpoint: weights and their average, and the optimizer's slots where weights are trained."""
+    return state_bytes(model, optimizer_slots, frozen) - trained_bytes(model, frozen)
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -76,27 +80,14 @@ def model_bytes(model: nn.Module) -> int:
     return sum(tensor_bytes(model).values())
 
 
-def saved_bytes(model: nn.Module, moments: int, checkpoints: int = 1) -> int:
+def saved_bytes(model: nn.Module, optimizer_slots: int, checkpoints: int = 1) -> int:
     """Bytes of that many checkpoints and of the model folder."""
-    return checkpoints * checkpoint_bytes(model, moments) + model_bytes(model)
+    return checkpoints * checkpoint_bytes(model, optimizer_slots) + model_bytes(model)
 
 
 def trained_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
     """Bytes of the weights that are trained, and so of their gradients."""
     return sum(p.nbytes for name, p in model.named_parameters() if p.requires_grad and name not in frozen)
-
-
-def show_count(number: float, digits: int = 4) -> str:
-    """A number as people say it: 1.05 M."""
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.{digits}g} {unit}"
-    return f"{number:.0f}"
-
-
-def show_size(count: float) -> str:
-    """Bytes as people say them: 1.05 MB."""
-    return f"{show_count(count, 3)}B" if count >= 1e3 else f"{count:.0f} bytes"
 
 
 def _parameters(model: nn.Module) -> str:

@@ -23,8 +23,10 @@ def make_optimizer(weights: list[nn.Parameter], config: TrainConfig) -> torch.op
     )
 
 
-def fresh_moments(weight: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
+def new_slots(weight: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
     """What the optimizer keeps for a weight after its first step, all zero: memory for a checkpoint's values."""
     zero = {"step": torch.zeros((), dtype=torch.float32, device=weight.device)} if config.optimizer == "adamw" else {}
-    names = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}[config.optimizer][: config.moments]
+    names = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}[config.optimizer][
+        : config.optimizer_slots
+    ]
     return zero | {name: torch.zeros_like(weight) for name in names}

@@ -9,9 +9,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
 from training.config import TrainConfig
-from training.memory import checkpoint_bytes, show_count, show_size, state_bytes
+from training.memory import checkpoint_bytes, state_bytes
 from training.schedule import learning_rate
 from training.task import Task
+from training.units import show_count, show_size
 from training.yaml_file import write_yaml
 
 
@@ -23,7 +24,8 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
     """
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
-    count, state = parameters(task.model), state_bytes(task.model, config.moments)
+    slots = config.optimizer_slots
+    count, state = parameters(task.model), state_bytes(task.model, slots)
     one = activation_bytes(task.model, *task.example(2, "meta")) // 2  # a batch norm needs two
     activations = one * micro_batch
     seen = config.updates * config.batch
@@ -38,7 +40,7 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
         "memory, estimated": f"{show_size(state + activations)} on each process, of it",
         "  model and optimizer": f"{show_size(state)} (weights, gradients, optimizer, EMA)",
         "  activations": f"{show_size(activations)} in float32 ({micro_batch} x {show_size(one)})",
-        "checkpoint": f"{show_size(checkpoint_bytes(task.model, config.moments))} on disk, {checkpoints_kept(config)}",
+        "checkpoint": f"{show_size(checkpoint_bytes(task.model, slots))} on disk, {checkpoints_kept(config)}",
         "updates": f"{config.updates:,} of {split}",
         "length": f"{seen:,} images: each of the {images:,} about {seen / images:,.1f} times",
     }
@@ -50,9 +52,9 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
 def checkpoints_kept(config: TrainConfig) -> str:
     """How many checkpoints lie on the disk in the end, as a text."""
     if config.keep_every_images is None:
-        return f"{config.keep} are kept"
+        return f"{config.keep_last} are kept"
     for_good = 1 + config.updates * config.batch // config.keep_every_images  # that of the start, too
-    return f"{config.keep} are kept, and {for_good:,} for good"
+    return f"{config.keep_last} are kept, and {for_good:,} for good"
 
 
 def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:

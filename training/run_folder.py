@@ -27,11 +27,11 @@ MAY_CHANGE = {"format_version", "data.cache"} | {
     for name in (
         "images",
         "micro_batch",
-        "log_images",
-        "sample_images",
-        "save_images",
+        "log_every_images",
+        "eval_every_images",
+        "checkpoint_every_images",
         "trackers",
-        "keep",
+        "keep_last",
         "keep_every_images",
     )
 }

@@ -12,7 +12,7 @@ from training.accelerator import choose_memory_format, on_main
 from training.checkpoint import Checkpoint, read_tensors
 from training.config import TrainConfig
 from training.ema import Ema
-from training.optimizer import fresh_moments, make_optimizer
+from training.optimizer import make_optimizer, new_slots
 
 
 class TrainState:
@@ -61,7 +61,7 @@ class TrainState:
         Raises ValueError, showing the difference, if its names or shapes are not those of this model.
         """
         if checkpoint.update > 0:
-            self._allocate_moments()
+            self._allocate_slots()
         live = self.tensors()
         on_main(lambda: _copy_into(live, read_tensors(checkpoint), checkpoint))
         for tensors in live.values():
@@ -69,9 +69,9 @@ class TrainState:
                 tensor.copy_(broadcast(tensor.contiguous()))
         self.update = checkpoint.update
 
-    def _allocate_moments(self) -> None:
+    def _allocate_slots(self) -> None:
         for parameter in self.trainable:
-            self.optimizer.state[parameter] = fresh_moments(parameter, self.config)
+            self.optimizer.state[parameter] = new_slots(parameter, self.config)
 
 
 def _copy_into(live: dict[str, dict[str, Tensor]], saved: dict[str, dict[str, Tensor]], checkpoint: Checkpoint) -> None:

@@ -21,7 +21,7 @@ data: {source: digits, flip: true, cache: cache}
 model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, dropout: 0.1}
 diffusion: {schedule: cosine, prediction: v_prediction}
 sample: {num: 4, steps: 2}
-train: {batch: 32, micro_batch: 8, learning_rate: 1e-3, warmup_images: 0, log_images: 32, sample_images: 3200,
+train: {batch: 32, micro_batch: 8, learning_rate: 1e-3, warmup_images: 0, log_every_images: 32, eval_every_images: 3200,
         trackers: [], precision: float32}
 """
 
@@ -58,7 +58,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         flags = {"config": "torture.yaml", "run": self.folder.name, "train.images": self.images}
-        flags["train.save_images"] = self.saves_every * BATCH
+        flags["train.checkpoint_every_images"] = self.saves_every * BATCH
         return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
     def start(self, command: Sequence[str] = ()) -> "Started":

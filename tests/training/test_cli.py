@@ -478,9 +478,8 @@ def test_train_script_refuses_in_one_line():
     done = run_script("--config", "tiny.yaml", "--train.image", "3")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert (
-        done.stderr == "train.py: error: --train.image is unknown; did you mean --train.images or --train.log_images?\n"
-    )
+    assert re.search(r"^train.py: error: --train\.image .*--train\.images", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_train_script_dry_run(folder: Path):

@@ -12,9 +12,9 @@ from training.config import TrainConfig
         ("batch", 0, "train.batch=0 is out of range; give 1 to 16,777,216"),
         ("batch", 10**40, "is out of range; give 1 to 16,777,216"),
         ("ema_halflife_images", 0, "train.ema_halflife_images=0 is out of range; give at least 1, or null"),
-        ("log_images", 0, "train.log_images=0 is out of range; give at least 1"),
-        ("sample_images", -1, "train.sample_images=-1 is out of range; give at least 1"),
-        ("save_images", 0, "train.save_images=0 is out of range; give at least 1"),
+        ("log_every_images", 0, "train.log_every_images=0 is out of range; give at least 1"),
+        ("eval_every_images", -1, "train.eval_every_images=-1 is out of range; give at least 1"),
+        ("checkpoint_every_images", 0, "train.checkpoint_every_images=0 is out of range; give at least 1"),
         ("warmup_images", -1, "train.warmup_images=-1 is out of range; give 0 or more"),
         ("weight_decay", -0.1, "train.weight_decay=-0.1 is out of range; give 0 or more"),
         ("seed", -1, "train.seed=-1 is out of range; give 0 or more"),
@@ -23,12 +23,12 @@ from training.config import TrainConfig
         ("learning_rate", 0.0, "train.learning_rate=0.0 is out of range; give a rate above 0"),
         ("learning_rate", float("nan"), "train.learning_rate=nan is out of range; give a rate above 0"),
         ("betas", (0.9, 1.0), "train.betas=(0.9, 1.0) is out of range; give two numbers in [0, 1)"),
-        ("clip", 0.0, "train.clip=0.0 is out of range; give a norm above 0, or null for no clipping"),
+        ("max_grad_norm", 0.0, "train.max_grad_norm=0.0 is out of range; give a norm above 0, or null for no clipping"),
         ("ema_rampup", 0.0, "train.ema_rampup=0.0 is out of range; give a share above 0, or null"),
         (
             "keep_every_images",
             75_000,
-            "train.keep_every_images=75000 is out of range; give a multiple of train.save_images=50000, or null",
+            "train.keep_every_images=75000 is out of range; give a multiple of train.checkpoint_every_images=50000, or",
         ),
         ("keep_every_images", 0, "train.keep_every_images=0 is out of range; give a multiple of"),
         ("momentum", 1.0, "train.momentum=1.0 is out of range; give at least 0 and below 1"),
@@ -39,7 +39,7 @@ from training.config import TrainConfig
         ("milestones_images", (5, 5), "is out of range; give numbers of images from 1 on, each larger than the one"),
         ("milestones_images", (0, 5), "is out of range; give numbers of images from 1 on, each larger than the one"),
         ("step_factor", 1.0, "train.step_factor=1.0 is out of range; give a number between 0 and 1"),
-        ("keep", 1, "train.keep=1 is out of range; keep at least 2 checkpoints"),
+        ("keep_last", 1, "train.keep_last=1 is out of range; keep at least 2 checkpoints"),
     ],
 )
 def test_out_of_range(name, value, text):
@@ -75,7 +75,7 @@ def test_the_length_is_rounded_up_to_whole_batches():
 
 
 def test_the_first_checkpoint_after_each_multiple_is_kept_for_good():
-    config = TrainConfig(batch=32, save_images=100, keep_every_images=200)
+    config = TrainConfig(batch=32, checkpoint_every_images=100, keep_every_images=200)
     saved = [0, 128, 224, 320, 416, 512, 608]  # at the first update past each multiple of 100
-    assert [images for images in saved if config.kept_for_good(images)] == [0, 224, 416, 608]
-    assert not TrainConfig().kept_for_good(0)
+    assert [images for images in saved if config.is_permanent(images)] == [0, 224, 416, 608]
+    assert not TrainConfig().is_permanent(0)

@@ -46,7 +46,7 @@ class Lines(list):
 @pytest.fixture
 def saving(tmp_path) -> Iterator[Loop]:
     """A loop after three updates, with checkpoints of the first two and the start."""
-    runner = loop(tmp_path, ToyTask(), keep=5)
+    runner = loop(tmp_path, ToyTask(), keep_last=5)
     runner.log = Lines()
     runner.start()
     for _ in range(2):
@@ -167,7 +167,7 @@ class Acting(ToyTask):
 
 
 def test_the_end_of_a_run_must_be_saved(tmp_path, monkeypatch):
-    settings = {"save_images": 4 * BATCH}
+    settings = {"checkpoint_every_images": 4 * BATCH}
     train(tmp_path / "straight", **settings)
     task = Acting(9, lambda: monkeypatch.setattr(room, "free_bytes", lambda folder: 0))
     text = "what was trained last is not saved: no room in .*; remove something, .*; the same command goes on"
@@ -186,7 +186,7 @@ def test_a_stop_that_cannot_save_says_so(tmp_path, monkeypatch, due):
     task = Acting(6, lambda: monkeypatch.setattr(room, "free_bytes", lambda folder: 0))
     task.signal_at = 6, signal.SIGTERM
     with pytest.raises(NoRoom, match=r"what was trained last is not saved: no room in .*; the same command goes on"):
-        train(tmp_path, task, save_images=(2 if due else 4) * BATCH)
+        train(tmp_path, task, checkpoint_every_images=(2 if due else 4) * BATCH)
     assert newest(tmp_path).name == "000000032"
 
 
@@ -249,7 +249,7 @@ PAGE = 4096
 @pytest.mark.parametrize("pages", range(20))
 def test_a_disk_that_fills_up(small_disk, tmp_path, pages):
     """During the third of six updates something else takes all but some pages, and gives them back at the end."""
-    settings = {"images": 6 * BATCH, "save_images": 2 * BATCH, "sample_images": 3 * BATCH}
+    settings = {"images": 6 * BATCH, "checkpoint_every_images": 2 * BATCH, "eval_every_images": 3 * BATCH}
     train(tmp_path / "straight", **settings)
     ballast, run = small_disk / "ballast", small_disk / "run"
     saved: dict[str, str] = {}

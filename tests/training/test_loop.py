@@ -64,7 +64,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, dropout, split, capsys)
 
 
 def test_a_run_that_dies_between_checkpoints_goes_on_as_if_nothing_happened(tmp_path):
-    settings = {"save_images": 4 * BATCH, "sample_images": 2 * BATCH}
+    settings = {"checkpoint_every_images": 4 * BATCH, "eval_every_images": 2 * BATCH}
     train(tmp_path / "straight", ToyTask(dropout=0.3), **settings)
     task = ToyTask(dropout=0.3)
     task.spoil_at = 7
@@ -103,7 +103,7 @@ def test_a_longer_run_goes_on(tmp_path):
 
 def test_when_things_are_due(tmp_path):
     path = tmp_path / "run"
-    task = train(path, log_images=3 * BATCH, sample_images=20, save_images=4 * BATCH, keep=3)
+    task = train(path, log_every_images=3 * BATCH, eval_every_images=20, checkpoint_every_images=4 * BATCH, keep_last=3)
     rows = list(read(path / "log.jsonl"))
     assert [row["images"] for row in rows if "loss" in row] == [24, 48, 72, 80]
     assert task.evaluated == [24, 40, 64, 80], "the first updates at or after 20, 40, 60 images, and the end"
@@ -124,18 +124,18 @@ def test_when_things_are_due(tmp_path):
 
 def test_a_loss_line_is_the_mean_of_its_interval(tmp_path):
     train(tmp_path / "each")
-    train(tmp_path / "fives", log_images=5 * BATCH)
+    train(tmp_path / "fives", log_every_images=5 * BATCH)
     each = losses(tmp_path / "each")
     assert losses(tmp_path / "fives") == pytest.approx([sum(each[:5]) / 5, sum(each[5:]) / 5], rel=1e-6)
 
 
 def test_keep(tmp_path):
-    train(tmp_path, save_images=BATCH)
+    train(tmp_path, checkpoint_every_images=BATCH)
     assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["000000072", "000000080"]
 
 
 def test_keep_for_good(tmp_path):
-    train(tmp_path, save_images=10, keep_every_images=30)
+    train(tmp_path, checkpoint_every_images=10, keep_every_images=30)
     saved = [16, 24, 32, 40, 56, 64, 72, 80]  # the first updates at or after multiples of 10
     kept = [0, 32, 64, 72, 80]  # after 0, 30 and 60, and the two newest
     assert set(kept) <= {0, *saved}
@@ -153,7 +153,7 @@ def test_another_micro_batch_goes_on_and_is_said(tmp_path, capsys):
 
 
 def test_what_checkpoints_take_is_said_before_training(tmp_path, capsys):
-    train(tmp_path, images=5 * BATCH, keep=3)
+    train(tmp_path, images=5 * BATCH, keep_last=3)
     size = (
         4 * 4 * sum(p.numel() for p in ToyTask().model.parameters()) + 2 * 8
     )  # weights, average, two of Adam; a buffer
@@ -173,12 +173,14 @@ def test_a_checkpoint_is_there_before_the_first_update(tmp_path):
     runner.feed.close()
 
 
-@pytest.mark.parametrize(("log_images", "save_images"), [(BATCH, 10**9), (10**9, 6 * BATCH), (10**9, 10**9)])
-def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_images, save_images):
+@pytest.mark.parametrize(
+    ("log_every_images", "checkpoint_every_images"), [(BATCH, 10**9), (10**9, 6 * BATCH), (10**9, 10**9)]
+)
+def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_every_images, checkpoint_every_images):
     task = ToyTask()
     task.spoil_at = 6
     with pytest.raises(ValueError, match=r"training diverged: in the last \d+ updates the mean loss is nan"):
-        train(tmp_path, task, log_images=log_images, save_images=save_images)
+        train(tmp_path, task, log_every_images=log_every_images, checkpoint_every_images=checkpoint_every_images)
     assert newest(tmp_path).name == "000000000"
     assert all(value.isfinite().all() for value in tensors(tmp_path).values())
     assert task.saved == 1
@@ -210,9 +212,9 @@ class Syncs(TorchDispatchMode):
         return function(*arguments, **options or {})
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_an_update_does_not_wait_for_the_device(tmp_path, clip):
-    runner = loop(tmp_path, ToyTask(), micro_batch=4, clip=clip)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_an_update_does_not_wait_for_the_device(tmp_path, max_grad_norm):
+    runner = loop(tmp_path, ToyTask(), micro_batch=4, max_grad_norm=max_grad_norm)
     with Syncs() as syncs:
         for _ in range(3):
             loss, _ = runner.update(1e-2)
@@ -230,7 +232,7 @@ def final(path, task: ToyTask | None = None, **changes) -> dict[str, torch.Tenso
 
 CHANGED = {
     "batch": 4, "learning_rate": 2e-2, "warmup_images": 40, "schedule": "cosine", "weight_decay": 0.5,
-    "betas": (0.5, 0.9), "clip": 0.01, "seed": 1, "precision": "bf16", "optimizer": "sgd", "momentum": 0.5,
+    "betas": (0.5, 0.9), "max_grad_norm": 0.01, "seed": 1, "precision": "bf16", "optimizer": "sgd", "momentum": 0.5,
     "nesterov": True, "decay_vectors": False, "milestones_images": (40, 60), "step_factor": 0.5,
 }  # fmt: skip
 STEPS = {"schedule": "step", "milestones_images": (40,)}
@@ -245,10 +247,10 @@ AVERAGED = {"ema_halflife_images": 2, "ema_rampup": None}
 ELSEWHERE = {  # has no effect on the weights; shown by the test named
     "images": "test_a_longer_run_goes_on",
     "micro_batch": "test_accumulation_equals_one_large_batch",
-    "log_images": "test_when_things_are_due",
-    "sample_images": "test_when_things_are_due",
-    "save_images": "test_when_things_are_due",
-    "keep": "test_keep",
+    "log_every_images": "test_when_things_are_due",
+    "eval_every_images": "test_when_things_are_due",
+    "checkpoint_every_images": "test_when_things_are_due",
+    "keep_last": "test_keep",
     "keep_every_images": "test_keep_for_good",
     "compile": "test_compile_changes_the_speed_only",
     "trackers": "test_trackers",
@@ -306,7 +308,7 @@ def test_bf16_reaches_the_convolutions_and_not_the_weights(tmp_path, monkeypatch
     monkeypatch.setattr("training.accelerator.cpu_flags", lambda: {"avx512_bf16"})
     task, seen = ToyTask(), []
     task.model.first.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    train(tmp_path, task, precision="bf16", images=BATCH, sample_images=BATCH)
+    train(tmp_path, task, precision="bf16", images=BATCH, eval_every_images=BATCH)
     assert set(seen) == {torch.bfloat16}
     assert tensors(tmp_path)["first.weight"].dtype == torch.float32
 

@@ -25,12 +25,12 @@ def test_state_is_weights_average_gradients_and_moments() -> None:
     assert state_bytes(model, 2) == 2 * 4 * 4 + 5 * 4 * 4 + 2 * (2 * 2 * 4 + 8)
 
 
-@pytest.mark.parametrize("moments", [0, 1, 2])
-def test_a_checkpoint_is_weights_average_and_moments(moments: int) -> None:
+@pytest.mark.parametrize("optimizer_slots", [0, 1, 2])
+def test_a_checkpoint_is_weights_average_and_optimizer_slots(optimizer_slots: int) -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
     weights, buffers, trained = 4 * (4 + 4), 2 * 2 * 4 + 8, 4 * 4
-    assert checkpoint_bytes(model, moments) == 2 * (weights + buffers) + moments * trained
-    assert saved_bytes(model, moments, 2) == 2 * checkpoint_bytes(model, moments) + weights + buffers
+    assert checkpoint_bytes(model, optimizer_slots) == 2 * (weights + buffers) + optimizer_slots * trained
+    assert saved_bytes(model, optimizer_slots, 2) == 2 * checkpoint_bytes(model, optimizer_slots) + weights + buffers
 
 
 def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:

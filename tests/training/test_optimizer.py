@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from tests.training.toy import BATCH, ToyTask, hashes, tensors, train
 from training.config import TrainConfig
-from training.optimizer import fresh_moments, make_optimizer
+from training.optimizer import make_optimizer, new_slots
 
 
 def sgd_by_hand(config: TrainConfig, weight: torch.Tensor, gradients: list[torch.Tensor], decay: float) -> torch.Tensor:
@@ -70,15 +70,15 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["nesterov", "plain", "adamw"])
-def test_fresh_moments_are_those_of_the_optimizer(settings):
+def test_new_slots_are_those_of_the_optimizer(settings):
     config = TrainConfig(**settings)
     weight = nn.Parameter(torch.ones(2, 3))
     optimizer = make_optimizer([weight], config)
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    found, fresh = optimizer.state.get(weight, {}), fresh_moments(weight, config)
+    found, fresh = optimizer.state.get(weight, {}), new_slots(weight, config)
     assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in found.items()}
-    assert sum(value.shape == weight.shape for value in fresh.values()) == config.moments
+    assert sum(value.shape == weight.shape for value in fresh.values()) == config.optimizer_slots
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["nesterov", "plain", "adamw"])

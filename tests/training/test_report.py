@@ -68,7 +68,7 @@ def lines(config: TrainConfig, processes: int = 1) -> dict[str, str]:
 
 
 def test_the_report_says_what_can_be_counted():
-    told = lines(TrainConfig(images=1000, batch=8, warmup_images=80, keep=3))
+    told = lines(TrainConfig(images=1000, batch=8, warmup_images=80, keep_last=3))
     assert told["parameters"] == "40"
     assert told["multiply-adds"] == "40 per image, forward"
     assert told["model and optimizer"].startswith("840 bytes (")  # 40 numbers x 5, and the buffer twice

@@ -61,10 +61,16 @@ def test_another_config_is_refused_with_both_values(tmp_path):
 
 def test_what_may_change(tmp_path):
     train(tmp_path / "run", images=HALF)
-    changes = {"log_images": 16, "sample_images": 24, "save_images": 32, "trackers": ("tensorboard",), "keep": 3}
+    changes = {
+        "log_every_images": 16,
+        "eval_every_images": 24,
+        "checkpoint_every_images": 32,
+        "trackers": ("tensorboard",),
+        "keep_last": 3,
+    }
     changes |= {"micro_batch": 4, "keep_every_images": 64}
     assert opened(tmp_path / "run", images=2 * HALF, **changes).status == "resume"
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["keep"] == 3
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["keep_last"] == 3
 
 
 def test_the_cache_may_move(tmp_path):
@@ -125,17 +131,17 @@ def test_a_run_of_another_format(tmp_path):
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    train(straight, save_images=2 * BATCH)
-    train(broken, save_images=2 * BATCH)
+    train(straight, checkpoint_every_images=2 * BATCH)
+    train(broken, checkpoint_every_images=2 * BATCH)
     flip(broken / "checkpoints/000000080/optimizer.safetensors")
-    folder = opened(broken, save_images=2 * BATCH)
+    folder = opened(broken, checkpoint_every_images=2 * BATCH)
     assert folder.status == "resume"
     assert folder.start is not None
     assert folder.start.images == 8 * BATCH
     out = capsys.readouterr().out
     assert "checkpoint 000000080 is damaged: optimizer.safetensors has changed since it was written (SHA-256)" in out
     assert "moved to damaged-000000080, taking the one before" in out
-    train(broken, save_images=2 * BATCH)
+    train(broken, checkpoint_every_images=2 * BATCH)
     for file in ("model", "ema", "optimizer"):
         name = f"checkpoints/000000080/{file}.safetensors"
         assert (broken / name).read_bytes() == (straight / name).read_bytes()

@@ -93,14 +93,14 @@ def test_what_is_due_is_saved_once(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "publish", lambda staged, do=checkpoint.publish: published.append(do(staged)))
     task = ToyTask()
     task.signal_at = 4, signal.SIGTERM
-    train(tmp_path, task, save_images=4 * BATCH, sample_images=4 * BATCH)
+    train(tmp_path, task, checkpoint_every_images=4 * BATCH, eval_every_images=4 * BATCH)
     assert len(published) == 2  # before the first update, and now
     assert task.evaluated == []
 
 
-@pytest.mark.parametrize("save_images", [2 * BATCH, 10**9])
-def test_an_evaluation_is_cut_short_saved_and_made_again(tmp_path, save_images):
-    dues = {"sample_images": 2 * BATCH, "save_images": save_images}
+@pytest.mark.parametrize("checkpoint_every_images", [2 * BATCH, 10**9])
+def test_an_evaluation_is_cut_short_saved_and_made_again(tmp_path, checkpoint_every_images):
+    dues = {"eval_every_images": 2 * BATCH, "checkpoint_every_images": checkpoint_every_images}
     straight = train(tmp_path / "straight", **dues)
     task = ToyTask()
     task.signal_in_evaluation = 4 * BATCH, signal.SIGTERM

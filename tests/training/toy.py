@@ -114,9 +114,9 @@ def config(**changes: object) -> TrainConfig:
         "batch": BATCH,
         "learning_rate": 1e-2,
         "warmup_images": 0,
-        "log_images": BATCH,
-        "save_images": 10**9,
-        "sample_images": 10**9,
+        "log_every_images": BATCH,
+        "checkpoint_every_images": 10**9,
+        "eval_every_images": 10**9,
         "precision": "float32",
         "trackers": (),
     }
