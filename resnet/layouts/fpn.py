@@ -29,10 +29,10 @@ def current_names(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
 
     Files from before torchvision 0.14 have `inner_blocks.0.weight` for today's `inner_blocks.0.0.weight`.
     """
-    lines = []
+    messages = []
     if any(name.startswith("backbone.") for name in given):
         if others := [name for name in given if not name.startswith("backbone.")]:
             parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in others))
-            lines.append(f"{parts}: left out, {len(others)} tensors of a detector's other parts")
+            messages.append(f"{parts}: left out, {len(others)} tensors of a detector's other parts")
         given = {name.removeprefix("backbone."): t for name, t in given.items() if name not in others}
-    return {_OLD.sub(r"\1.0.\2", name): tensor for name, tensor in given.items()}, lines
+    return {_OLD.sub(r"\1.0.\2", name): tensor for name, tensor in given.items()}, messages

@@ -379,7 +379,6 @@ def test_one_of_each_family_compiles_to_one_graph_and_exports(name: str, monkeyp
         ({"in_channels": -1}, "in_channels=-1"),
         ({"se_reduction": 0}, "se_reduction=0"),
         ({"drop_path": 1.0}, "drop_path=1.0"),
-        ({"shortcut": "E"}, "shortcut 'E'.*A_split"),
         ({"block": "preact_basic", "dropout": -0.1}, "dropout=-0.1"),
         ({"dropout": 0.1}, "dropout=0.1 .*preact_basic.*bottleneck"),
         ({"block": "basic", "groups": 2}, "groups=2 .*bottleneck.*basic"),

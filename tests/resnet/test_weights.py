@@ -129,7 +129,7 @@ def test_a_training_checkpoint_is_refused() -> None:
 
 def test_weights_are_recognised_for_networks_without_a_layout() -> None:
     theirs = resnet.create_model("resnet18").export_weights("torchvision")
-    for name, reason in (("highway19", "no other library's layout is known"), ("wrn_16_4", "cannot express widths")):
+    for name, reason in (("highway19", "no .*layout"), ("wrn_16_4", "cannot express widths")):
         with pytest.raises(ValueError, match=f"{reason}.*; 'resnet18' has such weights"):
             resnet.import_weights(resnet.create_model(name), theirs)
 
