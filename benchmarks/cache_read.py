@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data import Images, Pixels, image_index
+from training.data import Images, PixelFormat, image_index
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
             part = array[start : start + args.batch]
             part[:] = random.integers(0, 256, part.shape)
         array.flush()
-        images = Images(np.memmap(path, args.dtype, "r", shape=shape), pixels=Pixels(dtype=args.dtype))
+        images = Images(np.memmap(path, args.dtype, "r", shape=shape), pixel_format=PixelFormat(dtype=args.dtype))
         rates = [rate(images, args.batch, epoch) for epoch in range(args.passes + 1)][1:]  # the first fills the memory
     print(
         f"{args.images:,} images of {args.channels} x {args.side} x {args.side}, {args.dtype}, batches of {args.batch}:"
@@ -50,7 +50,7 @@ def rate(images: Images, batch: int, epoch: int) -> float:
     """Images read per second, over the whole batches of one epoch; the order is drawn beforehand."""
     batches = len(images) // batch
     order = image_index(np.arange(batches * batch, dtype=np.int64) + epoch * len(images), len(images), seed=0)
-    out = torch.empty((batch, *images.shape), dtype=getattr(torch, images.pixels.stored.name)).numpy()
+    out = torch.empty((batch, *images.shape), dtype=getattr(torch, images.pixel_format.stored.name)).numpy()
     start = time.perf_counter()
     for indices in order.reshape(batches, batch):
         images.read(indices, out)

@@ -23,8 +23,8 @@ from training.accelerator import make_accelerator
 from training.cli import ScriptParser, command, parse
 from training.data import Images
 from training.loop import Loop
-from training.memory import show_size
 from training.run_folder import RunFolder
+from training.units import show_size
 
 RECIPE = Path(__file__).parents[1] / "configs" / "cifar10.yaml"
 

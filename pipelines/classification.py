@@ -19,7 +19,7 @@ from residual.weights.config import read_config, read_json
 from resnet import ResNet
 from training.data import DataConfig, ImageSet
 from training.data.decode import decode
-from training.data.pixels import Pixels
+from training.data.pixel_format import PixelFormat
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "classification.json"
@@ -61,7 +61,7 @@ class ImageClassifier:
     classes: tuple[str, ...]
     """their names"""
     view: View
-    pixels: Pixels
+    pixels: PixelFormat
     """what -1 and 1 stood for in the files of its training"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
@@ -139,12 +139,16 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     return ImageClassifier(net, classes, view, pixels, images_seen)
 
 
-def _read_description(path: Path) -> tuple[tuple[str, ...], View, Pixels]:
+def _read_description(path: Path) -> tuple[tuple[str, ...], View, PixelFormat]:
     document = read_json(path)
     try:
         if (version := document["format_version"]) != FORMAT_VERSION:
             raise ValueError(f"format_version {version!r}, this version reads {FORMAT_VERSION}")
-        return tuple(document["classes"]), read_config(View, document["view"]), read_config(Pixels, document["pixels"])
+        return (
+            tuple(document["classes"]),
+            read_config(View, document["view"]),
+            read_config(PixelFormat, document["pixels"]),
+        )
     except KeyError as error:
         raise ValueError(f"{path} does not say {error}; it is not whole") from None
     except (ValueError, TypeError, AttributeError) as error:

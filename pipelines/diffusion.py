@@ -20,7 +20,7 @@ from diffusion.sampler import check
 from pipelines.folder import check_finite, find_model
 from residual.names import require_known, shorten
 from residual.weights.config import read_config
-from training.data.pixels import BYTES, Pixels
+from training.data.pixel_format import BYTES, PixelFormat
 from unet import UNet
 
 FORMAT_VERSION = 2
@@ -42,7 +42,7 @@ class DiffusionModel:
     """the names of its classes; none: it takes no labels"""
     null: int | None = None
     """the label that means “no label”, if it has learned to do without"""
-    pixels: Pixels = BYTES
+    pixels: PixelFormat = BYTES
     """what -1 and 1 stood for in the files of its training, and what kind of files they were"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
@@ -181,7 +181,7 @@ def describe(
     schedule: Schedule,
     prediction: str,
     classes: tuple[str, ...] | None,
-    pixels: Pixels = BYTES,
+    pixels: PixelFormat = BYTES,
     images_seen: int | None = None,
 ) -> DiffusionModel:
     """The model of a network, whose config tells the shape of the images and whether it knows a null label."""
@@ -201,7 +201,7 @@ class _Description:
     classes: tuple[str, ...] | None
 
 
-def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None, Pixels]:
+def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None, PixelFormat]:
     """The noise schedule, the prediction, the classes and the pixels. Raises ValueError for what is not whole.
 
     Version 1 did not tell the pixels, which were bytes.
@@ -216,7 +216,7 @@ def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None,
         found = read_config(_Description, fields)
         require_known("prediction", found.prediction, PREDICTIONS)
         schedule = Schedule(name=found.schedule, timesteps=found.timesteps, variance=found.variance)
-        pixels = BYTES if document["format_version"] == 1 else read_config(Pixels, document["pixels"])
+        pixels = BYTES if document["format_version"] == 1 else read_config(PixelFormat, document["pixels"])
         return schedule, found.prediction, found.classes, pixels
     except KeyError as error:
         raise ValueError(f"{path} does not say {error}; it is not whole") from None

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from training.data.pixels import BYTES, Pixels
+from training.data.pixel_format import BYTES, PixelFormat
 
 
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
@@ -32,13 +32,13 @@ def hidden_note(channels: int) -> str | None:
     return f"images have {channels} channels, of which pictures show the first{' 3' if shown(channels) == 3 else ''}"
 
 
-def check_savable(channels: int, pixels: Pixels) -> None:
+def check_savable(channels: int, pixels: PixelFormat) -> None:
     """Raises ValueError unless images with this number of channels can be such files."""
     if pixels.file == "png" and channels not in (1, 3):
         raise ValueError(f"images with {channels} channels cannot be PNG files, which are grey (1) or colour (3) here")
 
 
-def save_image(image: Float[Tensor, "c h w"], pixels: Pixels, path: Path) -> None:
+def save_image(image: Float[Tensor, "c h w"], pixels: PixelFormat, path: Path) -> None:
     """Writes one image in [-1, 1] as `pixels` say: an array (c, h, w), or a picture.
 
     Colour pictures have 8 bits, whatever the cache kept, since Pillow knows no other; greys have 16 if `pixels` have.

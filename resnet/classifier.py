@@ -17,7 +17,7 @@ from resnet.config.classifier import ClassifierConfig
 from resnet.layouts import export_weights, import_weights, without_prefix
 
 
-class Classifier(Pretrained, nn.Module):
+class Classifier(Pretrained):
     """Levels of features, their mean over all pixels, and a linear map to one logit per class.
 
     A subclass builds `levels`, each of which takes the output of the one before, and `fc`.
@@ -33,8 +33,7 @@ class Classifier(Pretrained, nn.Module):
     """maps timesteps to the embedding that conditions the levels; None for a network without timesteps"""
 
     def __init__(self, config: ClassifierConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.min_size_px = config.min_size_px
         self.embedding = None
 

@@ -24,7 +24,7 @@ DIV2K_MEAN = (114.444, 111.4605, 103.02)
 """mean of red, green and blue in the training images, in 0 … 255: 0.4488, 0.4371 and 0.4040 times 255"""
 
 
-class EDSR(Pretrained, nn.Module):
+class EDSR(Pretrained):
     """EDSR (Lim et al. 2017): residual blocks without norms inside one long residual sum, then pixel shuffle.
 
     Images are RGB in 0 … 255, as for the published weights. `mean` is subtracted first and added back last.
@@ -39,8 +39,7 @@ class EDSR(Pretrained, nn.Module):
     mean: Tensor
 
     def __init__(self, config: EDSRConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.channels
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
         merge = partial(Add, branch_scale=config.branch_scale)

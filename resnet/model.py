@@ -27,7 +27,7 @@ from residual import (
     projection,
     split_attention_branch,
 )
-from residual.recompute import RecomputedChain
+from residual.recompute import Recomputed
 from resnet.classifier import Classifier, init_weights, zero_init
 from resnet.config.resnet import Block, ResNetConfig, blocks_of
 from resnet.layouts.resnets import LAYOUTS
@@ -92,7 +92,7 @@ def make_stem(config: ResNetConfig) -> Chain:
 def make_stage(config: ResNetConfig, blocks: list[Block]) -> Chain:
     """The blocks of one stage, with the stem's pool before the first, and norm and act after the last if preact."""
     pool = blocks[0].stage == 1 and config.stem != "conv3"
-    kind = RecomputedChain if blocks[0].stage in config.recompute_stages else Chain
+    kind = Recomputed if blocks[0].stage in config.recompute_stages else Chain
     stage = kind(
         pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pool else None,
         **{str(block.index): make_block(config, block) for block in blocks},

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from pipelines.classification import ImageClassifier
 from training.accelerator import process_state
-from training.data import Feed, ImageSet
+from training.data import BatchReader, ImageSet
 
 SURPLUS = -1
 """the label of an image that was looked at before"""
@@ -34,7 +34,7 @@ def accuracy(
     options = {"average": "micro", "ignore_index": SURPLUS, "validate_args": False}
     shares = {name: MulticlassAccuracy(classes, top_k=k, **options).to(device) for name, k in best.items()}
     loss = MeanMetric().to(device)
-    with closing(Feed(images, 0, batch * ranks, rank, ranks, device=device)) as feed:
+    with closing(BatchReader(images, 0, batch * ranks, rank, ranks, device=device)) as feed:
         for step in range(-(-len(images) // (batch * ranks))):
             if interrupted():
                 return None
@@ -42,7 +42,7 @@ def accuracy(
             assert label is not None, "the images were checked when the task was built"
             first = (step * ranks + rank) * batch
             label[max(0, len(images) - first) :] = SURPLUS  # positions after the last image start over
-            logits = classifier.net(classifier.normalise(images.pixels.to_unit(stored))).float()
+            logits = classifier.net(classifier.normalise(images.pixel_format.to_unit(stored))).float()
             losses = F.cross_entropy(logits, label, ignore_index=SURPLUS, reduction="none")
             loss.update(losses, (label != SURPLUS).float())
             for share in shares.values():

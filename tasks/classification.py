@@ -19,7 +19,7 @@ from tasks.accuracy import accuracy
 from tasks.batch_augment import cutout, mixed, padded_crop
 from training.accelerator import on_main, process_state
 from training.config import TrainConfig
-from training.data import DataConfig, ImageSet, Pixels, open_validation
+from training.data import DataConfig, ImageSet, PixelFormat, open_validation
 from training.random import GlobalRandom, seeded
 from training.task import Batch
 
@@ -192,10 +192,10 @@ class ClassificationRun:
         view = View.of(self.data, images)
         validation = open_validation(self.data, on_main=on_main)
         if validation is not None:
-            validation = as_trained(view, images.pixels, images.classes, validation)
+            validation = as_trained(view, images.pixel_format, images.classes, validation)
         with seeded(self.train.seed, "model"):
             net = ResNet(config)
-        classifier = ImageClassifier(net, images.classes, view, images.pixels)
+        classifier = ImageClassifier(net, images.classes, view, images.pixel_format)
         return ClassificationTask(classifier, self.classification, validation)
 
     @staticmethod
@@ -216,16 +216,16 @@ class ClassificationRun:
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]
 
 
-def as_trained(view: View, pixels: Pixels, classes: tuple[str, ...], images: ImageSet) -> ImageSet:
+def as_trained(view: View, pixels: PixelFormat, classes: tuple[str, ...], images: ImageSet) -> ImageSet:
     """The images of an evaluation, their classes numbered as those that were trained on: by name, some may be missing.
 
     Raises ValueError for images of another shape, without labels, or with one that was not trained on.
     """
     trained = (view.channels, *view.size)
-    if images.shape != trained or images.pixels != pixels:
+    if images.shape != trained or images.pixel_format != pixels:
         raise ValueError(
-            f"images of data.validation are {images.shape} (channels, height, width) of {images.pixels.dtype}, those "
-            f"that are trained on {trained} of {pixels.dtype}; set data.size, data.channels and data.bits"
+            f"images of data.validation are {images.shape} (channels, height, width) of {images.pixel_format.dtype}, "
+            f"those that are trained on {trained} of {pixels.dtype}; set data.size, data.channels and data.bits"
         )
     if images.classes is None or images.labels is None:
         raise ValueError("images of data.validation have no labels, so nothing tells what is right; name another part")

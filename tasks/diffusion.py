@@ -231,7 +231,7 @@ class DiffusionRun:
         channels, height, width = images.shape
         if reason := self.model.size_error(height, width):
             arrays = "arrays are read as (channels, height, width), and stay as they are"
-            way_out = "data.size resizes them" if images.pixels.file == "png" else arrays
+            way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
         config = replace(
             self.model,
@@ -244,7 +244,7 @@ class DiffusionRun:
         )
         with seeded(self.train.seed, "model"):
             net = UNet(config)
-        model = describe(net, self.diffusion.noise, self.diffusion.prediction, images.classes, images.pixels)
+        model = describe(net, self.diffusion.noise, self.diffusion.prediction, images.classes, images.pixel_format)
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:

@@ -18,7 +18,7 @@ from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.checkpoint import Checkpoint, Facts
 from training.config import TrainConfig
-from training.data import DataConfig, Feed, ImageSet, augment
+from training.data import BatchReader, DataConfig, ImageSet, augment
 from training.log import RunLog
 from training.memory import checkpoint_bytes, saved_bytes
 from training.meter import Meter
@@ -74,7 +74,9 @@ class Loop:
         self.micro_batches = config.accumulation(ranks)
         self.micro_batch = config.batch // ranks // self.micro_batches
         self.state = TrainState(task.model, config, accelerator)
-        self.feed = Feed(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, accelerator.device)
+        self.feed = BatchReader(
+            images, config.seed, config.batch, self.rank, ranks, self.micro_batch, accelerator.device
+        )
 
     def run(self) -> bool:
         """From where the run folder stands to the end (True), or until asked to stop (False)."""
@@ -183,7 +185,7 @@ class Loop:
         """Micro-batch number `micro` of the next update, augmented."""
         stored, label = self.feed.get(self.state.update, micro)
         random = self.random("augment", micro)
-        image, told = augment(stored, self.images.pixels, random, self.data.flip, self.data.non_leaky)
+        image, told = augment(stored, self.images.pixel_format, random, self.data.flip, self.data.non_leaky)
         return Batch(image.contiguous(memory_format=self.state.memory_format), label, told)
 
     def random(self, stream: str, micro: int) -> GlobalRandom:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from training.memory import show_size
+from training.units import show_size
 
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 

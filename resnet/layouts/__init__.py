@@ -5,10 +5,10 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from residual.names import require_known
+from residual.weights.adapt import adapt_inputs
 from residual.weights.keymap import Difference, export_state, import_state, published_names
 from residual.weights.layout import Layout
 
@@ -87,20 +87,6 @@ def bodies(layouts: Layouts, config: Any, ours: State) -> Iterator[dict[str, tup
             yield {name: tuple(tensor.shape) for name, tensor in theirs.items()}
 
 
-def adapt_input(weight: Float[Tensor, "o i kh kw"], channels: int) -> Float[Tensor, "o c kh kw"]:
-    """The weight of a first convolution, for images of another number of channels.
-
-    For one channel the sum over the old ones, so that a grey image gives what its copies in all channels gave; for
-    others the old ones, repeated as often as there is room, scaled so that an image of equal channels gives the same
-    on average (timm's rule, for any number of old channels).
-    """
-    old = weight.shape[1]
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    repeated = weight.repeat(1, -(-channels // old), 1, 1)[:, :channels]
-    return repeated * (old / channels)
-
-
 def _names(layout: Layout, config: Any, ours: State) -> dict[str, str]:
     found = published_names(layout.places(config), layout.table, ours)
     return {name: theirs for name, (theirs,) in found.items()}
@@ -129,9 +115,9 @@ def _adapt_stem(theirs: dict[str, Tensor], name: str, ours: Tensor) -> list[str]
     """Adapts their first convolution to our image channels, in place. Returns a message if it did."""
     if name not in theirs or theirs[name].dim() != 4 or (old := theirs[name].shape[1]) == (new := ours.shape[1]):
         return []
-    theirs[name] = adapt_input(theirs[name], new)
-    how = "summed" if new == 1 else f"repeated and scaled by {old}/{new}"
-    return [f"{name}: {old} input channels adapted to {new} ({how})"]
+    theirs[name] = adapt_inputs(theirs[name], new)
+    how = "summed" if new < old else "shared"
+    return [f"{name}: {old} input channels adapted to {new}; weights are {how}"]
 
 
 def _leave_out_classifier(theirs: dict[str, Tensor], names: list[str], ours: Tensor) -> list[str]:

@@ -10,7 +10,9 @@ from training.random import GlobalRandom
 from training.task import Batch
 from unet import UNetConfig
 
-SMALL = UNetConfig(channels=16, multipliers=(1, 2), attention=(1,), blocks=1, groups=8, size=(8, 8))
+SMALL = UNetConfig(
+    base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8, size=(8, 8)
+)
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -27,7 +29,7 @@ def train(run: DiffusionRun, images: Images, updates: int) -> DiffusionTask:
     optimizer = torch.optim.AdamW(task.model.parameters(), 3e-3)
     for update in range(updates):
         chosen = np.random.default_rng(update).choice(len(images), 32)
-        image = images.pixels.to_unit(torch.from_numpy(images.read(chosen)))
+        image = images.pixel_format.to_unit(torch.from_numpy(images.read(chosen)))
         label = None if images.labels is None else torch.from_numpy(images.labels[chosen])
         random = GlobalRandom(0, update, "task", 32, slice(0, 32), "cpu")
         task.loss(task.model.train(), Batch(image, label), random).mean().backward()

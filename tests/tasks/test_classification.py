@@ -30,7 +30,7 @@ from tasks.classification import (
 from tests.tasks.small import CLASSES, digits
 from tests.training import toy
 from training.config import TrainConfig
-from training.data import DataConfig, Images, Pixels, open_images
+from training.data import DataConfig, Images, PixelFormat, open_images
 from training.loop import fit
 from training.random import GlobalRandom
 from training.run_folder import RunFolder
@@ -48,7 +48,7 @@ def batch(task: ClassificationTask, count: int = BATCH) -> Batch:
     images = digits()
     assert images.labels is not None
     stored = torch.from_numpy(images.read(np.arange(count)))
-    return Batch(images.pixels.to_unit(stored), torch.from_numpy(images.labels[:count]))
+    return Batch(images.pixel_format.to_unit(stored), torch.from_numpy(images.labels[:count]))
 
 
 def random(update: int = 0) -> GlobalRandom:
@@ -118,7 +118,9 @@ def by_hand(task: ClassificationTask, images: Images) -> dict[str, float]:
     label = torch.from_numpy(images.labels)
     with torch.no_grad():
         logits = task.model(
-            task.classifier.normalise(images.pixels.to_unit(torch.from_numpy(images.read(np.arange(len(images))))))
+            task.classifier.normalise(
+                images.pixel_format.to_unit(torch.from_numpy(images.read(np.arange(len(images)))))
+            )
         )
     ranked = logits.argsort(dim=1, descending=True)
     found = {f"top{k}": (ranked[:, :k] == label[:, None]).any(dim=1).double().mean().item() for k in (1, 5)}
@@ -221,16 +223,16 @@ def test_validation_images_of_another_kind(tmp_path: Path, config) -> None:
         small_run(data=replace(data, validation="val")).build(open_images(data))
     view, classes = View.of(data, digits()), ("zero", "eins", *CLASSES[2:])
     with pytest.raises(ValueError, match=r"image 1 of data\.validation is of class 'one', which is none of the 10"):
-        as_trained(view, Pixels(), classes, digits())
+        as_trained(view, PixelFormat(), classes, digits())
     with pytest.raises(ValueError, match=r"images of data\.validation have no labels, so nothing tells what is right"):
-        as_trained(view, Pixels(), CLASSES, digits(labels=False))
+        as_trained(view, PixelFormat(), CLASSES, digits(labels=False))
 
 
 def test_classes_of_validation_images_are_those_of_the_same_names() -> None:
     array = np.zeros((3, 1, 8, 8), np.uint8)
     view = View.of(DataConfig(), Images(array))
     few, trained = Images(array, np.array([0, 1, 1]), ["cat", "dog"]), ("ape", "dog", "cat", "eel")
-    found = as_trained(view, Pixels(), trained, few)
+    found = as_trained(view, PixelFormat(), trained, few)
     assert found.classes == trained
     taken = found.take(np.arange(3), 0, np.empty_like(array))
     before = few.take(np.arange(3), 0, np.empty_like(array))
@@ -282,7 +284,7 @@ def test_a_classifier_comes_back_as_it_was(saved) -> None:
     assert (found.classes, found.view, found.pixels, found.images_seen) == (
         CLASSES,
         task.classifier.view,
-        Pixels(),
+        PixelFormat(),
         None,
     )
     seen = batch(task).image
@@ -314,7 +316,7 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
         classifier.predict([tmp_path / "empty.png"])
     with pytest.raises(ValueError, match=r"ndarray cannot be read as a picture \(pixels of 32 bits"):
         classifier.predict([np.zeros((8, 8), np.float32)])
-    arrays = replace(classifier, pixels=Pixels(file="npy"))
+    arrays = replace(classifier, pixels=PixelFormat(file="npy"))
     with pytest.raises(ValueError, match=re.escape("this model was trained on arrays; scale yours by")):
         arrays.predict([pixels[0]])
 

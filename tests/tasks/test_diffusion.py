@@ -21,7 +21,7 @@ from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import DataConfig, Images
-from training.data.pixels import BYTES, Pixels
+from training.data.pixel_format import BYTES, PixelFormat
 from training.fields import field_texts
 from training.random import GlobalRandom
 from training.task import Batch
@@ -64,7 +64,7 @@ def test_weights_come_from_the_seed():
     ("fields", "message"),
     [
         ({"model": replace(SMALL, learned_variance=True)}, "model.learned_variance=true cannot be trained yet"),
-        ({"model": replace(SMALL, size=(32, 32), multipliers=(1, 1, 1, 1, 1))},
+        ({"model": replace(SMALL, size=(32, 32), channel_multipliers=(1, 1, 1, 1, 1))},
          r"images of digits: 8x8 px cannot be halved 4 times .* nearest size that can is 16x16.*; data.size resizes"),
         ({"sample": SampleConfig(sampler="dim")}, "sample: unknown sampler 'dim'; did you mean ddim"),
         ({"sample": SampleConfig(steps=2000)}, "sample: steps=2000 is more than the 1000 timesteps"),
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused_before_training(fields, message):
 
 
 def test_arrays_with_channels_last_are_told_how_they_are_read():
-    images = Images(np.zeros((2, 8, 8, 3), np.uint8), pixels=Pixels(file="npy"))
+    images = Images(np.zeros((2, 8, 8, 3), np.uint8), pixel_format=PixelFormat(file="npy"))
     with pytest.raises(ValueError, match=r"8x3 px cannot .*; arrays are read as \(channels, height, width\), and stay"):
         small_run().build(images)
 
@@ -357,10 +357,10 @@ def test_a_model_that_does_not_tell_its_pixels_was_of_bytes(conditional, tmp_pat
 
 
 def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, capsys):
-    pixels = Pixels(dtype="float32", low=-3.0, high=5.0, file="npy")
+    pixels = PixelFormat(dtype="float32", low=-3.0, high=5.0, file="npy")
     array = np.random.default_rng(0).uniform(-3, 5, (64, 4, 8, 8)).astype(np.float32)
     array[:, 3] = 4.5  # a channel to be recognised by
-    images = Images(array, pixels=pixels)
+    images = Images(array, pixel_format=pixels)
     run = small_run()
     task = train(run, images, 60)
     assert run.start(task) == ["samples: images have 4 channels, of which pictures show the first 3"]

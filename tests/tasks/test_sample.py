@@ -13,7 +13,7 @@ from diffusion import SAMPLERS, Schedule
 from pipelines.diffusion import describe, load_model
 from pipelines.pictures import to_uint8
 from tests.tasks.small import SMALL
-from training.data.pixels import BYTES, Pixels
+from training.data.pixel_format import BYTES, PixelFormat
 from unet import UNet
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +195,7 @@ def test_images_that_cannot_be_pictures_are_refused_before_work(tmp_path, capsys
 
 
 def test_greys_of_16_bits_are_drawn_with_16_bits(tmp_path):
-    pixels = Pixels(dtype="uint16", high=65535)
+    pixels = PixelFormat(dtype="uint16", high=65535)
     expected = pixels.from_unit(untrained(tmp_path, 1, pixels))[:, 0].astype(int)
     found = run(tmp_path, tmp_path / "out", "--num", 2, "--steps", 1)
     assert abs(found - expected).max() <= 1
@@ -206,17 +206,17 @@ def test_greys_of_16_bits_are_drawn_with_16_bits(tmp_path):
 
 
 def test_colours_have_8_bits_whatever_the_cache_kept(tmp_path):
-    untrained(tmp_path, 3, Pixels(dtype="uint16", high=65535))
+    untrained(tmp_path, 3, PixelFormat(dtype="uint16", high=65535))
     assert run(tmp_path, tmp_path / "out", "--num", 2, "--steps", 1).shape == (2, 8, 8, 3)
 
 
 @pytest.mark.parametrize(
     ("channels", "pixels"),
     [
-        (2, Pixels(dtype="int16", low=-1000, high=1000, file="npy")),
-        (4, Pixels(dtype="float32", low=-3.5, high=9, file="npy")),
-        (1, Pixels(dtype="float16", low=0, high=1, file="npy")),
-        (3, Pixels(file="npy")),
+        (2, PixelFormat(dtype="int16", low=-1000, high=1000, file="npy")),
+        (4, PixelFormat(dtype="float32", low=-3.5, high=9, file="npy")),
+        (1, PixelFormat(dtype="float16", low=0, high=1, file="npy")),
+        (3, PixelFormat(file="npy")),
     ],
 )
 def test_arrays_come_out_as_arrays_of_their_kind(tmp_path, capsys, channels, pixels):

@@ -19,8 +19,9 @@ from tests.training import toy
 from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
 from training import checkpoint, log, room
 from training.loop import Loop
-from training.memory import saved_bytes, show_size
+from training.memory import saved_bytes
 from training.room import NoRoom, append_line, is_full
+from training.units import show_size
 
 FULL = [errno.ENOSPC, errno.EFBIG, errno.EDQUOT]
 

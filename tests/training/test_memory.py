@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from training import memory
-from training.memory import checkpoint_bytes, require_memory, saved_bytes, show_size, state_bytes, total_bytes
+from training.memory import checkpoint_bytes, require_memory, saved_bytes, state_bytes, total_bytes
+from training.units import show_size
 
 CPU = torch.device("cpu")
 

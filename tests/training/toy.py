@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from residual import NormAct
 from training.accelerator import make_accelerator
 from training.config import TrainConfig
 from training.data import DataConfig, Images
@@ -31,7 +32,7 @@ class Net(nn.Module):
     def __init__(self, dropout: float, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(1, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(2, channels)
+        self.norm = NormAct(channels, groups=2, act=None)
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Conv2d(channels, 1, 3, padding=1)
         self.label = nn.Embedding(3, channels)

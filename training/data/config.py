@@ -54,7 +54,7 @@ class DataConfig:
     """folder for the decoded images; null is ~/.cache/residual-diffusion"""
     stream: bool = False
     """true decodes images as they are needed and keeps no cache, for sets too large for one; needs size and channels"""
-    stream_blocks: int = 16
+    stream_shards: int = 16
     """row groups of tables whose images are mixed while streaming; twice as many are held in memory, encoded"""
     max_bad: int = 10
     """how many images that cannot be read may be skipped before that is an error"""
@@ -95,8 +95,8 @@ class DataConfig:
             )
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(f"data.validation {self.validation} must be a share between 0 and 1, or name a part")
-        if self.stream_blocks < 1:
-            raise ValueError(f"data.stream_blocks {self.stream_blocks} must be positive")
+        if self.stream_shards < 1:
+            raise ValueError(f"data.stream_shards {self.stream_shards} must be positive")
         if not 0 <= self.non_leaky <= 1:
             raise ValueError(f"data.non_leaky {self.non_leaky} must be a probability, 0 to 1")
         if self.non_leaky > 0 and self.flip:

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
 from training.data.random_crop import random_box
-from training.data.records import Item
+from training.data.sources.arrays import ArrayFile
+from training.data.sources.records import Item
 
 T = TypeVar("T")
 

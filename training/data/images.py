@@ -9,15 +9,15 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import Int, Int64, Shaped
 
-from training.data.labels import name_classes
 from training.data.order import image_index
-from training.data.pixels import BYTES, Pixels
+from training.data.pixel_format import BYTES, PixelFormat
+from training.data.sources.labels import name_classes
 
 
 class Images:
     """A set of images of one shape, read by number.
 
-    `array` is in memory or mapped, of the dtype `pixels.stored`: uint8 unless told otherwise; `labels` are class
+    `array` is in memory or mapped, of the dtype `pixel_format.stored`: uint8 unless told otherwise; `labels` are class
     numbers, `classes` their names ("0", "1", … if left out). Raises ValueError for an empty set, another dtype, and a
     label outside the classes.
     """
@@ -28,16 +28,16 @@ class Images:
         labels: Int[np.ndarray, "n"] | None = None,
         classes: Sequence[str] | None = None,
         *,
-        pixels: Pixels = BYTES,
+        pixel_format: PixelFormat = BYTES,
         fingerprint: str | None = None,
         bad: Sequence[str] = (),
         notes: Sequence[str] = (),
     ):
         if len(array) == 0:
             raise ValueError("the set of images is empty; at least one is needed")
-        if array.dtype != pixels.stored:
+        if array.dtype != pixel_format.stored:
             raise ValueError(
-                f"the images are {array.dtype} but such pixels are stored as {pixels.stored}; convert them"
+                f"the images are {array.dtype} but such pixels are stored as {pixel_format.stored}; convert them"
             )
         if labels is None and classes is not None:
             raise ValueError(f"{len(classes)} class names but no labels; give labels too, or leave the names out")
@@ -51,7 +51,7 @@ class Images:
             self.classes = name_classes(self.labels, classes)
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
         """channels, height, width"""
-        self.pixels = pixels
+        self.pixel_format = pixel_format
         """what the stored numbers mean"""
         self.bad = tuple(bad)
         """name and reason of each image that was left out because it cannot be read"""
@@ -67,7 +67,7 @@ class Images:
         """What a user wants to know of the data, in one line."""
         skipped = f"; {self.skipped} more could not be read{listing(self.bad)}" if self.bad else ""
         notes = "".join(f"; {note}" for note in self.notes)
-        return f"{describe(len(self), self.shape, self.pixels, self.classes)}{skipped}{notes}"
+        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{skipped}{notes}"
 
     @property
     def skipped(self) -> int:
@@ -78,7 +78,7 @@ class Images:
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of pixels, their meaning, labels and class names: equal for equal content anywhere."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self._array, self.labels, self.classes, self.pixels)
+            self._fingerprint = fingerprint(self._array, self.labels, self.classes, self.pixel_format)
         return self._fingerprint
 
     def read(
@@ -90,7 +90,7 @@ class Images:
         if self._numbers is not None:
             indices = self._numbers[indices]
         if out is None:
-            out = np.empty((len(indices), *self.shape), self.pixels.stored)
+            out = np.empty((len(indices), *self.shape), self.pixel_format.stored)
         return np.take(self._array, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
 
     def part(self, numbers: Int64[np.ndarray, "m"]) -> "Images":
@@ -112,7 +112,7 @@ class Images:
         return None if self.labels is None else self.labels[indices]
 
 
-def describe(count: int, shape: tuple[int, int, int], pixels: Pixels, classes: Sequence[str] | None) -> str:
+def describe(count: int, shape: tuple[int, int, int], pixels: PixelFormat, classes: Sequence[str] | None) -> str:
     """How many images there are, of which kind and size, and how many classes."""
     channels, height, width = shape
     if pixels.file == "npy":
@@ -134,7 +134,7 @@ def fingerprint(
     array: Shaped[np.ndarray, "n c h w"],
     labels: Int64[np.ndarray, "n"] | None,
     classes: Sequence[str] | None,
-    pixels: Pixels,
+    pixels: PixelFormat,
 ) -> str:
     """See `Images.fingerprint`."""
     meaning = [] if pixels == BYTES else [asdict(pixels)]

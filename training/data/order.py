@@ -19,7 +19,7 @@ def image_index(position: Int64[np.ndarray, "b"], n: int, seed: int) -> Int64[np
     return one_block(n).index(position, seed)
 
 
-class BlockOrder:
+class ShardOrder:
     """The order of a set in blocks of `sizes` images, of which few are held in memory at a time.
 
     Each epoch draws an order of the blocks and takes `group` of them at a time; the images of a group are permuted as
@@ -72,31 +72,31 @@ def permutation(seed: int, epoch: int, n: int, stream: int = 0) -> Int64[np.ndar
 
 
 @lru_cache(maxsize=2)
-def one_block(n: int) -> BlockOrder:
+def one_block(n: int) -> ShardOrder:
     """The order of a set without blocks."""
-    return BlockOrder([n], 1)
+    return ShardOrder([n], 1)
 
 
 @lru_cache(maxsize=4)
-def block_order(order: BlockOrder, seed: int, epoch: int) -> Int64[np.ndarray, "blocks"]:
+def block_order(order: ShardOrder, seed: int, epoch: int) -> Int64[np.ndarray, "blocks"]:
     """The blocks in the order of an epoch."""
     return permutation(seed, epoch, len(order.starts) - 1, OF_BLOCKS)
 
 
-def group_blocks(order: BlockOrder, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "g"]:
+def group_blocks(order: ShardOrder, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "g"]:
     """The blocks of a group, in the order of the set."""
     return np.sort(block_order(order, seed, epoch)[group * order.group : (group + 1) * order.group])
 
 
 @lru_cache(maxsize=4)
-def group_edges(order: BlockOrder, seed: int, epoch: int) -> Int64[np.ndarray, "groups_and_1"]:
+def group_edges(order: ShardOrder, seed: int, epoch: int) -> Int64[np.ndarray, "groups_and_1"]:
     """Where in its epoch each group starts, and where the last one ends."""
     sizes = np.diff(order.starts)[block_order(order, seed, epoch)]
     return np.cumsum([0, *np.add.reduceat(sizes, np.arange(0, len(sizes), order.group))])
 
 
 @lru_cache(maxsize=2)
-def group_images(order: BlockOrder, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "n"]:
+def group_images(order: ShardOrder, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "n"]:
     """The images of a group in the order of an epoch."""
     starts = order.starts
     images = [np.arange(starts[block], starts[block + 1]) for block in group_blocks(order, seed, epoch, group)]

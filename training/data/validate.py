@@ -15,13 +15,13 @@ from PIL import Image
 from PIL.ExifTags import Base
 from tqdm import tqdm
 
-from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
 from training.data.decode import attempt, in_threads, open_image
 from training.data.images import describe
-from training.data.labels import Label, check_label
-from training.data.records import Item, Records
-from training.data.source import find_source
+from training.data.sources.arrays import ArrayFile
+from training.data.sources.labels import Label, check_label
+from training.data.sources.records import Item, Records
+from training.data.sources.source import find_source
 
 MOST = 10
 """how many of a kind are listed at each end of a long list"""
@@ -86,7 +86,7 @@ def look(item: Item, config: DataConfig) -> Look:
     raw = data.read_bytes() if isinstance(data, Path) else data if isinstance(data, bytes) else data.tobytes()
     content = blake2b(raw, digest_size=16).digest()
     if isinstance(item.data, ArrayFile):
-        size, kind = (decoded.shape[1], decoded.shape[2]), item.data.pixels.dtype
+        size, kind = (decoded.shape[1], decoded.shape[2]), item.data.pixel_format.dtype
         return Look(item.name, item.label, "", kind, size, decoded.shape, (), content)
     with Image.fromarray(data) if isinstance(data, np.ndarray) else open_image(raw) as image:
         size = (image.height, image.width)
@@ -160,7 +160,7 @@ class Found:
         if len(self.shapes) == 1:
             shape = (self.channels, *next(iter(self.shapes)))
             classes = tuple(self.classes) if self.records.labelled else None
-            rows["a run would see"] = describe(self.count - self.wrong, shape, self.records.pixels, classes)
+            rows["a run would see"] = describe(self.count - self.wrong, shape, self.records.pixel_format, classes)
         rows |= {"modes": counts(self.kinds), "height x width": counts(self.sizes)}
         rows |= {trait: few(names) for trait, names in sorted(self.traits.items())}
         rows |= {"classes": counts(self.classes)} if self.records.labelled else {}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import Feed, Pixels, augment, open_images
-from training.data.arrays import in_range
+from training.data import BatchReader, PixelFormat, augment, open_images
 from training.data.images import Images
+from training.data.sources.arrays import in_range
 from training.random import GlobalRandom
 
 
@@ -31,7 +31,7 @@ def test_any_count_of_channels_comes_as_it_is(channels: int, config, tmp_path: P
     write(tmp_path / "set", *arrays)
     images = open_images(config(source=tmp_path / "set", range=(-2, 6)))
     assert images.shape == (channels, 4, 6)
-    assert images.pixels == Pixels(dtype="float32", low=-2, high=6, file="npy")
+    assert images.pixel_format == PixelFormat(dtype="float32", low=-2, high=6, file="npy")
     np.testing.assert_array_equal(images.read(np.arange(3)), np.stack(arrays))
     assert str(images) == f"3 {channels}-channel float32 arrays of 4 x 6 px (height x width), no labels"
 
@@ -51,11 +51,13 @@ def test_any_count_of_channels_comes_as_it_is(channels: int, config, tmp_path: P
 def test_the_network_sees_the_range_as_minus_one_to_one(dtype, span, values, unit, config, tmp_path: Path) -> None:
     write(tmp_path / "set", np.array([values], dtype))  # (h, w): one channel
     images = open_images(config(source=tmp_path / "set", range=span))
-    image, label = Feed(images, seed=0, batch=1).get(0)
+    image, label = BatchReader(images, seed=0, batch=1).get(0)
     assert label is None
-    seen, _ = augment(image, images.pixels, GlobalRandom(0, 0, "augment", 1, slice(None), "cpu"), flip=False)
+    seen, _ = augment(image, images.pixel_format, GlobalRandom(0, 0, "augment", 1, slice(None), "cpu"), flip=False)
     torch.testing.assert_close(seen, torch.tensor([[[unit]]], dtype=torch.float32), rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(images.pixels.from_unit(seen), np.array([[[values]]], images.pixels.dtype))
+    np.testing.assert_array_equal(
+        images.pixel_format.from_unit(seen), np.array([[[values]]], images.pixel_format.dtype)
+    )
 
 
 def test_arrays_in_fortran_order_class_folders_and_splits(config, tmp_path: Path) -> None:
@@ -187,8 +189,8 @@ def test_deep_pictures_from_file_to_network(config, save, tmp_path: Path) -> Non
     save(tmp_path / "set" / "a.png", levels)
     images: Images = open_images(config(source=tmp_path / "set", bits=16))
     assert str(images) == "1 16-bit grey images of 1 x 3 px (height x width), no labels"
-    image, _ = Feed(images, seed=0, batch=1).get(0)
+    image, _ = BatchReader(images, seed=0, batch=1).get(0)
     assert image.dtype == torch.uint16
-    seen = images.pixels.to_unit(image)
+    seen = images.pixel_format.to_unit(image)
     torch.testing.assert_close(seen, torch.tensor([[[[-1, -0.6, 1]]]]), rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(images.pixels.from_unit(seen)[0, 0], levels)
+    np.testing.assert_array_equal(images.pixel_format.from_unit(seen)[0, 0], levels)

@@ -17,9 +17,10 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from training.data import DataConfig, open_images, pixel_file
-from training.data import build as module
-from training.data.pixel_file import PixelFile
+from training.data import DataConfig, open_images
+from training.data.cache import build as module
+from training.data.cache import pixel_file
+from training.data.cache.pixel_file import PixelFile
 
 COUNT = 120
 
@@ -154,8 +155,9 @@ def test_images_that_are_gone_are_decoded_again(pets, config, content, straight,
 CHILD = """
 import sys, time
 from pathlib import Path
-from training.data import DataConfig, build, open_images
-from training.data.pixel_file import PixelFile
+from training.data import DataConfig, open_images
+from training.data.cache import build
+from training.data.cache.pixel_file import PixelFile
 build.SAVE_SECONDS = 0.0
 append = PixelFile.append
 PixelFile.append = lambda self, image, name: (time.sleep(0.02), append(self, image, name))

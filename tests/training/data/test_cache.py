@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data import cache as module
 from training.data import open_images
+from training.data.cache import open as module
 
 
 @pytest.fixture

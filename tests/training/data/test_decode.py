@@ -10,7 +10,7 @@ from PIL import Image
 from training.data import DataConfig
 from training.data import decode as module
 from training.data.decode import decode, decode_all, decode_file, in_threads
-from training.data.records import Item
+from training.data.sources.records import Item
 
 FOUND = DataConfig()
 

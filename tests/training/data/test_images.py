@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.data import Images
-from training.data.labels import MAX_CLASSES, number_labels
+from training.data.sources.labels import MAX_CLASSES, number_labels
 
 
 def test_images_from_arrays(pixels) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.data import image_index
-from training.data.order import BlockOrder
+from training.data.order import ShardOrder
 
 
 def index(start: int, stop: int, n: int, seed: int) -> np.ndarray:
@@ -55,7 +55,7 @@ SIZES = [3, 5, 0, 4, 1, 6, 2]
 
 
 def blocked(start: int, stop: int, group: int, seed: int = 1) -> np.ndarray:
-    return BlockOrder(SIZES, group).index(np.arange(start, stop, dtype=np.int64), seed)
+    return ShardOrder(SIZES, group).index(np.arange(start, stop, dtype=np.int64), seed)
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 7, 100])
@@ -72,7 +72,7 @@ def test_blocks_in_one_group_are_shown_in_the_order_of_a_set_without_blocks(grou
 
 def test_few_blocks_are_needed_at_a_time() -> None:
     """Groups of two of six equal blocks: each third of an epoch shows two whole blocks, mixed."""
-    order = BlockOrder([10] * 6, 2)
+    order = ShardOrder([10] * 6, 2)
     epochs = order.index(np.arange(180, dtype=np.int64), 5).reshape(9, 20)
     for group in epochs:
         assert [np.count_nonzero(group // 10 == block) for block in np.unique(group // 10)] == [10, 10]
@@ -83,17 +83,17 @@ def test_few_blocks_are_needed_at_a_time() -> None:
 def test_a_blocked_position_does_not_depend_on_its_neighbours() -> None:
     whole = blocked(0, 63, 2)
     shuffled = np.random.default_rng(0).permutation(63)
-    np.testing.assert_array_equal(BlockOrder(SIZES, 2).index(shuffled, 1), whole[shuffled])
+    np.testing.assert_array_equal(ShardOrder(SIZES, 2).index(shuffled, 1), whole[shuffled])
     np.testing.assert_array_equal(np.concatenate([blocked(p, p + 1, 2) for p in range(63)]), whole)
 
 
 def test_the_blocked_order_stays_what_it_was() -> None:
     """Golden: a run must resume in the same order after an upgrade of numpy."""
-    assert BlockOrder([4, 3, 3], 2).index(np.arange(10), 0).tolist() == [0, 8, 1, 9, 2, 7, 3, 4, 5, 6]
+    assert ShardOrder([4, 3, 3], 2).index(np.arange(10), 0).tolist() == [0, 8, 1, 9, 2, 7, 3, 4, 5, 6]
 
 
 def test_the_window_holds_the_blocks_of_this_group_and_the_next() -> None:
-    order = BlockOrder(SIZES, 2)
+    order = ShardOrder(SIZES, 2)
     index = order.index(np.arange(63, dtype=np.int64), 1)
     block = np.searchsorted(order.starts, index, side="right") - 1
     edge = 0

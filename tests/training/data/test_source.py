@@ -6,8 +6,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from training.data import DataConfig, open_images
-from training.data.records import PICTURES
-from training.data.source import find_source
+from training.data.sources.records import PICTURES
+from training.data.sources.source import find_source
 
 
 def test_the_embedded_digits(config) -> None:

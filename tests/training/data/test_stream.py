@@ -14,8 +14,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from tests.training import toy
-from training.data import DataConfig, Feed, StreamedImages, image_index, open_images, stream
-from training.data.order import BlockOrder
+from training.data import BatchReader, DataConfig, StreamedImages, image_index, open_images
+from training.data.order import ShardOrder
+from training.data.stream import stream
 
 COUNT = 24
 ANIMALS = ClassLabel(names=["cat", "dog", "eel"])
@@ -31,7 +32,7 @@ def _quiet():
 @pytest.fixture
 def streamed(tmp_path: Path) -> Callable[..., StreamedImages]:
     def make(source: Path | str, **fields) -> StreamedImages:
-        given = {"size": 8, "channels": 1, "stream": True, "stream_blocks": 2} | fields
+        given = {"size": 8, "channels": 1, "stream": True, "stream_shards": 2} | fields
         images = open_images(DataConfig(source=str(source), **given))
         assert isinstance(images, StreamedImages)
         return images
@@ -66,13 +67,13 @@ def pets(pixels, save, tmp_path: Path) -> Path:
 
 
 def taken(images: StreamedImages, start: int, stop: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray | None]:
-    out = np.empty((stop - start, *images.shape), images.pixels.stored)
+    out = np.empty((stop - start, *images.shape), images.pixel_format.stored)
     return out, images.take(np.arange(start, stop), seed, out)
 
 
 def check(images: StreamedImages, sizes: list[int], pixels, label: Callable[[int], int]) -> None:
     """Three epochs in pieces of 7, against the order of these blocks."""
-    order = BlockOrder(sizes, 2)
+    order = ShardOrder(sizes, 2)
     assert len(images) == COUNT
     for start in range(0, 3 * COUNT, 7):
         out, labels = taken(images, start, start + 7)
@@ -127,9 +128,9 @@ def test_arrays_tell_their_shape(streamed, tmp_path: Path) -> None:
         np.save(tmp_path / f"{number}.npy", array)
     images = streamed(tmp_path, size=None, channels=None, range=(-9, 9))
     assert images.shape == (5, 4, 3)
-    assert images.pixels.dtype == "float16"
+    assert images.pixel_format.dtype == "float16"
     np.testing.assert_array_equal(taken(images, 0, 6)[0], arrays[image_index(np.arange(6), 6, 3)].astype(np.float32))
-    assert Feed(images, 3, 2).get(0)[0].shape == (2, 5, 4, 3)
+    assert BatchReader(images, 3, 2).get(0)[0].shape == (2, 5, 4, 3)
 
 
 def test_pictures_come_in_the_size_channels_and_bits_that_are_asked_for(parquet: Path, streamed, pixels) -> None:
@@ -137,13 +138,13 @@ def test_pictures_come_in_the_size_channels_and_bits_that_are_asked_for(parquet:
     out, labels = taken(images, 0, 5)
     assert (out.shape, out.dtype, labels, images.classes) == ((5, 3, 4, 6), np.uint16, None, None)
     plain = streamed(parquet, bits=16)
-    index = BlockOrder([5, 5, 4, 5, 5], 2).index(np.arange(5), 3)
+    index = ShardOrder([5, 5, 4, 5, 5], 2).index(np.arange(5), 3)
     np.testing.assert_array_equal(taken(plain, 0, 5)[0][:, 0], [257 * pixels(i, 8, 8).astype(int) for i in index])
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 2), (2, 3), (3, 1)])
 def test_ranks_and_pieces_join_to_the_global_batch(parquet: Path, streamed, ranks: int, micro_batch: int) -> None:
-    feeds = [Feed(streamed(parquet), 3, 6, rank, ranks, micro_batch) for rank in range(ranks)]
+    feeds = [BatchReader(streamed(parquet), 3, 6, rank, ranks, micro_batch) for rank in range(ranks)]
     for update in (0, 1, 2, 3, 4, 2, 40):
         pieces = [feed.get(update, micro) for feed in feeds for micro in range(feed.micros)]
         image, label = taken(streamed(parquet), 6 * update, 6 * update + 6)
@@ -152,8 +153,8 @@ def test_ranks_and_pieces_join_to_the_global_batch(parquet: Path, streamed, rank
 
 
 def test_each_block_is_loaded_once_an_epoch_and_few_are_held(parquet: Path) -> None:
-    config = DataConfig(source=str(parquet), size=8, channels=1, stream=True, stream_blocks=1)
-    found = stream.find_blocks(stream.find_source(config), config)
+    config = DataConfig(source=str(parquet), size=8, channels=1, stream=True, stream_shards=1)
+    found = stream.find_shards(stream.find_source(config), config)
     loads: list[int] = []
     counted = replace(found, load=lambda block: (loads.append(block), found.load(block))[1])
     images = StreamedImages(counted, config)
@@ -165,8 +166,8 @@ def test_each_block_is_loaded_once_an_epoch_and_few_are_held(parquet: Path) -> N
 
 
 def test_a_batch_may_be_larger_than_what_is_held(parquet: Path, streamed, pixels) -> None:
-    out, _ = taken(streamed(parquet, stream_blocks=1), 0, 3 * COUNT)
-    index = BlockOrder([5, 5, 4, 5, 5], 1).index(np.arange(3 * COUNT), 3)
+    out, _ = taken(streamed(parquet, stream_shards=1), 0, 3 * COUNT)
+    index = ShardOrder([5, 5, 4, 5, 5], 1).index(np.arange(3 * COUNT), 3)
     np.testing.assert_array_equal(out[:, 0], [pixels(i, 8, 8) for i in index])
 
 
@@ -303,12 +304,12 @@ def test_a_damaged_row_group_is_named(parquet: Path, streamed) -> None:
 
 def test_row_groups_must_fit_into_memory(parquet: Path, streamed, monkeypatch) -> None:
     monkeypatch.setattr(stream, "total_bytes", lambda device: 1000)
-    with pytest.raises(ValueError, match=r"stream_blocks 2 holds up to 4 row groups, .*B, but there is memory of 1 kB"):
+    with pytest.raises(ValueError, match=r"stream_shards 2 holds up to 4 row groups, .*B, but there is memory of 1 kB"):
         streamed(parquet)
 
 
 def test_fields_that_contradict_each_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.cache is '.*' but data\.stream is true, which keeps none; drop one"):
         DataConfig(stream=True, cache=tmp_path)
-    with pytest.raises(ValueError, match=r"data\.stream_blocks 0 must be positive"):
-        DataConfig(stream_blocks=0)
+    with pytest.raises(ValueError, match=r"data\.stream_shards 0 must be positive"):
+        DataConfig(stream_shards=0)

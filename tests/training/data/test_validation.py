@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.data import Images, open_images, open_validation
-from training.data.cache import divided
+from training.data.cache.open import divided
 
 
 def test_a_share_and_the_rest_are_all_images(config) -> None:

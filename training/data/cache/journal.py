@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.data.labels import Label
+from training.data.sources.labels import Label
 
 
 @dataclass

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import Feed, Images, image_index
+from training.data import BatchReader, Images, image_index
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def positions(start: int, stop: int) -> np.ndarray:
 
 
 def test_updates_follow_the_order_over_epochs(images: Images) -> None:
-    feed = Feed(images, seed=9, batch=6)
+    feed = BatchReader(images, seed=9, batch=6)
     for update in range(5):  # 30 positions, 11 images
         indices = positions(update * 6, update * 6 + 6)
         image, label = feed.get(update)
@@ -32,20 +32,20 @@ def test_updates_follow_the_order_over_epochs(images: Images) -> None:
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 2), (2, 3), (3, 1), (6, None)])
 def test_ranks_and_pieces_join_to_the_global_batch(images: Images, ranks: int, micro_batch: int | None) -> None:
-    feeds = [Feed(images, 9, 6, rank, ranks, micro_batch) for rank in range(ranks)]
+    feeds = [BatchReader(images, 9, 6, rank, ranks, micro_batch) for rank in range(ranks)]
     for update in range(3):
         pieces = [feed.get(update, micro)[0] for feed in feeds for micro in range(feed.micros)]
         np.testing.assert_array_equal(torch.cat(pieces).numpy(), images.read(positions(update * 6, update * 6 + 6)))
 
 
 def test_it_may_start_and_jump_anywhere(images: Images) -> None:
-    feed = Feed(images, 9, 4)
+    feed = BatchReader(images, 9, 4)
     for update in (7, 8, 2, 2):
         np.testing.assert_array_equal(feed.get(update)[0].numpy(), images.read(positions(update * 4, update * 4 + 4)))
 
 
 def test_a_batch_is_the_readers_own(images: Images) -> None:
-    feed = Feed(images, 9, 4)
+    feed = BatchReader(images, 9, 4)
     first = feed.get(0)[0]
     kept = first.clone()
     feed.get(1)
@@ -63,7 +63,7 @@ def test_the_next_piece_is_read_ahead_in_a_thread(images: Images) -> None:
 
     watched = copy.copy(images)  # others may still be read by feeds of earlier tests
     watched.read = spy
-    feed = Feed(watched, 9, 4, micro_batch=2)
+    feed = BatchReader(watched, 9, 4, micro_batch=2)
     feed.get(0, 0)
     deadline = time.monotonic() + 10
     while len(asked) < 2 and time.monotonic() < deadline:
@@ -77,7 +77,7 @@ def test_the_time_waited_is_measured(images: Images, monkeypatch) -> None:
     read = Images.read
     monkeypatch.setattr(Images, "read", lambda *a: (gate.wait(), read(*a))[1])
     threading.Timer(0.2, gate.set).start()
-    feed = Feed(images, 9, 4)
+    feed = BatchReader(images, 9, 4)
     feed.get(0)
     assert 0.1 < feed.waited_seconds < 5
 
@@ -86,30 +86,30 @@ def test_an_error_of_the_thread_reaches_the_reader(images: Images, monkeypatch) 
     def broken(*_):
         raise OSError("disk gone")
 
-    feed = Feed(images, 9, 4)
+    feed = BatchReader(images, 9, 4)
     monkeypatch.setattr(Images, "read", broken)
     with pytest.raises(OSError, match="disk gone"):
         feed.get(0)
 
 
 def test_unlabelled_images_have_no_labels(pixels) -> None:
-    assert Feed(Images(pixels(0, 4, 1, 2, 2)), 0, 2).get(0)[1] is None
+    assert BatchReader(Images(pixels(0, 4, 1, 2, 2)), 0, 2).get(0)[1] is None
 
 
 def test_uneven_parts_are_refused(images: Images) -> None:
     with pytest.raises(
         ValueError, match="batch 6 cannot be shared by 4 processes in pieces of 1 images; it must be a mult"
     ):
-        Feed(images, 0, 6, 0, ranks=4)
+        BatchReader(images, 0, 6, 0, ranks=4)
     with pytest.raises(ValueError, match=r"batch 6 .* 1 processes in pieces of 4 images"):
-        Feed(images, 0, 6, micro_batch=4)
+        BatchReader(images, 0, 6, micro_batch=4)
     with pytest.raises(ValueError, match=r"rank 2 is outside 0\.\.1"):
-        Feed(images, 0, 6, rank=2, ranks=2)
+        BatchReader(images, 0, 6, rank=2, ranks=2)
 
 
 @pytest.mark.gpu
 def test_images_arrive_on_the_device(images: Images) -> None:
-    image, label = Feed(images, 9, 4, device="cuda").get(0)
+    image, label = BatchReader(images, 9, 4, device="cuda").get(0)
     assert image.is_cuda
     assert label is not None
     assert label.is_cuda

@@ -9,8 +9,8 @@ from typing import Any
 
 from residual.names import require_known
 from training.data.config import DataConfig
-from training.data.records import (
-    PICTURE_PIXELS,
+from training.data.sources.records import (
+    PICTURE_FORMATS,
     Item,
     Records,
     Source,
@@ -19,7 +19,7 @@ from training.data.records import (
     refuse,
     stamp,
 )
-from training.data.table_files import first_line, open_table
+from training.data.sources.table_files import first_line, open_table
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "fine_labels", "coarse_label")
@@ -98,7 +98,7 @@ def records(config: DataConfig, table: Any, features: Mapping[str, Any], count: 
             raise ValueError(f"data.source {config.source!r}: a table cannot be read ({first_line(error)})") from error
 
     classes = None if names is None else tuple(names)
-    return Records(items(), count, PICTURE_PIXELS[config.bits], label is not None, classes)
+    return Records(items(), count, PICTURE_FORMATS[config.bits], label is not None, classes)
 
 
 def item(row: int, value: Mapping[str, Any], label: Any) -> Item:

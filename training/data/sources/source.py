@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from training.data.config import DataConfig
-from training.data.folder import file_folder
-from training.data.records import (
+from training.data.sources.folder import file_folder
+from training.data.sources.records import (
     ARRAYS,
-    PICTURE_PIXELS,
+    PICTURE_FORMATS,
     PICTURES,
     TABLES,
     Item,
@@ -23,7 +23,7 @@ from training.data.records import (
     refuse,
     walk,
 )
-from training.data.tables import hub_tables, local_tables
+from training.data.sources.tables import hub_tables, local_tables
 
 HUB = "hub:"
 
@@ -96,6 +96,6 @@ def digits(config: DataConfig) -> Source:
         rows = enumerate(zip(pixels, labels, strict=True))
         items = (Item(f"digit {i}", image, label) for i, (image, label) in rows)
         classes = tuple(str(name) for name in table.target_names)
-        return Records(items, len(pixels), PICTURE_PIXELS[config.bits], config.labels is not False, classes)
+        return Records(items, len(pixels), PICTURE_FORMATS[config.bits], config.labels is not False, classes)
 
     return Source("digits", ["digits", 1], read)

@@ -5,19 +5,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from training.data import Pixels
+from training.data import PixelFormat
 
 
 @pytest.mark.parametrize(
     ("pixels", "values"),
     [
-        (Pixels(), [0, 51, 255]),
-        (Pixels(dtype="uint16", high=65535), [0, 13107, 65535]),
-        (Pixels(dtype="int16", low=-1000, high=1000, file="npy"), [-1000, -600, 1000]),
-        (Pixels(dtype="float32", low=-4, high=4, file="npy"), [-4.0, -2.4, 4.0]),
+        (PixelFormat(), [0, 51, 255]),
+        (PixelFormat(dtype="uint16", high=65535), [0, 13107, 65535]),
+        (PixelFormat(dtype="int16", low=-1000, high=1000, file="npy"), [-1000, -600, 1000]),
+        (PixelFormat(dtype="float32", low=-4, high=4, file="npy"), [-4.0, -2.4, 4.0]),
     ],
 )
-def test_low_is_minus_one_high_is_one_and_back(pixels: Pixels, values: list) -> None:
+def test_low_is_minus_one_high_is_one_and_back(pixels: PixelFormat, values: list) -> None:
     stored = torch.from_numpy(np.array(values, pixels.stored).reshape(1, 3, 1, 1))
     unit = pixels.to_unit(stored)
     assert_close(unit.flatten(), torch.tensor([-1, -0.6, 1]), rtol=0, atol=1e-6)
@@ -29,13 +29,15 @@ def test_low_is_minus_one_high_is_one_and_back(pixels: Pixels, values: list) -> 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_every_level_survives_the_way_there_and_back(dtype: str) -> None:
     levels = np.arange(2 ** (8 * np.dtype(dtype).itemsize), dtype=dtype)
-    pixels = Pixels(dtype=dtype, high=float(levels[-1]))
+    pixels = PixelFormat(dtype=dtype, high=float(levels[-1]))
     back = pixels.from_unit(pixels.to_unit(torch.from_numpy(levels.reshape(1, 1, 16, -1))))
     np.testing.assert_array_equal(back.flatten(), levels)
 
 
 def test_what_is_out_of_range_is_clipped() -> None:
-    np.testing.assert_array_equal(Pixels().from_unit(torch.tensor([-3.0, 3.0]).view(1, 1, 1, 2)).flatten(), [0, 255])
+    np.testing.assert_array_equal(
+        PixelFormat().from_unit(torch.tensor([-3.0, 3.0]).view(1, 1, 1, 2)).flatten(), [0, 255]
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,4 +51,4 @@ def test_what_is_out_of_range_is_clipped() -> None:
 )
 def test_what_cannot_be_meant_is_refused(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Pixels(**fields)
+        PixelFormat(**fields)

@@ -9,8 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Shaped
 
-from training.data.journal import Journal, Progress
-from training.memory import show_size
+from training.data.cache.journal import Journal, Progress
+from training.units import show_size
 
 
 class PixelFile:

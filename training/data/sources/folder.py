@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from training.data.arrays import example
 from training.data.config import DataConfig
-from training.data.label_file import read_label_file
-from training.data.records import (
+from training.data.sources.arrays import example
+from training.data.sources.label_file import read_label_file
+from training.data.sources.records import (
     ARRAYS,
-    PICTURE_PIXELS,
+    PICTURE_FORMATS,
     SPLITS,
     Item,
     Records,
@@ -57,7 +57,7 @@ def file_folder(config: DataConfig, folder: Path, files: list[Path]) -> Source:
 
     def read() -> Records:
         first = example(config, files, names) if arrays else None
-        pixels = PICTURE_PIXELS[config.bits] if first is None else first.pixels
+        pixels = PICTURE_FORMATS[config.bits] if first is None else first.pixel_format
         items = (
             Item(name, file if first is None else replace(first, path=file), labels.get(name))
             for name, file in zip(names, files, strict=True)

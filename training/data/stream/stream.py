@@ -13,23 +13,24 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from tqdm import tqdm
 
-from training.data.blocks import Blocks, find_blocks
-from training.data.build import check_bad, settings
+from training.data.cache.build import check_bad, settings
 from training.data.config import DataConfig
 from training.data.images import Images, describe
-from training.data.labels import check_label, number_labels
-from training.data.order import BlockOrder
+from training.data.order import ShardOrder
 from training.data.random_crop import image_random
-from training.data.records import Item
-from training.data.source import find_source
-from training.memory import show_size, total_bytes
+from training.data.sources.labels import check_label, number_labels
+from training.data.sources.records import Item
+from training.data.sources.source import find_source
+from training.data.stream.shards import Shards, find_shards
+from training.memory import total_bytes
+from training.units import show_size
 
 CHUNK = 8
 """images that a thread decodes at a time"""
 
 
 class StreamedImages:
-    """A set of images of one shape that is read block by block, see `BlockOrder`; for the rest like `Images`.
+    """A set of images of one shape that is read block by block, see `ShardOrder`; for the rest like `Images`.
 
     Nothing here has a state that matters: which images stand at a position follows from the seed and the files. The
     blocks of a group are held in memory as they are in the files while a thread reads those of the next group.
@@ -39,10 +40,10 @@ class StreamedImages:
     not fit into memory.
     """
 
-    def __init__(self, blocks: Blocks, config: DataConfig):
+    def __init__(self, blocks: Shards, config: DataConfig):
         self.shape = blocks.shape or stated_shape(config)
         """channels, height, width"""
-        self.pixels = blocks.pixels
+        self.pixel_format = blocks.pixel_format
         """what the numbers of decoded images mean"""
         if blocks.shape is not None and config.crop == "random":
             raise ValueError("data.crop random is for pictures; arrays stay as they are, leave it out")
@@ -53,7 +54,7 @@ class StreamedImages:
         self.fingerprint = fingerprint(self, blocks, config)
         """SHA-256 (hexadecimal) of names, sizes in bytes, labels and settings: no pixel is looked at"""
         self._blocks, self._config = blocks, config
-        self._order = BlockOrder(blocks.sizes, config.stream_blocks)
+        self._order = ShardOrder(blocks.sizes, config.stream_shards)
         self._bad: dict[int, str] = {}
         self._held: OrderedDict[int, Future[Sequence[Item]]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="blocks")
@@ -64,9 +65,9 @@ class StreamedImages:
 
     def __str__(self) -> str:
         """What a user wants to know of the data, in one line."""
-        blocks, mixed = len(self._blocks.sizes), self._config.stream_blocks
+        blocks, mixed = len(self._blocks.sizes), self._config.stream_shards
         how = f" in {blocks:,} blocks, {mixed} mixed at a time" if blocks > mixed else ""
-        return f"{describe(len(self), self.shape, self.pixels, self.classes)}; streamed{how}"
+        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}; streamed{how}"
 
     @property
     def bad(self) -> tuple[str, ...]:
@@ -115,7 +116,7 @@ class StreamedImages:
         if block not in self._held:
             self._held[block] = self._loader.submit(self._blocks.load, block)
         self._held.move_to_end(block)
-        while len(self._held) > 2 * self._config.stream_blocks:
+        while len(self._held) > 2 * self._config.stream_shards:
             self._held.popitem(last=False)
         return self._held[block]
 
@@ -156,7 +157,7 @@ ImageSet = Images | StreamedImages
 
 def stream_images(config: DataConfig) -> StreamedImages:
     """The images of a run, streamed. Raises ValueError, in one line, for whatever is wrong with source and labels."""
-    return StreamedImages(find_blocks(find_source(config), config), config)
+    return StreamedImages(find_shards(find_source(config), config), config)
 
 
 def stated_shape(config: DataConfig) -> tuple[int, int, int]:
@@ -169,7 +170,7 @@ def stated_shape(config: DataConfig) -> tuple[int, int, int]:
     return (config.channels, *config.hw)
 
 
-def numbered(blocks: Blocks) -> tuple[Int64[np.ndarray, "n"] | None, tuple[str, ...] | None]:
+def numbered(blocks: Shards) -> tuple[Int64[np.ndarray, "n"] | None, tuple[str, ...] | None]:
     """Class number of each image, and the names of the classes; neither without labels."""
     if blocks.labels is None:
         return None, None
@@ -179,18 +180,18 @@ def numbered(blocks: Blocks) -> tuple[Int64[np.ndarray, "n"] | None, tuple[str, 
     return number_labels(blocks.labels, blocks.classes)
 
 
-def check_memory(blocks: Blocks, config: DataConfig) -> None:
+def check_memory(blocks: Shards, config: DataConfig) -> None:
     """Raises ValueError if two groups of the largest blocks are more than the machine's memory."""
-    there_is, held = total_bytes(torch.device("cpu")), 2 * config.stream_blocks
+    there_is, held = total_bytes(torch.device("cpu")), 2 * config.stream_shards
     needed = sum(sorted(blocks.bytes, reverse=True)[:held])
     if there_is is not None and needed > there_is:
         raise ValueError(
-            f"data.stream_blocks {config.stream_blocks} holds up to {held} row groups, {show_size(needed)}, but there"
+            f"data.stream_shards {config.stream_shards} holds up to {held} row groups, {show_size(needed)}, but there"
             f" is memory of {show_size(there_is)} for each process; lower it, or write tables with smaller row groups"
         )
 
 
-def fingerprint(images: StreamedImages, blocks: Blocks, config: DataConfig) -> str:
+def fingerprint(images: StreamedImages, blocks: Shards, config: DataConfig) -> str:
     """See `StreamedImages.fingerprint`."""
     digest = hashlib.sha256(json.dumps([images.shape, images.classes, settings(config), blocks.stamp]).encode())
     if images.labels is not None:

@@ -5,7 +5,7 @@
     images = np.memmap("images.bin", info["dtype"], "r", shape=tuple(info["shape"]))  # (n, c, h, w), C order
     labels = np.load("labels.npy")                                                    # int64 (n,), if info["classes"]
 
-`cache.json` also holds `format_version`, `pixels` (what the numbers mean, see `Pixels`), `classes` (names, or null),
+`cache.json` also holds `format_version`, `pixels` (see `PixelFormat`), `classes` (names, or null),
 `bad` (name and reason of each image left out), `notes`, `fingerprint` (SHA-256 of the content, see
 `Images.fingerprint`), `source` and `settings` (what was asked for). A folder is named by a hash of the source's content
 (paths, sizes, times of change) and of the settings, and has its name from when it is complete (see `build`). Deleting
@@ -24,14 +24,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from training.data.build import FORMAT_VERSION, IMAGES, INFO, LABELS, build, check_bad, settings
+from training.data.cache.build import FORMAT_VERSION, IMAGES, INFO, LABELS, build, check_bad, settings
 from training.data.config import DataConfig
 from training.data.images import Images
 from training.data.order import permutation
-from training.data.pixels import Pixels
-from training.data.records import Source
-from training.data.source import find_source
-from training.data.stream import ImageSet, stream_images
+from training.data.pixel_format import PixelFormat
+from training.data.sources.records import Source
+from training.data.sources.source import find_source
+from training.data.stream.stream import ImageSet, stream_images
 
 
 def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
@@ -92,7 +92,7 @@ def load(folder: Path) -> Images:
     """Open a cache folder. Raises ValueError if it is not complete."""
     try:
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        pixels = Pixels(**info["pixels"])
+        pixels = PixelFormat(**info["pixels"])
         found, wanted = (folder / IMAGES).stat().st_size, math.prod(info["shape"]) * pixels.stored.itemsize
         if info["format_version"] != FORMAT_VERSION or found != wanted:
             raise ValueError(f"format {info['format_version']}, {found} of {wanted} bytes")
@@ -104,7 +104,7 @@ def load(folder: Path) -> Images:
         array,
         labels,
         info["classes"],
-        pixels=pixels,
+        pixel_format=pixels,
         fingerprint=info["fingerprint"],
         bad=info["bad"],
         notes=info["notes"],

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from training.data.config import DataConfig
-from training.data.pixels import DTYPES, FULL_RANGE, Pixels
+from training.data.pixel_format import DTYPES, FULL_RANGE, PixelFormat
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,12 @@ class ArrayFile:
     """The file of one array, and what all arrays of its set must be, as the file `first` is."""
 
     path: Path
-    pixels: Pixels
+    pixel_format: PixelFormat
     shape: tuple[int, int, int]
     first: str
 
     def read(self) -> Shaped[np.ndarray, "c h w"]:
-        """The array as it is stored in the cache (`Pixels.stored`).
+        """The array as it is stored in the cache (`PixelFormat.stored`).
 
         Raises ValueError for another shape or dtype, of which the header tells before values are read, and for a
         value outside the range: nothing is clipped.
@@ -29,15 +29,15 @@ class ArrayFile:
         array = open_array(self.path)
         for what, found, wanted in (
             ("shape", array.shape, self.shape),
-            ("dtype", array.dtype.name, self.pixels.dtype),
+            ("dtype", array.dtype.name, self.pixel_format.dtype),
         ):
             if found != wanted:
                 raise ValueError(f"{what} {found}, but {self.first} has {wanted}")
-        outside = array[~in_range(array, self.pixels.low, self.pixels.high)]
+        outside = array[~in_range(array, self.pixel_format.low, self.pixel_format.high)]
         if len(outside):
-            rule = f"outside data.range {self.pixels.low:g} to {self.pixels.high:g}"
+            rule = f"outside data.range {self.pixel_format.low:g} to {self.pixel_format.high:g}"
             raise ValueError(f"{len(outside)} of {array.size} values are {rule}, such as {outside[0]:g}")
-        return np.ascontiguousarray(array, self.pixels.stored)
+        return np.ascontiguousarray(array, self.pixel_format.stored)
 
 
 def open_array(path: Path) -> Shaped[np.ndarray, "c h w"]:
@@ -84,7 +84,7 @@ def example(config: DataConfig, files: Sequence[Path], names: Sequence[str]) -> 
         raise ValueError(
             f"data.range is missing: {name} holds {dtype}; say which values are to become -1 and 1, as in [-1, 1]"
         )
-    return ArrayFile(file, Pixels(dtype=dtype, low=span[0], high=span[1], file="npy"), array.shape, name)
+    return ArrayFile(file, PixelFormat(dtype=dtype, low=span[0], high=span[1], file="npy"), array.shape, name)
 
 
 def check_fields(config: DataConfig, shape: tuple[int, int, int], name: str) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
-from training.data.pixels import Pixels
+from training.data.pixel_format import PixelFormat
+from training.data.sources.arrays import ArrayFile
 
 TABLES = (".parquet", ".arrow")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
 ARRAYS = (".npy",)
-PICTURE_PIXELS = {8: Pixels(), 16: Pixels(dtype="uint16", high=65535)}
+PICTURE_FORMATS = {8: PixelFormat(), 16: PixelFormat(dtype="uint16", high=65535)}
 """what the numbers of decoded pictures mean, by `DataConfig.bits`"""
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")} | {
     "test": ("test", "testing", "eval", "evaluation")
@@ -38,13 +38,13 @@ class Item:
 class Records:
     """The items of a source in their fixed order, how many (None: not known beforehand) and the names of the classes.
 
-    `pixels` tells what their numbers mean once they are decoded. `labelled` tells that items carry labels; `classes`
+    `pixel_format` is that of decoded items. `labelled` tells that items carry labels; `classes`
     is then None where the labels themselves are all there is.
     """
 
     items: Generator[Item, None, None]
     count: int | None
-    pixels: Pixels
+    pixel_format: PixelFormat
     labelled: bool
     classes: tuple[str, ...] | None = None
 

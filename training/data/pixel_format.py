@@ -12,7 +12,7 @@ FILES = ("png", "npy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
+class PixelFormat:
     """`low` is -1 to the network, `high` is 1; in between it is linear.
 
     Raises ValueError for a dtype that no image is stored in, and for a range that is empty or not finite.
@@ -50,5 +50,5 @@ class Pixels:
         return values.numpy().astype(self.dtype)
 
 
-BYTES = Pixels()
+BYTES = PixelFormat()
 """the usual pictures"""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from training.data.stream import ImageSet
+from training.data.stream.stream import ImageSet
 
 Slice = tuple[Shaped[Tensor, "b c h w"], Int64[Tensor, "b"] | None]
 
 
-class Feed:
+class BatchReader:
     """Images and labels of one process, update by update.
 
     Update u covers positions u * batch to (u + 1) * batch of the run (see `Images.take`). Rank r takes the r-th of
@@ -47,7 +47,7 @@ class Feed:
         self.device = torch.device(device)
         self.waited_seconds = 0.0
         """time that `get` has waited for the thread, in all"""
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._ahead: tuple[tuple[int, int], Future[Slice]] | None = None
 
     def get(self, update: int, micro: int = 0) -> Slice:
@@ -77,7 +77,7 @@ class Feed:
         start = update * self.batch + self.first + micro * self.micro_batch
         position = np.arange(start, start + self.micro_batch, dtype=np.int64)
         pinned = self.device.type == "cuda"
-        dtype = getattr(torch, self.images.pixels.stored.name)
+        dtype = getattr(torch, self.images.pixel_format.stored.name)
         image = torch.empty((len(position), *self.images.shape), dtype=dtype, pin_memory=pinned)
         numbers = self.images.take(position, self.seed, image.numpy())
         if numbers is None:

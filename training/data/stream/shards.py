@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.arrays import ArrayFile
 from training.data.config import DataConfig
-from training.data.labels import Label
-from training.data.pixels import Pixels
-from training.data.records import PICTURE_PIXELS, Item, Source
-from training.data.source import HUB
-from training.data.table_files import open_table, readable
-from training.data.tables import check_paths, image_column, item, label_column
+from training.data.pixel_format import PixelFormat
+from training.data.sources.arrays import ArrayFile
+from training.data.sources.labels import Label
+from training.data.sources.records import PICTURE_FORMATS, Item, Source
+from training.data.sources.source import HUB
+from training.data.sources.table_files import open_table, readable
+from training.data.sources.tables import check_paths, image_column, item, label_column
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Shards:
     """The images of a source, numbered through its blocks."""
 
     sizes: Sequence[int]
@@ -33,13 +33,13 @@ class Blocks:
     """names of the classes where the source has them"""
     shape: tuple[int, int, int] | None
     """channels, height and width of every image where the files tell, as those of arrays do"""
-    pixels: Pixels
+    pixel_format: PixelFormat
     """what the numbers of decoded images mean"""
     stamp: list
     """JSON that changes with the content, but not with the place where it lies: names, sizes in bytes, rows"""
 
 
-def find_blocks(source: Source, config: DataConfig) -> Blocks:
+def find_shards(source: Source, config: DataConfig) -> Shards:
     """A source as blocks, reading no image.
 
     A table has one for each row group (parquet) or record batch (arrow). A folder is one block: any of its files can be
@@ -53,21 +53,21 @@ def find_blocks(source: Source, config: DataConfig) -> Blocks:
             f" `hf download {name}{at} --repo-type dataset --local-dir FOLDER` and give that folder, or set"
             " data.stream to false"
         )
-    return table_blocks(source.tables, config) if source.tables else one_block(source)
+    return table_shards(source.tables, config) if source.tables else one_block(source)
 
 
-def one_block(source: Source) -> Blocks:
+def one_block(source: Source) -> Shards:
     """Files, or images in memory, as one block."""
     records = source.open()
     items = list(records.items)
-    return Blocks(
+    return Shards(
         sizes=[len(items)],
         bytes=[0],
         load=lambda block: items,
         labels=[each.label for each in items] if records.labelled else None,
         classes=records.classes,
         shape=items[0].data.shape if items and isinstance(items[0].data, ArrayFile) else None,
-        pixels=records.pixels,
+        pixel_format=records.pixel_format,
         stamp=[[each.name, size_bytes(each)] for each in items],
     )
 
@@ -80,7 +80,7 @@ def size_bytes(image: Item) -> int:
     return data.nbytes if isinstance(data, np.ndarray) else data.stat().st_size
 
 
-def table_blocks(files: Sequence[Path], config: DataConfig) -> Blocks:
+def table_shards(files: Sequence[Path], config: DataConfig) -> Shards:
     """The image column of tables, which are opened but not read; the label column is read."""
     from datasets import ClassLabel, Features, Image
 
@@ -108,13 +108,13 @@ def table_blocks(files: Sequence[Path], config: DataConfig) -> Blocks:
         return found
 
     names = features[label].names if label is not None and isinstance(features[label], ClassLabel) else None
-    return Blocks(
+    return Shards(
         sizes=[table.sizes[block] for table, block in places],
         bytes=[table.bytes(image, block) for table, block in places],
         load=load,
         labels=None if label is None else labels(label),
         classes=None if names is None else tuple(names),
         shape=None,
-        pixels=PICTURE_PIXELS[config.bits],
+        pixel_format=PICTURE_FORMATS[config.bits],
         stamp=[[table.file.name, table.file.stat().st_size, list(table.sizes)] for table in tables],
     )

@@ -20,12 +20,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from training.data.cache.journal import Journal, Progress
+from training.data.cache.pixel_file import PixelFile, is_held
 from training.data.config import DataConfig
 from training.data.images import fingerprint, listing
-from training.data.journal import Journal, Progress
-from training.data.labels import check_label, number_labels
-from training.data.pixel_file import PixelFile, is_held
-from training.data.records import Records, Source
+from training.data.sources.labels import check_label, number_labels
+from training.data.sources.records import Records, Source
 from training.files import write_text
 
 FORMAT_VERSION = 2
@@ -89,7 +89,7 @@ def only_builder(folder: Path, partial: Path) -> Iterator[None]:
 
 def write(records: Records, config: DataConfig, folder: Path) -> None:
     """Decode records into the files of a cache folder, from where its journal ends."""
-    stored = records.pixels.stored
+    stored = records.pixel_format.stored
     journal = Journal(folder / JOURNAL)
     progress = journal.load()
     if not is_held(folder, progress, stored):
@@ -108,11 +108,11 @@ def write(records: Records, config: DataConfig, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "shape": array.shape,
         "dtype": stored.name,
-        "pixels": asdict(records.pixels),
+        "pixels": asdict(records.pixel_format),
         "classes": classes,
         "bad": progress.bad,
         "notes": notes(progress),
-        "fingerprint": fingerprint(array, numbers, classes, records.pixels),
+        "fingerprint": fingerprint(array, numbers, classes, records.pixel_format),
         "source": config.source,
         "settings": settings(config),
     }

@@ -1,0 +1,1 @@
+"""Streaming: images decoded when they are needed, shard by shard."""
