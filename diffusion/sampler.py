@@ -1,7 +1,7 @@
 """Samplers: where a chain starts, its times, its solver, and whether denoised images are clipped."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
@@ -52,9 +52,28 @@ SCHEDULERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 """The scheduler of diffusers, with its settings, that draws the same images as each sampler does with a DDPM model."""
 
 
+Start = Callable[[NoiseLevel, Images], Images]
+"""the first noisy images of a chain, from standard normal noise"""
+
+
+def pure_noise(level: NoiseLevel, noise: Images) -> Images:
+    """Noise alone, as Euler's samplers in diffusers and EDM start (Karras et al. 2022, algorithm 1)."""
+    return level.sigma * noise
+
+
+def unit_variance(level: NoiseLevel, noise: Images) -> Images:
+    """Noise with the variance of noisy images whose clean images have unit variance."""
+    return level.scale() * noise
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """What `sample` needs: a start, falling times, and the chain between them."""
+
+    @property
+    def start(self) -> Start:
+        """The first noisy images."""
+        ...
 
     @property
     def spacing(self) -> str:
@@ -74,10 +93,6 @@ class Sampler(Protocol):
         """Raises ValueError if models of this formulation cannot be sampled."""
         ...
 
-    def start(self, level: NoiseLevel, noise: Images) -> Images:
-        """The first noisy images, from standard normal noise."""
-        ...
-
     def chain(
         self,
         predict: Predict,
@@ -94,8 +109,9 @@ class Sampler(Protocol):
 class Integrator:
     """A sampler of one of our solvers, for any formulation."""
 
-    solver: Solver
+    start: Start
     spacing: str
+    solver: Solver
     clip: bool
     """whether denoised images are clipped, for formulations that allow it"""
 
@@ -108,9 +124,6 @@ class Integrator:
 
     def check(self, formulation: Formulation) -> None:
         """Every formulation can be integrated."""
-
-    def start(self, level: NoiseLevel, noise: Images) -> Images:
-        return level.scale() * noise
 
     def chain(
         self,
@@ -165,8 +178,9 @@ class FromDiffusers:
                 f"{type(formulation).__name__} model; choose: {others}"
             )
 
-    def start(self, level: NoiseLevel, noise: Images) -> Images:
-        return noise
+    @property
+    def start(self) -> Start:
+        return lambda level, noise: noise
 
     def scheduler(self, formulation: DDPM, steps: int) -> Any:
         """The scheduler, before the first of `steps`."""
@@ -198,12 +212,12 @@ class FromDiffusers:
 SAMPLERS: dict[str, Sampler] = {
     "ddim": FromDiffusers("ddim"),
     "ddpm": FromDiffusers("ddpm"),
-    "dpmpp_2m": Integrator(DPMSolverPP2M(), "linspace", clip=True),
+    "dpmpp_2m": Integrator(unit_variance, "linspace", DPMSolverPP2M(), clip=True),
     "dpmpp_2m_sde": FromDiffusers("dpmpp_2m_sde"),
     "unipc": FromDiffusers("unipc"),
-    "euler": Integrator(Euler(), "trailing", clip=False),
-    "heun": Integrator(Heun(), "leading", clip=True),
-    "euler_ancestral": Integrator(EulerAncestral(), "trailing", clip=False),
+    "euler": Integrator(pure_noise, "trailing", Euler(), clip=False),
+    "heun": Integrator(unit_variance, "leading", Heun(), clip=True),
+    "euler_ancestral": Integrator(pure_noise, "trailing", EulerAncestral(), clip=False),
 }
 MAX_STEPS = 1_000_000
 

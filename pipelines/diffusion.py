@@ -129,11 +129,12 @@ class DiffusionModel:
         return [NO_LABEL if label == self.null else self.classes[label] for label in labels]
 
     def denoiser(self, guidance: float = 1.0, guidance_interval: tuple[float, float] = ALL_LEVELS) -> Denoiser:
-        """The denoiser of the network. With guidance its results are clipped to [-1, 1]."""
+        """The denoiser of the network. Where guidance extrapolates, its results are clipped to [-1, 1]."""
         denoise: Denoiser = NetworkDenoiser(self.net, self.formulation)
         if self.null is None or guidance == 1:
             return denoise
-        return clipped(classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval))
+        denoise = classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval)
+        return denoise if guidance == 0 else clipped(denoise)
 
     def denoising(
         self,
@@ -274,8 +275,17 @@ def read_formulation(document: dict[str, Any]) -> Formulation:
     return read_config(FORMULATIONS[kind], fields)
 
 
+@dataclass(frozen=True)
+class _Labels:
+    classes: tuple[str, ...] | None
+    null_label: bool
+
+
 def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat]:
-    """Formulation, classes, whether there is a null label, and pixel format. Raises ValueError for what is incomplete."""
+    """Formulation, classes, whether there is a null label, and pixel format of a model folder.
+
+    Raises ValueError for what is incomplete, unknown, or of another type.
+    """
     document = read_json(path)
     try:
         if (version := document["format_version"]) != FORMAT_VERSION:
@@ -283,10 +293,9 @@ def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, b
                 f"format_version {version!r} was written by another version of this project; this one reads "
                 f"{FORMAT_VERSION}: use the version that wrote it, or train again"
             )
-        classes = None if document["classes"] is None else tuple(map(str, document["classes"]))
-        pixel_format = read_config(PixelFormat, document["pixel_format"])
         formulation = read_formulation(document["formulation"])
-        return formulation, classes, bool(document["null_label"]), pixel_format
+        labels = read_config(_Labels, {name: document[name] for name in ("classes", "null_label")})
+        return formulation, labels.classes, labels.null_label, read_config(PixelFormat, document["pixel_format"])
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except (ValueError, TypeError, AttributeError) as error:
