@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier, View
-from resnet import ResNet, ResNetConfig, list_models, model_config
+from resnet import ResNet, ResNetConfig, import_weights, list_models, model_config
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
 from training.accelerator import on_main, process_state
@@ -228,7 +228,7 @@ class ClassificationRun(Run[ClassificationTask]):
     @staticmethod
     def _read_init(net: ResNet, init: str) -> list[str]:
         try:
-            adapted = net.import_weights(init)
+            adapted = import_weights(net, init)
         except ValueError as error:
             raise ValueError(f"init={init}: {error}") from None
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]

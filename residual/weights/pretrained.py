@@ -40,7 +40,7 @@ class Pretrained(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        document = {"format_version": FORMAT_VERSION, "model": _qualified_name(type(self))}
+        document = {"format_version": FORMAT_VERSION, "model": qualified_name(type(self))}
         document |= dataclasses.asdict(self.config)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
@@ -69,8 +69,8 @@ class Pretrained(nn.Module):
         """The config of a model folder. Raises ValueError as `from_pretrained` does."""
         document = read_json(folder / "config.json")
         found = document.pop("model", document.get("_class_name"))
-        if found != _qualified_name(cls):
-            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
+        if found != qualified_name(cls):
+            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {qualified_name(cls)}")
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
             way_out = (
@@ -113,7 +113,7 @@ class Pretrained(nn.Module):
 
     def model_card(self, repo_id: str) -> str:
         """A README.md for the hub: what it is, its size and shape, and how to load it. The licence is yours to add."""
-        package, name = _qualified_name(type(self)).split(".")
+        package, name = qualified_name(type(self)).split(".")
         weights = list(self.parameters())
         return _CARD.format(
             tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
@@ -221,5 +221,5 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _qualified_name(model_class: type) -> str:
+def qualified_name(model_class: type) -> str:
     return f"{model_class.__module__.partition('.')[0]}.{model_class.__name__}"

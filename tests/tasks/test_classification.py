@@ -31,7 +31,9 @@ from tests.tasks.small import CLASSES, digits
 from tests.training import toy
 from training.config import TrainConfig
 from training.data import DataConfig, Images, PixelFormat, open_images
+from training.ema import EmaConfig
 from training.loop import fit
+from training.optimizer import SGD
 from training.random import GlobalRandom
 from training.run_folder import RunFolder
 from training.task import Batch, EvaluationContext
@@ -260,7 +262,7 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     images = Images(np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) % 2)
     task = run.build(images)
     lines = run.load_init(task)
-    assert lines[0] == "validation: none, so evaluations tell nothing; see data.validation"
+    assert lines[0] == "validation: none, so nothing is evaluated; see data.validation"
     assert lines[1] == f"init: {init}"
     assert len(lines) == 4, "the classifier and the first convolution"
     assert torch.equal(
