@@ -58,7 +58,7 @@ def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
         net.import_weights(path)
         assert_close(net.export_weights("torchvision"), theirs, rtol=0, atol=0)
     torch.save(theirs, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="is a pickle, which could run code, and is not opened here"):
+    with pytest.raises(ValueError, match="is a pickle, which could run code, and is not opened"):
         small().import_weights(tmp_path / "weights.pth")
 
 
@@ -112,7 +112,7 @@ def test_deep_stems_are_adapted_at_their_first_convolution() -> None:
 
 
 def test_a_training_checkpoint_is_no_state_dict() -> None:
-    with pytest.raises(ValueError, match="'state_dict' is a dict, no tensor: give the state dict itself"):
+    with pytest.raises(ValueError, match="'state_dict' is a dict, not a tensor"):
         read_state({"state_dict": published(small(), "torchvision"), "epoch": 3})
 
 
