@@ -79,7 +79,7 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Keeps `freqs` in float32 when the network is cast: in bfloat16, a frequency of 50 has an error of up to 1/8."""
+        """Keeps `freqs` in float32 when the network is cast: in bfloat16, a frequency of 50 is off by up to 1/8."""
         before = self.freqs
         super()._apply(fn, recurse)
         if self.freqs.dtype != torch.float32:

@@ -27,8 +27,10 @@ def unet_branch(
     `conditioning` is `"add"`, before the second norm (Ho et al. 2020), or `"scale_shift"`, after it (Dhariwal and
     Nichol 2021). Without `emb_channels` the branch takes no embedding. The embedding must already be activated:
     published blocks each apply SiLU to the same vector, which a network can do once. `norm(channels, emb_channels)`
-    builds the norm-and-activation nodes. `resample` halves or doubles the size before the first convolution; the shortcut needs
-    the same resampling. The last convolution starts at zero. Raises ValueError for an unknown conditioning.
+    builds the norm-and-activation nodes. `resample` halves or doubles the size before the first convolution;
+    the shortcut needs the same resampling. The last convolution starts at zero.
+
+    Raises ValueError for an unknown conditioning.
     """
     if conditioning not in ("add", "scale_shift"):
         raise ValueError(f"no conditioning {conditioning!r}; one of: add, scale_shift")

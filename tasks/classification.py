@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier, View
-from resnet import ResNet, ResNetConfig, list_models, model_config
+from resnet import ResNet, ResNetConfig, import_weights, list_models, model_config
 from tasks.accuracy import accuracy
 from tasks.batch_augment import cutout, mixed, padded_crop
 from training.accelerator import on_main, process_state
@@ -210,7 +210,7 @@ class ClassificationRun:
     @staticmethod
     def _read_init(net: ResNet, init: str) -> list[str]:
         try:
-            adapted = net.import_weights(init)
+            adapted = import_weights(net, init)
         except ValueError as error:
             raise ValueError(f"init={init}: {error}") from None
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]

@@ -12,7 +12,15 @@ from unet.config import UNetConfig, encoder_blocks
 
 _FREE = {"in_channels", "out_channels", "size", "classes", "null_label", "learned_variance", "init", "dropout"}
 """fields in which the two networks may differ: adapted below, or without a part in the meaning of the weights"""
-_PER_LEVEL = {"multipliers", "blocks", "attention", "heads", "head_channels", "resample", "checkpoint"}
+_PER_LEVEL = {
+    "channel_multipliers",
+    "blocks_per_level",
+    "attention_levels",
+    "heads",
+    "head_channels",
+    "resample",
+    "recompute_levels",
+}
 
 
 def adapt_weights(
@@ -94,7 +102,7 @@ def _width(config: UNetConfig) -> int:
     """Of the vector that a label becomes."""
     if config.label_embedding != "linear_first":
         return config.emb_channels
-    base = config.time_channels or config.channels
+    base = config.time_channels or config.base_channels
     return base if config.time_embedding in ("ddpm", "adm") else 2 * base
 
 
@@ -155,8 +163,8 @@ def _per_level(config: UNetConfig) -> dict[str, tuple[Any, ...]]:
     last = levels[-1]
     return {
         "channels per level": tuple(level.channels for level in levels),
-        "blocks": tuple(level.blocks for level in levels),
-        "attention": tuple(i for i, level in enumerate(levels) if level.attention),
+        "blocks_per_level": tuple(level.blocks for level in levels),
+        "attention_levels": tuple(i for i, level in enumerate(levels) if level.attention),
         "heads": tuple(level.heads for level in levels if level.attention or level is last),
         "resample": tuple(level.resample for level in levels[:-1]),
     }

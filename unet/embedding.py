@@ -16,7 +16,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        base, width = config.time_channels or config.channels, config.emb_channels
+        base, width = config.time_channels or config.base_channels, config.emb_channels
         self.features: nn.Module
         if config.time_embedding in ("ddpm", "adm"):
             first, self.features = base, SinusoidalEmbedding(base, config.time_embedding)

@@ -52,7 +52,7 @@ class UNet(Pretrained):
             raise ValueError(f"size={config.size}: {reason}")
         first, last = config.levels[0], config.levels[-1]
         self.embedding = Embedding(config)
-        stem = Chain(conv=nn.Conv2d(config.in_channels, config.channels, kernel_size=3, padding=1))
+        stem = Chain(conv=nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in encoder_blocks(config))])
         self.input_skips = nn.ModuleDict(self._input_skips() if config.input_skips else {})
         self.middle = level_chain(
@@ -263,7 +263,7 @@ def _check_weights(path: Path) -> None:
 
 def level_chain(level: Level, nodes: Mapping[str, Any]) -> Chain:
     """The nodes as a chain, in the form that the level asks for."""
-    return (Recomputed if level.checkpoint else Chain)(**nodes)
+    return (Recomputed if level.recompute else Chain)(**nodes)
 
 
 def _xavier(module: nn.Module) -> None:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from residual.weights.config import read_config, read_json
 from residual.weights.keymap import check_state
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_LAST_OF_VERSION_1 = "9782c87"
+"""the last commit that wrote config.json with format_version 1, where some fields have other names"""
 M = TypeVar("M", bound="Pretrained")
 
 
@@ -38,7 +40,7 @@ class Pretrained(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        document = {"format_version": FORMAT_VERSION, "model": _qualified_name(type(self))}
+        document = {"format_version": FORMAT_VERSION, "model": qualified_name(type(self))}
         document |= dataclasses.asdict(self.config)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
@@ -67,13 +69,17 @@ class Pretrained(nn.Module):
         """Reads the config of a model folder. Raises ValueError as `from_pretrained` does."""
         document = read_json(folder / "config.json")
         found = document.pop("model", document.get("_class_name"))
-        if found != _qualified_name(cls):
-            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
+        if found != qualified_name(cls):
+            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {qualified_name(cls)}")
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{folder / 'config.json'} has format_version {version!r}; this version reads {FORMAT_VERSION}"
+            way_out = (
+                f"written by commits up to {_LAST_OF_VERSION_1}: call export_weights there, then import_weights"
+                if version == 1
+                else "use the version of this project that wrote it"
             )
+            found = f"{folder / 'config.json'} has format_version {version!r}"
+            raise ValueError(f"{found}; this version reads {FORMAT_VERSION}; {way_out}")
         try:
             return read_config(cls.config_class, document)
         except ValueError as error:
@@ -107,7 +113,7 @@ class Pretrained(nn.Module):
 
     def model_card(self, repo_id: str) -> str:
         """A README.md for the hub: description, size, config and loading. The licence is left to the author."""
-        package, name = _qualified_name(type(self)).split(".")
+        package, name = qualified_name(type(self)).split(".")
         weights = list(self.parameters())
         return _CARD.format(
             tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
@@ -218,5 +224,5 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _qualified_name(model_class: type) -> str:
+def qualified_name(model_class: type) -> str:
     return f"{model_class.__module__.partition('.')[0]}.{model_class.__name__}"

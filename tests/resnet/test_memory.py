@@ -12,7 +12,7 @@ import resnet
 from residual.recompute import Recomputed
 
 torch.manual_seed(0)
-net = resnet.create_model("preact_resnet1001", checkpoint=(1, 2, 3))
+net = resnet.create_model("preact_resnet1001", recompute_stages=(1, 2, 3))
 assert sum(isinstance(level, Recomputed) for level in net.levels) == 3
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
 images, labels = torch.randn(128, 3, 32, 32), torch.randint(10, (128,))

@@ -10,7 +10,9 @@ from training.random import GlobalRandom
 from training.task import Batch
 from unet import UNetConfig
 
-SMALL = UNetConfig(channels=16, multipliers=(1, 2), attention=(1,), blocks=1, groups=8, size=(8, 8))
+SMALL = UNetConfig(
+    base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8, size=(8, 8)
+)
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 

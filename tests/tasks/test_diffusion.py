@@ -64,7 +64,7 @@ def test_weights_come_from_the_seed():
     ("fields", "message"),
     [
         ({"model": replace(SMALL, learned_variance=True)}, "model.learned_variance=true cannot be trained yet"),
-        ({"model": replace(SMALL, size=(32, 32), multipliers=(1, 1, 1, 1, 1))},
+        ({"model": replace(SMALL, size=(32, 32), channel_multipliers=(1, 1, 1, 1, 1))},
          r"images of digits: 8x8 px cannot be halved 4 times .* nearest size that can is 16x16.*; data.size resizes"),
         ({"sample": SampleConfig(sampler="dim")}, "sample: unknown sampler 'dim'; did you mean ddim"),
         ({"sample": SampleConfig(steps=2000)}, "sample: steps=2000 is more than the 1000 timesteps"),

@@ -11,7 +11,9 @@ from residual.weights.keymap import check_state
 from unet import UNet, UNetConfig
 from unet.adapt import adapt_weights
 
-SMALL = UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), blocks=1, groups=8)
+SMALL = UNetConfig(
+    size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8
+)
 SONG = replace(
     SMALL,
     resample="block_fir",
@@ -149,11 +151,14 @@ def test_what_fits_is_not_touched() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"blocks": 2}, r"differ in blocks=\(1, 1\) there, \(2, 2\) here; give the same settings, or none where"),
+        (
+            {"blocks_per_level": 2},
+            r"differ in blocks_per_level=\(1, 1\) there, \(2, 2\) here; give the same settings, or none where",
+        ),
         ({"heads": 4}, r"heads=\(1,\) there, \(4,\) here"),
         ({"eps": 1e-6}, "eps=1e-05 there, 1e-06 here"),
-        ({"channels": 32}, "channels=16 there, 32 here"),
-        ({"attention": (0,)}, r"attention=\(1,\) there, \(0,\) here"),
+        ({"base_channels": 32}, "base_channels=16 there, 32 here"),
+        ({"attention_levels": (0,)}, r"attention_levels=\(1,\) there, \(0,\) here"),
         ({"learned_variance": True}, "learned_variance=False there, True here"),
         ({"time_embedding": "adm"}, "time_embedding='ddpm' there, 'adm' here"),
     ],
@@ -165,7 +170,13 @@ def test_what_cannot_be_adapted_is_shown(changes: dict, message: str) -> None:
 
 def test_two_ways_to_say_the_same_are_no_difference() -> None:
     net = trained(replace(SMALL, heads=2))
-    changes = {"heads": None, "head_channels": 16, "blocks": (1, 1), "time_channels": 16, "checkpoint": (0,)}
+    changes = {
+        "heads": None,
+        "head_channels": 16,
+        "blocks_per_level": (1, 1),
+        "time_channels": 16,
+        "recompute_levels": (0,),
+    }
     other, said = adapted(net, **changes, init="xavier")
     assert said == []
     assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
