@@ -14,7 +14,8 @@ from training.checkpoint import sha256
 ROOT = Path(__file__).parent.parent
 BATCH = 32
 CONFIG = """
-data: {source: digits, flip: true}
+data: {source: digits}
+augment: {flip: true}
 model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], groups: 4,
         conditioning: scale_shift}
 diffusion: {schedule: cosine, prediction: v_prediction, label_dropout: 0.2}

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import train as script
 from export import save_diffusers
+from pipelines.diffusion import load_model
 from tasks import RUNS
-from tasks.diffusion import DiffusionConfig, DiffusionRun, load_model
+from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionRun
 from tests.tasks.small import SMALL, digits, shaken, small_run
 from training.cli import parse
-from training.data import DataConfig
 from unet import UNet, UNetConfig, diffusers_config
 
 ADM = replace(SMALL, base_channels=32, groups=32, conditioning="scale_shift", resample="block", time_embedding="adm")
@@ -138,7 +138,7 @@ def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: st
         trained.save_pretrained("there")
         save_file(trained.export_weights("edm"), "there/edm.safetensors")
         init = "there" if home == "folder" else "there/edm.safetensors"
-        run = small_run(model=SONG, init=init, data=DataConfig(non_leaky=non_leaky))
+        run = small_run(model=SONG, init=init, augment=DiffusionAugment(non_leaky=non_leaky))
         network, (_, line) = started(run, labels=False)
         with torch.no_grad():
             torch.testing.assert_close(network.eval()(x, t), trained(x, t), rtol=0, atol=0)
@@ -146,12 +146,12 @@ def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: st
 
     network, line = through_init(told, 0.0)
     assert network.config.augment_channels is None
-    assert line == "init: augmentation: what the network is told of it is left out; data.non_leaky keeps it"
+    assert line == "init: augmentation: what the network is told of it is left out; augment.non_leaky keeps it"
     network, line = through_init(plain, 0.1)
     assert network.config.augment_channels == 9
     assert line == "init: augmentation: the network was told nothing of it there; that starts at zero"
     told.save_pretrained("there")
-    kept, said = started(small_run(model=SONG, init="there", data=DataConfig(non_leaky=0.1)), labels=False)
+    kept, said = started(small_run(model=SONG, init="there", augment=DiffusionAugment(non_leaky=0.1)), labels=False)
     same(kept, told)
     assert len(said) == 1
 
@@ -192,7 +192,7 @@ def test_a_run_that_is_gone_on_with_does_not_need_it_again(capsys: pytest.Captur
             script.main(changed)
     errors = capsys.readouterr().err.splitlines()
     assert "holds a run with another config (init=runs/first there, runs/second now)" in errors[-2]
-    assert "init=runs/first: 'runs/first' is neither a folder here nor" in errors[-1]
+    assert "init=runs/first: 'runs/first' is neither a local folder nor" in errors[-1]
 
 
 # --- the config ---
@@ -308,7 +308,7 @@ def test_a_run_without_a_model_yet() -> None:
     [
         (lambda: None, "w.safetensors", "init=w.safetensors: no weights at w.safetensors"),
         (lambda: Path("w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "w.safetensors",
-         "init=w.safetensors: w.safetensors is not a whole safetensors file"),
+         "init=w.safetensors: w.safetensors is not a complete safetensors file"),
         (lambda: save_file(net(ADM).export_weights("adm"), "w.safetensors"), "w.safetensors",
          "its names fit adm and adm-new-order"),
         (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"), "w.safetensors",

@@ -17,7 +17,8 @@ from training import checkpoint
 ROOT = Path(__file__).parents[2]
 BATCH = 32
 CONFIG = """
-data: {source: digits, flip: true, cache: cache}
+data: {source: digits, cache: cache}
+augment: {flip: true}
 model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], groups: 4,
         dropout: 0.1}
 diffusion: {schedule: cosine, prediction: v_prediction}

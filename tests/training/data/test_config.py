@@ -42,10 +42,3 @@ def test_one_number_is_a_square() -> None:
 def test_the_cache_lies_in_the_home_folder_unless_told_otherwise(tmp_path: Path) -> None:
     assert DataConfig().cache_folder == Path.home() / ".cache" / "residual-diffusion"
     assert DataConfig(cache=tmp_path).cache_folder == tmp_path
-
-
-def test_non_leaky_is_a_probability_and_mirrors_by_itself() -> None:
-    with pytest.raises(ValueError, match=r"data\.non_leaky 1\.5 must be a probability, 0 to 1"):
-        DataConfig(non_leaky=1.5)
-    with pytest.raises(ValueError, match=r"data\.flip is true, but data\.non_leaky 0\.12 mirrors images, too"):
-        DataConfig(non_leaky=0.12, flip=True)
