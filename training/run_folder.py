@@ -129,10 +129,11 @@ class RunFolder:
 
     def _check_config(self, resolved: dict[str, Any]) -> None:
         stored = read_yaml(self.config)
-        if stored.pop("format_version", None) != FORMAT_VERSION:
+        version = stored.pop("format_version", None)
+        if version != FORMAT_VERSION:
             raise ValueError(
-                f"{self.config} has format_version {stored.get('format_version')}, this program reads "
-                f"{FORMAT_VERSION}; give another --run, or --fresh to start over"
+                f"{self.config} has format_version {version}, this version reads {FORMAT_VERSION}; use the version "
+                "that wrote it, give another --run, or --fresh to start over"
             )
         there, here = dict(flat(stored)), dict(flat(resolved))
         changed = [

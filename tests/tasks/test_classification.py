@@ -31,12 +31,14 @@ from tests.tasks.small import CLASSES, digits
 from tests.training import toy
 from training.config import TrainConfig
 from training.data import DataConfig, Images, PixelFormat, open_images
+from training.ema import EmaConfig
 from training.loop import fit
+from training.optimizer import SGD
 from training.random import GlobalRandom
 from training.run_folder import RunFolder
 from training.task import Batch, EvaluationContext
 
-SMALL = ResNetConfig(blocks=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
+SMALL = ResNetConfig(blocks_per_stage=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
 BATCH = 16
 
 
@@ -192,7 +194,7 @@ def test_settings_out_of_range_are_named(config: type, fields: dict, named: str)
 def test_images_that_cannot_be_classified() -> None:
     with pytest.raises(ValueError, match=re.escape("images of digits have no labels, without which there is nothing")):
         small_run().build(digits(labels=False))
-    deep = replace(SMALL, blocks=(1,) * 5, widths=(8,) * 5)
+    deep = replace(SMALL, blocks_per_stage=(1,) * 5, widths=(8,) * 5)
     with pytest.raises(
         ValueError, match="images of 8 x 8 px are smaller than the network's total stride of 16 px; enla"
     ):
@@ -260,7 +262,7 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     images = Images(np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) % 2)
     task = run.build(images)
     lines = run.load_init(task)
-    assert lines[0] == "validation: none, so evaluations tell nothing; see data.validation"
+    assert lines[0] == "validation: none, so nothing is evaluated; see data.validation"
     assert lines[1] == f"init: {init}"
     assert len(lines) == 4, "the classifier and the first convolution"
     assert torch.equal(

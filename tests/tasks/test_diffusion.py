@@ -24,9 +24,9 @@ from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import Images
 from training.data.pixel_format import PixelFormat
 from training.random import GlobalRandom
-from training.settings import field_texts
+from training.settings import field_texts, sections
 from training.task import Batch, EvaluationContext
-from unet import UNet
+from unet import UNet, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +108,9 @@ def test_bad_fields_are_named(make, message):
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun, "classification": ClassificationRun} == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
+    presets = sections(DiffusionRun)["model"].metadata["presets"]()
+    assert list(presets) == list(list_presets())
+    assert presets["ddpm-cifar10"] == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived if name != "data.validation"} == {"model"}
 
 

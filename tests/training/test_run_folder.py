@@ -184,7 +184,7 @@ def test_a_folder_in_use_is_refused_and_fresh_does_not_move_it(tmp_path):
     path = tmp_path / "run"
     train(path, images=HALF)
     with contextlib.closing(RunFolder(path)) as first:
-        first.open(resolved(config()))
+        first.open(resolved(config()), changeable(config()))
         who = f"in use by process {os.getpid()} on {socket.gethostname()} since "
         for fresh in (False, True):
             with pytest.raises(ValueError, match=re.escape(who) + r"\d{4}-.*; wait until it ends, stop it, or give"):
