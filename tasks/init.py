@@ -15,11 +15,11 @@ from torch import Tensor
 
 from diffusion import DDPM, FORMULATIONS, Formulation, differences
 from diffusion.formulations import PREDICTIONS, SCHEDULES
-from pipelines.diffusion import DESCRIPTION_FILE, read_description
+from pipelines.diffusion import DESCRIPTION_FILE, Network, read_description
 from residual.weights.config import read_json
 from residual.weights.keymap import check_state
 from residual.weights.pretrained import local_folder, read_weights
-from unet import UNet, UNetConfig
+from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
 from unet.adapt import adapt_weights
 from unet.layouts import config_of_weights, import_weights, likely_layouts
 
@@ -49,7 +49,7 @@ def init_config(init: str) -> UNetConfig | None:
 
 
 def read_init(
-    net: UNet, init: str, layout: str | None, formulation: Formulation
+    net: Network, init: str, layout: str | None, formulation: Formulation
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of `init`, adapted to the channels and labels of `net`, and messages to print.
 
@@ -57,20 +57,42 @@ def read_init(
     the network was trained under another formulation than that of the run.
     """
     try:
-        if _is_file(init):
-            source, weights, note = _plain_file(Path(init), layout, net.config)
-        elif layout is not None:
+        if layout is not None and not _is_file(init):
             raise ValueError(f"init_layout={layout} is for files of weights; leave it out for a folder")
-        else:
-            source, weights, note = _model_folder(_folder(init), formulation)
-        weights, messages = _adapt_augmentation(weights, source, net)
-        source = replace(source, augment_channels=net.config.augment_channels)
-        adapted, adaptations = adapt_weights(weights, source, net.config)
-        check_state(adapted, net.state_dict())
+        trained = None if _is_file(init) else _formulation_of(_folder(init))
+        if trained is not None:
+            _check_formulation(trained, formulation)
+        read = _read_edm2 if isinstance(net, EDM2UNet) else _read_unet
+        weights, note, messages = read(net, init, layout)  # type: ignore[arg-type]
+        check_state(weights, net.state_dict())
     except ValueError as error:
         raise ValueError(f"init={init}: {error}") from None
-    note = note or f"; its formulation is unknown, the run trains {formulation}"
-    return adapted, [f"init: {init}{note}", *(f"init: {line}" for line in [*messages, *adaptations])]
+    if trained is None:
+        note += f"; its formulation is unknown, the run trains {formulation}"
+    return weights, [f"init: {init}{note}", *(f"init: {line}" for line in messages)]
+
+
+def _read_unet(net: UNet, init: str, layout: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The adapted weights, a note about their network, and messages."""
+    if _is_file(init):
+        source, weights = _plain_file(Path(init), layout, net.config)
+        note = ""
+    else:
+        trained = UNet.from_pretrained(_folder(init)).float()
+        source, weights, note = trained.config, trained.state_dict(), _shape(trained.config)
+    weights, messages = _adapt_augmentation(weights, source, net)
+    source = replace(source, augment_channels=net.config.augment_channels)
+    adapted, adaptations = adapt_weights(weights, source, net.config)
+    return adapted, note, messages + adaptations
+
+
+def _read_edm2(net: EDM2UNet, init: str, layout: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The weights of a network of the same shape, and a note about it. Nothing is adapted."""
+    if not _is_file(init):
+        trained = EDM2UNet.from_pretrained(_folder(init)).float()
+        return trained.state_dict(), _shape(trained.config), []
+    net.import_weights(init, layout or "edm2")
+    return net.state_dict(), "", []
 
 
 def _is_file(init: str) -> bool:
@@ -86,7 +108,7 @@ def _folder(init: str) -> Path:
     return Path(init) / "model"
 
 
-def _plain_file(path: Path, layout: str | None, target: UNetConfig) -> tuple[UNetConfig, dict[str, Tensor], str]:
+def _plain_file(path: Path, layout: str | None, target: UNetConfig) -> tuple[UNetConfig, dict[str, Tensor]]:
     state = read_weights(path)
     layout = layout or _layout_of(state)
     if layout == "edm":
@@ -95,7 +117,7 @@ def _plain_file(path: Path, layout: str | None, target: UNetConfig) -> tuple[UNe
     source = config_of_weights(target, state, layout)
     with torch.device("meta"):
         expected = UNet(source).state_dict()
-    return source, import_weights(source, state, expected, layout), ""
+    return source, import_weights(source, state, expected, layout)
 
 
 def _adapt_augmentation(
@@ -130,19 +152,17 @@ def _layout_of(state: Mapping[str, Tensor]) -> str:
     raise ValueError(f"its names, such as {next(iter(state), 'none at all')!r}, belong to no known layout")
 
 
-def _model_folder(folder: Path, formulation: Formulation) -> tuple[UNetConfig, dict[str, Tensor], str]:
-    trained = _formulation_of(folder)
-    if trained is not None and (different := differences(trained, formulation, FORMULATIONS)):
+def _check_formulation(trained: Formulation, formulation: Formulation) -> None:
+    """Raises ValueError with the fields that differ, and the flags that make them equal."""
+    if different := differences(trained, formulation, FORMULATIONS):
         values = "; ".join(
-            f"objective.{name} is {pair[0]} there and {pair[1]} in this run" for name, pair in different.items()
+            f"objective.{name} is {theirs} there and {ours} in this run" for name, (theirs, ours) in different.items()
         )
-        flags = " ".join(f"--objective.{name} {pair[0]}" for name, pair in different.items())
+        flags = " ".join(f"--objective.{name} {theirs}" for name, (theirs, _) in different.items())
         raise ValueError(f"it was trained under another formulation ({values}); give {flags}")
-    net = UNet.from_pretrained(folder).float()
-    return net.config, net.state_dict(), "" if trained is None else _shape(net.config)
 
 
-def _shape(config: UNetConfig) -> str:
+def _shape(config: UNetConfig | EDM2Config) -> str:
     height, width = config.size
     return f", {config.in_channels} x {height} x {width}, {config.classes or 'no'} classes"
 
