@@ -20,10 +20,11 @@ import torch
 from tasks import RUNS
 from training import checkpoint
 from training.accelerator import make_accelerator
-from training.cli import ScriptParser, command, parse
+from training.cli import parse
 from training.data import Images
 from training.loop import Loop
 from training.run_folder import RunFolder
+from training.script import ScriptParser, command
 from training.units import show_size
 
 RECIPE = Path(__file__).parents[1] / "configs" / "cifar10.yaml"
@@ -57,12 +58,12 @@ def main(argv: Sequence[str]) -> None:
 
 def begin(folder: Path) -> Loop:
     """The loop of the recipe after one update (by a gradient of zero: what is measured does not depend on it)."""
-    order = parse(RUNS, ["--config", str(RECIPE)])
-    run, images = order.run, Images(np.zeros((order.run.train.batch, 3, 32, 32), np.uint8))
+    parsed = parse(RUNS, ["--config", str(RECIPE)])
+    run, images = parsed.run, Images(np.zeros((parsed.run.train.batch, 3, 32, 32), np.uint8))
     accelerator = make_accelerator(run.train)
     where = RunFolder(folder / "run")
-    where.open(order.resolved)
-    loop = Loop(run.build(images), images, run.train, where, accelerator)
+    where.open(parsed.resolved)
+    loop = Loop(run.build(images), images, run, where, accelerator)
     loop.start()
     for weight in loop.state.trainable:
         weight.grad = torch.zeros_like(weight)

@@ -25,7 +25,9 @@ LAST = 20
 SHARED = """task: diffusion
 data: {source: digits, size: 16}
 sample: {num: 0}
-train: {warmup_images: 640, learning_rate: 1e-3, checkpoint_every_images: 1e9, eval_every_images: 1e9, trackers: []}
+train: {checkpoint_every_images: 1e9, eval_every_images: 1e9, trackers: []}
+optimizer: {learning_rate: 1e-3}
+schedule: {warmup_images: 640}
 """
 LEVELS = "base_channels: 32, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], head_channels: 32"
 ADM = f"model: {{{LEVELS}, conditioning: scale_shift, resample: block, time_embedding: adm}}\n"

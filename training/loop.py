@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.checkpoint import Checkpoint, Facts
-from training.config import TrainConfig
+from training.config import TrainingSettings
 from training.data import BatchReader, ImageSet
 from training.log import RunLog
 from training.memory import checkpoint_bytes, saved_bytes
@@ -28,15 +28,16 @@ from training.random import GlobalRandom, mix, seed_device
 from training.report import checkpoints_kept
 from training.room import NoRoom, free_bytes, is_full, require_room, room
 from training.run_folder import RunFolder
-from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
 from training.stop import Stop
 from training.task import Batch, EvaluationContext, Task
 from training.units import show_size
 
 
-def fit(task: Task[Any], images: ImageSet, config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> bool:
-    """Train `task.model` on `images` until `config.images` are seen; to be called on every process.
+def fit(
+    task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
+) -> bool:
+    """Train `task.model` on `images` until `train.images` are seen; to be called on every process.
 
     True: the run is finished. False: it was asked to stop (see `Stop`), and what was trained is saved.
 
@@ -53,7 +54,7 @@ def fit(task: Task[Any], images: ImageSet, config: TrainConfig, folder: RunFolde
             "give more train.images to go on, or --fresh to start over"
         )
         return True
-    return Loop(task, images, config, folder, accelerator).run()
+    return Loop(task, images, settings, folder, accelerator).run()
 
 
 class Loop:
@@ -63,15 +64,17 @@ class Loop:
         self,
         task: Task[Any],
         images: ImageSet,
-        config: TrainConfig,
+        settings: TrainingSettings,
         folder: RunFolder,
         accelerator: Accelerator,
     ) -> None:
-        self.task, self.images, self.config, self.folder, self.accelerator = task, images, config, folder, accelerator
+        self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
+        self.settings, config = settings, settings.train
+        self.config = config
         self.rank, ranks = accelerator.process_index, accelerator.num_processes
         self.micro_batches = config.accumulation(ranks)
         self.micro_batch = config.batch // ranks // self.micro_batches
-        self.state = TrainState(task.model, config, accelerator)
+        self.state = TrainState(task.model, settings, accelerator)
         self.feed = BatchReader(
             images, config.seed, config.batch, self.rank, ranks, self.micro_batch, accelerator.device
         )
@@ -102,7 +105,7 @@ class Loop:
         Raises NoRoom if the disk has no room for what the run will write next.
         """
         start, path, took = self.folder.start, self.folder.path, ""
-        model, slots = self.state.trained, self.config.optimizer_slots
+        model, slots = self.state.trained, self.settings.optimizer.slots
         if start is None:
             on_main(lambda: require_room(path, saved_bytes(model, slots, 2), "two checkpoints and the model"))
             began = time.perf_counter()
@@ -132,7 +135,7 @@ class Loop:
         """Updates until the end, and after each what is due. If asked to stop, saves and tells by what."""
         config, state, meter = self.config, self.state, Meter(self.accelerator.device)
         while state.images_seen < config.images:
-            rate = learning_rate(config, state.images_seen)
+            rate = self.settings.learning_rate(state.images_seen)
             meter.add(*self.update(rate))
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
@@ -179,7 +182,7 @@ class Loop:
         with torch.no_grad():
             self.task.after_update(state.trained)
         state.update += 1
-        state.ema.update(ema_keep(self.config, state.images_seen))
+        state.ema.update(self.settings.ema.decay(state.images_seen, self.config.batch))
         return torch.stack([loss.detach() for loss in losses]).mean(), norm
 
     def batch(self, micro: int) -> Batch:
@@ -198,10 +201,10 @@ class Loop:
         )
 
     def clip(self) -> Tensor:
-        """The norm of the gradient, which is scaled down to `config.max_grad_norm` if it is longer."""
+        """The norm of the gradient, which is scaled down to `optimizer.max_grad_norm` if it is longer."""
         weights = self.state.trainable
-        if self.config.max_grad_norm is not None:
-            return self.accelerator.clip_grad_norm_(weights, self.config.max_grad_norm)
+        if (limit := self.settings.optimizer.max_grad_norm) is not None:
+            return self.accelerator.clip_grad_norm_(weights, limit)
         return nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
 
     def due(self, interval_images: int) -> bool:
@@ -234,7 +237,9 @@ class Loop:
         state, folder, config = self.state, self.folder, self.config
 
         def write() -> Path:
-            with room(folder.path, saved_bytes(state.trained, config.optimizer_slots), "a checkpoint and the model"):
+            with room(
+                folder.path, saved_bytes(state.trained, self.settings.optimizer.slots), "a checkpoint and the model"
+            ):
                 staged = checkpoint.stage(folder.checkpoints, state.tensors(), self.facts())
                 files.replace_folder(folder.model, lambda new: self.task.save(state.ema.model, new))
                 return staged

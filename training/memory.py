@@ -19,7 +19,7 @@ def require_memory(
     """Raises ValueError if model and optimizer alone would not fit into the memory of `device`.
 
     `outline` makes the model on the meta device; `freeze` as in `training.freeze`, `optimizer_slots` as in
-    `TrainConfig`.
+    `Optimizer.slots`.
     """
     there_is = total_bytes(device)
     if there_is is None:

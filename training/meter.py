@@ -55,6 +55,6 @@ class Meter:
         if not all(map(math.isfinite, means.values())):
             raise ValueError(
                 f"training diverged: in the last {self._updates} updates the mean loss is {means['loss']} and the mean "
-                f"gradient norm is {means['gradient_norm']}; nothing was saved since. Lower train.learning_rate, or "
-                "raise train.warmup_images, and start over with --fresh"
+                f"gradient norm is {means['gradient_norm']}; nothing was saved since. Lower optimizer.learning_rate, "
+                "or raise schedule.warmup_images, and start over with --fresh"
             )

@@ -8,23 +8,23 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
-from training.config import TrainConfig
+from training.config import TrainConfig, TrainingSettings
 from training.memory import checkpoint_bytes, state_bytes
-from training.schedule import learning_rate
 from training.task import Task
 from training.units import show_count, show_size
 from training.yaml_file import write_yaml
 
 
-def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images: int, processes: int = 1) -> str:
+def report(resolved: Mapping[str, Any], task: Task, settings: TrainingSettings, images: int, processes: int = 1) -> str:
     """All that is known of a run before it starts, for a screen of 80 columns.
 
-    `settings` is the resolved config, `images` how many the data set has. Memory is an estimate: what the optimizer and
+    `resolved` is the resolved config, `images` how many the data set has. Memory is an estimate: what the optimizer and
     autograd keep, without the libraries' workspaces. Raises ValueError for a batch that the processes cannot share.
     """
+    config = settings.train
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
-    slots = config.optimizer_slots
+    slots = settings.optimizer.slots
     count, state = parameters(task.model), state_bytes(task.model, slots)
     one = activation_bytes(task.model, *task.example(2, "meta")) // 2  # a batch norm needs two
     activations = one * micro_batch
@@ -44,9 +44,9 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
         "updates": f"{config.updates:,} of {split}",
         "length": f"{seen:,} images: each of the {images:,} about {seen / images:,.1f} times",
     }
-    rates = [f"{point:>15,}   {learning_rate(config, point):.3e}" for point in rate_points(config)]
+    rates = [f"{point:>15,}   {settings.learning_rate(point):.3e}" for point in rate_points(settings)]
     lines = [*(f"{name:<24}{text}" for name, text in rows.items()), "", "    images seen   learning rate", *rates]
-    return "\n".join([write_yaml(settings), *lines])
+    return "\n".join([write_yaml(resolved), *lines])
 
 
 def checkpoints_kept(config: TrainConfig) -> str:
@@ -77,9 +77,10 @@ def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def rate_points(config: TrainConfig, after_warmup: int = 8) -> list[int]:
+def rate_points(settings: TrainingSettings, after_warmup: int = 8) -> list[int]:
     """Images seen before some updates of the run: the first and the last, within, at and evenly after the warm-up."""
+    config = settings.train
     last = (config.updates - 1) * config.batch
-    edge = min(config.warmup_images, last)
+    edge = min(settings.schedule.warmup_images, last)
     points = [0, edge // 2, *(edge + (last - edge) * i // after_warmup for i in range(after_warmup + 1))]
     return sorted({-(-point // config.batch) * config.batch for point in points})

@@ -9,32 +9,18 @@ RUN/lock           of the process that is at work here
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.checkpoint import Checkpoint
 from training.lock import Holder, RunLock
 from training.room import room
-
-FORMAT_VERSION = 1
-MAY_CHANGE = {"format_version", "data.cache"} | {
-    f"train.{name}"
-    for name in (
-        "images",
-        "micro_batch",
-        "log_every_images",
-        "eval_every_images",
-        "checkpoint_every_images",
-        "trackers",
-        "keep_last",
-        "keep_every_images",
-    )
-}
+from training.run import FORMAT_VERSION
+from training.settings import flat
+from training.yaml_file import read_yaml, write_yaml
 
 BEFORE = {"lock", "tmp-config.yaml"}
 """what may lie in a folder that was to become a run's, before its config.yaml does"""
@@ -66,15 +52,15 @@ class RunFolder:
         """Whether there is a run to go on with; its newest checkpoint may still turn out to be damaged."""
         return bool(checkpoint.list_folders(self.checkpoints))
 
-    def open(self, resolved: Mapping[str, Any], fresh: bool = False) -> Status:
+    def open(self, resolved: Mapping[str, Any], may_change: Collection[str] = (), fresh: bool = False) -> Status:
         """Prepare the folder for a run with the plain, YAML-able config `resolved`; to be called on every process.
 
         "new": nothing to go on from; "resume": `start` is the newest intact checkpoint; "finished": it is the last one.
         `fresh` moves an existing run aside first, unless that is this very run, started again by its launcher. Raises
         ValueError if the folder is not a run's, if another process is at work in it, if its config differs in more than
-        `MAY_CHANGE`, if it has checkpoints and none is intact, or if the disk is full.
+        the fields that `may_change` (dotted names), if it has checkpoints and none is intact, or if the disk is full.
         """
-        self.resolved = _plain(resolved)
+        self.resolved, self._may_change = dict(resolved), frozenset(may_change)
         self.status, self.start = on_main(lambda: self._open(fresh))
         return self.status
 
@@ -130,7 +116,7 @@ class RunFolder:
             moved = _free_name(folder.with_name(f"damaged-{folder.name}"))
             os.rename(folder, moved)
             log.say(f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, taking the one before")
-        config = yaml.safe_dump({"format_version": FORMAT_VERSION} | self.resolved, sort_keys=False)
+        config = write_yaml({"format_version": FORMAT_VERSION} | self.resolved)
         files.write_text(self.config, config)
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
@@ -142,35 +128,23 @@ class RunFolder:
         return ("finished" if done else "resume"), start
 
     def _check_config(self, resolved: dict[str, Any]) -> None:
-        stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        if stored.get("format_version") != FORMAT_VERSION:
+        stored = read_yaml(self.config)
+        if stored.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(
                 f"{self.config} has format_version {stored.get('format_version')}, this program reads "
                 f"{FORMAT_VERSION}; give another --run, or --fresh to start over"
             )
-        there, here = dict(_flat(stored)), dict(_flat(resolved))
+        there, here = dict(flat(stored)), dict(flat(resolved))
         changed = [
             f"{name}={there.get(name, 'absent')} there, {here.get(name, 'absent')} now"
             for name in [*there, *(name for name in here if name not in there)]
-            if name not in MAY_CHANGE and there.get(name, "absent") != here.get(name, "absent")
+            if name not in self._may_change and there.get(name, "absent") != here.get(name, "absent")
         ]
         if changed:
             raise ValueError(
                 f"{self.path} holds a run with another config ({'; '.join(changed)}); "
                 "use the same, give another --run, or --fresh to start over"
             )
-
-
-def _plain(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    return yaml.safe_load(yaml.safe_dump(dict(resolved)))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _free_name(path: Path) -> Path:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from residual.weights.keymap import check_state
 from training.accelerator import choose_memory_format, on_main
 from training.checkpoint import Checkpoint, read_tensors
-from training.config import TrainConfig
+from training.config import TrainingSettings
 from training.ema import Ema
-from training.optimizer import make_optimizer, new_slots
 
 
 class TrainState:
@@ -21,17 +20,17 @@ class TrainState:
     Parameters that require no gradient are frozen: the optimizer does not know them, neither does its checkpoint.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.config, self.batch = config, config.batch
+    def __init__(self, model: nn.Module, settings: TrainingSettings, accelerator: Accelerator) -> None:
+        self.settings, self.batch = settings, settings.train.batch
         self.update = 0
         self.memory_format = choose_memory_format(
-            accelerator.device, accelerator.mixed_precision == "bf16", config.compile
+            accelerator.device, accelerator.mixed_precision == "bf16", settings.train.compile
         )
         self.trained = model.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         average = copy.deepcopy(self.trained)  # before accelerate replaces the forward of the other one
-        if config.compile:
+        if settings.train.compile:
             self.trained.compile()  # in place: the names of the weights stay
-        self.model, self.optimizer = accelerator.prepare(self.trained, make_optimizer(self.trainable, config))
+        self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
         average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
         self.ema = Ema(average, self.trained)
 
@@ -61,7 +60,7 @@ class TrainState:
         Raises ValueError, showing the difference, if its names or shapes are not those of this model.
         """
         if checkpoint.update > 0:
-            self._allocate_slots()
+            self._allocate_optimizer()
         live = self.tensors()
         on_main(lambda: _copy_into(live, read_tensors(checkpoint), checkpoint))
         for tensors in live.values():
@@ -69,9 +68,9 @@ class TrainState:
                 tensor.copy_(broadcast(tensor.contiguous()))
         self.update = checkpoint.update
 
-    def _allocate_slots(self) -> None:
+    def _allocate_optimizer(self) -> None:
         for parameter in self.trainable:
-            self.optimizer.state[parameter] = new_slots(parameter, self.config)
+            self.optimizer.state[parameter] = self.settings.optimizer.new_state(parameter)
 
 
 def _copy_into(live: dict[str, dict[str, Tensor]], saved: dict[str, dict[str, Tensor]], checkpoint: Checkpoint) -> None:

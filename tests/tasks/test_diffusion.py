@@ -23,8 +23,8 @@ from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import Images
 from training.data.pixel_format import BYTES, PixelFormat
-from training.fields import field_texts
 from training.random import GlobalRandom
+from training.settings import field_texts
 from training.task import Batch, EvaluationContext
 from unet import UNet, UNetConfig, list_presets, preset
 
@@ -401,7 +401,7 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
     images = Images(array, pixel_format=pixels)
     run = small_run()
     task = train(run, images, 60)
-    assert run.start(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
+    assert run.load_init(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
     evaluate(task, tmp_path)
     with Image.open(tmp_path / "000012345.png") as picture:
         assert picture.mode == "RGB"

@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.toy import BATCH, ToyTask, accelerator, config, hashes, images, loop, newest, tensors, train
 from training.config import TrainConfig
+from training.ema import EmaConfig
 from training.log import read
 from training.loop import fit
+from training.optimizer import OPTIMIZERS
 from training.run_folder import RunFolder
-from training.schedule import ema_keep
+from training.schedule import SCHEDULES
 from training.units import show_size
 
 
@@ -189,12 +191,12 @@ def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_ever
 
 
 def test_the_average_is_what_it_says(tmp_path):
-    runner = loop(tmp_path, ToyTask(), ema_halflife_images=30)
+    runner = loop(tmp_path, ToyTask(), halflife_images=30)
     runner.start()
     expected = runner.state.trained.first.weight.detach().double()
     for _ in range(10):
         runner.update(1e-2)
-        keep = ema_keep(runner.config, runner.state.images_seen)
+        keep = runner.settings.ema.decay(runner.state.images_seen, BATCH)
         expected = keep * expected + (1 - keep) * runner.state.trained.first.weight.detach().double()
     assert_close(runner.state.ema.model.first.weight.double(), expected, rtol=0, atol=1e-6)
     assert runner.state.ema.model.calls == 10
@@ -234,7 +236,7 @@ def final(path, task: ToyTask | None = None, **changes) -> dict[str, torch.Tenso
 CHANGED = {
     "batch": 4, "learning_rate": 2e-2, "warmup_images": 40, "schedule": "cosine", "weight_decay": 0.5,
     "betas": (0.5, 0.9), "max_grad_norm": 0.01, "seed": 1, "precision": "bf16", "optimizer": "sgd", "momentum": 0.5,
-    "nesterov": True, "decay_vectors": False, "milestones_images": (40, 60), "step_factor": 0.5,
+    "nesterov": True, "decay_vectors": False, "milestones_images": (40, 60), "factor": 0.5,
 }  # fmt: skip
 STEPS = {"schedule": "step", "milestones_images": (40,)}
 OTHERS = {  # what else must be so for a field to matter
@@ -242,9 +244,9 @@ OTHERS = {  # what else must be so for a field to matter
     "nesterov": {"optimizer": "sgd"},
     "decay_vectors": {"weight_decay": 0.5},
     "milestones_images": STEPS,
-    "step_factor": STEPS,
+    "factor": STEPS,
 }
-AVERAGED = {"ema_halflife_images": 2, "ema_rampup": None}
+AVERAGED = {"halflife_images": 2, "rampup": None}
 ELSEWHERE = {  # has no effect on the weights; shown by the test named
     "images": "test_a_longer_run_goes_on",
     "micro_batch": "test_accumulation_equals_one_large_batch",
@@ -259,7 +261,9 @@ ELSEWHERE = {  # has no effect on the weights; shown by the test named
 
 
 def test_every_field_is_shown_to_matter():
-    assert {field.name for field in fields(TrainConfig)} == {*CHANGED, *AVERAGED, *ELSEWHERE}
+    classes = [TrainConfig, EmaConfig, *OPTIMIZERS.values(), *SCHEDULES.values()]
+    names = {field.name for cls in classes for field in fields(cls)} | {"optimizer", "schedule"}
+    assert names == {*CHANGED, *AVERAGED, *ELSEWHERE}
     assert all(name in globals() for name in ELSEWHERE.values())
 
 

@@ -76,7 +76,7 @@ def test_two_ranks_go_on_where_one_stopped(one, two):
 def test_the_average_is_the_same_on_both_and_on_one(two, tmp_path):
     ranks = [load_file(two / f"average{rank}.safetensors") for rank in range(2)]
     expected = load_file(two / "expected0.safetensors")
-    runner = loop(tmp_path, ToyTask(), ema_halflife_images=30)
+    runner = loop(tmp_path, ToyTask(), halflife_images=30)
     for _ in range(10):
         runner.update(1e-2)
     runner.feed.close()

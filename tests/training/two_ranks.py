@@ -11,7 +11,6 @@ from training.accelerator import leave_processes, on_main, process_state
 from training.data import DataConfig, open_images
 from training.freeze import freeze
 from training.run_folder import RunFolder
-from training.schedule import ema_keep
 
 
 def main(out: Path) -> None:
@@ -46,12 +45,12 @@ def main(out: Path) -> None:
 
 def average(out: Path, rank: int) -> None:
     """Each process's average after ten updates, and what it should be."""
-    runner = loop(out / "average", ToyTask(), ema_halflife_images=30)
+    runner = loop(out / "average", ToyTask(), halflife_images=30)
     runner.start()
     expected = {name: value.detach().double() for name, value in runner.state.trained.named_parameters()}
     for _ in range(10):
         runner.update(1e-2)
-        keep = ema_keep(runner.config, runner.state.images_seen)
+        keep = runner.settings.ema.decay(runner.state.images_seen, BATCH)
         for name, value in runner.state.trained.named_parameters():
             expected[name] = keep * expected[name] + (1 - keep) * value.detach().double()
     found = {name: value.detach().contiguous() for name, value in runner.state.ema.model.named_parameters()}

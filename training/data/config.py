@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from training.settings import setting
+
 CACHE = Path("~/.cache/residual-diffusion")
 MAX_SIDE_PX = 8192
 
@@ -45,7 +47,7 @@ class DataConfig:
     """labels for a folder: lines such as {"file_name": "a/b.png", "label": "cat"}, names relative to data.source"""
     labels: bool | None = None
     """true demands labels, false ignores them, null takes them where there are some"""
-    cache: Path | None = None
+    cache: Path | None = setting(None, may_change=True)
     """folder for the decoded images; null is ~/.cache/residual-diffusion"""
     stream: bool = False
     """true decodes images as they are needed and keeps no cache, for sets too large for one; needs size and channels"""
