@@ -37,7 +37,7 @@ from training.data.stream.stream import ImageSet, stream_images
 def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
     """The images that a run is trained on: decoded into the cache if need be and mapped from it; or streamed.
 
-    Under several processes pass `training.accelerator.on_main`: the main process decodes, the others wait, and an error
+    Under several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for whatever is wrong with the source, its labels or its images.
     """
     if config.stream:
