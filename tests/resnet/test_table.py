@@ -195,10 +195,11 @@ class Stripes(resnet.Classifier):
 
 @pytest.mark.usefixtures("names")
 def test_a_custom_network_can_be_registered(tmp_path: Path) -> None:
-    resnet.register_model("stripes", StripesConfig())
-    with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
-        resnet.create_model("stripes")
+    for call in (lambda: resnet.register_model("stripes", StripesConfig()), lambda: resnet.build(StripesConfig())):
+        with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
+            call()
     resnet.NETWORKS["stripes"] = StripesConfig, Stripes
+    resnet.register_model("stripes", StripesConfig())
     net = resnet.create_model("stripes", num_classes=3, in_channels=1)
     net.save_pretrained(tmp_path)
     assert type(resnet.from_pretrained(tmp_path)) is Stripes
