@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipelines.classification import ImageClassifier, View
+from pipelines.classification import ImageClassifier
 from resnet import ResNet, ResNetConfig, list_models, model_config
 from tasks.accuracy import accuracy
 from tasks.batch_augment import cutout, mixed, padded_crop
@@ -101,8 +101,7 @@ class ClassificationTask:
 
     def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
         """Images."""
-        view = self.classifier.view
-        return (torch.zeros(batch, view.channels, *view.size, device=device),)
+        return (torch.zeros(batch, *self.classifier.shape, device=device),)
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Float[Tensor, "b"]:
         return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.config.label_smoothing)
@@ -189,13 +188,13 @@ class ClassificationRun:
             raise ValueError(
                 f"classification.cutout_px={self.classification.cutout_px} leaves nothing of {height} x {width} px"
             )
-        view = View.of(self.data, images)
+        preprocessing = replace(self.data.preprocessing.deterministic(), size=(height, width), channels=channels)
         validation = open_validation(self.data, on_main=on_main)
         if validation is not None:
-            validation = as_trained(view, images.pixel_format, images.classes, validation)
+            validation = as_trained(images.shape, images.pixel_format, images.classes, validation)
         with seeded(self.train.seed, "model"):
             net = ResNet(config)
-        classifier = ImageClassifier(net, images.classes, view, images.pixel_format)
+        classifier = ImageClassifier(net, images.classes, preprocessing, images.pixel_format)
         return ClassificationTask(classifier, self.classification, validation)
 
     @staticmethod
@@ -216,16 +215,17 @@ class ClassificationRun:
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]
 
 
-def as_trained(view: View, pixels: PixelFormat, classes: tuple[str, ...], images: ImageSet) -> ImageSet:
+def as_trained(
+    shape: tuple[int, int, int], pixel_format: PixelFormat, classes: tuple[str, ...], images: ImageSet
+) -> ImageSet:
     """The images of an evaluation, their classes numbered as those that were trained on: by name, some may be missing.
 
     Raises ValueError for images of another shape, without labels, or with one that was not trained on.
     """
-    trained = (view.channels, *view.size)
-    if images.shape != trained or images.pixel_format != pixels:
+    if images.shape != shape or images.pixel_format != pixel_format:
         raise ValueError(
             f"images of data.validation are {images.shape} (channels, height, width) of {images.pixel_format.dtype}, "
-            f"those that are trained on {trained} of {pixels.dtype}; set data.size, data.channels and data.bits"
+            f"those that are trained on {shape} of {pixel_format.dtype}; set data.size, data.channels and data.bits"
         )
     if images.classes is None or images.labels is None:
         raise ValueError("images of data.validation have no labels, so nothing tells what is right; name another part")
