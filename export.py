@@ -61,7 +61,7 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
 
     With `label` the network always draws that class (or none: the null label) and takes no labels any more: the
     class's embedding is added to what follows the time embedding's last layer anyway, so it goes into that layer's
-    bias. What `data.non_leaky` told the network of each image is left out: of an image as it is, that was nothing.
+    bias. What `augment.non_leaky` told the network of each image is left out: of an image as it is, that was nothing.
     Raises ValueError for a network that `UNet2DModel` cannot express.
     """
     net = model.net

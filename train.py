@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         with closing(folder):
             folder.open(order.resolved, order.fresh)
-            if not fit(task, images, run.data, run.train, folder, accelerator):
+            if not fit(task, images, run.train, folder, accelerator):
                 exit_code = EXIT_CODE
     leave_processes(accelerator, exit_code)
 

@@ -62,7 +62,7 @@ def begin(folder: Path) -> Loop:
     accelerator = make_accelerator(run.train)
     where = RunFolder(folder / "run")
     where.open(order.resolved)
-    loop = Loop(run.build(images), images, run.data, run.train, where, accelerator)
+    loop = Loop(run.build(images), images, run.train, where, accelerator)
     loop.start()
     for weight in loop.state.trainable:
         weight.grad = torch.zeros_like(weight)

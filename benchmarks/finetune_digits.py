@@ -27,7 +27,7 @@ data: {source: digits, size: 16}
 sample: {num: 0}
 train: {warmup_images: 640, learning_rate: 1e-3, checkpoint_every_images: 1e9, eval_every_images: 1e9, trackers: []}
 """
-LEVELS = "channels: 32, multipliers: [1, 2], blocks: 1, attention: [1], head_channels: 32"
+LEVELS = "base_channels: 32, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], head_channels: 32"
 ADM = f"model: {{{LEVELS}, conditioning: scale_shift, resample: block, time_embedding: adm}}\n"
 EDM = ADM.replace("}", ", group_channels: 4, label_embedding: linear}")
 NETWORKS = {"ADM": (ADM, ("ours", "diffusers", "adm", "adm-new-order")), "EDM": (EDM, ("edm",))}

@@ -103,8 +103,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    ours, twin = (resnet.create_model(args.model).to(args.device).eval() for _ in range(2))
-    plain = PlainResNet(ours.config, args.inplace).to(args.device).eval()
+    config = resnet.model_config(args.model)
+    assert isinstance(config, resnet.ResNetConfig), "MODELS lists ResNets only"
+    ours, twin = (resnet.build(config).to(args.device).eval() for _ in range(2))
+    plain = PlainResNet(config, args.inplace).to(args.device).eval()
     for net in (ours, twin):
         net.import_weights(plain.state_dict(), "torchvision")
     x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)

@@ -1,4 +1,4 @@
-"""Writes the table of docs/zoo.md anew from the models that are registered.
+"""Rewrites the table of docs/zoo.md from the registered models.
 
 python -m benchmarks.zoo_table
 """
@@ -13,13 +13,13 @@ TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def table() -> str:
-    """The models with what is known of them, a row for each, those of one source together."""
-    names = sorted(resnet.list_models(), key=lambda name: (resnet.entry(name).source, *_natural(name)))
+    """One row per model, sorted by source and name."""
+    names = sorted(resnet.list_models(), key=lambda name: (resnet.model_info(name).source, *_natural(name)))
     rows = ["| name | parameters | 10⁹ multiply-adds | side | published | source |", "|---|---|---|---|---|---|"]
     for name in names:
-        known = resnet.entry(name)
-        numbers = f"{known.parameters:,} | {known.giga_multiply_adds:.3f} | {known.size}"
-        rows.append(f"| `{name}` | {numbers} | {known.result} | {known.source} |")
+        info = resnet.model_info(name)
+        numbers = f"{info.parameters:,} | {info.giga_multiply_adds:.3f} | {info.size_px}"
+        rows.append(f"| `{name}` | {numbers} | {info.result} | {info.source} |")
     return "\n".join(rows) + "\n"
 
 

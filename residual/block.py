@@ -11,7 +11,10 @@ C = TypeVar("C", bound="Chain")
 
 
 def takes_emb(module: nn.Module) -> bool:
-    """Whether a module is called as `module(x, emb)` rather than `module(x)`: its attribute `takes_emb`."""
+    """Whether a module is called as `module(x, emb)` rather than `module(x)`.
+
+    A module that takes the embedding sets `self.takes_emb = True` in its `__init__`; others need no attribute.
+    """
     return bool(getattr(module, "takes_emb", False))
 
 

@@ -51,6 +51,5 @@ def check_weight_bytes(make: Callable[[], nn.Module], max_bytes: int) -> None:
         needed = 2**63
     if needed > max_bytes:
         raise ValueError(
-            f"the weights would take {needed / 2**30:,.1f} GiB, more than max_bytes={max_bytes:,}: "
-            "use fewer channels or smaller multipliers"
+            f"the weights would take {needed / 2**30:,.1f} GiB, more than max_bytes={max_bytes:,}: use fewer channels"
         )

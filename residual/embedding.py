@@ -13,10 +13,9 @@ from torch import Tensor, nn
 class AddEmbedding(nn.Module):
     """`x + P(emb)`, with P a linear map to one number per channel (Ho et al. 2020)."""
 
-    takes_emb = True
-
     def __init__(self, channels: int, emb_channels: int) -> None:
         super().__init__()
+        self.takes_emb = True
         self.project = nn.Linear(emb_channels, channels)
 
     def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:

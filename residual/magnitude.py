@@ -29,48 +29,34 @@ def normalize(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tenso
     return x / (eps + rms).to(x.dtype)
 
 
-def pixel_norm(x: Float[Tensor, "b c *hw"]) -> Float[Tensor, "b c *hw"]:
-    """Each pixel's vector of channels brought to unit magnitude."""
-    return normalize(x, dim=1)
+def mp_cat(a: Float[Tensor, "b c1 *hw"], b: Float[Tensor, "b c2 *hw"]) -> Float[Tensor, "b c3 *hw"]:
+    """The channels of `a`, then those of `b`, scaled so that both contribute equally (eq. 103 with t = 0.5).
 
-
-def mp_silu(x: Tensor) -> Tensor:
-    """SiLU, divided by the magnitude that it leaves of a standard normal signal (eq. 81)."""
-    return F.silu(x) / 0.596
-
-
-def mp_sum(s: Tensor, f: Tensor, t: float) -> Tensor:
-    """From `s` (t = 0) to `f` (t = 1), with the magnitude of two independent signals kept (eq. 88)."""
-    norm = math.hypot(1 - t, t)
-    return torch.add((1 - t) / norm * s, f, alpha=t / norm)
-
-
-def mp_cat(a: Float[Tensor, "b c1 *hw"], b: Float[Tensor, "b c2 *hw"], t: float = 0.5) -> Float[Tensor, "b c3 *hw"]:
-    """The channels of `a`, then those of `b`, scaled so that `b` has the share `t` in what comes after (eq. 103).
-
-    At t = 0.5 both contribute alike, however many channels each has; the magnitude of the whole is kept.
+    The contributions do not depend on the numbers of channels. The magnitude of the whole is kept.
     """
-    n_a, n_b = a.shape[1], b.shape[1]
-    scale = math.sqrt(n_a + n_b) / math.hypot(1 - t, t)
-    return torch.cat([scale * (1 - t) / math.sqrt(n_a) * a, scale * t / math.sqrt(n_b) * b], dim=1)
+    scale = math.sqrt((a.shape[1] + b.shape[1]) / 2)
+    return torch.cat([scale / math.sqrt(a.shape[1]) * a, scale / math.sqrt(b.shape[1]) * b], dim=1)
 
 
 class PixelNorm(nn.Module):
-    """`pixel_norm` as a node."""
+    """Each pixel's vector of channels, normalised to unit magnitude."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return pixel_norm(x)
+        return normalize(x, dim=1)
 
 
 class MPSiLU(nn.Module):
-    """`mp_silu` as a node."""
+    """SiLU divided by the magnitude of its output for a standard normal input (eq. 81)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return mp_silu(x)
+        return F.silu(x) / 0.596
 
 
 class MPSum(nn.Module):
-    """`mp_sum` as the merge of a `Residual`: the branch has the share `t`. Raises ValueError unless 0 ≤ t ≤ 1."""
+    """The merge `((1 - t) s + t f) / √((1 - t)² + t²)`, which keeps the magnitude of independent signals (eq. 88).
+
+    Raises ValueError unless 0 ≤ t ≤ 1.
+    """
 
     def __init__(self, t: float = 0.3) -> None:
         super().__init__()
@@ -79,7 +65,8 @@ class MPSum(nn.Module):
         self.t = t
 
     def forward(self, s: Tensor, f: Tensor) -> Tensor:
-        return mp_sum(s, f, self.t)
+        norm = math.hypot(1 - self.t, self.t)
+        return torch.add((1 - self.t) / norm * s, f, alpha=self.t / norm)
 
     def extra_repr(self) -> str:
         return f"t={self.t:g}"
@@ -160,10 +147,9 @@ class AppendOnes(nn.Module):
 class MPModulate(nn.Module):
     """`x · (1 + gain · P(emb))`, with P a linear map to one number per channel and a learned gain that starts at 0."""
 
-    takes_emb = True
-
     def __init__(self, channels: int, emb_channels: int) -> None:
         super().__init__()
+        self.takes_emb = True
         self.project = MPLinear(emb_channels, channels)
         self.emb_gain = nn.Parameter(torch.zeros(()))
 

@@ -24,6 +24,9 @@ class NormAct(nn.GroupNorm):
     With `emb_channels`, scale and shift are one linear map of the embedding: the first half of its rows is the scale,
     the second the shift (Dhariwal and Nichol 2021, AdaGN). For `groups` and `group_channels` see `group_count`.
     `act=None` leaves the activation out. It is a `GroupNorm`, so its weights are called `weight` and `bias`.
+
+    On the CPU, a channels-last input that needs no gradient (all layers before the norm are frozen) is copied to
+    contiguous layout: PyTorch 2.13's backward pass of GroupNorm crashes the process there.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class NormAct(nn.GroupNorm):
         self.takes_emb = emb_channels is not None
 
     def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"] | None = None) -> Float[Tensor, "b c h w"]:
+        if x.device.type == "cpu" and not x.requires_grad and torch.is_grad_enabled():
+            x = x.contiguous()
         h = super().forward(x)
         if self.project is not None:
             scale, shift = self.project(emb)[:, :, None, None].chunk(2, dim=1)

@@ -1,7 +1,8 @@
-"""Less memory for more time: activations that are computed again in the backward pass."""
+"""A chain that recomputes activations in the backward pass: less memory for more time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,31 +14,40 @@ from torch.utils.checkpoint import checkpoint
 from residual.block import Chain
 
 
-class RecomputedChain(Chain):
-    """A chain that keeps what goes into each of its nodes, and recomputes in the backward pass what is within."""
+class Recomputed(Chain):
+    """A chain that stores only the input of each node and recomputes the node's activations in the backward pass.
+
+    Gradients are equal to the last bit, and so are the running statistics of batch norms, which count the batch in the
+    first pass only. Batch norms are found when the chain is built: a node may not be replaced after that.
+    """
+
+    def __init__(self, **nodes: nn.Module | None) -> None:
+        super().__init__(**nodes)
+        self._options = {name: _options(node) for name, node in self.named_children()}
 
     def forward(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x, emb)
         for name, node in self.named_children():
-            x = recompute(node, *((x, emb) if name in self._conditioned else (x,)), module=node)
+            inputs = (x, emb) if name in self._conditioned else (x,)
+            x = checkpoint(node, *inputs, use_reentrant=False, **self._options[name])
         return x
 
 
-def recompute(call: Callable[..., Tensor], *inputs: Tensor | None, module: nn.Module) -> Tensor:
-    """`call(*inputs)`, keeping the inputs instead of the activations, for a call that works with parts of `module`.
+def _options(node: nn.Module) -> dict[str, Any]:
+    """Arguments of `checkpoint` that keep the node's batch norms from counting a batch twice."""
+    norms = [part for part in node.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    return {"context_fn": partial(_contexts, norms)} if norms else {}
 
-    Gradients are the same to the last bit, and so are the running statistics of batch norms: these count the batch in
-    the first pass only.
-    """
-    if not torch.is_grad_enabled():
-        return call(*inputs)
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    again: dict[str, Any] = {"context_fn": lambda: (nullcontext(), _not_counting(norms))} if norms else {}
-    return checkpoint(call, *inputs, use_reentrant=False, **again)
+
+def _contexts(norms: Sequence[_BatchNorm]) -> Any:
+    """The contexts of the first pass and of the recomputation."""
+    return nullcontext(), _statistics_unchanged(norms)
 
 
 @contextmanager
-def _not_counting(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Batch norms use the batch's statistics, but do not take them into their running ones."""
+def _statistics_unchanged(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Batch norms use the batch's statistics without updating their running ones."""
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -1,34 +1,66 @@
-"""The classification zoo: ResNets and their descendants as published, and their weights."""
+"""The classification zoo: ResNets, their descendants and relatives as published, and their weights."""
 
-from resnet.config import ResNetConfig
-from resnet.densenet import DenseNet, DenseNetConfig
-from resnet.edsr import EDSR, EDSRConfig
-from resnet.families import cifar_densenet, cifar_resnet, imagenet_resnet, preact_imagenet_resnet, resnest, wide_resnet
+from resnet.classifier import Classifier
+from resnet.config.classifier import ClassifierConfig
+from resnet.config.densenet import DenseNetConfig
+from resnet.config.edsr import EDSRConfig
+from resnet.config.families import (
+    cifar_densenet,
+    cifar_resnet,
+    imagenet_resnet,
+    preact_imagenet_resnet,
+    resnest,
+    wide_resnet,
+)
+from resnet.config.highway import HighwayConfig
+from resnet.config.resnet import ResNetConfig
+from resnet.densenet import DenseNet
+from resnet.edsr import EDSR
 from resnet.fpn import FPN, fpn
-from resnet.highway import HighwayConfig, HighwayNet
+from resnet.highway import HighwayNet
 from resnet.model import ResNet
-from resnet.registry import build, create_model, entry, list_models, model_config, register_model, summary
+from resnet.registry import (
+    NETWORKS,
+    Network,
+    build,
+    create_model,
+    from_pretrained,
+    import_weights,
+    likely_models,
+    list_models,
+    model_config,
+    model_info,
+    register_model,
+    summary,
+)
 from resnet.summary import summarize
 
 __all__ = [
     "EDSR",
     "FPN",
+    "NETWORKS",
+    "Classifier",
+    "ClassifierConfig",
     "DenseNet",
     "DenseNetConfig",
     "EDSRConfig",
     "HighwayConfig",
     "HighwayNet",
+    "Network",
     "ResNet",
     "ResNetConfig",
     "build",
     "cifar_densenet",
     "cifar_resnet",
     "create_model",
-    "entry",
     "fpn",
+    "from_pretrained",
     "imagenet_resnet",
+    "import_weights",
+    "likely_models",
     "list_models",
     "model_config",
+    "model_info",
     "preact_imagenet_resnet",
     "register_model",
     "resnest",

@@ -1,9 +1,9 @@
-"""What all classifiers of the zoo have in common."""
+"""Base class of the classifiers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, overload
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,45 +13,56 @@ from residual.weights.keymap import Difference
 from residual.weights.layout import Layout, read_state
 from residual.weights.pretrained import Pretrained
 from resnet.checks import check_images
+from resnet.config.classifier import ClassifierConfig
 from resnet.layouts import export_weights, import_weights, without_prefix
 
 
-class Classifier(Pretrained, nn.Module):
+class Classifier(Pretrained):
     """Levels of features, their mean over all pixels, and a linear map to one logit per class.
 
-    A subclass makes `levels`, each of which takes the output of the one before, and `fc`.
+    A subclass builds `levels`, each of which takes the output of the one before, and `fc`.
     """
 
     hub_tags = ("image-classification",)
     layouts: ClassVar[Mapping[str, Layout]] = {}
-    """names under which other libraries have these weights"""
+    """layouts of other libraries, by name"""
+    config: ClassifierConfig
     levels: nn.ModuleList
     fc: nn.Linear
+    embedding: nn.Module | None
+    """maps timesteps to the embedding that conditions the levels; None for a network without timesteps"""
 
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.total_stride: int = config.feature_info[-1][1]
-        # what makes of a timestep the vector that the levels are conditioned on, if they are
-        self.embedding: nn.Module | None = None
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config)
+        self.min_size_px = config.min_size_px
+        self.embedding = None
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Shaped[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
-        """Logits of images `x`, normalised by `mean` and `std`; `t` is their timestep if the network takes one.
+        """Logits of images `x` that are normalised by `mean` and `std`, given their timesteps `t` if conditioned.
 
-        Raises ValueError for another number of channels, for images smaller than the total stride, and for a timestep
-        that is missing or not taken.
+        Raises ValueError for a wrong number of channels, for images smaller than the total stride, and for timesteps
+        that are missing or unexpected.
         """
         return self.fc(self.forward_features(x, t=t).mean(dim=(2, 3)))
 
+    @overload
+    def forward_features(
+        self, x: Float[Tensor, "b c h w"], levels: None = None, t: Shaped[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d h2 w2"]: ...
+
+    @overload
+    def forward_features(
+        self, x: Float[Tensor, "b c h w"], levels: Sequence[int], t: Shaped[Tensor, "b"] | None = None
+    ) -> list[Float[Tensor, "b _ _ _"]]: ...
+
     def forward_features(
         self, x: Float[Tensor, "b c h w"], levels: Sequence[int] | None = None, t: Shaped[Tensor, "b"] | None = None
-    ) -> Any:
-        """The last feature map, or the list of those of the asked `levels` (0 is the stem's), as in `feature_info`.
+    ) -> Float[Tensor, "b d h2 w2"] | list[Float[Tensor, "b _ _ _"]]:
+        """The last feature map, or a list of those of the given `levels` (0: the stem), as in `feature_info`.
 
-        Levels after the last that is asked are not computed. Raises ValueError as the network itself does, and for a
-        level that there is not.
+        Levels after the last one given are not computed. Raises ValueError as `forward` does, and for an unknown level.
         """
-        check_images(x, self.config.in_channels, self.total_stride)
+        check_images(x, self.config.in_channels, self.min_size_px)
         emb, last = self._embed(t), len(self.levels) - 1
         if wrong := [level for level in levels or () if not 0 <= level <= last]:
             raise ValueError(f"levels={list(levels or ())}: there is no level {wrong[0]}, only 0 to {last}")
@@ -72,24 +83,24 @@ class Classifier(Pretrained, nn.Module):
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images."""
+        """Number of image channels."""
         return self.config.in_channels
 
     @property
     def outline(self) -> dict[str, str]:
-        """What a summary has a line for, and the name of its module."""
+        """Rows of a summary: name -> module."""
         embedding = {} if self.embedding is None else {"embedding": "embedding"}
         levels = {f"stage {i}" if i else "stem": f"levels.{i}" for i in range(len(self.levels))}
         return embedding | levels | {"classifier": "fc"}
 
     @property
     def num_features(self) -> int:
-        """Channels of the last feature map, which the classifier works on."""
+        """Channels of the last feature map, the input of the classifier."""
         return self.fc.in_features
 
     @property
     def mean(self) -> tuple[float, ...] | None:
-        """Mean of each channel of the training images in [0, 1], to be taken off the images; None if unknown."""
+        """Mean of each channel of the training images in [0, 1], to subtract from images; None if unknown."""
         return self.config.mean
 
     @property
@@ -102,59 +113,58 @@ class Classifier(Pretrained, nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier for so many classes in the place of the old one. Raises ValueError for less than 1."""
+        """Replaces the classifier by a fresh one for `num_classes`. Raises ValueError for less than 1."""
         self.config = replace(self.config, num_classes=num_classes)
         old = self.fc.weight
         self.fc = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
-        """Take the weights of a state dict, or of a safetensors file of one, in another library's layout.
+        """Loads weights in another library's layout, from a state dict or a safetensors file.
 
-        Without `layout` it is found by the names. A first convolution for another number of channels is adapted, and a
-        classifier for another number of classes is left out, ours staying as it is: the lines that are returned say so,
-        none if the weights fit as they are. Raises ValueError for an unknown layout, where that library's network
-        cannot express this one, with the difference (and the models that fit) if names or shapes are others, and for a
-        pickle.
+        Without `layout`, the layout that has most of the names is used. A first convolution for another number of
+        channels is adapted; a classifier for another number of classes is not loaded. Returns one message per such
+        adaptation. Raises ValueError for an unknown layout, for a config that the layout cannot express, for names or
+        shapes that do not fit (with the difference), and for a pickle.
         """
-        given = without_prefix(read_state(state_dict))
         try:
-            found, lines = import_weights(self.layouts, self.config, given, self.state_dict(), layout)
+            return load_weights(self, read_state(state_dict), layout)
         except Difference as error:
-            from resnet.registry import likely_models  # it knows the networks, and they are made of this class
-
-            names = likely_models(given)
-            raise ValueError(f"{error}; {names[0]!r} has such weights" if names else str(error)) from None
-        self.load_state_dict(found, assign=self.fc.weight.is_meta)
-        return lines
+            raise ValueError(f"{error}; resnet.likely_models(state_dict) lists the models that it fits") from None
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
-        """The weights as a state dict in another library's layout: the exact inverse of `import_weights`.
+        """The weights as a state dict in another library's layout. The exact inverse of `import_weights`.
 
-        Raises ValueError for an unknown layout, and, with the reason, where that library's network cannot express this
-        one.
+        Raises ValueError for an unknown layout and for a config that the layout cannot express.
         """
         return export_weights(self.layouts, self.config, self.state_dict(), layout)
 
     def _embed(self, t: Tensor | None) -> Tensor | None:
         if self.embedding is None:
             if t is not None:
-                raise ValueError("this network takes no timestep: it was built with noise=False")
+                raise ValueError("this network takes no timesteps: it was built with noise=False")
             return None
         if t is None:
             raise ValueError("this network is conditioned on the noise level (noise=True): give it the timesteps")
         return self.embedding(t)
 
 
-def init_weights(module: nn.Module) -> None:
-    """He initialisation of every convolution: variance 2 / (kernel area × channels out), for `Module.apply`.
+def load_weights(net: Classifier, state: Mapping[str, Tensor], layout: str | None) -> list[str]:
+    """As `Classifier.import_weights`, but raises `Difference` for names or shapes that do not fit."""
+    found, messages = import_weights(net.layouts, net.config, without_prefix(state), net.state_dict(), layout)
+    net.load_state_dict(found, assign=net.fc.weight.is_meta)
+    return messages
 
-    He et al. 2015b, eq. 15 ("fan out"), as torchvision and timm do. Norms start at one and zero, as torch makes them.
+
+def init_weights(module: nn.Module) -> None:
+    """He initialisation of convolutions, for `Module.apply`: variance 2 / (kernel area × output channels).
+
+    He et al. 2015b, eq. 15 ("fan out"), as in torchvision and timm. Norms keep torch's ones and zeros.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def zero_init(module: nn.Module) -> None:
-    """Let what is last in a branch, a norm or a convolution, start at zero."""
+    """Sets the weight of the last norm or convolution of a branch to zero."""
     with torch.no_grad():
         module.weight.zero_()  # type: ignore[operator]

@@ -16,19 +16,21 @@ from resnet.classifier import Classifier
 from resnet.layouts import fpn as names
 from resnet.layouts import with_counters, without_prefix
 
+LAYOUT = "torchvision"
+
 
 class FPN(nn.Module):
-    """Maps of equal width and rising stride, each of which knows what is coarser (Lin et al. 2017, figure 3).
+    """Feature maps of equal width and increasing stride (Lin et al. 2017, figure 3).
 
-    Every map is a residual sum: the shortcut is a 1×1 convolution of the backbone's level, the branch the coarser sum,
-    enlarged. A 3×3 convolution follows. `body` is the backbone's own levels, not a copy; its classifier is not held.
+    Every map is a residual sum: the shortcut is a 1×1 convolution of the backbone's level, the branch the enlarged
+    coarser sum. A 3×3 convolution follows. `body` is the backbone's own levels, not a copy, without its classifier.
     Raises ValueError for a backbone that is conditioned on a noise level.
     """
 
     def __init__(self, backbone: Classifier, channels: int = 256) -> None:
         super().__init__()
         if backbone.embedding is not None:
-            raise ValueError("a feature pyramid has no noise level for its backbone: build that with noise=False")
+            raise ValueError("a feature pyramid gives its backbone no timesteps: build the backbone with noise=False")
         if channels < 1:
             raise ValueError(f"channels={channels} must be at least 1")
         self.config, self.layouts, self.channels = backbone.config, backbone.layouts, channels
@@ -42,11 +44,11 @@ class FPN(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d _ _"]]:
-        """The maps of the backbone's levels from 1 on, the finest first, and the last at half its size: P2 to P6.
+        """One map per level of the backbone from level 1, the finest first, and the last at half its size: P2 to P6.
 
-        Raises ValueError for images that the backbone itself refuses.
+        Raises ValueError for images that do not fit the backbone.
         """
-        check_images(x, self.config.in_channels, self.config.feature_info[-1][1])
+        check_images(x, self.config.in_channels, self.config.min_size_px)
         levels = []
         for level in self.body:
             levels.append(x := level(x))
@@ -64,30 +66,30 @@ class FPN(nn.Module):
         strides = [stride for _, stride in self.config.feature_info[1:]]
         return [(self.channels, stride) for stride in (*strides, 2 * strides[-1])]
 
-    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str = "torchvision") -> list[str]:
-        """Take the weights of torchvision's pyramid, old or new, or of a detector around it; or a safetensors file.
+    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
+        """Loads weights of torchvision's pyramid, or of a detector around it, from a state dict or a safetensors file.
 
-        Returns what was left out, a line each: the detector's other parts. Raises ValueError with the difference if
-        names or shapes do not fit, and where torchvision cannot express the backbone.
+        Returns a message if other parts of a detector were left out. Raises ValueError with the difference if names or
+        shapes do not fit, and for a backbone that torchvision cannot express.
         """
-        body, ours = self._layout(layout), self.state_dict()
-        theirs, lines = names.current_names(without_prefix(read_state(state_dict)))
+        body, ours = self._layout(layout or LAYOUT), self.state_dict()
+        theirs, messages = names.current_names(without_prefix(read_state(state_dict)))
         places = list(names.places(body, self.config, len(self.lateral)))
         theirs = with_counters(theirs, export_state(places, body.table, ours))
         self.load_state_dict(import_state(places, body.table, theirs, ours))
-        return lines
+        return messages
 
-    def export_weights(self, layout: str = "torchvision") -> dict[str, Tensor]:
-        """The weights under torchvision's names: the exact inverse of `import_weights`."""
+    def export_weights(self, layout: str = LAYOUT) -> dict[str, Tensor]:
+        """The weights as a state dict of torchvision. The exact inverse of `import_weights`."""
         body = self._layout(layout)
         return export_state(names.places(body, self.config, len(self.lateral)), body.table, self.state_dict())
 
     def _layout(self, name: str) -> Layout:
-        require_known("layout", name, {"torchvision"} & self.layouts.keys())
+        require_known("layout", name, {LAYOUT} & self.layouts.keys())
         self.layouts[name].check(self.config)
         return self.layouts[name]
 
 
 def fpn(backbone: Classifier, channels: int = 256) -> FPN:
-    """A feature pyramid over a classifier: `fpn(create_model("resnet50", norm="frozen"))`. See `FPN`."""
+    """The `FPN` of a classifier: `fpn(create_model("resnet50", norm="frozen"))`."""
     return FPN(backbone, channels)

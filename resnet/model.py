@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -27,9 +27,9 @@ from residual import (
     projection,
     split_attention_branch,
 )
-from residual.recompute import RecomputedChain
+from residual.recompute import Recomputed
 from resnet.classifier import Classifier, init_weights, zero_init
-from resnet.config import Block, ResNetConfig, blocks_of
+from resnet.config.resnet import Block, ResNetConfig, blocks_of
 from resnet.layouts.resnets import LAYOUTS
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -38,7 +38,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
 }
 ACTS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-# What comes last in a branch: zero there, and a fresh block is its shortcut.
+PAD_SIDES: dict[str, Literal["end", "split"]] = {"A": "end", "A_split": "split"}
+# Last norm or convolution of a branch. With zeros there, a block equals its shortcut.
 LAST = {
     "basic": "bn2",
     "bottleneck": "bn3",
@@ -51,6 +52,7 @@ LAST = {
 class ResNet(Classifier):
     """A ResNet or one of its descendants: residual blocks between a stem and a linear classifier (He et al. 2015)."""
 
+    config: ResNetConfig
     config_class = ResNetConfig
     layouts = LAYOUTS
 
@@ -69,7 +71,7 @@ class ResNet(Classifier):
 
 
 def make_stem(config: ResNetConfig) -> Chain:
-    """The first layers. With pre-activation they end in a convolution: the first block normalises what it gets."""
+    """The first layers. With pre-activation they end in a convolution: the first block normalises its input."""
     norm, act, c_in, c = NORMS[config.norm], ACTS[config.act], config.in_channels, config.stem_channels
     if config.stem == "deep":  # He et al. 2019, ResNet-C
         first = Chain(
@@ -88,9 +90,9 @@ def make_stem(config: ResNetConfig) -> Chain:
 
 
 def make_stage(config: ResNetConfig, blocks: list[Block]) -> Chain:
-    """The blocks of one stage: before those of the first the stem's pool, after those of the last what preact lacks."""
+    """The blocks of one stage, with the stem's pool before the first, and norm and act after the last if preact."""
     pool = blocks[0].stage == 1 and config.stem != "conv3"
-    kind = RecomputedChain if blocks[0].stage in config.checkpoint else Chain
+    kind = Recomputed if blocks[0].stage in config.recompute_stages else Chain
     stage = kind(
         pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pool else None,
         **{str(block.index): make_block(config, block) for block in blocks},
@@ -101,9 +103,9 @@ def make_stage(config: ResNetConfig, blocks: list[Block]) -> Chain:
 
 
 def make_block(config: ResNetConfig, block: Block) -> nn.Module:
-    """One block: its branch, its shortcut, and the sum of both, or the branch alone in a plain network."""
+    """One block: the sum of branch and shortcut, or the branch alone in a plain network."""
     branch = make_branch(config, block).then(
-        se=SqueezeExcite(block.c_out, config.se_reduction, config.se_divisor) if config.se_reduction else None,
+        se=SqueezeExcite(block.c_out, config.se_reduction) if config.se_reduction else None,
         drop_path=DropPath(block.drop_path) if block.drop_path else None,
     )
     act = None if config.preact else ACTS[config.act]()
@@ -114,7 +116,7 @@ def make_block(config: ResNetConfig, block: Block) -> nn.Module:
 
 
 def make_branch(config: ResNetConfig, block: Block) -> Chain:
-    """The branch of the kind that the config names."""
+    """The branch of the config's block kind."""
     norm = NORMS[config.norm]
     parts: dict[str, Any] = {"norm": norm, "act": ACTS[config.act]}
     if config.noise:
@@ -134,30 +136,30 @@ def make_branch(config: ResNetConfig, block: Block) -> Chain:
 
 
 def make_shortcut(config: ResNetConfig, block: Block) -> nn.Module | None:
-    """What carries the input past the branch; None for the input itself."""
+    """The shortcut of a block; None for the identity."""
     c_in, c_out, stride = block.c_in, block.c_out, block.stride
-    if not block.changes and config.shortcut != "C":
+    if not block.changes_shape and config.shortcut != "C":
         return None
-    if config.shortcut == "A":
-        return ZeroPad(c_in, c_out, stride, config.pad_side)
+    if config.shortcut in PAD_SIDES:
+        return ZeroPad(c_in, c_out, stride, PAD_SIDES[config.shortcut])
     pool = make_pool(block) if config.shortcut == "D" else None
     return projection(c_in, c_out, stride, norm=None if config.preact else NORMS[config.norm], pool=pool)
 
 
 def make_pool(block: Block) -> nn.Module | None:
-    """What averages before a projection (option D): 2×2 pixels, even where dilation stands for the stride."""
+    """The 2×2 average before a projection (option D); None where nothing is strided or dilated."""
     if block.stride > 1:
         return nn.AvgPool2d(2, block.stride, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1)) if block.dilations[1] > 1 else None
 
 
 def emb_channels(config: ResNetConfig) -> int:
-    """Width of the vector that stands for the noise level."""
+    """Width of the embedding of the noise level."""
     return 4 * config.widths[0]
 
 
 class NoiseEmbedding(nn.Module):
-    """From timesteps to the vector that the blocks are conditioned on: sines and cosines, then an MLP, activated."""
+    """Embedding of timesteps: sines and cosines, then an MLP with an activated output."""
 
     def __init__(self, channels: int, emb_channels: int) -> None:
         super().__init__()

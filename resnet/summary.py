@@ -1,4 +1,4 @@
-"""What a network is made of, as text."""
+"""Table of a network's parts, as text."""
 
 import copy
 from typing import Any
@@ -9,24 +9,23 @@ from torch import Tensor, nn
 from residual.count import multiply_adds_of_parts, parameters
 
 
-def summarize(model: Any, size: int) -> str:
-    """A line for each level: the shape of its output (channels, height, width), its parameters and multiply-adds.
+def summarize(model: Any, size_px: int) -> str:
+    """One row per part of the model's `outline`: output shape (channels, height, width), parameters, multiply-adds.
 
-    Shapes and multiply-adds are those of one image of `size` × `size` px. The lines are those of the model's `outline`.
-    Raises ValueError if the size is too small.
+    Shapes and multiply-adds are those of one image of `size_px` × `size_px`. Raises ValueError if that is too small.
     """
     shadow = copy.deepcopy(model).to("meta")
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, place in model.outline.items():
-        shadow.get_submodule(place).register_forward_hook(_recorder(shapes, name))
-    inputs = [torch.empty(1, model.in_channels, size, size, device="meta")]
+    for name, path in model.outline.items():
+        shadow.get_submodule(path).register_forward_hook(_recorder(shapes, name))
+    inputs = [torch.empty(1, model.in_channels, size_px, size_px, device="meta")]
     if "embedding" in model.outline:
         inputs.append(torch.zeros(1, device="meta"))
     counts = multiply_adds_of_parts(shadow, *inputs)
 
     rows = [("", "output", "parameters", "multiply-adds")]
-    for name, place in model.outline.items():
-        rows.append(_row(name, shapes[name], parameters(model.get_submodule(place)), counts.get(place, 0)))
+    for name, path in model.outline.items():
+        rows.append(_row(name, shapes[name], parameters(model.get_submodule(path)), counts.get(path, 0)))
     rows.append(_row("total", (), parameters(model), counts[""]))
     return "\n".join(f"{name:<10}  {shape:>16}  {count:>13}  {work:>15}" for name, shape, count, work in rows)
 

@@ -1,14 +1,19 @@
-"""How often a classifier is right."""
+"""Top-k accuracy and loss over a dataset, on all processes."""
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from pipelines.classification import ImageClassifier
+from resnet import ResNet
 from training.accelerator import process_state
 from training.data import BatchReader, ImageSet
+from training.task import EvaluationContext
 
 SURPLUS = -1
 """the label of an image that was looked at before"""
@@ -51,3 +56,21 @@ def accuracy(
         **{name: share.compute().item() for name, share in shares.items()},
         "validation_loss": loss.compute().item(),
     }
+
+
+@dataclass(frozen=True)
+class AccuracyEvaluation:
+    """Accuracy on held-out images."""
+
+    classifier: ImageClassifier
+    """everything but the weights"""
+    images: ImageSet
+    batch: int
+    """images per forward pass on each process"""
+    every_images: int
+    name: ClassVar[str] = "accuracy"
+
+    def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
+        """See `accuracy`."""
+        assert isinstance(model, ResNet), "the averaged model is a copy of the trained one"
+        return accuracy(replace(self.classifier, net=model), self.images, self.batch, context.interrupted)

@@ -1,6 +1,5 @@
 """Training a network of the zoo to name what images show."""
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,51 +8,60 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier
-from resnet import ResNet, ResNetConfig, list_models, model_config
-from tasks.accuracy import accuracy
-from tasks.batch_augment import cutout, mixed, padded_crop
+from resnet import ResNet, ResNetConfig, import_weights, list_models, model_config
+from tasks.accuracy import AccuracyEvaluation
+from tasks.augment import cutout, mixed, padded_crop, random_flip
 from training.accelerator import on_main, process_state
 from training.config import TrainConfig
 from training.data import DataConfig, ImageSet, PixelFormat, open_validation
 from training.random import GlobalRandom, seeded
-from training.task import Batch
+from training.task import Batch, Evaluation, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """The loss, how batches are changed on the device, and the evaluation."""
+    """The loss and the evaluation."""
 
     label_smoothing: float = 0.0
     """share of each label that is spread evenly over all classes (Szegedy et al. 2016)"""
-    pad_px: int = 0
-    """each image is moved at random by up to so many pixels each way, after a flip (He et al. 2015: 4)"""
-    padding: Literal["zeros", "reflect"] = "zeros"
-    """what comes in from outside an image that is moved: its mean colour, or its mirrored border"""
-    cutout_px: int = 0
-    """side of the square that is cut out of each image, in pixels (DeVries and Taylor 2017)"""
-    mixup: float = 0.0
-    """each image is blended with its neighbour in the batch by a share from Beta(mixup, mixup) (Zhang et al. 2018)"""
-    cutmix: float = 0.0
-    """each image gets a box of its neighbour, of a share from Beta(cutmix, cutmix) (Yun et al. 2019); with mixup, too,
-    each image takes one of them"""
     validation_batch: int = 500
     """images per forward pass of an evaluation, on each process"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} is not a share; give at least 0 and below 1")
-        for name in ("pad_px", "cutout_px", "mixup", "cutmix"):
-            if not 0 <= (value := getattr(self, name)) < float("inf"):
-                raise ValueError(f"{name}={value} is out of range; give 0 (never) or more")
-        if self.padding != "zeros" and self.pad_px == 0:
-            raise ValueError(f"padding={self.padding} without pad_px; give, say, pad_px=4")
         if self.validation_batch < 1:
             raise ValueError(f"validation_batch={self.validation_batch} is out of range; give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationAugment:
+    """Random changes of training images, in this order."""
+
+    flip: bool = False
+    """mirror each image left to right with probability 1/2"""
+    pad_px: int = 0
+    """shift each image by up to this many pixels in each direction (He et al. 2015: 4)"""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """fill of the border of a shifted image: the mean colour, or the mirrored border"""
+    cutout_px: int = 0
+    """side of the square that is cut out of each image, in pixels (DeVries and Taylor 2017)"""
+    mixup: float = 0.0
+    """blend each image with its neighbour in the batch, by a share from Beta(mixup, mixup) (Zhang et al. 2018)"""
+    cutmix: float = 0.0
+    """paste a box of its neighbour into each image, of a share from Beta(cutmix, cutmix) (Yun et al. 2019); together
+    with mixup each image gets one of the two"""
+
+    def __post_init__(self) -> None:
+        for name in ("pad_px", "cutout_px", "mixup", "cutmix"):
+            if not 0 <= (value := getattr(self, name)) < float("inf"):
+                raise ValueError(f"augment.{name}={value} is out of range; give 0 (never) or more")
+        if self.padding != "zeros" and self.pad_px == 0:
+            raise ValueError(f"augment.padding={self.padding} without pad_px; give, say, augment.pad_px=4")
 
     @property
     def mixes(self) -> bool:
@@ -61,54 +69,65 @@ class ClassificationConfig:
         return self.mixup > 0 or self.cutmix > 0
 
 
-class ClassificationTask:
-    """Classification as a task of the training loop. `validation` is what evaluations look at, if anything."""
+@dataclass(frozen=True)
+class ClassificationBatch(Batch):
+    """Augmented images, normalised as the network takes them."""
 
-    def __init__(self, classifier: ImageClassifier, config: ClassificationConfig, validation: ImageSet | None) -> None:
-        self.classifier, self.config, self.validation = classifier, config, validation
-        self.model = classifier.net
+    other_label: Int[Tensor, "b"] | None = None
+    """of the neighbour that each image is mixed with, if any"""
+    share: Float[Tensor, "b"] | None = None
+    """share of each image that is its own"""
 
-    def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Float[Tensor, "b"]:
-        """Cross-entropy of each image, changed as the config says; of a mixed one that of both its labels, by share."""
+
+class ClassificationTask(Task[ClassificationBatch]):
+    """Classification as a task of the training loop."""
+
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        label_smoothing: float,
+        augment: ClassificationAugment,
+        evaluations: tuple[Evaluation, ...] = (),
+    ) -> None:
+        self.classifier, self.label_smoothing, self.augment = classifier, label_smoothing, augment
+        self.model, self.evaluations = classifier.net, evaluations
+
+    def prepare(self, batch: Batch, random: GlobalRandom) -> ClassificationBatch:
+        """Flips, normalises, crops, cuts out and mixes, as configured."""
         assert batch.label is not None, "the images were checked when the task was built"
-        config, image = self.config, self.classifier.normalise(batch.image.float())
+        config, image, label = self.augment, batch.image, batch.label
+        if config.flip:
+            image = random_flip(image, random)
+        image, random = self.classifier.normalise(image), random.stream("task")
         if config.pad_px:
             image = padded_crop(image, random, config.pad_px, config.padding)
         if config.cutout_px:
             image = cutout(image, random, config.cutout_px)
         if not config.mixes:
-            return self._cross_entropy(model(image), batch.label)
-        image, other, share = mixed(image, batch.label, random, config.mixup, config.cutmix)
-        logits = model(image)
-        return share * self._cross_entropy(logits, batch.label) + (1 - share) * self._cross_entropy(logits, other)
+            return ClassificationBatch(image, label)
+        image, other_label, share = mixed(image, label, random, config.mixup, config.cutmix)
+        return ClassificationBatch(image, label, other_label, share)
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        folder: Path,
-        images_seen: int,
-        accelerator: Accelerator,
-        interrupted: Callable[[], object],
-    ) -> dict[str, float] | None:
-        """Top-1, top-5 and loss on the validation images; nothing without them."""
-        if self.validation is None:
-            return {}
-        return accuracy(self._with(model), self.validation, self.config.validation_batch, interrupted)
+    def loss(self, model: nn.Module, batch: ClassificationBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
+        """Cross-entropy of each image; of a mixed image, that of both labels, weighted by their shares."""
+        assert batch.label is not None
+        logits = model(batch.image)
+        loss = self._cross_entropy(logits, batch.label)
+        if batch.share is None or batch.other_label is None:
+            return loss
+        return batch.share * loss + (1 - batch.share) * self._cross_entropy(logits, batch.other_label)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes the model folder of `model`, the averaged network."""
-        self._with(model).save(folder)
+        assert isinstance(model, ResNet), "the averaged model is a copy of self.model"
+        replace(self.classifier, net=model).save(folder)
 
     def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
         """Images."""
         return (torch.zeros(batch, *self.classifier.shape, device=device),)
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Float[Tensor, "b"]:
-        return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.config.label_smoothing)
-
-    def _with(self, model: nn.Module) -> ImageClassifier:
-        assert isinstance(model, ResNet), "the averaged model is a copy of self.model"
-        return replace(self.classifier, net=model)
+        return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +144,13 @@ class ClassificationRun:
     data: DataConfig = field(default_factory=DataConfig)
     model: ResNetConfig = field(default_factory=ResNetConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    augment: ClassificationAugment = field(default_factory=ClassificationAugment)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": "it follows from the images; see data.channels",
         "model.num_classes": "it follows from the images; see data.labels",
         "model.noise": "a classifier of noisy images is not trained here yet",
-        "data.non_leaky": "the network is not told how images were changed; see data.flip and classification.pad_px",
     }
     presets = staticmethod(model_config)
     preset_names = staticmethod(lambda: [name for name in list_models() if type(model_config(name)) is ResNetConfig])
@@ -157,7 +176,8 @@ class ClassificationRun:
     def start(self, task: ClassificationTask) -> list[str]:
         """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
         fit."""
-        found = "none, so evaluations tell nothing; see data.validation" if task.validation is None else task.validation
+        images = [each.images for each in task.evaluations if isinstance(each, AccuracyEvaluation)]
+        found = images[0] if images else "none, so nothing is evaluated; see data.validation"
         return [f"validation: {found}", *(self._read_init(task.model, self.init) if self.init is not None else [])]
 
     def build(self, images: ImageSet) -> ClassificationTask:
@@ -180,22 +200,21 @@ class ClassificationRun:
                 f"images of {height} x {width} px are smaller than the network's total stride of {smallest} px; "
                 "enlarge them by data.size, or take a network for small images, such as --model.preset resnet20"
             )
-        if self.classification.pad_px >= min(height, width):
-            raise ValueError(
-                f"classification.pad_px={self.classification.pad_px} moves {height} x {width} px out of view"
-            )
-        if self.classification.cutout_px >= 2 * max(height, width):
-            raise ValueError(
-                f"classification.cutout_px={self.classification.cutout_px} leaves nothing of {height} x {width} px"
-            )
+        if self.augment.pad_px >= min(height, width):
+            raise ValueError(f"augment.pad_px={self.augment.pad_px} moves {height} x {width} px out of view")
+        if self.augment.cutout_px >= 2 * max(height, width):
+            raise ValueError(f"augment.cutout_px={self.augment.cutout_px} leaves nothing of {height} x {width} px")
         preprocessing = replace(self.data.preprocessing.deterministic(), size=(height, width), channels=channels)
         validation = open_validation(self.data, on_main=on_main)
-        if validation is not None:
-            validation = as_trained(images.shape, images.pixel_format, images.classes, validation)
         with seeded(self.train.seed, "model"):
             net = ResNet(config)
         classifier = ImageClassifier(net, images.classes, preprocessing, images.pixel_format)
-        return ClassificationTask(classifier, self.classification, validation)
+        evaluations: tuple[Evaluation, ...] = ()
+        if validation is not None:
+            held_out = as_trained(images.shape, images.pixel_format, images.classes, validation)
+            batch, interval = self.classification.validation_batch, self.train.eval_every_images
+            evaluations = (AccuracyEvaluation(classifier, held_out, batch, interval),)
+        return ClassificationTask(classifier, self.classification.label_smoothing, self.augment, evaluations)
 
     @staticmethod
     def _scale(given: tuple[float, ...] | None, channels: int) -> tuple[float, ...]:
@@ -203,13 +222,13 @@ class ClassificationRun:
         return given if given is not None and len(given) == channels else (0.5,) * channels
 
     def _check_pairs(self, count: int, what: str) -> None:
-        if self.classification.mixes and count % 2:
+        if self.augment.mixes and count % 2:
             raise ValueError(f"{what} is odd, but mixup and cutmix take images in pairs; give an even number")
 
     @staticmethod
     def _read_init(net: ResNet, init: str) -> list[str]:
         try:
-            adapted = net.import_weights(init)
+            adapted = import_weights(net, init)
         except ValueError as error:
             raise ValueError(f"init={init}: {error}") from None
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]

@@ -109,7 +109,7 @@ def _adapt_augmentation(
         return weights, []
     kept = {name: weight for name, weight in weights.items() if name != "embedding.augment.weight"}
     if here is None:
-        return kept, ["augmentation: what the network is told of it is left out; data.non_leaky keeps it"]
+        return kept, ["augmentation: what the network is told of it is left out; augment.non_leaky keeps it"]
     kept["embedding.augment.weight"] = torch.zeros_like(here.weight)
     return kept, ["augmentation: the network was told nothing of it there; that starts at zero"]
 

@@ -70,6 +70,49 @@ def test_imports_only_point_down(package: str) -> None:
             assert name in allowed, f"{file.relative_to(ROOT)} imports {name}"
 
 
+def module_file(name: str) -> Path | None:
+    """The file of a module of ours, by dotted name; None for anything else."""
+    path = ROOT.joinpath(*name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def imported_files(file: Path) -> set[Path]:
+    """Our files that a file imports anywhere: at module level, inside functions, under TYPE_CHECKING."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {module_file(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {module_file(f"{node.module}.{alias.name}") or module_file(node.module) for alias in node.names}
+    return {path for path in found if path is not None}
+
+
+def circles(arrows: dict[Path, set[Path]]) -> list[list[str]]:
+    """Groups of files that import each other, directly or through others (strongly connected components)."""
+    reached = {file: set[Path]() for file in arrows}
+    for file, seen in reached.items():
+        waiting = [file]
+        while waiting:
+            new = arrows[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+    groups = {frozenset(other for other in reached[file] if file in reached[other]) for file in arrows}
+    return sorted(sorted(str(file.relative_to(ROOT)) for file in group) for group in groups if group)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = [*ROOT.glob("*.py"), *(file for package in ARROWS for file in (ROOT / package).rglob("*.py"))]
+    arrows = {file: imported_files(file) for file in files}
+    assert sum(map(len, arrows.values())) > len(files)
+    assert circles(arrows) == []
+
+
+def test_circles_are_found() -> None:
+    a, b, c, d = (ROOT / f"{name}.py" for name in "abcd")
+    assert circles({a: {b}, b: {c}, c: {a}, d: {a}}) == [["a.py", "b.py", "c.py"]]
+    assert circles({a: {a, b}, b: {c, d}, c: {d}, d: set()}) == [["a.py"]]
+
+
 def test_nothing_imports_a_script() -> None:
     for package in ARROWS:
         for file in (ROOT / package).rglob("*.py"):

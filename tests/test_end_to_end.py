@@ -14,8 +14,10 @@ from training.checkpoint import sha256
 ROOT = Path(__file__).parent.parent
 BATCH = 32
 CONFIG = """
-data: {source: digits, flip: true}
-model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, conditioning: scale_shift}
+data: {source: digits}
+augment: {flip: true}
+model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], groups: 4,
+        conditioning: scale_shift}
 diffusion: {schedule: cosine, prediction: v_prediction, label_dropout: 0.2}
 sample: {num: 0}
 train: {images: 320, batch: 32, learning_rate: 1e-3, warmup_images: 0, log_every_images: 32,

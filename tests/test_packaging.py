@@ -19,7 +19,7 @@ USE = """
 import importlib.util, sys
 import resnet, torch, unet
 from residual import Residual, Chain
-net = unet.UNet(unet.UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,)))
+net = unet.UNet(unet.UNetConfig(size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,)))
 x = torch.randn(2, 3, 8, 8)
 assert net(x, torch.tensor([1, 2])).shape == x.shape
 net.save_pretrained("model")

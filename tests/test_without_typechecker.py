@@ -20,8 +20,9 @@ CASES = {
     'ResNetConfig(block="basik")': "no block 'basik'; one of: "
     "basic, bottleneck, split_attention, preact_basic, preact_bottleneck",
     'ResNetConfig(stem="conv5")': "no stem 'conv5'; one of: conv7, deep, conv3",
-    'ResNetConfig(shortcut="E")': "no shortcut 'E'; one of: A, B, C, D, none",
-    'ResNetConfig(pad_side="left")': "no pad_side 'left'; one of: end, split",
+    'ResNetConfig(shortcut="E")': "no shortcut 'E'; one of: A, A_split, B, C, D, none",
+    'cifar_resnet(20, "wide")': "no block 'wide'; one of: "
+    "basic, bottleneck, split_attention, preact_basic, preact_bottleneck",
     'ResNetConfig(stride_in="2x2")': "no stride_in '2x2'; one of: 3x3, 1x1",
     'ResNetConfig(norm="layer")': "no norm 'layer'; one of: batch, group, frozen",
     'ResNetConfig(act="tanh")': "no act 'tanh'; one of: relu, silu",

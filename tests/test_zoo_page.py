@@ -1,4 +1,4 @@
-"""docs/zoo.md: its table is up to date, its Python runs and gives what its comments say."""
+"""docs/zoo.md: its table is up to date, and its Python gives the results in its comments."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
     return
 
 
@@ -43,8 +43,9 @@ def test_the_python_of_the_page_runs(
     assert f"pyramid.feature_info  # {made['pyramid'].feature_info}" in TEXT
     assert [96 // made[p].shape[-1] for p in ("p2", "p3", "p4", "p5")] == [4, 8, 16, 32]
     assert made["larger"].shape == (1, 3, 48, 48)
+    assert f"parameters  # {resnet.model_info('resnet50').parameters};" in TEXT
     assert f"# {resnet.list_models('res*50*')[:4]}"[:-1] in TEXT
 
 
-def test_the_layouts_of_the_page_are_those_that_there_are() -> None:
+def test_the_page_lists_all_layouts() -> None:
     assert set(re.findall(r"^\| `(\w+)` \| [^|\d]", TEXT, re.MULTILINE)) == set(LAYOUTS)

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
-import torch
 from torch import nn
 
 from residual.names import suggest
@@ -28,9 +26,6 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str | None:
         raise ValueError(f"freeze={','.join(patterns)} leaves no parameter to train; freeze fewer")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    for module in model.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.register_forward_pre_hook(_contiguous)
     count = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     return f"freeze: {count:,} of {total:,} parameters, {len(frozen)} of {len(names)} tensors"
@@ -40,17 +35,6 @@ def frozen_names(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
     """The names of the parameters that match one of `patterns`."""
     names = (name for name, _ in model.named_parameters())
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
-
-
-def _contiguous(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Lays out in rows what a GroupNorm on the CPU is given, if that needs no gradient.
-
-    PyTorch 2.13's backward pass of GroupNorm on the CPU ends the process where the weights need a gradient and an
-    input in channels-last layout does not: everything before the norm is frozen.
-    """
-    x, *rest = inputs
-    needed = x.device.type == "cpu" and not x.requires_grad and torch.is_grad_enabled()
-    return (x.contiguous(), *rest) if needed else None
 
 
 def _patterns(names: Sequence[str]) -> list[str]:

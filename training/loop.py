@@ -7,7 +7,9 @@ Only dropout and batch norms tell processes and micro-batches apart: a norm sees
 
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +20,7 @@ from training import checkpoint, files, log
 from training.accelerator import on_main
 from training.checkpoint import Checkpoint, Facts
 from training.config import TrainConfig
-from training.data import BatchReader, DataConfig, ImageSet, augment
+from training.data import BatchReader, ImageSet
 from training.log import RunLog
 from training.memory import checkpoint_bytes, saved_bytes
 from training.meter import Meter
@@ -29,13 +31,11 @@ from training.run_folder import RunFolder
 from training.schedule import ema_keep, learning_rate
 from training.state import TrainState
 from training.stop import Stop
-from training.task import Batch, Task
+from training.task import Batch, EvaluationContext, Task
 from training.units import show_size
 
 
-def fit(
-    task: Task, images: ImageSet, data: DataConfig, config: TrainConfig, folder: RunFolder, accelerator: Accelerator
-) -> bool:
+def fit(task: Task[Any], images: ImageSet, config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> bool:
     """Train `task.model` on `images` until `config.images` are seen; to be called on every process.
 
     True: the run is finished. False: it was asked to stop (see `Stop`), and what was trained is saved.
@@ -53,7 +53,7 @@ def fit(
             "give more train.images to go on, or --fresh to start over"
         )
         return True
-    return Loop(task, images, data, config, folder, accelerator).run()
+    return Loop(task, images, config, folder, accelerator).run()
 
 
 class Loop:
@@ -61,15 +61,13 @@ class Loop:
 
     def __init__(
         self,
-        task: Task,
+        task: Task[Any],
         images: ImageSet,
-        data: DataConfig,
         config: TrainConfig,
         folder: RunFolder,
         accelerator: Accelerator,
     ) -> None:
         self.task, self.images, self.config, self.folder, self.accelerator = task, images, config, folder, accelerator
-        self.data = data
         self.rank, ranks = accelerator.process_index, accelerator.num_processes
         self.micro_batches = config.accumulation(ranks)
         self.micro_batch = config.batch // ranks // self.micro_batches
@@ -87,7 +85,7 @@ class Loop:
             self.log = RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator)
             with closing(self.log):
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
-                if not evaluated and self.due(self.config.eval_every_images):
+                if not evaluated and self.evaluation_due():
                     self.evaluate()  # the run stopped between the checkpoint and this
                 stopped = self.stop.agreed() or self.train()
         seen = self.state.images_seen
@@ -138,17 +136,18 @@ class Loop:
             meter.add(*self.update(rate))
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
-            save, sample = stopped or self.due(config.checkpoint_every_images), self.due(config.eval_every_images)
-            if self.due(config.log_every_images):
-                numbers = {**meter.means(self.accelerator), "learning_rate": rate}
-                numbers |= meter.speed(config.batch, self.feed.waited_seconds)
-                self.log.write(state.images_seen, state.update, numbers)
-                meter.restart(self.feed.waited_seconds)
-            elif save or sample:
-                meter.means(self.accelerator)  # raises before anything good is overwritten
+            write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
+            evaluate = self.evaluation_due()
+            if write or save or stopped or evaluate:
+                means = meter.means(self.accelerator)
+                meter.require_finite(means)  # before a checkpoint or the averaged model would be overwritten
+                if write:
+                    numbers = {**means, "learning_rate": rate, **meter.speed(config.batch, self.feed.waited_seconds)}
+                    self.log.write(state.images_seen, state.update, numbers)
+                    meter.restart(self.feed.waited_seconds)
             with meter.pause():
-                saved = bool(save) and self.save(last=bool(stopped))
-                if sample and not stopped:
+                saved = bool(save or stopped) and self.save(last=bool(stopped))
+                if evaluate and not stopped:
                     self.evaluate()
                     stopped = self.stop.agreed()
             if stopped:
@@ -177,6 +176,8 @@ class Loop:
                     norm = self.clip()
                 state.optimizer.step()
                 state.optimizer.zero_grad()
+        with torch.no_grad():
+            self.task.after_update(state.trained)
         state.update += 1
         state.ema.update(ema_keep(self.config, state.images_seen))
         return torch.stack([loss.detach() for loss in losses]).mean(), norm
@@ -185,8 +186,8 @@ class Loop:
         """Micro-batch number `micro` of the next update, augmented."""
         stored, label = self.feed.get(self.state.update, micro)
         random = self.random("augment", micro)
-        image, told = augment(stored, self.images.pixel_format, random, self.data.flip, self.data.non_leaky)
-        return Batch(image.contiguous(memory_format=self.state.memory_format), label, told)
+        batch = self.task.prepare(Batch(self.images.pixel_format.to_unit(stored), label), random)
+        return replace(batch, image=batch.image.contiguous(memory_format=self.state.memory_format))
 
     def random(self, stream: str, micro: int) -> GlobalRandom:
         """The random numbers of the next update, for this process's micro-batch number `micro`."""
@@ -206,7 +207,12 @@ class Loop:
     def due(self, interval_images: int) -> bool:
         """Whether the last update crossed a multiple of the interval, or ended the run."""
         seen, before = self.state.images_seen, self.state.images_seen - self.config.batch
-        return seen // interval_images > before // interval_images or seen >= self.config.images
+        return seen // interval_images > before // interval_images or self.ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether all images of the run have been seen."""
+        return self.state.images_seen >= self.config.images
 
     def facts(self) -> Facts:
         """What a checkpoint that is written now says of itself."""
@@ -245,7 +251,7 @@ class Loop:
             on_main(lambda: checkpoint.clean(folder.checkpoints))
             if state.update == 0:
                 raise
-            if last or state.images_seen >= config.images:
+            if last or self.ended:
                 raise NoRoom(f"what was trained last is not saved: {error}; the same command goes on") from None
             if self.accelerator.is_main_process:
                 log.say(f"NOT SAVED after {state.images_seen:,} images: {error}; training goes on")
@@ -253,20 +259,32 @@ class Loop:
             return False
         return True
 
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation is due after the last update; the end of the run always is."""
+        return self.ended or any(self.due(evaluation.every_images) for evaluation in self.task.evaluations)
+
     def evaluate(self) -> None:
-        """Let the task evaluate the averaged model, on every process, and log what it found; a stop cuts it short."""
-        state = self.state
+        """Run the evaluations due on the averaged model, on every process, and log their numbers together.
+
+        A stop cuts them short; then nothing is logged, and the resumed run repeats them.
+        """
+        state, folder, numbers, complete = self.state, self.folder.samples, dict[str, float](), True
+        context = EvaluationContext(folder, state.images_seen, self.accelerator, self.stop.agreed)
         state.ema.share_buffers()
-        try:
-            with torch.no_grad():
-                numbers = self.task.evaluate(
-                    state.ema.model, self.folder.samples, state.images_seen, self.accelerator, self.stop.agreed
-                )
-        except OSError as error:  # of the main process, which alone writes
-            if not is_full(error):
-                raise
-            numbers = None
-            log.say(f"the disk is full: {self.folder.samples} lacks the evaluation after {state.images_seen:,} images")
-        self.accelerator.wait_for_everyone()
-        if numbers is not None:
+        for evaluation in self.task.evaluations:
+            if not self.due(evaluation.every_images):
+                continue
+            try:
+                with torch.no_grad():
+                    found = evaluation.run(state.ema.model, context)
+            except OSError as error:  # on the main process, which alone writes
+                if not is_full(error):
+                    raise
+                found, complete = {}, False
+                log.say(f"the disk is full: {folder} lacks the {evaluation.name} after {state.images_seen:,} images")
+            self.accelerator.wait_for_everyone()
+            if found is None:
+                return
+            numbers |= found
+        if complete:
             self.log.write(state.images_seen, state.update, numbers, evaluated=True)

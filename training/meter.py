@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -32,17 +32,8 @@ class Meter:
         self._paused_s += time.perf_counter() - begin
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean loss and gradient norm of the updates since the last `restart`, over all processes. Waits for them.
-
-        Raises ValueError, on every process, if one of them is not finite.
-        """
+        """Mean loss and gradient norm of the updates since the last `restart`, over all processes. Waits for them."""
         loss, norm = (accelerator.reduce(self._sums, "mean") / self._updates).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ValueError(
-                f"training diverged: in the last {self._updates} updates the mean loss is {loss} and the mean gradient "
-                f"norm is {norm}; nothing was saved since. Lower train.learning_rate, or raise train.warmup_images, "
-                "and start over with --fresh"
-            )
         return {"loss": loss, "gradient_norm": norm}
 
     def speed(self, batch: int, waited_seconds: float) -> dict[str, float]:
@@ -58,3 +49,12 @@ class Meter:
         self._sums.zero_()
         self._updates = 0
         self._waited_seconds, self._paused_s, self._since = waited_seconds, 0.0, time.perf_counter()
+
+    def require_finite(self, means: Mapping[str, float]) -> None:
+        """Raises ValueError if one of `means` is not finite; to be called before anything is saved."""
+        if not all(map(math.isfinite, means.values())):
+            raise ValueError(
+                f"training diverged: in the last {self._updates} updates the mean loss is {means['loss']} and the mean "
+                f"gradient norm is {means['gradient_norm']}; nothing was saved since. Lower train.learning_rate, or "
+                "raise train.warmup_images, and start over with --fresh"
+            )

@@ -49,15 +49,19 @@ class GlobalRandom:
 
     Every process and every micro-batch draws the same numbers from one generator per (seed, update, stream) and keeps
     its `part`, so that two processes, or four micro-batches, see what a single large batch would see.
-    Streams: "augment" for the data, "task" for the task.
+    Streams: "augment" for `Task.prepare`, "task" for `Task.loss`.
     """
 
     def __init__(
         self, seed: int, update: int, stream: str, batch: int, part: slice, device: torch.device | str
     ) -> None:
-        self.batch, self.part, self.device = batch, part, torch.device(device)
+        self.seed, self.update, self.batch, self.part, self.device = seed, update, batch, part, torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(mix(seed, update, stream))
         self._host = np.random.default_rng(mix(seed, update, stream, "host"))
+
+    def stream(self, name: str) -> "GlobalRandom":
+        """Another stream of the same update and part, from its beginning."""
+        return GlobalRandom(self.seed, self.update, name, self.batch, self.part, self.device)
 
     def normal(self, *shape: int) -> Float[Tensor, "part *shape"]:
         """Standard normal numbers of the given shape for each image, float32."""

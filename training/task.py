@@ -1,9 +1,9 @@
-"""All that the training loop sees of what it trains."""
+"""The interface between the training loop and what it trains."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -15,44 +15,81 @@ from training.random import GlobalRandom
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the device: augmented float32 images in [-1, 1], and int64 labels if the data has any.
+    """One micro-batch on the device: float32 images in [-1, 1], and int64 labels if the data has any.
 
-    `augment` is what the network is to be told of each image's augmentation, if it is non-leaky.
+    A task whose `prepare` adds to it, such as an augmentation label, derives its own record from this one.
     """
 
     image: Float[Tensor, "b c h w"]
     label: Int[Tensor, "b"] | None
-    augment: Float[Tensor, "b 9"] | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """Everything besides the model that an evaluation needs."""
+
+    folder: Path
+    """for files, which only the main process writes; it may have to be created"""
+    images_seen: int
+    accelerator: Accelerator
+    interrupted: Callable[[], object]
+    """true once the run is to stop; every process must call it equally often, and all get the same value"""
 
 
 @runtime_checkable
-class Task(Protocol):
-    """A trainable thing: its model, its loss, what to do when an evaluation is due, and how it is handed on."""
+class Evaluation(Protocol):
+    """A measurement of the averaged model at a fixed interval."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def every_images(self) -> int:
+        """Training images between two runs. The end of the training run is always evaluated."""
+        ...
+
+    def run(self, model: nn.Module, context: EvaluationContext) -> Mapping[str, float] | None:
+        """The numbers to log; None if `context.interrupted()` was true.
+
+        Called on every process with the EMA model in eval mode and without gradients.
+        """
+        ...
+
+
+Prepared = TypeVar("Prepared", bound=Batch)
+"""the batch that a task's `prepare` returns and its `loss` takes"""
+
+
+@runtime_checkable
+class Task(Protocol[Prepared]):
+    """A model with its augmentation, its loss and its evaluations. Tasks derive from this class for its defaults."""
 
     model: nn.Module
+    evaluations: tuple[Evaluation, ...] = ()
 
-    def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Float[Tensor, "b"]:
-        """One float32 loss per image. `model` is `self.model` prepared for the devices (autocast, several processes);
-        every random number comes from `random`, so that the result does not depend on the number of processes."""
+    def prepare(self, batch: Batch, random: GlobalRandom) -> Prepared:
+        """All augmentation, on the device. `random` is the stream "augment" of this update."""
         ...
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        folder: Path,
-        images_seen: int,
-        accelerator: Accelerator,
-        interrupted: Callable[[], object],
-    ) -> Mapping[str, float] | None:
-        """Called on every process with the EMA model in eval mode; files go to `folder`, by the main process only.
-        The numbers that it returns are logged. What takes long asks `interrupted()` now and then, every process
-        equally often: all of them get the same answer, and if it is true, leave by returning None."""
+    def loss(self, model: nn.Module, batch: Prepared, random: GlobalRandom) -> Float[Tensor, "b"]:
+        """One float32 loss per image. `model` is `self.model` prepared for the devices (autocast, several processes).
+
+        All random numbers come from `random`, the stream "task" of this update, so that the result does not depend on
+        the number of processes.
+        """
         ...
+
+    def after_update(self, model: nn.Module) -> None:
+        """Change the weights of `model`, which is `self.model`, after each step of the optimizer and before averaging.
+
+        Called on every process, without gradients.
+        """
+        return
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Called on the main process: write `model` and all that using it takes into the existing empty `folder`."""
+        """Write `model` and everything needed to use it into the existing empty `folder`; on the main process only."""
         ...
 
     def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
-        """Inputs with which `self.model(*inputs)` can be called, for `batch` images."""
+        """Inputs for `self.model(*inputs)`, for `batch` images."""
         ...

@@ -5,14 +5,22 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from residual.weights.adapt import adapt_inputs, adapt_outputs
 from unet.config import UNetConfig, encoder_blocks
 
 _FREE = {"in_channels", "out_channels", "size", "classes", "null_label", "learned_variance", "init", "dropout"}
 """fields in which the two networks may differ: adapted below, or without a part in the meaning of the weights"""
-_PER_LEVEL = {"multipliers", "blocks", "attention", "heads", "head_channels", "resample", "checkpoint"}
+_PER_LEVEL = {
+    "channel_multipliers",
+    "blocks_per_level",
+    "attention_levels",
+    "heads",
+    "head_channels",
+    "resample",
+    "recompute_levels",
+}
 
 
 def adapt_weights(
@@ -48,26 +56,6 @@ def adapt_weights(
         said.append(f"output: {there.out_channels} channels there, {here.out_channels} here; weights are {kind}")
     said += _adapt_labels(adapted, there, here)
     return adapted, said
-
-
-def adapt_inputs(weight: Float[Tensor, "c_out c k k2"], channels: int) -> Float[Tensor, "c_out c2 k k2"]:
-    """A convolution's weight for `channels` inputs: the answer to an image is that of the old one to its repetition.
-
-    Fewer inputs: those that the repetition makes equal are summed. More: each is shared evenly by its repetitions.
-    """
-    old = weight.shape[1]
-    if channels < old:
-        return torch.stack([weight[:, i::channels].sum(dim=1) for i in range(channels)], dim=1)
-    copies = [len(range(i % old, channels, old)) for i in range(channels)]
-    return torch.stack([weight[:, i % old] / count for i, count in enumerate(copies)], dim=1)
-
-
-def adapt_outputs(weight: Float[Tensor, "c *rest"], channels: int) -> Float[Tensor, "c2 *rest"]:
-    """A convolution's weight or bias for `channels` outputs: averaged, or repeated cyclically."""
-    old = len(weight)
-    if channels < old:
-        return torch.stack([weight[i::channels].mean(dim=0) for i in range(channels)])
-    return torch.stack([weight[i % old] for i in range(channels)])
 
 
 def _input_weights(config: UNetConfig) -> Iterator[str]:
@@ -114,7 +102,7 @@ def _width(config: UNetConfig) -> int:
     """Of the vector that a label becomes."""
     if config.label_embedding != "linear_first":
         return config.emb_channels
-    base = config.time_channels or config.channels
+    base = config.time_channels or config.base_channels
     return base if config.time_embedding in ("ddpm", "adm") else 2 * base
 
 
@@ -175,8 +163,8 @@ def _per_level(config: UNetConfig) -> dict[str, tuple[Any, ...]]:
     last = levels[-1]
     return {
         "channels per level": tuple(level.channels for level in levels),
-        "blocks": tuple(level.blocks for level in levels),
-        "attention": tuple(i for i, level in enumerate(levels) if level.attention),
+        "blocks_per_level": tuple(level.blocks for level in levels),
+        "attention_levels": tuple(i for i, level in enumerate(levels) if level.attention),
         "heads": tuple(level.heads for level in levels if level.attention or level is last),
         "resample": tuple(level.resample for level in levels[:-1]),
     }

@@ -26,7 +26,7 @@ class Level:
     attention: bool
     heads: int
     resample: Resample
-    checkpoint: bool
+    recompute: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,13 @@ class UNetConfig:
     """number of classes; none: the network takes no labels"""
     null_label: bool = True
     """with classes: whether one more label, number `classes`, stands for “no label” (needed for guidance)"""
-    channels: int = 128
-    """base width: that of the first convolution, which the multipliers multiply"""
-    multipliers: tuple[float, ...] = (1, 2, 2, 2)
-    """width of each level as a multiple of `channels`; one level per entry"""
-    blocks: int | tuple[int, ...] = 2
+    base_channels: int = 128
+    """base width: that of the first convolution, which `channel_multipliers` multiply"""
+    channel_multipliers: tuple[float, ...] = (1, 2, 2, 2)
+    """width of each level as a multiple of `base_channels`; one level per entry"""
+    blocks_per_level: int | tuple[int, ...] = 2
     """residual blocks per level in the encoder (the decoder has one more)"""
-    attention: tuple[int, ...] = (1,)
+    attention_levels: tuple[int, ...] = (1,)
     """levels with self-attention after each block, counted from 0; the middle always has one"""
     heads: int | tuple[int, ...] | None = None
     """attention heads per level; none: see head_channels"""
@@ -78,7 +78,7 @@ class UNetConfig:
     """features of the time: sines first (`ddpm`), cosines first (`adm`), or of random frequencies: of the time itself
     (`fourier`: NCSN++) or of its logarithm, the output being divided by the time (`log_fourier`: Song et al. 2021)"""
     time_channels: int | None = None
-    """width of the time's features (Fourier: half of it), a quarter of the embedding's; none: channels"""
+    """width of the time's features (Fourier: half of it), a quarter of the embedding's; none: base_channels"""
     label_embedding: LabelEmbedding = "table"
     """how a label enters: as a learned row (`table`: DDPM, ADM) or a linear map of the one-hot label (`linear`: EDM's
     ADM) after the time MLP; or as such a map of √classes times the one-hot label before it (`linear_first`: DDPM++)"""
@@ -94,17 +94,17 @@ class UNetConfig:
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
     learned_variance: bool = False
     """whether the output is doubled by a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
-    checkpoint: tuple[int, ...] = ()
+    recompute_levels: tuple[int, ...] = ()
     """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_counts(self)
-        for name in ("attention", "checkpoint"):
+        for name in ("attention_levels", "recompute_levels"):
             if wrong := [level for level in getattr(self, name) if not 0 <= level < self.depth]:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} names level {wrong[0]}, but multipliers={self.multipliers} "
-                    f"make levels 0 to {self.depth - 1}"
+                    f"{name}={getattr(self, name)} names level {wrong[0]}, but "
+                    f"channel_multipliers={self.channel_multipliers} make levels 0 to {self.depth - 1}"
                 )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
@@ -113,28 +113,28 @@ class UNetConfig:
     @property
     def depth(self) -> int:
         """Number of levels."""
-        return len(self.multipliers)
+        return len(self.channel_multipliers)
 
     @property
     def emb_channels(self) -> int:
         """Width of the embedding of timestep and label."""
-        return 4 * (self.time_channels or self.channels)
+        return 4 * (self.time_channels or self.base_channels)
 
     @property
     def levels(self) -> tuple[Level, ...]:
         """What the fields say of each level, from full size down."""
-        blocks, heads = self._per_level("blocks"), self._per_level("heads")
+        blocks, heads = self._per_level("blocks_per_level"), self._per_level("heads")
         head_channels, resample = self._per_level("head_channels"), self._per_level("resample")
         return tuple(
             Level(
                 channels=(width := self._width(multiplier)),
                 blocks=blocks[i],
-                attention=i in self.attention,
+                attention=i in self.attention_levels,
                 heads=self._heads(i, width, heads[i], head_channels[i]),
                 resample=resample[i],
-                checkpoint=i in self.checkpoint,
+                recompute=i in self.recompute_levels,
             )
-            for i, multiplier in enumerate(self.multipliers)
+            for i, multiplier in enumerate(self.channel_multipliers)
         )
 
     def size_error(self, height: int, width: int) -> str | None:
@@ -144,8 +144,9 @@ class UNetConfig:
             return None
         near = tuple(max(factor, round(side / factor) * factor) for side in (height, width))
         return (
-            f"{height}x{width} px cannot be halved {self.depth - 1} times (multipliers={self.multipliers}); "
-            f"the nearest size that can is {near[0]}x{near[1]}, or give fewer multipliers"
+            f"{height}x{width} px cannot be halved {self.depth - 1} times "
+            f"(channel_multipliers={self.channel_multipliers}); the nearest size that can is {near[0]}x{near[1]}, "
+            "or give fewer channel_multipliers"
         )
 
     def _per_level(self, name: str) -> tuple[Any, ...]:
@@ -159,15 +160,18 @@ class UNetConfig:
         return value
 
     def _width(self, multiplier: float) -> int:
-        width = round(self.channels * multiplier)
-        if width < 1 or abs(width - self.channels * multiplier) > 1e-6:
+        width = round(self.base_channels * multiplier)
+        if width < 1 or abs(width - self.base_channels * multiplier) > 1e-6:
             raise ValueError(
-                f"multipliers={self.multipliers}: {multiplier:g} x {self.channels} channels is not a whole width"
+                f"channel_multipliers={self.channel_multipliers}: "
+                f"{multiplier:g} x {self.base_channels} channels is not a whole width"
             )
         return width
 
     def _heads(self, level: int, width: int, heads: int | None, head_channels: int | None) -> int:
-        if level not in self.attention and level != self.depth - 1:  # the last level's heads are the middle's, too
+        if (
+            level not in self.attention_levels and level != self.depth - 1
+        ):  # the last level's heads are the middle's, too
             return 1
         try:
             return head_count(width, heads, head_channels)
@@ -189,7 +193,7 @@ class Block:
 
 def encoder_blocks(config: UNetConfig) -> Iterator[Block]:
     """The entries of the encoder after its first convolution: a level's blocks, then what halves the size."""
-    width = config.channels
+    width = config.base_channels
     for index, level in enumerate(config.levels):
         for _ in range(level.blocks):
             yield Block(index, width, level.channels, level.attention, None)
@@ -203,7 +207,7 @@ def decoder_blocks(config: UNetConfig) -> Iterator[Block]:
 
     The last block of a level doubles the size in the way in which the encoder halved it.
     """
-    skips = [config.channels, *(block.c_out for block in encoder_blocks(config))]
+    skips = [config.base_channels, *(block.c_out for block in encoder_blocks(config))]
     width = skips[-1]
     for index, level in reversed(list(enumerate(config.levels))):
         for i in range(level.blocks + 1):
@@ -230,19 +234,21 @@ def _check_choices(config: UNetConfig) -> None:
 
 
 def _check_counts(config: UNetConfig) -> None:
-    for name in ("in_channels", "out_channels", "channels", "groups", "group_channels", "augment_channels"):
+    for name in ("in_channels", "out_channels", "base_channels", "groups", "group_channels", "augment_channels"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    name = "channels" if config.time_channels is None else "time_channels"
+    name = "base_channels" if config.time_channels is None else "time_channels"
     if (width := getattr(config, name)) % 2 or width < 4:
         raise ValueError(f"{name}={width} must be even and at least 4: half are sines, half cosines of the time")
     if config.classes is not None and config.classes < 1:
         raise ValueError(f"classes={config.classes} must be at least 1, or left out for a network without labels")
-    if not config.multipliers:
-        raise ValueError("multipliers=() describes no level; give one entry per level, such as 1,2,2")
-    blocks = config.blocks if isinstance(config.blocks, tuple) else (config.blocks,)
+    if not config.channel_multipliers:
+        raise ValueError("channel_multipliers=() describes no level; give one entry per level, such as 1,2,2")
+    blocks = config.blocks_per_level if isinstance(config.blocks_per_level, tuple) else (config.blocks_per_level,)
     if min(blocks, default=0) < 1 or max(blocks) > MOST_BLOCKS:
-        raise ValueError(f"blocks={config.blocks} must be at least 1 per level, and at most {MOST_BLOCKS}")
+        raise ValueError(
+            f"blocks_per_level={config.blocks_per_level} must be at least 1 per level, and at most {MOST_BLOCKS}"
+        )
     for name in ("eps", "residual_scale"):
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{name}={getattr(config, name)} must be positive and finite")

@@ -45,13 +45,13 @@ class EDM2Config:
     """height and width for which the network is meant, in pixels; any size that the levels can halve runs"""
     classes: int | None = None
     """number of classes; none: the network takes no labels. Label number `classes` always stands for “no label”"""
-    channels: int = 192
-    """base width, which the multipliers multiply; the embedding is as wide as the widest level"""
-    multipliers: tuple[float, ...] = (1, 2, 3, 4)
-    """width of each level as a multiple of `channels`; one level per entry"""
-    blocks: int | tuple[int, ...] = 3
+    base_channels: int = 192
+    """base width, which `channel_multipliers` multiply; the embedding is as wide as the widest level"""
+    channel_multipliers: tuple[float, ...] = (1, 2, 3, 4)
+    """width of each level as a multiple of `base_channels`; one level per entry"""
+    blocks_per_level: int | tuple[int, ...] = 3
     """residual blocks per level in the encoder (the decoder has one more)"""
-    attention: tuple[int, ...] = (2, 3)
+    attention_levels: tuple[int, ...] = (2, 3)
     """levels with self-attention after each block, counted from 0; the middle always has one"""
     head_channels: int | tuple[int, ...] = 64
     """channels of each attention head per level"""
@@ -59,7 +59,7 @@ class EDM2Config:
     """share of features dropped before the last convolution of each block, in training"""
     logvar_channels: int = 128
     """Fourier features of the head that estimates the loss's logarithm from the noise level, for training"""
-    checkpoint: tuple[int, ...] = ()
+    recompute_levels: tuple[int, ...] = ()
     """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
 
     def __post_init__(self) -> None:
@@ -75,14 +75,14 @@ class EDM2Config:
             out_channels=self.out_channels,
             size=self.size,
             classes=self.classes,
-            channels=self.channels,
-            multipliers=self.multipliers,
-            blocks=self.blocks,
-            attention=self.attention,
+            base_channels=self.base_channels,
+            channel_multipliers=self.channel_multipliers,
+            blocks_per_level=self.blocks_per_level,
+            attention_levels=self.attention_levels,
             head_channels=self.head_channels,
             resample="block",
             dropout=self.dropout,
-            checkpoint=self.checkpoint,
+            recompute_levels=self.recompute_levels,
         )
 
     @property
@@ -106,8 +106,8 @@ class Embedding(nn.Module):
     def __init__(self, config: EDM2Config) -> None:
         super().__init__()
         self.classes = config.classes
-        self.fourier = MPFourier(config.channels)
-        self.noise = MPLinear(config.channels, config.emb_channels)
+        self.fourier = MPFourier(config.base_channels)
+        self.noise = MPLinear(config.base_channels, config.emb_channels)
         self.label = MPLinear(config.classes, config.emb_channels) if config.classes else None
         self.merge = MPSum(0.5)
         self.act = MPSiLU()
@@ -145,7 +145,7 @@ class Uncertainty(nn.Module):
         return self.linear(self.fourier(t).to(self.linear.weight.dtype))[:, 0]
 
 
-class EDM2UNet(Pretrained, nn.Module):
+class EDM2UNet(Pretrained):
     """EDM2's U-Net: weights of unit magnitude and sums that keep it, in place of norms (Karras et al. 2024, config G).
 
     `encoder` and `decoder` are flat lists of chains; each of the encoder's outputs is taken once by the decoder. After
@@ -158,15 +158,14 @@ class EDM2UNet(Pretrained, nn.Module):
     hub_tags = ("diffusion", "edm2")
 
     def __init__(self, config: EDM2Config) -> None:
-        super().__init__()
+        super().__init__(config)
         if reason := config.size_error(*config.size):
             raise ValueError(f"size={config.size}: {reason}")
-        self.config = config
         shape = config.shape
         first, last = shape.levels[0], shape.levels[-1]
         self.embedding = Embedding(config)
         self.uncertainty = Uncertainty(config.logvar_channels)
-        stem = Chain(ones=AppendOnes(), conv=MPConv2d(config.in_channels + 1, config.channels))
+        stem = Chain(ones=AppendOnes(), conv=MPConv2d(config.in_channels + 1, config.base_channels))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in encoder_blocks(shape))])
         middle = {
             "block0": self._decoder_block(last, last.channels, attention=True),
@@ -256,7 +255,7 @@ def _attention_and_clip(level: Level, attention: bool) -> dict[str, nn.Module | 
 
 def _published(channels: int, dropout: float, latent: bool) -> EDM2Config:
     image = 4 if latent else 3
-    return EDM2Config(in_channels=image, out_channels=image, classes=1000, channels=channels, dropout=dropout)
+    return EDM2Config(in_channels=image, out_channels=image, classes=1000, base_channels=channels, dropout=dropout)
 
 
 # name -> (channels, dropout)

@@ -16,7 +16,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        base, width = config.time_channels or config.channels, config.emb_channels
+        base, width = config.time_channels or config.base_channels, config.emb_channels
         self.features: nn.Module
         if config.time_embedding in ("ddpm", "adm"):
             first, self.features = base, SinusoidalEmbedding(base, config.time_embedding)
@@ -78,7 +78,9 @@ def _label(config: UNetConfig, width: int) -> LabelEmbedding | LinearLabelEmbedd
 class DivideByTime(nn.Module):
     """`x / t`, image by image: the output of score networks that are trained on Fourier features of log t."""
 
-    takes_emb = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes_emb = True
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, "b 1"]) -> Float[Tensor, "b c h w"]:
         return x / t[:, :, None, None]

@@ -27,7 +27,7 @@ from residual import (
     unet_branch,
     unet_shortcut,
 )
-from residual.recompute import recompute
+from residual.recompute import Recomputed
 from residual.weights.config import read_json
 from residual.weights.pretrained import Pretrained, laid_out, local_folder, read_weights
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
@@ -36,14 +36,7 @@ from unet.layouts import export_weights, import_weights
 from unet.layouts.diffusers import config_from
 
 
-class CheckpointedChain(Chain):
-    """A chain whose activations are recomputed in the backward pass instead of being kept."""
-
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        return recompute(super().forward, x, emb, module=self)
-
-
-class UNet(Pretrained, nn.Module):
+class UNet(Pretrained):
     """A U-Net of residual blocks that predicts from a noisy image and its timestep (Ho et al. 2020, appendix B).
 
     `encoder` and `decoder` are flat lists of chains; each of the encoder's outputs is taken once by the decoder.
@@ -54,13 +47,12 @@ class UNet(Pretrained, nn.Module):
     hub_tags = ("diffusion",)
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         if reason := config.size_error(*config.size):
             raise ValueError(f"size={config.size}: {reason}")
-        self.config = config
         first, last = config.levels[0], config.levels[-1]
         self.embedding = Embedding(config)
-        stem = Chain(conv=nn.Conv2d(config.in_channels, config.channels, kernel_size=3, padding=1))
+        stem = Chain(conv=nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in encoder_blocks(config))])
         self.input_skips = nn.ModuleDict(self._input_skips() if config.input_skips else {})
         self.middle = level_chain(
@@ -271,7 +263,7 @@ def _check_weights(path: Path) -> None:
 
 def level_chain(level: Level, nodes: Mapping[str, Any]) -> Chain:
     """The nodes as a chain, in the form that the level asks for."""
-    return (CheckpointedChain if level.checkpoint else Chain)(**nodes)
+    return (Recomputed if level.recompute else Chain)(**nodes)
 
 
 def _xavier(module: nn.Module) -> None:

@@ -47,8 +47,8 @@ _FOUR_HEADS: dict[str, Any] = {"heads": 4, "head_channels": None}
 _UPSAMPLER: dict[str, Any] = _ADM | {
     "in_channels": 6,
     "classes": 1000,
-    "channels": 192,
-    "multipliers": (1, 1, 2, 2, 4, 4),
+    "base_channels": 192,
+    "channel_multipliers": (1, 1, 2, 2, 4, 4),
 }
 _SONG: dict[str, Any] = {
     "augment_channels": 9,
@@ -58,13 +58,13 @@ _SONG: dict[str, Any] = {
     "decoder_attention": "last",
     "residual_scale": 0.5**0.5,
     "eps": 1e-6,
-    "blocks": 4,
+    "blocks_per_level": 4,
     "init": "xavier",
 }
 _DDPMPP: dict[str, Any] = _SONG | {"resample": "block_project", "time_embedding": "ddpm"}
 _NCSNPP: dict[str, Any] = _SONG | {"resample": "block_fir", "time_embedding": "fourier", "input_skips": True}
-_CIFAR: dict[str, Any] = {"multipliers": (2, 2, 2), "attention": (1,), "dropout": 0.13}
-_FFHQ: dict[str, Any] = {"multipliers": (1, 2, 2, 2), "attention": (2,), "dropout": 0.05}
+_CIFAR: dict[str, Any] = {"channel_multipliers": (2, 2, 2), "attention_levels": (1,), "dropout": 0.13}
+_FFHQ: dict[str, Any] = {"channel_multipliers": (1, 2, 2, 2), "attention_levels": (2,), "dropout": 0.05}
 
 _IDDPM_SOURCE = "Nichol and Dhariwal 2021, improved-diffusion"
 _ADM_SOURCE = "Dhariwal and Nichol 2021, guided-diffusion"
@@ -72,38 +72,58 @@ _EDM_SOURCE = "Karras et al. 2022, EDM"
 
 _PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
-        _square(32, **_DDPM, multipliers=(1, 2, 2, 2), attention=(1,), dropout=0.1),
+        _square(32, **_DDPM, channel_multipliers=(1, 2, 2, 2), attention_levels=(1,), dropout=0.1),
         35_746_307,
         6.22,
         "Ho et al. 2020, CIFAR-10; google/ddpm-cifar10-32",
     ),
     "ddpm-256": Preset(
-        _square(256, **_DDPM, multipliers=(1, 1, 2, 2, 4, 4), attention=(4,)),
+        _square(256, **_DDPM, channel_multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,)),
         113_673_219,
         248.51,
         "Ho et al. 2020, LSUN and CelebA-HQ; google/ddpm-{celebahq,church,bedroom,cat}-256",
     ),
     "diffusers-unconditional": Preset(
-        _square(64, multipliers=(1, 1, 2, 2, 4, 4), attention=(4,), head_channels=8, time_embedding="adm"),
+        _square(
+            64, channel_multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,), head_channels=8, time_embedding="adm"
+        ),
         113_673_219,
         15.52,
         "the default of train_unconditional.py in diffusers",
     ),
     "iddpm-cifar10": Preset(
-        _square(32, **_IDDPM, blocks=3, attention=(1, 2), dropout=0.3), 52_546_438, 8.39, _IDDPM_SOURCE
+        _square(32, **_IDDPM, blocks_per_level=3, attention_levels=(1, 2), dropout=0.3), 52_546_438, 8.39, _IDDPM_SOURCE
     ),
     "iddpm-imagenet64": Preset(
-        _square(64, **_IDDPM, blocks=3, multipliers=(1, 2, 3, 4), attention=(2, 3)), 121_063_942, 39.74, _IDDPM_SOURCE
+        _square(64, **_IDDPM, blocks_per_level=3, channel_multipliers=(1, 2, 3, 4), attention_levels=(2, 3)),
+        121_063_942,
+        39.74,
+        _IDDPM_SOURCE,
     ),
     "iddpm-imagenet64-cond": Preset(
-        _square(64, **_IDDPM, classes=1000, channels=192, blocks=3, multipliers=(1, 2, 3, 4), attention=(2, 3)),
+        _square(
+            64,
+            **_IDDPM,
+            classes=1000,
+            base_channels=192,
+            blocks_per_level=3,
+            channel_multipliers=(1, 2, 3, 4),
+            attention_levels=(2, 3),
+        ),
         273_049_350,
         89.09,
         _IDDPM_SOURCE,
     ),
     "adm-imagenet64": Preset(
         _square(
-            64, **_ADM, classes=1000, channels=192, blocks=3, multipliers=(1, 2, 3, 4), attention=(1, 2, 3), dropout=0.1
+            64,
+            **_ADM,
+            classes=1000,
+            base_channels=192,
+            blocks_per_level=3,
+            channel_multipliers=(1, 2, 3, 4),
+            attention_levels=(1, 2, 3),
+            dropout=0.1,
         ),
         295_904_454,
         109.68,
@@ -111,20 +131,32 @@ _PRESETS: dict[str, Preset] = {
     ),
     "adm-imagenet128": Preset(
         _square(
-            128, **_ADM | _FOUR_HEADS, classes=1000, channels=256, multipliers=(1, 1, 2, 3, 4), attention=(2, 3, 4)
+            128,
+            **_ADM | _FOUR_HEADS,
+            classes=1000,
+            base_channels=256,
+            channel_multipliers=(1, 1, 2, 3, 4),
+            attention_levels=(2, 3, 4),
         ),
         421_529_606,
         306.93,
         _ADM_SOURCE,
     ),
     "adm-imagenet256": Preset(
-        _square(256, **_ADM, classes=1000, channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(3, 4, 5)),
+        _square(
+            256,
+            **_ADM,
+            classes=1000,
+            base_channels=256,
+            channel_multipliers=(1, 1, 2, 2, 4, 4),
+            attention_levels=(3, 4, 5),
+        ),
         553_838_086,
         1119.83,
         _ADM_SOURCE,
     ),
     "adm-256-uncond": Preset(
-        _square(256, **_ADM, channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(3, 4, 5)),
+        _square(256, **_ADM, base_channels=256, channel_multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(3, 4, 5)),
         552_814_086,
         1119.83,
         f"{_ADM_SOURCE}; also LSUN, there with dropout 0.1",
@@ -134,19 +166,21 @@ _PRESETS: dict[str, Preset] = {
             512,
             **_ADM,
             classes=1000,
-            channels=128,
+            base_channels=128,
             time_channels=256,
-            multipliers=(1, 2, 2, 4, 4, 8, 8),
-            attention=(4, 5, 6),
+            channel_multipliers=(1, 2, 2, 4, 4, 8, 8),
+            attention_levels=(4, 5, 6),
         ),
         558_997_638,
         1982.33,
         _ADM_SOURCE,
     ),
     "adm-upsampler-64-256": Preset(
-        _square(256, **_UPSAMPLER | _FOUR_HEADS, attention=(3, 4, 5)), 311_795_910, 631.64, _ADM_SOURCE
+        _square(256, **_UPSAMPLER | _FOUR_HEADS, attention_levels=(3, 4, 5)), 311_795_910, 631.64, _ADM_SOURCE
     ),
-    "adm-upsampler-128-512": Preset(_square(512, **_UPSAMPLER, attention=(4, 5)), 308_835_270, 2504.78, _ADM_SOURCE),
+    "adm-upsampler-128-512": Preset(
+        _square(512, **_UPSAMPLER, attention_levels=(4, 5)), 308_835_270, 2504.78, _ADM_SOURCE
+    ),
     "edm-cifar10-ddpmpp": Preset(_square(32, **_DDPMPP, **_CIFAR), 55_733_891, 21.19, _EDM_SOURCE),
     "edm-cifar10-ddpmpp-cond": Preset(_square(32, **_DDPMPP, **_CIFAR, classes=10), 55_735_299, 21.19, _EDM_SOURCE),
     "edm-cifar10-ncsnpp": Preset(_square(32, **_NCSNPP, **_CIFAR), 56_397_827, 21.24, _EDM_SOURCE),
@@ -161,10 +195,10 @@ _PRESETS: dict[str, Preset] = {
         _square(
             64,
             classes=1000,
-            channels=192,
-            blocks=3,
-            multipliers=(1, 2, 3, 4),
-            attention=(1, 2, 3),
+            base_channels=192,
+            blocks_per_level=3,
+            channel_multipliers=(1, 2, 3, 4),
+            attention_levels=(1, 2, 3),
             head_channels=64,
             group_channels=4,
             conditioning="scale_shift",

@@ -9,25 +9,30 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from residual.weights.config import read_config, read_json
 from residual.weights.keymap import check_state
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_LAST_OF_VERSION_1 = "9782c87"
+"""the last commit that wrote config.json with format_version 1, where some fields have other names"""
 M = TypeVar("M", bound="Pretrained")
 
 
-class Pretrained:
-    """Saving, reading and publishing for a module that is built from one config dataclass.
+class Pretrained(nn.Module):
+    """A network that is built from one config dataclass, with saving, reading and publishing.
 
     A model folder holds `config.json` and `model.safetensors`, nothing that could run code.
     """
 
-    config: Any
     config_class: ClassVar[type]
     hub_tags: ClassVar[tuple[str, ...]] = ()
-    """words by which the model can be found on the hub"""
+    """tags of the model on the hub"""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `folder`, which is made if need be."""
@@ -35,9 +40,9 @@ class Pretrained:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        document = {"format_version": FORMAT_VERSION, "model": _qualified_name(type(self))}
+        document = {"format_version": FORMAT_VERSION, "model": qualified_name(type(self))}
         document |= dataclasses.asdict(self.config)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}  # type: ignore[attr-defined]
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
         _replace(folder / "config.json", lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
 
@@ -53,24 +58,28 @@ class Pretrained:
         model = laid_out(cls, config, folder / "config.json")
         state = read_weights(folder / "model.safetensors")
         try:
-            check_state(state, model.state_dict())  # type: ignore[attr-defined]
+            check_state(state, model.state_dict())
         except ValueError as error:
             raise ValueError(f"{folder / 'model.safetensors'}: {error}") from None
-        model.load_state_dict(state, assign=True)  # type: ignore[attr-defined]
-        return model.requires_grad_(True).eval()  # type: ignore[attr-defined]
+        model.load_state_dict(state, assign=True)
+        return model.requires_grad_(True).eval()
 
     @classmethod
     def read_config(cls, folder: Path) -> Any:
         """The config of a model folder. Raises ValueError as `from_pretrained` does."""
         document = read_json(folder / "config.json")
         found = document.pop("model", document.get("_class_name"))
-        if found != _qualified_name(cls):
-            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
+        if found != qualified_name(cls):
+            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {qualified_name(cls)}")
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{folder / 'config.json'} has format_version {version!r}; this version reads {FORMAT_VERSION}"
+            way_out = (
+                f"commits up to {_LAST_OF_VERSION_1} wrote it: export_weights there, and import_weights here"
+                if version == 1
+                else "use the version of this project that wrote it"
             )
+            found = f"{folder / 'config.json'} has format_version {version!r}"
+            raise ValueError(f"{found}; this version reads {FORMAT_VERSION}; {way_out}")
         try:
             return read_config(cls.config_class, document)
         except ValueError as error:
@@ -104,8 +113,8 @@ class Pretrained:
 
     def model_card(self, repo_id: str) -> str:
         """A README.md for the hub: what it is, its size and shape, and how to load it. The licence is yours to add."""
-        package, name = _qualified_name(type(self)).split(".")
-        weights = list(self.parameters())  # type: ignore[attr-defined]
+        package, name = qualified_name(type(self)).split(".")
+        weights = list(self.parameters())
         return _CARD.format(
             tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
             title=repo_id.partition("/")[2],
@@ -148,7 +157,7 @@ def laid_out(model_class: type[M], config: Any, path: Path) -> M:
     """The model of a config on the meta device, without memory. Raises ValueError, with the config's path, if none."""
     try:
         with torch.device("meta"):
-            return model_class(config)  # type: ignore[call-arg]
+            return model_class(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except RuntimeError:  # the size of a tensor does not fit into 64 bits
@@ -212,5 +221,5 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _qualified_name(model_class: type) -> str:
+def qualified_name(model_class: type) -> str:
     return f"{model_class.__module__.partition('.')[0]}.{model_class.__name__}"

@@ -1,20 +1,20 @@
-"""Our classifiers' weights under the names of other libraries, adapted where channels or classes are others."""
+"""Converts weights of classifiers from and to the layouts of other libraries."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from residual.names import require_known
+from residual.weights.adapt import adapt_inputs
 from residual.weights.keymap import Difference, export_state, import_state, published_names
 from residual.weights.layout import Layout
 
 STEM = "levels.0.conv1.weight"
 CLASSIFIER = ("fc.weight", "fc.bias")
-NONE = "no other library's layout is known for this network"
+NO_LAYOUTS = "this network has no layout of another library"
 COUNTER = "num_batches_tracked"
 Layouts = Mapping[str, Layout]
 State = Mapping[str, Tensor]
@@ -23,42 +23,42 @@ State = Mapping[str, Tensor]
 def import_weights(
     layouts: Layouts, config: Any, given: State, ours: State, layout: str | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict from one in another layout, and a line for each adaptation.
+    """Our state dict from one in another layout, and one message per adaptation.
 
-    `ours` is the network's own state dict, from which a classifier for other classes is kept. Without `layout` it is
-    the one whose names fit best. Raises ValueError for an unknown layout, where that library's network cannot express
-    this one, and (as a `Difference`) if names or shapes do not fit.
+    `ours` is the network's own state dict; its classifier is kept if theirs is for another number of classes. Without
+    `layout`, the layout that has most of the names is used. Raises ValueError for an unknown layout and for a config
+    that the layout cannot express, and `Difference` if names or shapes do not fit.
     """
     if given.keys() == ours.keys():
-        raise ValueError("the names are our own: load_state_dict takes these weights")
+        raise ValueError("the weights have our own names: load them by load_state_dict")
     name = likely_layout(layouts, config, given, ours) if layout is None else layout
     chosen = _layout(layouts, name, config)
     names = _names(chosen, config, ours)
-    theirs, lines = with_counters(chosen.clean(given), names.values()), list[str]()
-    lines += _adapt_stem(theirs, names[STEM], ours[STEM])
-    lines += (left := _leave_out_classifier(theirs, [names[name] for name in CLASSIFIER], ours[CLASSIFIER[0]]))
+    theirs, messages = with_counters(chosen.clean(given), names.values()), list[str]()
+    messages += _adapt_stem(theirs, names[STEM], ours[STEM])
+    messages += (left := _leave_out_classifier(theirs, [names[name] for name in CLASSIFIER], ours[CLASSIFIER[0]]))
     kept = {name: ours[name] for name in CLASSIFIER} if left else {}
     expected = {name: tensor for name, tensor in ours.items() if name not in kept}
-    return import_state(chosen.places(config), chosen.table, theirs, expected) | kept, lines
+    return import_state(chosen.places(config), chosen.table, theirs, expected) | kept, messages
 
 
 def export_weights(layouts: Layouts, config: Any, ours: State, layout: str) -> dict[str, Tensor]:
-    """The exact inverse of `import_weights`. Raises ValueError where the layout's network cannot express the config."""
+    """The exact inverse of `import_weights`. Raises ValueError for a config that the layout cannot express."""
     chosen = _layout(layouts, layout, config)
     return export_state(chosen.places(config), chosen.table, ours)
 
 
 def without_prefix(theirs: State) -> State:
-    """The names without the `module.` that DataParallel puts before them."""
+    """Removes the prefix `module.` of DataParallel."""
     if theirs and all(name.startswith("module.") for name in theirs):
         return {name.removeprefix("module."): tensor for name, tensor in theirs.items()}
     return theirs
 
 
 def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> str:
-    """Of the layouts that can express the config, the one that has most of these names.
+    """The layout that has most of these names, of those that can express the config.
 
-    Raises Difference, a ValueError with the reason, if none can express it.
+    Raises `Difference`, with the reasons, if none can express it.
     """
     shared, reasons = {}, []
     for name, layout in layouts.items():
@@ -69,13 +69,15 @@ def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> s
         else:
             shared[name] = len(set(_names(layout, config, ours).values()) & layout.clean(given).keys())
     if not shared:
-        raise Difference("; ".join(reasons) or NONE)
+        raise Difference("; ".join(reasons) or NO_LAYOUTS)
     return max(shared, key=lambda name: shared[name])
 
 
 def bodies(layouts: Layouts, config: Any, ours: State) -> Iterator[dict[str, tuple[int, ...]]]:
-    """For each layout that can express a config, names and shapes of the weights that neither the classes nor the
-    channels of the images change."""
+    """Names and shapes of weights, per layout that can express the config.
+
+    Weights that depend on the number of classes or image channels are left out.
+    """
     rest = (STEM, *CLASSIFIER)
     inner = {name: tensor for name, tensor in ours.items() if name not in rest and not name.endswith(COUNTER)}
     for layout in layouts.values():
@@ -85,20 +87,6 @@ def bodies(layouts: Layouts, config: Any, ours: State) -> Iterator[dict[str, tup
             yield {name: tuple(tensor.shape) for name, tensor in theirs.items()}
 
 
-def adapt_input(weight: Float[Tensor, "o i kh kw"], channels: int) -> Float[Tensor, "o c kh kw"]:
-    """The weight of a first convolution, for images of another number of channels.
-
-    For one channel the sum over the old ones, so that a grey image gives what its copies in all channels gave; for
-    others the old ones, repeated as often as there is room, scaled so that an image of equal channels gives the same
-    on average (timm's rule, for any number of old channels).
-    """
-    old = weight.shape[1]
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    repeated = weight.repeat(1, -(-channels // old), 1, 1)[:, :channels]
-    return repeated * (old / channels)
-
-
 def _names(layout: Layout, config: Any, ours: State) -> dict[str, str]:
     found = published_names(layout.places(config), layout.table, ours)
     return {name: theirs for name, (theirs,) in found.items()}
@@ -106,16 +94,16 @@ def _names(layout: Layout, config: Any, ours: State) -> dict[str, str]:
 
 def _layout(layouts: Layouts, name: str, config: Any) -> Layout:
     if not layouts:
-        raise ValueError(NONE)
+        raise ValueError(NO_LAYOUTS)
     require_known("layout", name, layouts)
     layouts[name].check(config)
     return layouts[name]
 
 
 def with_counters(theirs: State, names: Iterable[str]) -> dict[str, Tensor]:
-    """With the counters of batches that files from before 2018 lack, and without those that frozen norms lack.
+    """Adds the batch counters that files from before 2018 lack and drops those that frozen norms do not have.
 
-    `names` are those that are expected.
+    `names` are the expected names.
     """
     wanted = {name for name in names if name.endswith(COUNTER)}
     found = {name: tensor for name, tensor in theirs.items() if name in wanted or not name.endswith(COUNTER)}
@@ -124,19 +112,19 @@ def with_counters(theirs: State, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _adapt_stem(theirs: dict[str, Tensor], name: str, ours: Tensor) -> list[str]:
-    """Adapt their first convolution to the channels of our images, and say so."""
+    """Adapts their first convolution to our image channels, in place. Returns a message if it did."""
     if name not in theirs or theirs[name].dim() != 4 or (old := theirs[name].shape[1]) == (new := ours.shape[1]):
         return []
-    theirs[name] = adapt_input(theirs[name], new)
-    how = "summed" if new == 1 else f"repeated over {new} and scaled by {old}/{new}"
-    return [f"{name}: the {old} channels that it was trained on are {how}"]
+    theirs[name] = adapt_inputs(theirs[name], new)
+    how = "summed" if new < old else "shared"
+    return [f"{name}: {old} input channels adapted to {new}; weights are {how}"]
 
 
 def _leave_out_classifier(theirs: dict[str, Tensor], names: list[str], ours: Tensor) -> list[str]:
-    """Remove a classifier for another number of classes, and say so."""
+    """Removes a classifier for another number of classes. Returns a message if it did."""
     weight = theirs.get(names[0])
     if weight is None or weight.shape[0] == len(ours):
         return []
     for name in names:
         theirs.pop(name, None)
-    return [f"{' and '.join(names)}: left out, {weight.shape[0]} classes there and {len(ours)} here"]
+    return [f"{' and '.join(names)}: not loaded, {weight.shape[0]} classes in the file and {len(ours)} in this network"]

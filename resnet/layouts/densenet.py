@@ -1,16 +1,13 @@
-"""The names of torchvision's DenseNets, which timm's have, too."""
+"""Weight names of torchvision's DenseNet. timm uses the same."""
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from residual.weights.keymap import Place, Rule, Table
 from residual.weights.layout import Layout, inexpressible, require
-
-if TYPE_CHECKING:
-    from resnet.densenet import DenseNetConfig
+from resnet.config.densenet import DenseNetConfig
 
 TABLE: Table = {
     "module": [Rule("", "")],
@@ -21,8 +18,8 @@ TABLE: Table = {
 _OLD = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
-def places(config: "DenseNetConfig") -> Iterator[Place]:
-    """Every layer and transition with its prefix; the last norm is the fifth there, however many blocks there are."""
+def places(config: DenseNetConfig) -> Iterator[Place]:
+    """Every layer and transition with its prefix. Theirs calls the last norm `norm5` for any number of blocks."""
     yield Place("stem", "levels.0", "features")
     for block, count in enumerate(config.blocks, start=1):
         yield Place("transition", f"levels.{block}.transition", f"features.transition{block - 1}")
@@ -33,12 +30,12 @@ def places(config: "DenseNetConfig") -> Iterator[Place]:
 
 
 def current_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published files' `denselayer1.norm.1.weight` as `denselayer1.norm1.weight`, which it is called now."""
+    """Renames `denselayer1.norm.1.weight` of the published files to today's `denselayer1.norm1.weight`."""
     return {_OLD.sub(r"\1\2", name): tensor for name, tensor in theirs.items()}
 
 
-def check(config: "DenseNetConfig") -> None:
-    """Raises ValueError, with the reason, for what torchvision's `DenseNet` cannot express."""
+def check(config: DenseNetConfig) -> None:
+    """Raises ValueError, with the reason, for a config that torchvision's `DenseNet` cannot express."""
     require("torchvision's DenseNet", config, {"stem": ("conv7",), "compression": (0.5,)})
     if config.bottleneck is None:
         raise inexpressible("torchvision's DenseNet", "bottleneck=None", "each of its layers has two convolutions")

@@ -1,22 +1,19 @@
-"""The names of EDSR-PyTorch, the authors' code."""
+"""Weight names of EDSR-PyTorch, the authors' code."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from residual.weights.keymap import Place, Rule, Table, Transform
-
-if TYPE_CHECKING:
-    from resnet.edsr import EDSRConfig
+from resnet.config.edsr import EDSRConfig
 
 
 def _inward(theirs: list[Tensor], heads: int) -> Tensor:
     weight_off, bias_off, weight_on, bias_on = theirs
     same = _diagonal(bias_on)
     if not (torch.equal(weight_off, same) and torch.equal(weight_on, same) and torch.equal(bias_off, -bias_on)):
-        raise ValueError("sub_mean and add_mean of these weights do more than take a mean off and add it back")
+        raise ValueError("sub_mean and add_mean of these weights do more than subtract a mean and add it back")
     return bias_on[:, None, None]
 
 
@@ -30,7 +27,7 @@ def _diagonal(bias: Tensor) -> Tensor:
 
 
 MEAN = Transform(_inward, _outward)
-"""Their two frozen 1×1 convolutions, which take the mean off and add it back, are our one mean."""
+"""Their two frozen 1×1 convolutions subtract the mean and add it back. Ours stores the mean once."""
 
 TABLE: Table = {
     "module": [Rule("", "")],
@@ -39,8 +36,8 @@ TABLE: Table = {
 }
 
 
-def places(config: "EDSRConfig") -> Iterator[Place]:
-    """Every block of the network with its prefix. Their body's last convolution is numbered as one more block."""
+def places(config: EDSRConfig) -> Iterator[Place]:
+    """Every block with its prefix. Theirs numbers the body's last convolution as one more block."""
     yield Place("mean", "mean", "")
     yield Place("module", "head", "head.0")
     for i in range(config.blocks):
@@ -52,6 +49,6 @@ def places(config: "EDSRConfig") -> Iterator[Place]:
 
 
 def scale_of(theirs: Mapping[str, Tensor], channels: int) -> int | None:
-    """How many times a network of these weights and this width enlarges; none if that cannot be told."""
+    """The scale of a network with these weights and this width; None if it cannot be determined."""
     shuffled = [len(theirs[name]) // channels for name in ("tail.0.0.weight", "tail.0.2.weight") if name in theirs]
     return {(4,): 2, (9,): 3, (4, 4): 4}.get(tuple(shuffled))

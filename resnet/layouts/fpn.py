@@ -1,4 +1,4 @@
-"""The names of torchvision's `BackboneWithFPN`, which its detectors hold as `backbone`."""
+"""Weight names of torchvision's `BackboneWithFPN`, the `backbone` of its detectors."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _OLD = re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)")
 
 
 def places(body: Layout, config: Any, levels: int) -> Iterator[Place]:
-    """The backbone's blocks but for its classifier, in the names of its own layout, then the pyramid."""
+    """The backbone's blocks without its classifier, by the names of its own layout, then the pyramid."""
     for place in body.places(config):
         if place.ours != "fc":
             theirs = ".".join(filter(None, ("body", place.theirs)))
@@ -25,14 +25,14 @@ def places(body: Layout, config: Any, levels: int) -> Iterator[Place]:
 
 
 def current_names(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """A detector's or a backbone's weights by today's names of the backbone alone, and what was left out.
+    """Weights of a detector's backbone under today's names, and one message if other parts were left out.
 
-    Files from before torchvision 0.14 have `inner_blocks.0.weight` for what is `inner_blocks.0.0.weight` now.
+    Files from before torchvision 0.14 have `inner_blocks.0.weight` for today's `inner_blocks.0.0.weight`.
     """
-    lines = []
+    messages = []
     if any(name.startswith("backbone.") for name in given):
         if others := [name for name in given if not name.startswith("backbone.")]:
             parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in others))
-            lines.append(f"{parts}: left out, {len(others)} tensors of a detector's other parts")
+            messages.append(f"{parts}: left out, {len(others)} tensors of a detector's other parts")
         given = {name.removeprefix("backbone."): t for name, t in given.items() if name not in others}
-    return {_OLD.sub(r"\1.0.\2", name): tensor for name, tensor in given.items()}, lines
+    return {_OLD.sub(r"\1.0.\2", name): tensor for name, tensor in given.items()}, messages

@@ -1,10 +1,10 @@
-"""The names that torchvision, timm and akamaster's pytorch_resnet_cifar10 give to the weights of a ResNet."""
+"""Weight names of ResNets in torchvision, timm and akamaster's pytorch_resnet_cifar10."""
 
 from collections.abc import Iterator
 
 from residual.weights.keymap import Place, Rule, Table, conv_to_linear
 from residual.weights.layout import Layout, inexpressible, require
-from resnet.config import ResNetConfig, blocks_of
+from resnet.config.resnet import ResNetConfig, blocks_of
 
 _ATTENTION = ("conv2.conv", "conv2.bn0", "conv2.fc1", "conv2.bn1", "conv2.fc2", "se.fc1", "se.fc2")
 _BRANCH = [Rule(f"branch.{name}", name) for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", *_ATTENTION)]
@@ -22,7 +22,7 @@ TABLE: Table = {
         Rule("bn3", "bn1"),
     ],
     "block": [*_BRANCH, Rule("shortcut.conv", "downsample.0"), Rule("shortcut.norm", "downsample.1")],
-    # their module number 0 averages, or does nothing, and has no weights
+    # module number 0 of theirs averages, or is the identity, and has no weights
     "averaging block": [*_BRANCH, Rule("shortcut.conv", "downsample.1"), Rule("shortcut.norm", "downsample.2")],
     "preact block": [
         *(Rule(f"branch.{name}", name) for name in _PREACT),
@@ -35,7 +35,7 @@ TABLE: Table = {
 
 
 def places(config: ResNetConfig, classifier: str = "fc") -> Iterator[Place]:
-    """Every block with its prefix: `layer1.0` and so on, in torchvision and in all that follow it."""
+    """Every block with its prefix (`layer1.0`, …) in torchvision and the libraries that follow it."""
     yield Place("deep stem" if config.stem == "deep" else "stem", "levels.0", "")
     kind = "averaging block" if config.shortcut == "D" else "block"
     for block in blocks_of(config):
@@ -62,15 +62,14 @@ _TORCHVISION = _IMAGENET | {
     "se_reduction": (None,),
     "act": ("relu",),
 }
-_TIMM = _IMAGENET | {"stem": ("conv7", "deep"), "shortcut": ("B", "D"), "se_divisor": (8,)}
+_TIMM = _IMAGENET | {"stem": ("conv7", "deep"), "shortcut": ("B", "D")}
 _TIMM_PREACT = _TIMM | {"stem": ("conv7",), "se_reduction": (None,)}
 _AKAMASTER = {
     "block": ("basic",),
     "widths": ((16, 32, 64),),
     "stem": ("conv3",),
     "stem_channels": (16,),
-    "shortcut": ("A",),
-    "pad_side": ("split",),
+    "shortcut": ("A_split",),
     "se_reduction": (None,),
     "act": ("relu",),
     "noise": (False,),
@@ -78,7 +77,7 @@ _AKAMASTER = {
 
 
 def check_torchvision(config: ResNetConfig) -> None:
-    """Raises ValueError, with the reason, for what torchvision's `ResNet` cannot express."""
+    """Raises ValueError, with the reason, for a config that torchvision's `ResNet` cannot express."""
     require("torchvision's ResNet", config, _TORCHVISION)
     if config.output_stride is not None and config.block == "basic":
         value = f"output_stride={config.output_stride}"
@@ -86,12 +85,12 @@ def check_torchvision(config: ResNetConfig) -> None:
 
 
 def check_timm(config: ResNetConfig) -> None:
-    """Raises ValueError, with the reason, for what timm's `ResNet` and `ResNetV2` cannot express."""
+    """Raises ValueError, with the reason, for a config that timm's `ResNet` and `ResNetV2` cannot express."""
     require("timm's ResNetV2" if config.preact else "timm's ResNet", config, _TIMM_PREACT if config.preact else _TIMM)
 
 
 def check_akamaster(config: ResNetConfig) -> None:
-    """Raises ValueError, with the reason, for what the `ResNet` of pytorch_resnet_cifar10 cannot express."""
+    """Raises ValueError, with the reason, for a config that pytorch_resnet_cifar10's `ResNet` cannot express."""
     require("akamaster's ResNet", config, _AKAMASTER)
 
 

@@ -15,18 +15,18 @@ from unet import EDM2Config, EDM2UNet, UNet, UNetConfig, build
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "unet.json.gz").read_bytes()))["outputs"]
 ADM: dict[str, Any] = {
     "size": (16, 16),
-    "channels": 32,
-    "multipliers": (1, 2, 3),
-    "attention": (1,),
+    "base_channels": 32,
+    "channel_multipliers": (1, 2, 3),
+    "attention_levels": (1,),
     "time_embedding": "adm",
     "null_label": False,
 }
 EDM: dict[str, Any] = {
     "size": (16, 16),
     "classes": 5,
-    "channels": 32,
-    "multipliers": (1, 2, 2),
-    "attention": (1,),
+    "base_channels": 32,
+    "channel_multipliers": (1, 2, 2),
+    "attention_levels": (1,),
     "group_channels": 4,
 }
 SONG = EDM | {
@@ -66,7 +66,13 @@ BARE: dict[str, tuple[str, UNetConfig | EDM2Config]] = {
     ),
 }
 EDM2_SMALL = EDM2Config(
-    size=(16, 16), classes=5, channels=32, multipliers=(1, 2, 2), blocks=2, attention=(1,), logvar_channels=32
+    size=(16, 16),
+    classes=5,
+    base_channels=32,
+    channel_multipliers=(1, 2, 2),
+    blocks_per_level=2,
+    attention_levels=(1,),
+    logvar_channels=32,
 )
 PRECONDITIONED: dict[str, tuple[str, UNetConfig | EDM2Config]] = {
     "edm_ddpmpp_small_preconditioned": BARE["edm_ddpmpp_small"],

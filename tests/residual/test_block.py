@@ -17,7 +17,9 @@ def filled(module: nn.Module) -> nn.Module:
 
 
 class Scaled(nn.Module):
-    takes_emb = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes_emb = True
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         return x * emb

@@ -103,12 +103,11 @@ class Config:
     flag: bool = False
 
 
-class Net(Pretrained, nn.Module):
+class Net(Pretrained):
     config_class = Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.layer = nn.Conv2d(3, config.width, 3)
         self.norm = nn.BatchNorm2d(config.width)
 
@@ -136,7 +135,8 @@ def test_a_saved_folder_rebuilds_the_network(tmp_path) -> None:
         ({"sizes": 1}, r"sizes=1 should be tuple\[int, ...\]"),
         ({"pair": [1]}, r"pair=\(1,\) should be tuple\[int, int\] \| None"),
         ({"kind": "c"}, r"kind='c' should be Literal\['a', 'b'\]"),
-        ({"format_version": 2}, "has format_version 2; this version reads 1"),
+        ({"format_version": 3}, r"config\.json has format_version 3; this version reads 2; use the version"),
+        ({"format_version": 1}, "has format_version 1; this version reads 2; commits up to 9782c87 wrote it: export"),
         ({"model": "other.Net"}, "describes a 'other.Net', not a"),
     ],
 )

@@ -21,11 +21,8 @@ from residual.magnitude import (
     PixelNorm,
     mp_branch,
     mp_cat,
-    mp_silu,
-    mp_sum,
     normalize,
     normalize_weights,
-    pixel_norm,
     unit_weight,
 )
 
@@ -62,15 +59,13 @@ def test_a_zero_stays_zero_and_has_a_gradient() -> None:
 
 def test_pixel_norm_gives_each_pixel_unit_magnitude() -> None:
     x = 7 * torch.randn(2, 8, 3, 5) * torch.rand(2, 1, 3, 5)
-    assert_close(pixel_norm(x).square().mean(dim=1), torch.ones(2, 3, 5), rtol=0.02, atol=0)
-    assert_close(PixelNorm()(x), pixel_norm(x), rtol=0, atol=0)
+    assert_close(PixelNorm()(x).square().mean(dim=1), torch.ones(2, 3, 5), rtol=0.02, atol=0)
 
 
 def test_mp_silu() -> None:
     x = torch.randn(1_000_000)
-    assert_close(mp_silu(x), x * x.sigmoid() / 0.596)
-    assert_close(MPSiLU()(x), mp_silu(x), rtol=0, atol=0)
-    assert rms(mp_silu(x)) == pytest.approx(1, abs=3e-3)
+    assert_close(MPSiLU()(x), x * x.sigmoid() / 0.596)
+    assert rms(MPSiLU()(x)) == pytest.approx(1, abs=3e-3)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
@@ -78,7 +73,6 @@ def test_mp_sum(t: float) -> None:
     s, f = torch.randn(2, 1_000_000)
     expected = ((1 - t) * s + t * f) / math.sqrt((1 - t) ** 2 + t**2)
     assert_close(MPSum(t)(s, f), expected)
-    assert_close(mp_sum(s, f, t), expected)
     assert rms(expected) == pytest.approx(1, abs=5e-3)
 
 
@@ -89,15 +83,14 @@ def test_the_share_of_a_sum_is_a_share() -> None:
         MPSum(1.5)
 
 
-@pytest.mark.parametrize("t", [0.2, 0.5])
-def test_mp_cat(t: float) -> None:
+def test_mp_cat() -> None:
     a, b = torch.randn(4, 3, 100, 100), torch.randn(4, 12, 100, 100)
-    found = mp_cat(a, b, t)
-    c = math.sqrt(15 / ((1 - t) ** 2 + t**2))
-    assert_close(found, torch.cat([c * (1 - t) / math.sqrt(3) * a, c * t / math.sqrt(12) * b], dim=1))
+    found = mp_cat(a, b)
+    c = math.sqrt(15 / 2)
+    assert_close(found, torch.cat([c / math.sqrt(3) * a, c / math.sqrt(12) * b], dim=1))
     assert rms(found) == pytest.approx(1, abs=0.01)
     power_a, power_b = (part.square().sum().sqrt() for part in found.split([3, 12], dim=1))
-    assert (power_b / power_a).item() == pytest.approx(t / (1 - t), rel=0.01)
+    assert (power_b / power_a).item() == pytest.approx(1, rel=0.01)
 
 
 def test_a_convolution_uses_its_weight_at_unit_magnitude() -> None:

@@ -1,7 +1,8 @@
-"""DenseNet: published counts, names, spellings and outputs."""
+"""DenseNet: published counts, weight names and levels."""
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ from torch.testing import assert_close
 
 from residual import Concat, Residual
 from residual.count import multiply_adds, parameters
-from resnet import cifar_densenet, create_model, entry, list_models
-from resnet.densenet import DenseNet, DenseNetConfig
+from resnet import (
+    DenseNet,
+    DenseNetConfig,
+    cifar_densenet,
+    create_model,
+    from_pretrained,
+    import_weights,
+    list_models,
+    model_info,
+)
 from tests.golden.fill import fill
 from tests.resnet.whole import check_one_graph
 
@@ -39,7 +48,7 @@ def published(row: str, salt: str = "") -> dict[str, Tensor]:
 def test_published_counts(name: str) -> None:
     with torch.device("meta"):
         net = create_model(name)
-    assert parameters(net) == COUNTS[name] == entry(name).parameters
+    assert parameters(net) == COUNTS[name] == model_info(name).parameters
     assert sum(isinstance(m, Residual) and isinstance(m.merge, Concat) for m in net.modules()) == sum(net.config.blocks)
 
 
@@ -52,11 +61,11 @@ def test_every_densenet_of_the_zoo_is_counted() -> None:
 )
 def test_multiply_adds_are_those_of_the_table(name: str) -> None:
     with torch.device("meta"):
-        net, image = create_model(name), torch.empty(1, 3, entry(name).size, entry(name).size)
-    assert multiply_adds(net, image) / 1e9 == pytest.approx(entry(name).giga_multiply_adds, abs=6e-4)
+        net, image = create_model(name), torch.empty(1, 3, model_info(name).size_px, model_info(name).size_px)
+    assert multiply_adds(net, image) / 1e9 == pytest.approx(model_info(name).giga_multiply_adds, abs=6e-4)
 
 
-def test_old_spellings_are_read() -> None:
+def test_old_names_are_read() -> None:
     state = published("densenet121", "old")
     old = {}
     for key, tensor in state.items():
@@ -71,20 +80,18 @@ def test_old_spellings_are_read() -> None:
     assert_close(net.export_weights("torchvision"), state, rtol=0, atol=0)
 
 
-def test_weights_of_another_member_are_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown: features\.denseblock3\.denselayer25.*'densenet169' has such weights"
-    ):
-        create_model("densenet121").import_weights(published("densenet169"))
+def test_weights_of_another_densenet_are_recognised() -> None:
+    with pytest.raises(ValueError, match=r"features\.denseblock3\.denselayer25.*'densenet169'"):
+        import_weights(create_model("densenet121"), published("densenet169"))
 
 
-def test_other_classes_and_channels_are_said() -> None:
+def test_other_classes_and_channels_are_adapted() -> None:
     state = published("densenet121")
     net = create_model("densenet121", num_classes=7, in_channels=1)
     before = net.fc.weight.clone()
     stem, head = net.import_weights(state)
-    assert stem == "features.conv0.weight: the 3 channels that it was trained on are summed"
-    assert head == "classifier.weight and classifier.bias: left out, 1000 classes there and 7 here"
+    assert re.match(r"features\.conv0\.weight: 3 .*channels", stem)
+    assert re.match(r"classifier\.weight and classifier\.bias: .*1000 classes.*7", head)
     assert_close(net.fc.weight, before, rtol=0, atol=0)
     assert_close(net.levels[0].conv1.weight, state["features.conv0.weight"].sum(1, keepdim=True), rtol=0, atol=0)
 
@@ -94,15 +101,15 @@ def test_other_classes_and_channels_are_said() -> None:
     [
         ({"stem": "conv3"}, "cannot express stem='conv3'"),
         ({"compression": 1.0}, "cannot express compression=1.0"),
-        ({"bottleneck": None}, "cannot express bottleneck=None: each of its layers has two convolutions"),
+        ({"bottleneck": None}, "cannot express bottleneck=None"),
     ],
 )
-def test_what_torchvision_cannot_express_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_configs_that_torchvision_cannot_express(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model("densenet121", **changes).export_weights("torchvision")
 
 
-def test_the_levels() -> None:
+def test_shapes_of_the_levels() -> None:
     net, x = DenseNet(SMALL).eval(), torch.randn(2, 3, 32, 48)
     found = net.forward_features(x, levels=(0, 1, 2))
     assert [tuple(f.shape) for f in found] == [(2, 8, 16, 24), (2, 16, 8, 12), (2, 20, 4, 6)]
@@ -114,12 +121,12 @@ def test_the_levels() -> None:
 @pytest.mark.parametrize(
     ("depth", "compressed", "message"),
     [
-        (41, False, r"depth=41 is not 3n \+ 4 with n of at least 1; the nearest is 40 or 43"),
-        (101, True, r"depth=101 is not 6n \+ 4 with n of at least 1; the nearest is 100 or 106"),
-        (4, False, r"depth=4 .*; the nearest is 7"),
+        (41, False, r"depth=41 .*3n \+ 4 .*40 or 43"),
+        (101, True, r"depth=101 .*6n \+ 4 .*100 or 106"),
+        (4, False, "depth=4 .* 7$"),
     ],
 )
-def test_a_depth_that_the_formula_does_not_allow(depth: int, compressed: bool, message: str) -> None:
+def test_impossible_depths_are_refused(depth: int, compressed: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cifar_densenet(depth, 12, compressed)
 
@@ -127,38 +134,39 @@ def test_a_depth_that_the_formula_does_not_allow(depth: int, compressed: bool, m
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_classes": 0}, "num_classes=0 must be at least 1"),
-        ({"in_channels": 0}, "in_channels=0 must be at least 1"),
-        ({"growth": 0}, "growth=0 must be at least 1"),
-        ({"stem_channels": 0}, "stem_channels=0 must be at least 1"),
-        ({"blocks": ()}, r"blocks=\(\) need one entry per stage, at least one"),
-        ({"blocks": (2, 0)}, r"blocks=\(2, 0\) must be at least 1 in every stage"),
-        ({"bottleneck": 0}, "bottleneck=0 must be at least 1"),
-        ({"compression": 1.5}, "compression=1.5 must be above 0 and at most 1"),
-        ({"mean": (0.5,)}, r"mean=\(0.5,\) should have one number for each of the 3 channels"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"in_channels": 0}, "in_channels=0"),
+        ({"growth": 0}, "growth=0"),
+        ({"stem_channels": 0}, "stem_channels=0"),
+        ({"blocks": ()}, r"blocks=\(\)"),
+        ({"blocks": (2, 0)}, r"blocks=\(2, 0\)"),
+        ({"bottleneck": 0}, "bottleneck=0"),
+        ({"compression": 1.5}, "compression=1.5"),
+        ({"mean": (0.5,)}, r"mean=\(0.5,\).* 3 channels"),
     ],
 )
-def test_a_wrong_config_is_one_clear_line(fields: dict[str, Any], message: str) -> None:
+def test_invalid_configs_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DenseNetConfig(**fields)
 
 
 def test_small_images_and_other_channels_are_refused() -> None:
     net = DenseNet(SMALL).eval()
-    with pytest.raises(ValueError, match="images of 7x9 px are smaller than the network's total stride of 8 px"):
+    with pytest.raises(ValueError, match=r"7x9 px.* 8 px"):
         net(torch.randn(1, 3, 7, 9))
-    with pytest.raises(ValueError, match="the images have 1 channels, this network takes 3"):
+    with pytest.raises(ValueError, match=r"1 channels.* 3"):
         net(torch.randn(1, 1, 8, 8))
 
 
-def test_a_saved_folder_rebuilds_it(tmp_path) -> None:
+def test_saving_and_loading(tmp_path: Path) -> None:
     net, x = DenseNet(SMALL).eval(), torch.randn(2, 3, 16, 16)
     net.save_pretrained(tmp_path)
-    again = DenseNet.from_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert isinstance(again, DenseNet)
     assert again.config == SMALL
     with torch.no_grad():
         assert_close(again(x), net(x), rtol=0, atol=0)
 
 
-def test_it_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exports_and_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     check_one_graph(DenseNet(SMALL), torch.randn(2, 3, 16, 16), monkeypatch)

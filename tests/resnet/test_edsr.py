@@ -1,6 +1,8 @@
 """EDSR against a plain transcription of the authors' network, under their names."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,7 @@ from torch.testing import assert_close
 
 from residual import Residual
 from residual.count import multiply_adds, parameters
-from resnet import create_model, entry, summary
-from resnet.edsr import EDSR, EDSRConfig
+from resnet import EDSR, EDSRConfig, create_model, from_pretrained, model_info, summary
 from tests.golden.fill import fill, golden_input
 from tests.resnet.whole import check_one_graph
 
@@ -60,7 +61,7 @@ class Published(nn.Module):
 
 
 def weights(net: nn.Module) -> dict[str, Tensor]:
-    """Weights of a published network that anyone can make again."""
+    """Reproducible weights of the published network."""
     return {k: t if "mean" in k else fill(k, tuple(t.shape)) for k, t in net.state_dict().items()}
 
 
@@ -68,10 +69,10 @@ def weights(net: nn.Module) -> dict[str, Tensor]:
 def test_the_published_counts(name: str) -> None:
     with torch.device("meta"):
         net = create_model(name)
-    assert parameters(net) == COUNTS[name] == entry(name).parameters
+    assert parameters(net) == COUNTS[name] == model_info(name).parameters
     image = torch.empty(1, 3, 48, 48, device="meta")
     assert net(image).shape[-1] == 48 * int(name[-1])
-    assert multiply_adds(net, image) / 1e9 == pytest.approx(entry(name).giga_multiply_adds, abs=6e-4)
+    assert multiply_adds(net, image) / 1e9 == pytest.approx(model_info(name).giga_multiply_adds, abs=6e-4)
     sums = [m for m in net.modules() if isinstance(m, Residual)]
     large = "baseline" not in name
     assert len(sums) == 1 + (32 if large else 16)
@@ -96,14 +97,14 @@ def test_a_summary_has_its_parts() -> None:
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_images_of_other_channels_are_refused(channels: int) -> None:
-    with pytest.raises(ValueError, match=f"the images have {channels} channels, this network takes 3"):
-        EDSR(SMALL)(torch.zeros(1, channels, 8, 8))  # grey ones would be spread over three by the mean
+    with pytest.raises(ValueError, match=f"{channels} channels.* 3"):
+        EDSR(SMALL)(torch.zeros(1, channels, 8, 8))
 
 
 def test_fields_of_classifiers_are_refused() -> None:
-    with pytest.raises(ValueError, match="edsr_x2 has no 'num_classes'; its fields are scale, channels, blocks, "):
+    with pytest.raises(ValueError, match="edsr_x2 'num_classes'"):
         create_model("edsr_x2", num_classes=10)
-    with pytest.raises(ValueError, match="edsr_x2 has no 'in_channels'"):
+    with pytest.raises(ValueError, match="edsr_x2 'in_channels'"):
         create_model("edsr_x2", in_channels=1)
 
 
@@ -122,23 +123,23 @@ def test_the_published_network(scale: int, branch_scale: float) -> None:
     assert_close(ours.export_weights(), state, rtol=0, atol=0)
 
 
-def test_a_larger_scale_starts_from_the_smaller_one() -> None:
+def test_weights_of_another_scale_are_loaded_without_upsampling() -> None:
     state = weights(Published(SMALL))
     net = EDSR(dataclasses.replace(SMALL, scale=3))
     before = net.tail.up0.conv.weight.clone()
-    [said] = net.import_weights(state)
-    assert said == "tail.0: left out, it enlarges 2 times there and 3 times here"
+    [message] = net.import_weights(state)
+    assert re.match("tail.0: .*2.*3", message)
     assert_close(net.tail.up0.conv.weight, before, rtol=0, atol=0)
     exported = net.export_weights()
     for name in (name for name in state if not name.startswith("tail.0.")):
         assert_close(exported[name], state[name], rtol=0, atol=0)
 
 
-def test_another_mean_travels_with_the_weights(tmp_path) -> None:
+def test_the_mean_is_saved_with_the_weights(tmp_path: Path) -> None:
     net = EDSR(SMALL)
     net.mean.fill_(7)
     net.save_pretrained(tmp_path)
-    again = EDSR.from_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
     assert again.config == SMALL
     assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
     other = EDSR(SMALL)
@@ -146,7 +147,7 @@ def test_another_mean_travels_with_the_weights(tmp_path) -> None:
     assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
 
 
-def test_wrong_weights_are_named() -> None:
+def test_weights_that_do_not_fit_are_refused() -> None:
     state = weights(Published(SMALL))
     with pytest.raises(ValueError, match=r"layout 'timm'.*: edsr-pytorch"):
         EDSR(SMALL).import_weights(state, layout="timm")
@@ -156,24 +157,24 @@ def test_wrong_weights_are_named() -> None:
         EDSR(SMALL).import_weights({k.replace("head.0.bias", "head.0.bais"): t for k, t in state.items()})
     with pytest.raises(ValueError, match=r"unknown: body\.3\.body\.0\.weight"):
         EDSR(SMALL).import_weights(weights(Published(dataclasses.replace(SMALL, blocks=4))))
-    with pytest.raises(ValueError, match="sub_mean and add_mean of these weights do more than"):
+    with pytest.raises(ValueError, match="sub_mean and add_mean"):
         EDSR(SMALL).import_weights(state | {"add_mean.weight": 2 * state["add_mean.weight"]})
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scale": 5}, "scale=5: EDSR enlarges 2, 3 or 4 times"),
-        ({"channels": 0}, "channels=0 must be at least 1"),
-        ({"blocks": 0}, "blocks=0 must be at least 1"),
+        ({"scale": 5}, "scale=5.*2, 3 or 4"),
+        ({"channels": 0}, "channels=0"),
+        ({"blocks": 0}, "blocks=0"),
     ],
 )
-def test_a_wrong_config_is_one_clear_line(fields: dict[str, int], message: str) -> None:
+def test_invalid_configs_are_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EDSRConfig(**fields)
 
 
-def test_every_parameter_learns_and_images_are_apart() -> None:
+def test_every_parameter_has_a_gradient_and_images_are_independent() -> None:
     net, x = EDSR(SMALL), 255 * torch.rand(2, 3, 6, 5)
     net(x).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
@@ -181,5 +182,5 @@ def test_every_parameter_learns_and_images_are_apart() -> None:
         assert_close(net(x)[:1], net(x[:1]), rtol=1e-5, atol=1e-4)
 
 
-def test_it_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exports_and_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     check_one_graph(EDSR(SMALL), torch.rand(2, 3, 6, 5), monkeypatch)

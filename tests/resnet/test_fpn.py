@@ -1,5 +1,7 @@
 """The feature pyramid: published counts, names and sums."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from tests.golden.fill import fill
 
 
 def published(pyramid: FPN) -> dict[str, Tensor]:
-    """Weights under torchvision's names that anyone can make again."""
+    """Reproducible weights under torchvision's names."""
     return {name: fill(name, tuple(t.shape)) for name, t in pyramid.export_weights("torchvision").items()}
 
 
@@ -60,7 +62,7 @@ def test_the_published_pyramid(size: tuple[int, int]) -> None:
     ]
 
 
-def test_torchvisions_names() -> None:
+def test_names_are_those_of_torchvision() -> None:
     names = fpn(create_model("resnet18", norm="frozen")).export_weights("torchvision").keys()
     assert {"body.conv1.weight", "body.layer4.1.bn2.running_var", "body.layer2.0.downsample.0.weight"} <= names
     assert [name for name in names if name.startswith("fpn.")] == [
@@ -79,7 +81,8 @@ def test_a_detector_of_an_older_version_is_read() -> None:
            for name, t in state.items()}  # fmt: skip
     assert "backbone.fpn.inner_blocks.3.weight" in old
     old |= {"rpn.head.conv.weight": torch.ones(1), "roi_heads.box_head.fc6.bias": torch.ones(1)}
-    assert pyramid.import_weights(old) == ["rpn, roi_heads: left out, 2 tensors of a detector's other parts"]
+    [message] = pyramid.import_weights(old)
+    assert re.match("rpn, roi_heads: .*2 tensors", message)
     assert_close(pyramid.export_weights("torchvision"), state, rtol=0, atol=0)
 
 
@@ -91,8 +94,8 @@ def test_frozen_weights_fit_a_backbone_that_counts_batches() -> None:
 
 
 @pytest.mark.parametrize("name", ["densenet_40_12", "resnet20", "preact_resnet110", "highway19"])
-def test_any_classifier_can_carry_it(name: str) -> None:
-    """The backbone is shared, not copied, and nothing is held that gets no gradient."""
+def test_any_classifier_can_be_the_backbone(name: str) -> None:
+    """The backbone is shared, not copied, and every parameter of the pyramid gets a gradient."""
     backbone = create_model(name)
     pyramid = fpn(backbone, channels=8)
     maps = pyramid(torch.randn(2, 3, 32, 32))
@@ -103,11 +106,11 @@ def test_any_classifier_can_carry_it(name: str) -> None:
     assert backbone.fc.weight.grad is None
 
 
-def test_what_does_not_go_is_one_clear_line() -> None:
-    with pytest.raises(ValueError, match="channels=0 must be at least 1"):
+def test_invalid_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels=0"):
         fpn(create_model("resnet20"), channels=0)
     noisy = create_model("resnet20", norm="group", noise=True)
-    with pytest.raises(ValueError, match="a feature pyramid has no noise level for its backbone"):
+    with pytest.raises(ValueError, match="noise"):
         fpn(noisy)
     with pytest.raises(ValueError, match="torchvision's ResNet cannot express"):
         fpn(create_model("resnet20")).export_weights("torchvision")
@@ -120,9 +123,9 @@ def test_what_does_not_go_is_one_clear_line() -> None:
         pyramid.import_weights(state)
 
 
-def test_images_that_the_backbone_cannot_take() -> None:
+def test_images_that_do_not_fit_are_refused() -> None:
     pyramid = fpn(create_model("resnet18"), channels=8)
-    with pytest.raises(ValueError, match="the images have 1 channels, this network takes 3"):
+    with pytest.raises(ValueError, match=r"1 channels.* 3"):
         pyramid(torch.zeros(1, 1, 64, 64))
-    with pytest.raises(ValueError, match="images of 16x64 px are smaller than the network's total stride of 32 px"):
+    with pytest.raises(ValueError, match=r"16x64 px.* 32 px"):
         pyramid(torch.zeros(1, 3, 16, 64))

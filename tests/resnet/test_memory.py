@@ -9,11 +9,11 @@ STEP = """
 import resource, sys
 import torch
 import resnet
-from residual.recompute import RecomputedChain
+from residual.recompute import Recomputed
 
 torch.manual_seed(0)
-net = resnet.create_model("preact_resnet1001", checkpoint=(1, 2, 3))
-assert sum(isinstance(level, RecomputedChain) for level in net.levels) == 3
+net = resnet.create_model("preact_resnet1001", recompute_stages=(1, 2, 3))
+assert sum(isinstance(level, Recomputed) for level in net.levels) == 3
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
 images, labels = torch.randn(128, 3, 32, 32), torch.randint(10, (128,))
 torch.nn.functional.cross_entropy(net(images), labels).backward()

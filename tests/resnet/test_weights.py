@@ -1,5 +1,6 @@
 """Weights of other libraries: layouts, older files, other classes and channels, files that do not fit."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from torch.testing import assert_close
 import resnet
 from residual.weights.layout import read_state
 from resnet import ResNet, ResNetConfig, cifar_resnet
-from resnet.layouts import adapt_input
 from tests.golden.fill import fill
 
 SMALL: dict[str, Any] = {"blocks": (1, 1, 1, 1)}
-AKAMASTER = cifar_resnet(8, shortcut="A", pad_side="split")
+AKAMASTER = cifar_resnet(8, shortcut="A_split")
 
 
 def small(name: str = "resnet18", **changes: Any) -> ResNet:
@@ -34,7 +34,7 @@ def images(channels: int = 3, size: int = 32) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18d", "seresnet18", "resnest14d", "resnetv2_50", "resnet50_gn"])
-def test_without_a_layout_it_is_found_by_the_names(name: str) -> None:
+def test_the_layout_is_found_by_the_names(name: str) -> None:
     theirs = published(small(name), "timm")
     net, other = small(name), small(name)
     assert net.import_weights(theirs) == []
@@ -59,11 +59,11 @@ def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
         net.import_weights(path)
         assert_close(net.export_weights("torchvision"), theirs, rtol=0, atol=0)
     torch.save(theirs, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="is a pickle, which could run code, and is not opened here"):
+    with pytest.raises(ValueError, match=r"weights\.pth.* pickle"):
         small().import_weights(tmp_path / "weights.pth")
 
 
-def test_files_from_before_the_counters_of_batches() -> None:
+def test_files_without_batch_counters_are_read() -> None:
     theirs = published(small(), "torchvision")
     old = {key: tensor for key, tensor in theirs.items() if not key.endswith("num_batches_tracked")}
     net = small()
@@ -83,10 +83,12 @@ def test_weights_of_batch_norms_are_taken_by_frozen_ones() -> None:
 @pytest.mark.parametrize(
     ("name", "head"), [("resnet18", "fc.weight and fc.bias"), ("resnetv2_50", "head.fc.weight and head.fc.bias")]
 )
-def test_a_classifier_for_other_classes_is_left_out_by_name(name: str, head: str) -> None:
+def test_a_classifier_for_other_classes_is_left_out(name: str, head: str) -> None:
     theirs, net = published(small(name), "timm"), small(name, num_classes=7)
     before = {key: tensor.clone() for key, tensor in net.get_classifier().state_dict().items()}
-    assert net.import_weights(theirs) == [f"{head}: left out, 1000 classes there and 7 here"]
+    [message] = net.import_weights(theirs)
+    assert message.startswith(f"{head}: ")
+    assert re.search("1000 classes.* 7", message)
     assert_close(dict(net.get_classifier().state_dict()), before, rtol=0, atol=0)
     same = small(name)
     same.import_weights(theirs)
@@ -95,48 +97,36 @@ def test_a_classifier_for_other_classes_is_left_out_by_name(name: str, head: str
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 1), (3, 4), (3, 2), (3, 13), (1, 3), (13, 3), (13, 1), (4, 8)])
-def test_a_stem_for_other_channels_is_adapted_and_said(old: int, new: int) -> None:
+def test_a_stem_for_other_channels_is_adapted(old: int, new: int) -> None:
     source, net = small(in_channels=old), small(in_channels=new)
     theirs = published(source, "torchvision")
     (line,) = net.import_weights(theirs)
-    how = "summed" if new == 1 else f"repeated over {new} and scaled by {old}/{new}"
-    assert line == f"conv1.weight: the {old} channels that it was trained on are {how}"
-    weight, adapted = theirs["conv1.weight"], net.export_weights("torchvision")["conv1.weight"]
-    if new == 1:
-        assert_close(adapted[:, 0], weight.sum(dim=1))
-        source.import_weights(theirs)
-        x = images(1)
-        assert_close(net.eval()(x), source.eval()(x.expand(-1, old, -1, -1)), rtol=1e-4, atol=1e-4)
-    else:
-        for channel in range(new):
-            assert_close(adapted[:, channel], weight[:, channel % old] * old / new)
-    if new % old == 0 or new == 1:  # grey images have the same first features
-        assert_close(adapted.sum(dim=1), weight.sum(dim=1), rtol=1e-4, atol=1e-5)
+    assert line.startswith(f"conv1.weight: {old} input channels adapted to {new}")
+    source.import_weights(theirs)
+    x = images(min(old, new))
+    before, after = (x[:, [i % x.shape[1] for i in range(n)]] for n in (old, new))
+    assert_close(net.eval()(after), source.eval()(before), rtol=1e-4, atol=1e-4)
 
 
 def test_deep_stems_are_adapted_at_their_first_convolution() -> None:
     theirs = published(small("resnet18d"), "timm")
     (line,) = small("resnet18d", in_channels=1).import_weights(theirs)
-    assert line == "conv1.0.weight: the 3 channels that it was trained on are summed"
+    assert line.startswith("conv1.0.weight: 3 input channels adapted to 1")
 
 
-def test_a_training_checkpoint_is_no_state_dict() -> None:
-    with pytest.raises(ValueError, match="'state_dict' is a dict, no tensor: give the state dict itself"):
+def test_a_training_checkpoint_is_refused() -> None:
+    with pytest.raises(ValueError, match="'state_dict' is a dict"):
         read_state({"state_dict": published(small(), "torchvision"), "epoch": 3})
 
 
-def test_weights_for_a_network_without_layouts_are_known_all_the_same() -> None:
+def test_weights_are_recognised_for_networks_without_a_layout() -> None:
     theirs = resnet.create_model("resnet18").export_weights("torchvision")
-    for name, reason in (("highway19", "no other library's layout is known"), ("wrn_16_4", "cannot express widths")):
+    for name, reason in (("highway19", "no .*layout"), ("wrn_16_4", "cannot express widths")):
         with pytest.raises(ValueError, match=f"{reason}.*; 'resnet18' has such weights"):
-            resnet.create_model(name).import_weights(theirs)
+            resnet.import_weights(resnet.create_model(name), theirs)
 
 
-def test_the_stem_keeps_its_type() -> None:
-    assert adapt_input(torch.ones(2, 3, 1, 1, dtype=torch.bfloat16), 5).dtype == torch.bfloat16
-
-
-# What one published network has and another lacks: the difference, and the name of the one that it is.
+# The error has the difference and the name of the model that the weights fit.
 @pytest.mark.parametrize(
     ("weights", "name", "message"),
     [
@@ -152,15 +142,15 @@ def test_weights_of_another_network_are_recognised(weights: str, name: str, mess
         net = resnet.create_model(name)
     theirs = {key: tensor for key, tensor in theirs.items() if not key.endswith("num_batches_tracked")}
     with pytest.raises(ValueError, match=message) as error:
-        net.import_weights(theirs)
+        resnet.import_weights(net, theirs)
     assert "\n" not in str(error.value)
 
 
 def test_weights_of_no_known_network_give_the_difference() -> None:
-    with pytest.raises(ValueError, match=r"missing: conv1\.weight, .*; 1 unknown: weight$"):
+    with pytest.raises(ValueError, match=r"missing: conv1\.weight, .*; 1 unknown: weight; resnet\.likely_models"):
         small().import_weights({"weight": torch.ones(2)}, "torchvision")
     net = small()
-    with pytest.raises(ValueError, match="the names are our own: load_state_dict takes these weights"):
+    with pytest.raises(ValueError, match="load_state_dict"):
         net.import_weights(net.state_dict())
 
 
@@ -188,16 +178,15 @@ def test_a_failed_import_changes_nothing() -> None:
         (ResNetConfig(act="silu"), "torchvision", "cannot express act='silu': it has 'relu'"),
         (ResNetConfig(output_stride=8), "torchvision", "cannot express output_stride=8: its basic block has no dilat"),
         (ResNetConfig(block="preact_basic"), "torchvision", "cannot express block='preact_basic': it has 'basic' or"),
-        (ResNetConfig(se_reduction=16, se_divisor=1), "timm", "timm's ResNet cannot express se_divisor=1: it has 8"),
         (ResNetConfig(block="bottleneck", stride_in="1x1"), "timm", "cannot express stride_in='1x1': it has '3x3'"),
         (ResNetConfig(block="preact_basic", stem="deep"), "timm", "timm's ResNetV2 cannot express stem='deep'"),
         (ResNetConfig(norm="group", noise=True), "timm", "cannot express noise=True: it has False"),
         (AKAMASTER, "timm", r"timm's ResNet cannot express widths=\(16, 32, 64\): it has \(64, 128, 256, 512\)"),
-        (replace(AKAMASTER, pad_side="end"), "akamaster", "akamaster's ResNet cannot express pad_side='end'"),
+        (replace(AKAMASTER, shortcut="A"), "akamaster", "akamaster's ResNet .*shortcut='A'"),
         (ResNetConfig(), "akamaster", "akamaster's ResNet cannot express widths"),
     ],
 )
-def test_what_a_layout_cannot_express(config: ResNetConfig, layout: str, message: str) -> None:
+def test_configs_that_a_layout_cannot_express(config: ResNetConfig, layout: str, message: str) -> None:
     with torch.device("meta"):
         net = ResNet(config)
     for call in (lambda: net.export_weights(layout), lambda: net.import_weights({"x": torch.ones(1)}, layout)):
@@ -205,7 +194,7 @@ def test_what_a_layout_cannot_express(config: ResNetConfig, layout: str, message
             call()
 
 
-def test_a_network_that_no_layout_expresses_says_why() -> None:
+def test_the_error_names_every_layout_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"torchvision's ResNet .*; timm's ResNetV2 .*; akamaster's ResNet cannot"):
         ResNet(resnet.wide_resnet(10, 1)).import_weights({"x": torch.ones(1)})
 
@@ -215,10 +204,11 @@ def test_torchvision_and_timm_have_dilated_bottlenecks() -> None:
         assert "fc.weight" in small("resnet50", output_stride=8).export_weights(layout)
 
 
-def test_a_folder_is_enough_to_build_it_again(tmp_path: Path) -> None:
+def test_saving_and_loading(tmp_path: Path) -> None:
     net = resnet.create_model("resnet20", num_classes=4, in_channels=1, mean=(0.5,), std=(0.2,)).eval()
     net.save_pretrained(tmp_path)
-    again = ResNet.from_pretrained(tmp_path)
+    again = resnet.from_pretrained(tmp_path)
+    assert isinstance(again, ResNet)
     assert again.config == net.config
     assert (again.mean, again.std) == ((0.5,), (0.2,))
     assert_close(again(images(1)), net(images(1)), rtol=0, atol=0)
@@ -227,11 +217,18 @@ def test_a_folder_is_enough_to_build_it_again(tmp_path: Path) -> None:
     assert ResNet.from_pretrained(tmp_path)(images(1)).shape == (2, 9)
 
 
+def test_folders_of_other_models_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"format_version": 1, "model": "unet.UNet"}')
+    with pytest.raises(ValueError, match=r"config\.json.*'unet\.UNet'.*resnet\.ResNet"):
+        resnet.from_pretrained(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", resnet.list_models())
-def test_every_model_is_saved_and_read(name: str, tmp_path: Path) -> None:
+def test_saving_and_loading_of_every_model(name: str, tmp_path: Path) -> None:
     net = resnet.create_model(name)
     net.save_pretrained(tmp_path)
-    again = type(net).from_pretrained(tmp_path)
+    again = resnet.from_pretrained(tmp_path)
+    assert type(again) is type(net)
     assert again.config == net.config
     assert_close(dict(again.state_dict()), dict(net.state_dict()), rtol=0, atol=0)

@@ -4,13 +4,16 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from tasks.diffusion import DiffusionRun, DiffusionTask, SampleConfig
+from tasks.diffusion import DiffusionRun, DiffusionTask
+from tasks.grid_evaluation import SampleConfig
 from training.data import Images
 from training.random import GlobalRandom
 from training.task import Batch
 from unet import UNetConfig
 
-SMALL = UNetConfig(channels=16, multipliers=(1, 2), attention=(1,), blocks=1, groups=8, size=(8, 8))
+SMALL = UNetConfig(
+    base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8, size=(8, 8)
+)
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -30,7 +33,8 @@ def train(run: DiffusionRun, images: Images, updates: int) -> DiffusionTask:
         image = images.pixel_format.to_unit(torch.from_numpy(images.read(chosen)))
         label = None if images.labels is None else torch.from_numpy(images.labels[chosen])
         random = GlobalRandom(0, update, "task", 32, slice(0, 32), "cpu")
-        task.loss(task.model.train(), Batch(image, label), random).mean().backward()
+        batch = task.prepare(Batch(image, label), random)
+        task.loss(task.model.train(), batch, random).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     task.model.eval()

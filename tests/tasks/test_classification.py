@@ -16,15 +16,16 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import resnet
+from pipelines.classification import load_classifier
 from resnet import ResNetConfig
-from tasks.accuracy import accuracy
-from tasks.batch_augment import cutout, mixed, padded_crop
+from tasks.accuracy import AccuracyEvaluation, accuracy
+from tasks.augment import cutout, mixed, padded_crop, random_flip
 from tasks.classification import (
+    ClassificationAugment,
     ClassificationConfig,
     ClassificationRun,
     ClassificationTask,
     as_trained,
-    load_classifier,
 )
 from tests.tasks.small import CLASSES, digits
 from tests.training import toy
@@ -33,7 +34,7 @@ from training.data import DataConfig, Images, PixelFormat, Preprocessing, open_i
 from training.loop import fit
 from training.random import GlobalRandom
 from training.run_folder import RunFolder
-from training.task import Batch
+from training.task import Batch, EvaluationContext
 
 SMALL = ResNetConfig(blocks=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
 BATCH = 16
@@ -50,8 +51,12 @@ def batch(task: ClassificationTask, count: int = BATCH) -> Batch:
     return Batch(images.pixel_format.to_unit(stored), torch.from_numpy(images.labels[:count]))
 
 
-def random(update: int = 0) -> GlobalRandom:
-    return GlobalRandom(0, update, "task", BATCH, slice(None), "cpu")
+def random(stream: str = "task") -> GlobalRandom:
+    return GlobalRandom(0, 0, stream, BATCH, slice(None), "cpu")
+
+
+def loss(task: ClassificationTask) -> torch.Tensor:
+    return task.loss(task.model, task.prepare(batch(task), random("augment")), random())
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -60,8 +65,7 @@ def random(update: int = 0) -> GlobalRandom:
 def test_the_loss_is_the_smoothed_cross_entropy_of_the_normalised_images() -> None:
     model = replace(SMALL, in_channels=1, mean=(0.2,), std=(0.3,))
     task = small_run(model=model, classification=ClassificationConfig(label_smoothing=0.1)).build(digits())
-    seen = batch(task)
-    found = task.loss(task.model, seen, random())
+    seen, found = batch(task), loss(task)
     logs = task.model(((seen.image + 1) / 2 - 0.2) / 0.3).log_softmax(dim=1)
     assert seen.label is not None
     expected = -0.9 * logs.gather(1, seen.label[:, None])[:, 0] - 0.1 * logs.mean(dim=1)
@@ -77,29 +81,32 @@ def test_images_of_which_nothing_is_known_go_in_as_they_are() -> None:
 
 
 def test_the_loss_of_a_mixed_image_is_that_of_both_labels() -> None:
-    config = ClassificationConfig(pad_px=1, cutout_px=2, mixup=0.4, cutmix=1.0)
-    task = small_run(classification=config).build(digits())
+    config = ClassificationAugment(flip=True, pad_px=1, cutout_px=2, mixup=0.4, cutmix=1.0)
+    task = small_run(augment=config).build(digits())
     seen, numbers = batch(task), random()
     assert seen.label is not None
-    image = cutout(padded_crop(seen.image, numbers, 1), numbers, 2)
+    image = task.classifier.normalise(random_flip(seen.image, random("augment")))
+    image = cutout(padded_crop(image, numbers, 1), numbers, 2)
     image, other, share = mixed(image, seen.label, numbers, 0.4, 1.0)
     logits = task.model(image)
     of = [F.cross_entropy(logits, label, reduction="none") for label in (seen.label, other)]
-    assert_close(task.loss(task.model, seen, random()), share * of[0] + (1 - share) * of[1])
+    assert_close(loss(task), share * of[0] + (1 - share) * of[1])
 
 
-CHANGED = {"label_smoothing": 0.1, "pad_px": 1, "cutout_px": 3, "mixup": 0.2, "cutmix": 1.0, "padding": "reflect"}
+CHANGED = {"flip": True, "pad_px": 1, "cutout_px": 3, "mixup": 0.2, "cutmix": 1.0, "padding": "reflect"}
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_every_field_of_the_loss_matters(name: str) -> None:
+def test_every_field_of_the_augmentation_matters(name: str) -> None:
     others = {"pad_px": 2} if name == "padding" else {}
-    losses = []
-    for given in (others, others | {name: CHANGED[name]}):
-        task = small_run(classification=ClassificationConfig(**given)).build(digits())
-        losses.append(task.loss(task.model, batch(task), random()))
-    assert not torch.equal(*losses)
-    assert {*CHANGED, "validation_batch"} == set(ClassificationConfig.__dataclass_fields__)
+    runs = [small_run(augment=ClassificationAugment(**given)) for given in (others, others | {name: CHANGED[name]})]
+    assert not torch.equal(*(loss(run.build(digits())) for run in runs))
+    assert set(CHANGED) == set(ClassificationAugment.__dataclass_fields__)
+
+
+def test_label_smoothing_matters() -> None:
+    configs = [ClassificationConfig(label_smoothing=share) for share in (0.0, 0.1)]
+    assert not torch.equal(*(loss(small_run(classification=config).build(digits())) for config in configs))
 
 
 def test_the_weights_follow_from_the_seed() -> None:
@@ -147,12 +154,14 @@ def test_the_batch_of_an_evaluation_matters_and_it_can_be_interrupted(config) ->
     task, asked = run.build(open_images(data)), []
     task.model.eval()
     engine = toy.accelerator(run.train)
-    numbers = task.evaluate(task.model, Path(), 0, engine, lambda: asked.append(1))
+    (evaluation,) = task.evaluations
+    assert isinstance(evaluation, AccuracyEvaluation)
+    assert evaluation.every_images == run.train.eval_every_images
+    numbers = evaluation.run(task.model, EvaluationContext(Path(), 0, engine, lambda: asked.append(1)))
     assert len(asked) == 4, "180 images"
     assert list(numbers or ()) == ["top1", "top5", "validation_loss"]
-    assert task.evaluate(task.model, Path(), 0, engine, lambda: True) is None
-    without = ClassificationTask(task.classifier, task.config, None)
-    assert without.evaluate(task.model, Path(), 0, engine, lambda: True) == {}
+    assert evaluation.run(task.model, EvaluationContext(Path(), 0, engine, lambda: True)) is None
+    assert small_run().build(digits()).evaluations == ()
 
 
 @pytest.fixture
@@ -164,20 +173,20 @@ def config(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("config", "fields", "named"),
     [
-        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is not a share; give at least 0 and below 1"),
-        ({"pad_px": -1}, "pad_px=-1 is out of range; give 0 (never) or more"),
-        ({"cutout_px": -1}, "cutout_px=-1 is out of range; give 0 (never) or more"),
-        ({"mixup": -0.1}, "mixup=-0.1 is out of range; give 0 (never) or more"),
-        ({"cutmix": float("nan")}, "cutmix=nan is out of range; give 0 (never) or more"),
-        ({"padding": "reflect"}, "padding=reflect without pad_px; give, say, pad_px=4"),
-        ({"validation_batch": 0}, "validation_batch=0 is out of range; give at least 1"),
+        (ClassificationConfig, {"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        (ClassificationConfig, {"validation_batch": 0}, "validation_batch=0"),
+        (ClassificationAugment, {"pad_px": -1}, "augment.pad_px=-1"),
+        (ClassificationAugment, {"cutout_px": -1}, "augment.cutout_px=-1"),
+        (ClassificationAugment, {"mixup": -0.1}, "augment.mixup=-0.1"),
+        (ClassificationAugment, {"cutmix": float("nan")}, "augment.cutmix=nan"),
+        (ClassificationAugment, {"padding": "reflect"}, "augment.padding=reflect"),
     ],
 )
-def test_settings_that_cannot_be_meant(fields: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ClassificationConfig(**fields)
+def test_settings_out_of_range_are_named(config: type, fields: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(named)):
+        config(**fields)
 
 
 def test_images_that_cannot_be_classified() -> None:
@@ -188,10 +197,10 @@ def test_images_that_cannot_be_classified() -> None:
         ValueError, match="images of 8 x 8 px are smaller than the network's total stride of 16 px; enla"
     ):
         small_run(model=deep).build(digits())
-    with pytest.raises(ValueError, match=re.escape("classification.pad_px=8 moves 8 x 8 px out of view")):
-        small_run(classification=ClassificationConfig(pad_px=8)).build(digits())
-    with pytest.raises(ValueError, match=re.escape("classification.cutout_px=16 leaves nothing of 8 x 8 px")):
-        small_run(classification=ClassificationConfig(cutout_px=16)).build(digits())
+    with pytest.raises(ValueError, match=re.escape("augment.pad_px=8 moves 8 x 8 px out of view")):
+        small_run(augment=ClassificationAugment(pad_px=8)).build(digits())
+    with pytest.raises(ValueError, match=re.escape("augment.cutout_px=16 leaves nothing of 8 x 8 px")):
+        small_run(augment=ClassificationAugment(cutout_px=16)).build(digits())
     with pytest.raises(ValueError, match=re.escape("images of digits are all of one class (0); give two")):
         small_run().build(Images(np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64)))
     with pytest.raises(ValueError, match=re.escape("data.labels=false leaves a classifier nothing to learn")):
@@ -199,10 +208,10 @@ def test_images_that_cannot_be_classified() -> None:
 
 
 def test_pairs_must_not_be_parted() -> None:
-    mixes = ClassificationConfig(mixup=0.2)
+    mixes = ClassificationAugment(mixup=0.2)
     with pytest.raises(ValueError, match=re.escape("train.batch=63 is odd, but mixup and cutmix take images in pairs")):
-        small_run(classification=mixes, train=TrainConfig(batch=63))
-    run = small_run(classification=mixes, train=TrainConfig(batch=66, micro_batch=33))
+        small_run(augment=mixes, train=TrainConfig(batch=63))
+    run = small_run(augment=mixes, train=TrainConfig(batch=66, micro_batch=33))
     with pytest.raises(ValueError, match=re.escape("what a process takes of train.batch at a time, 33 images, is odd")):
         run.build(digits())
 
@@ -250,7 +259,7 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     images = Images(np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) % 2)
     task = run.build(images)
     lines = run.start(task)
-    assert lines[0] == "validation: none, so evaluations tell nothing; see data.validation"
+    assert lines[0] == "validation: none, so nothing is evaluated; see data.validation"
     assert lines[1] == f"init: {init}"
     assert len(lines) == 4, "the classifier and the first convolution"
     assert torch.equal(
@@ -349,7 +358,7 @@ def train(path: Path, run: ClassificationRun) -> None:
     engine, images, folder = toy.accelerator(run.train), open_images(run.data), RunFolder(path)
     with closing(folder):
         folder.open({"task": "classification", "train": {"images": run.train.images, "micro_batch": None}})
-        fit(run.build(images), images, run.data, run.train, folder, engine)
+        fit(run.build(images), images, run.train, folder, engine)
 
 
 def test_a_run_with_batch_norms_and_sgd_goes_on_bit_for_bit(tmp_path: Path, config) -> None:
@@ -364,11 +373,11 @@ def test_a_run_with_batch_norms_and_sgd_goes_on_bit_for_bit(tmp_path: Path, conf
         "precision": "float32",
         "trackers": (),
     }
-    changes = ClassificationConfig(pad_px=1, cutout_px=2, mixup=0.2, cutmix=1.0)
+    changes = ClassificationAugment(flip=True, pad_px=1, cutout_px=2, mixup=0.2, cutmix=1.0)
 
     def run(images: int) -> ClassificationRun:
         given = TrainConfig(images=images, **settings)
-        return small_run(data=config(validation=0.2, flip=True), classification=changes, train=given)
+        return small_run(data=config(validation=0.2), augment=changes, train=given)
 
     train(tmp_path / "straight", run(320))
     train(tmp_path / "pieces", run(128))

@@ -15,16 +15,17 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from diffusion import SAMPLERS, Schedule, squared_error
-from pipelines.diffusion import describe
+from pipelines.diffusion import describe, load_model
 from tasks import RUNS
 from tasks.classification import ClassificationRun
-from tasks.diffusion import DiffusionConfig, DiffusionRun, SampleConfig, load_model
+from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
+from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
-from training.data import DataConfig, Images
+from training.data import Images
 from training.data.pixel_format import BYTES, PixelFormat
 from training.fields import field_texts
 from training.random import GlobalRandom
-from training.task import Batch
+from training.task import Batch, EvaluationContext
 from unet import UNet, UNetConfig, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 def batch(count=8):
     generator = torch.Generator().manual_seed(1)
-    return Batch(torch.rand(count, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(count) % 10)
+    return DiffusionBatch(torch.rand(count, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(count) % 10)
 
 
 def random(part=slice(0, 8)):
@@ -64,7 +65,7 @@ def test_weights_come_from_the_seed():
     ("fields", "message"),
     [
         ({"model": replace(SMALL, learned_variance=True)}, "model.learned_variance=true cannot be trained yet"),
-        ({"model": replace(SMALL, size=(32, 32), multipliers=(1, 1, 1, 1, 1))},
+        ({"model": replace(SMALL, size=(32, 32), channel_multipliers=(1, 1, 1, 1, 1))},
          r"images of digits: 8x8 px cannot be halved 4 times .* nearest size that can is 16x16.*; data.size resizes"),
         ({"sample": SampleConfig(sampler="dim")}, "sample: unknown sampler 'dim'; did you mean ddim"),
         ({"sample": SampleConfig(steps=2000)}, "sample: steps=2000 is more than the 1000 timesteps"),
@@ -93,6 +94,8 @@ def test_guidance_without_classes_is_refused():
     [
         (lambda: DiffusionConfig(label_dropout=1.0), "label_dropout=1.0 is not a share; give at least 0 and below 1"),
         (lambda: DiffusionConfig(timesteps=5), "timesteps=5 is too few for the linear schedule"),
+        (lambda: DiffusionAugment(non_leaky=1.5), r"augment\.non_leaky=1\.5"),
+        (lambda: DiffusionAugment(non_leaky=0.12, flip=True), r"augment\.flip=true.*augment\.non_leaky=0\.12"),
         (lambda: SampleConfig(num=-1), "num=-1, batch=64: give num 0 or more"),
         (lambda: SampleConfig(num=10**12), "num=1000000000000 is more than a grid can show; give at most 10000"),
         (lambda: SampleConfig(batch=0), "num=64, batch=0: give num 0 or more, batch 1 or more"),
@@ -133,7 +136,7 @@ def test_loss_does_not_depend_on_how_the_batch_is_divided():
     task, given = shaken(small_run().build(digits())), batch()
     whole = task.loss(task.model, given, random())
     parts = [
-        task.loss(task.model, Batch(given.image[part], given.label[part]), random(part))
+        task.loss(task.model, DiffusionBatch(given.image[part], given.label[part]), random(part))
         for part in (slice(0, 3), slice(3, 8))
     ]
     torch.testing.assert_close(torch.cat(parts), whole)
@@ -162,7 +165,7 @@ def test_labels_are_dropped_as_often_as_asked(share):
     task = small_run(diffusion=DiffusionConfig(label_dropout=share)).build(digits())
     seen = []
     task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
-    many = Batch(torch.zeros(400, 1, 8, 8), torch.zeros(400, dtype=torch.long))
+    many = DiffusionBatch(torch.zeros(400, 1, 8, 8), torch.zeros(400, dtype=torch.long))
     task.loss(task.model, many, GlobalRandom(0, 0, "task", 400, slice(0, 400), "cpu"))
     assert (seen[0] == 10).float().mean().item() == pytest.approx(share, abs=0.06)
 
@@ -184,7 +187,40 @@ def test_the_example_can_be_given_to_the_model(labels):
     assert task.model(*task.example(3, "cpu")).shape == (3, 1, 8, 8)
 
 
+# --- augmentation ---
+
+
+def test_non_leaky_changes_are_labelled():
+    given, draws = batch(), GlobalRandom(0, 3, "augment", 8, slice(0, 8), "cpu")
+    plain = small_run().build(digits()).prepare(given, draws)
+    torch.testing.assert_close(plain.image, given.image, rtol=0, atol=0)
+    assert plain.augment is None
+    changed = small_run(augment=DiffusionAugment(non_leaky=0.2)).build(digits()).prepare(given, draws)
+    assert changed.augment.shape == (8, 9)
+    untouched = (changed.augment == 0).all(dim=1)
+    assert 0 < untouched.sum() < 8
+    torch.testing.assert_close(changed.image[untouched], given.image[untouched], rtol=0, atol=0)
+    assert not torch.isclose(changed.image[~untouched], given.image[~untouched]).all()
+
+
+def test_flips_happen_to_half_of_the_images():
+    many = Batch(torch.rand(64, 1, 8, 8), torch.zeros(64, dtype=torch.long))
+    task = small_run(augment=DiffusionAugment(flip=True)).build(digits())
+    prepared = task.prepare(many, GlobalRandom(0, 3, "augment", 64, slice(0, 64), "cpu"))
+    mirrored = (prepared.image == many.image.flip(3)).flatten(1).all(dim=1)
+    kept = (prepared.image == many.image).flatten(1).all(dim=1)
+    assert torch.equal(mirrored, ~kept)
+    assert 16 < mirrored.sum() < 48
+    assert prepared.augment is None
+
+
 # --- evaluation ---
+
+
+def evaluate(task, folder, interrupted=lambda: False):
+    (evaluation,) = task.evaluations
+    with torch.no_grad():
+        return evaluation.run(task.model, EvaluationContext(folder, 12345, Accelerator(cpu=True), interrupted))
 
 
 def evaluated(folder, sample=None, **fields):
@@ -192,9 +228,8 @@ def evaluated(folder, sample=None, **fields):
     task = shaken(small_run(sample=sample or SampleConfig(num=13, steps=5), **fields).build(digits()))
     sizes = []
     task.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
-    with torch.no_grad():
-        numbers = task.evaluate(task.model.eval(), folder, 12345, Accelerator(cpu=True), lambda: False)
-    return numbers, sizes
+    task.model.eval()
+    return evaluate(task, folder), sizes
 
 
 def test_evaluation_draws_the_same_grid_every_time(tmp_path):
@@ -240,7 +275,7 @@ def test_no_images_no_grid(tmp_path):
 def test_an_evaluation_that_is_interrupted_draws_nothing_more(tmp_path, asked):
     task = small_run(sample=SampleConfig(num=13, steps=5, batch=5)).build(digits())
     answers = iter([False] * (asked - 1) + [True])
-    assert task.evaluate(task.model, tmp_path, 7, Accelerator(cpu=True), lambda: next(answers)) is None
+    assert evaluate(task, tmp_path, lambda: next(answers)) is None
     assert list(answers) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -249,10 +284,12 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 from accelerate import Accelerator
-from tasks.diffusion import DiffusionTask, SampleConfig, load_model
+from pipelines.diffusion import load_model
+from tasks.grid_evaluation import GridEvaluation, SampleConfig
+from training.task import EvaluationContext
 model, accelerator = load_model(sys.argv[1]), Accelerator(cpu=True)
-task = DiffusionTask(model, 0.1, SampleConfig(num=13, steps=5))
-numbers = task.evaluate(model.net, Path(sys.argv[2]), 7, accelerator, lambda: False)
+context = EvaluationContext(Path(sys.argv[2]), 12345, accelerator, lambda: False)
+numbers = GridEvaluation(model, SampleConfig(num=13, steps=5), 1).run(model.net, context)
 print(f"rank {accelerator.process_index} of {accelerator.num_processes}: {numbers['sample_mean']:.3f}")
 accelerator.end_training()
 """
@@ -271,8 +308,9 @@ def test_two_processes_draw_the_grid_of_one(conditional, tmp_path):
     assert "rank 0 of 2" in done.stdout
     model = load_model(conditional)
     task = small_run().build(digits())
-    task.evaluate(model.net, tmp_path / "one", 7, Accelerator(cpu=True), lambda: False)
-    one, two = (np.array(Image.open(tmp_path / name / "000000007.png")).astype(int) for name in ("one", "two"))
+    task.model.load_state_dict(model.net.state_dict())
+    evaluate(task, tmp_path / "one")
+    one, two = (np.array(Image.open(tmp_path / name / "000012345.png")).astype(int) for name in ("one", "two"))
     assert one.shape == two.shape
     assert abs(one - two).max() <= 1
 
@@ -364,8 +402,8 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
     run = small_run()
     task = train(run, images, 60)
     assert run.start(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
-    task.evaluate(task.model, tmp_path, 7, Accelerator(cpu=True), lambda: False)
-    with Image.open(tmp_path / "000000007.png") as picture:
+    evaluate(task, tmp_path)
+    with Image.open(tmp_path / "000012345.png") as picture:
         assert picture.mode == "RGB"
     task.save(task.model, tmp_path / "model")
     assert load_model(tmp_path / "model").pixels == pixels
@@ -492,15 +530,15 @@ def test_guidance_0_is_no_label_and_1_is_plain(conditional):
     assert (model.draw(range(3), labels, guidance=3.0, **options) - plain).abs().max() > 0.1
 
 
-def test_the_network_is_told_how_images_were_augmented_and_draws_as_if_they_were_not():
-    run = small_run(data=DataConfig(non_leaky=0.12))
+def test_the_augmentation_label_reaches_the_network_and_zero_is_the_default():
+    run = small_run(augment=DiffusionAugment(non_leaky=0.12))
     task = shaken(run.build(digits()))
     assert task.model.config.augment_channels == 9
     image, label = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
 
     def losses(augment):
         random = GlobalRandom(0, 0, "task", 4, slice(0, 4), "cpu")
-        return task.loss(task.model, Batch(image, label, augment), random)
+        return task.loss(task.model, DiffusionBatch(image, label, augment), random)
 
     plain = losses(None)
     torch.testing.assert_close(losses(torch.zeros(4, 9)), plain)

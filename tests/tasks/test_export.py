@@ -9,9 +9,10 @@ from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 
 import export
 from diffusion import generators
-from tasks.diffusion import DiffusionConfig, SampleConfig, load_model
+from pipelines.diffusion import load_model
+from tasks.diffusion import DiffusionAugment, DiffusionConfig
+from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, digits, shaken, small_run
-from training.data import DataConfig
 
 
 def exported(model, out, *flags):
@@ -67,7 +68,7 @@ def test_folding_a_class_into_the_time_bias_is_an_identity(conditional, tmp_path
 
 
 def test_what_the_network_was_told_of_augmentation_is_left_out(tmp_path):
-    task = shaken(small_run(data=DataConfig(non_leaky=0.12)).build(digits()))
+    task = shaken(small_run(augment=DiffusionAugment(non_leaky=0.12)).build(digits()))
     export.save_diffusers(task.diffusion, tmp_path)
     x, t, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 9, 10])
     with torch.no_grad():

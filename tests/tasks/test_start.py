@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 
 import train as script
 from export import save_diffusers
+from pipelines.diffusion import load_model
 from tasks import RUNS
-from tasks.diffusion import DiffusionConfig, DiffusionRun, load_model
+from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionRun
 from tests.tasks.small import SMALL, digits, shaken, small_run
 from training.cli import parse
-from training.data import DataConfig
 from unet import UNet, UNetConfig, diffusers_config
 
-ADM = replace(SMALL, channels=32, groups=32, conditioning="scale_shift", resample="block", time_embedding="adm")
+ADM = replace(SMALL, base_channels=32, groups=32, conditioning="scale_shift", resample="block", time_embedding="adm")
 SONG = replace(
     SMALL,
-    channels=32,
+    base_channels=32,
     groups=32,
     group_channels=4,
     resample="block_fir",
@@ -37,7 +37,7 @@ SONG = replace(
     eps=1e-6,
 )
 TINY = (
-    "model: {channels: 16, multipliers: [1, 2], attention: [1], blocks: 1, groups: 8}\n"
+    "model: {base_channels: 16, channel_multipliers: [1, 2], attention_levels: [1], blocks_per_level: 1, groups: 8}\n"
     "train: {images: 64, batch: 32, warmup_images: 0, trackers: [], precision: float32}\nsample: {num: 0}\n"
 )
 
@@ -138,7 +138,7 @@ def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: st
         trained.save_pretrained("there")
         save_file(trained.export_weights("edm"), "there/edm.safetensors")
         init = "there" if home == "folder" else "there/edm.safetensors"
-        run = small_run(model=SONG, init=init, data=DataConfig(non_leaky=non_leaky))
+        run = small_run(model=SONG, init=init, augment=DiffusionAugment(non_leaky=non_leaky))
         network, (_, line) = started(run, labels=False)
         with torch.no_grad():
             torch.testing.assert_close(network.eval()(x, t), trained(x, t), rtol=0, atol=0)
@@ -146,12 +146,12 @@ def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: st
 
     network, line = through_init(told, 0.0)
     assert network.config.augment_channels is None
-    assert line == "init: augmentation: what the network is told of it is left out; data.non_leaky keeps it"
+    assert line == "init: augmentation: what the network is told of it is left out; augment.non_leaky keeps it"
     network, line = through_init(plain, 0.1)
     assert network.config.augment_channels == 9
     assert line == "init: augmentation: the network was told nothing of it there; that starts at zero"
     told.save_pretrained("there")
-    kept, said = started(small_run(model=SONG, init="there", data=DataConfig(non_leaky=0.1)), labels=False)
+    kept, said = started(small_run(model=SONG, init="there", augment=DiffusionAugment(non_leaky=0.1)), labels=False)
     same(kept, told)
     assert len(said) == 1
 
@@ -201,10 +201,10 @@ def test_a_run_that_is_gone_on_with_does_not_need_it_again(capsys: pytest.Captur
 def test_the_checkpoint_gives_the_defaults_of_the_model(conditional: Path) -> None:
     Path("plain.yaml").write_text("task: diffusion")
     run = parse(RUNS, ["--config", "plain.yaml", "--init", str(conditional), "--model.dropout", "0.2"]).run
-    assert (run.model.channels, run.model.groups, run.model.dropout) == (16, 8, 0.2)
+    assert (run.model.base_channels, run.model.groups, run.model.dropout) == (16, 8, 0.2)
     assert parse(RUNS, ["--config", "plain.yaml", "--init", "null"]).run.init is None
     given = ["--config", "plain.yaml", "--init", str(conditional), "--model.preset", "ddpm-cifar10"]
-    assert parse(RUNS, given).run.model.channels == 128  # and the difference is shown when the weights are read
+    assert parse(RUNS, given).run.model.base_channels == 128  # and the difference is shown when the weights are read
 
 
 def test_a_file_has_no_config_to_give() -> None:
@@ -282,7 +282,7 @@ def test_other_betas_are_refused(betas: dict, message: str) -> None:
          {"init": "w.safetensors", "init_layout": "adm"},
           "layout 'adm' does not fit: .* look like those of 'diffusers'"),
         (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"),
-         {"init": "w.safetensors", "model": replace(SMALL, blocks=2)}, "the weights do not fit .* missing"),
+         {"init": "w.safetensors", "model": replace(SMALL, blocks_per_level=2)}, "the weights do not fit .* missing"),
         (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "model": replace(SMALL, eps=1e-6)},
          "init=m: the networks differ in eps=1e-05 there, 1e-06 here"),
         (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "init_layout": "adm"},
@@ -318,7 +318,7 @@ def test_a_run_without_a_model_yet() -> None:
 )  # fmt: skip
 def test_it_is_refused_before_images_are_read(make, init: str, message: str, capsys) -> None:
     make()
-    Path("plain.yaml").write_text(TINY.replace("blocks: 1", "blocks: 2"))
+    Path("plain.yaml").write_text(TINY.replace("blocks_per_level: 1", "blocks_per_level: 2"))
     with pytest.raises(SystemExit, match="2"):
         script.main(["--config", "plain.yaml", "--init", init, "--data.source", "there-are-no-images"])
     printed = capsys.readouterr()
@@ -335,7 +335,7 @@ def test_a_layout_needs_a_file() -> None:
 def test_a_model_beyond_the_memory_is_refused_before_any_work(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     Path("plain.yaml").write_text("task: diffusion")
     with pytest.raises(SystemExit, match="2"):
-        script.main(["--config", "plain.yaml", "--model.channels", "1048576", "--data.source", "nothing"])
+        script.main(["--config", "plain.yaml", "--model.base_channels", "1048576", "--data.source", "nothing"])
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(
         r"error: this model takes 47.9 PB \(weights, gradients, optimizer, EMA of 2.39 P parameters\)", line

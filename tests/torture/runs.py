@@ -17,8 +17,10 @@ from training import checkpoint
 ROOT = Path(__file__).parents[2]
 BATCH = 32
 CONFIG = """
-data: {source: digits, flip: true, cache: cache}
-model: {channels: 16, multipliers: [1, 2], blocks: 1, attention: [1], groups: 4, dropout: 0.1}
+data: {source: digits, cache: cache}
+augment: {flip: true}
+model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], groups: 4,
+        dropout: 0.1}
 diffusion: {schedule: cosine, prediction: v_prediction}
 sample: {num: 4, steps: 2}
 train: {batch: 32, micro_batch: 8, learning_rate: 1e-3, warmup_images: 0, log_every_images: 32, eval_every_images: 3200,

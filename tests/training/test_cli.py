@@ -483,10 +483,12 @@ def test_train_script_refuses_in_one_line():
 
 
 def test_train_script_dry_run(folder: Path):
-    Path("tiny.yaml").write_text("model: {channels: 8, multipliers: [1], attention: [], blocks: 1, groups: 4}")
+    Path("tiny.yaml").write_text(
+        "model: {base_channels: 8, channel_multipliers: [1], attention_levels: [], blocks_per_level: 1, groups: 4}"
+    )
     done = run_script("--config", "tiny.yaml", "--dry-run", "--data.cache", "cache", "--train.trackers", "[]")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "model:\n  channels: 8\n" in done.stdout
+    assert "model:\n  base_channels: 8\n" in done.stdout
     assert re.search(r"^parameters +[\d,]+$", done.stdout, re.MULTILINE)
     assert not (folder / "runs").exists()
 

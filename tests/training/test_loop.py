@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.toy import BATCH, ToyTask, accelerator, config, hashes, images, loop, newest, tensors, train
 from training.config import TrainConfig
-from training.data import DataConfig
 from training.log import read
 from training.loop import fit
 from training.run_folder import RunFolder
@@ -184,7 +183,9 @@ def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_ever
     assert newest(tmp_path).name == "000000000"
     assert all(value.isfinite().all() for value in tensors(tmp_path).values())
     assert task.saved == 1
-    assert losses(tmp_path) == pytest.approx(losses(tmp_path)), "no NaN in the log"
+    train(tmp_path / "good", log_every_images=log_every_images)
+    good = losses(tmp_path / "good")
+    assert losses(tmp_path) == (good[:5] if log_every_images == BATCH else []), "no NaN in the log"
 
 
 def test_the_average_is_what_it_says(tmp_path):
@@ -278,7 +279,7 @@ def test_a_field_changes_the_average_only(tmp_path, name):
 
 
 def test_flips_reach_the_images(tmp_path):
-    flipped, plain = train(tmp_path / "a"), train(tmp_path / "b", flip=False)
+    flipped, plain = train(tmp_path / "a"), train(tmp_path / "b", ToyTask(flip=False))
     same = [
         torch.equal(a, b)
         for x, y in zip(flipped.batches, plain.batches, strict=True)
@@ -291,6 +292,7 @@ def test_flips_reach_the_images(tmp_path):
 def test_compile_changes_the_speed_only(tmp_path, monkeypatch, backend):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     task = ToyTask()
+    task.model.norm = nn.GroupNorm(2, 8)  # NormAct has type checks here, which torch.compile cannot trace
     compiled = final(tmp_path / "a", task, images=3 * BATCH, compile=True)
     assert task.model._compiled_call_impl is not None
     for name, value in final(tmp_path / "b", images=3 * BATCH).items():  # by the same names
@@ -351,4 +353,4 @@ def test_other_images_are_refused(tmp_path):
 def test_a_folder_that_is_not_open(tmp_path):
     settings = config()
     with pytest.raises(ValueError, match=re.escape(f"the run folder {tmp_path} is not open; call folder.open(")):
-        fit(ToyTask(), images(), DataConfig(), settings, RunFolder(tmp_path), accelerator(settings))
+        fit(ToyTask(), images(), settings, RunFolder(tmp_path), accelerator(settings))

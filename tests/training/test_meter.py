@@ -26,7 +26,7 @@ def test_divergence(loss, norm):
     meter.add(torch.tensor(loss), torch.tensor(norm))
     text = f"training diverged: in the last 2 updates the mean loss is {loss} and the mean gradient norm is {norm}"
     with pytest.raises(ValueError, match=re.escape(text)):
-        meter.means(engine)
+        meter.require_finite(meter.means(engine))
 
 
 def test_speed_counts_training_time_only():

@@ -10,6 +10,7 @@ from training.config import TrainConfig
 from training.memory import tensor_bytes
 from training.report import activation_bytes, rate_points, report
 from training.schedule import learning_rate
+from training.task import Batch, Task
 
 FLOAT = 4
 
@@ -22,7 +23,7 @@ def net() -> nn.Module:
     return model
 
 
-class Vectors:
+class Vectors(Task[Batch]):
     """A task, as far as the report looks at it."""
 
     def __init__(self) -> None:
@@ -30,11 +31,6 @@ class Vectors:
 
     def example(self, batch: int, device: Any) -> tuple[Tensor, ...]:
         return (torch.zeros(batch, 3, device=device),)
-
-    def unused(self, *arguments: Any) -> Any:
-        raise NotImplementedError
-
-    loss = evaluate = save = unused
 
 
 def test_activations_are_what_autograd_keeps_each_counted_once():

@@ -1,11 +1,13 @@
-"""A small task for the tests of the loop: a convolutional net that guesses the noise in an image."""
+"""A small task for the tests of the loop: a convolutional net that predicts the noise in an image."""
 
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,13 +16,15 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from residual import NormAct
+from tasks.augment import random_flip
 from training.accelerator import make_accelerator
 from training.config import TrainConfig
-from training.data import DataConfig, Images
+from training.data import Images
 from training.loop import Loop, fit
 from training.random import GlobalRandom, seeded
 from training.run_folder import RunFolder
-from training.task import Batch
+from training.task import Batch, EvaluationContext, Task
 
 BATCH = 8
 
@@ -31,7 +35,7 @@ class Net(nn.Module):
     def __init__(self, dropout: float, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(1, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(2, channels)
+        self.norm = NormAct(channels, groups=2, act=None)
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Conv2d(channels, 1, 3, padding=1)
         self.label = nn.Embedding(3, channels)
@@ -44,10 +48,11 @@ class Net(nn.Module):
         return self.last(self.dropout(nn.functional.silu(h)))
 
 
-class ToyTask:
-    """Counts what the loop asks of it. `spoil(update_count) -> factor` lets a test ruin a loss."""
+class ToyTask(Task[Batch]):
+    """Counts the calls of the loop. Attributes let a test ruin a loss, an evaluation, or raise a signal."""
 
-    def __init__(self, seed: int = 0, dropout: float = 0.0, channels: int = 8) -> None:
+    def __init__(self, seed: int = 0, dropout: float = 0.0, channels: int = 8, flip: bool = True) -> None:
+        self.flip = flip
         with seeded(seed, "model"):
             self.model = Net(dropout, channels)
         self.evaluated: list[int] = []
@@ -61,6 +66,9 @@ class ToyTask:
         self.signal_in_evaluation: tuple[int, int] = (-1, 0)
         """(images seen, signal)"""
 
+    def prepare(self, batch: Batch, random: GlobalRandom) -> Batch:
+        return replace(batch, image=random_flip(batch.image, random)) if self.flip else batch
+
     def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Tensor:
         self.batches.append(batch)
         self.raise_at(self.signal_at, len(self.batches))
@@ -69,25 +77,6 @@ class ToyTask:
         assert batch.label is not None
         losses = (model(batch.image + level * noise, batch.label) - noise).square().mean(dim=(1, 2, 3))
         return losses * float("nan") if len(self.batches) == self.spoil_at else losses
-
-    def evaluate(
-        self,
-        model: nn.Module,
-        folder: Path,
-        images_seen: int,
-        accelerator: Accelerator,
-        interrupted: Callable[[], object],
-    ) -> Mapping[str, float] | None:
-        assert not model.training
-        self.raise_at(self.signal_in_evaluation, images_seen)
-        if interrupted():
-            return None
-        if self.fail_evaluation:
-            raise RuntimeError("out of memory")
-        self.evaluated.append(images_seen)
-        if accelerator.is_main_process:
-            (folder / f"{images_seen}.txt").write_text("seen")
-        return {"average": model.first.weight.double().sum().item()}  # type: ignore[union-attr]
 
     def raise_at(self, when: tuple[int, int], now: int) -> None:
         if now == when[0]:
@@ -101,6 +90,27 @@ class ToyTask:
 
     def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
         return torch.zeros(batch, 1, 8, 8, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+
+
+@dataclass
+class ToyEvaluation:
+    """Writes a file, and returns the sum of a weight."""
+
+    task: ToyTask
+    every_images: int
+    name: ClassVar[str] = "sum"
+
+    def run(self, model: nn.Module, context: EvaluationContext) -> Mapping[str, float] | None:
+        assert not model.training
+        self.task.raise_at(self.task.signal_in_evaluation, context.images_seen)
+        if context.interrupted():
+            return None
+        if self.task.fail_evaluation:
+            raise RuntimeError("out of memory")
+        self.task.evaluated.append(context.images_seen)
+        if context.accelerator.is_main_process:
+            (context.folder / f"{context.images_seen}.txt").write_text("seen")
+        return {"average": model.first.weight.double().sum().item()}  # type: ignore[union-attr]
 
 
 def images(seed: int = 0) -> Images:
@@ -136,17 +146,16 @@ def resolved(settings: TrainConfig, **other: object) -> dict:
     } | other
 
 
-def train(
-    path: Path, task: ToyTask | None = None, pictures: Images | None = None, flip: bool = True, **changes: object
-) -> ToyTask:
+def train(path: Path, task: ToyTask | None = None, pictures: Images | None = None, **changes: object) -> ToyTask:
     """What a script does: the same call starts, resumes, or finds the run finished. `task.finished` tells which."""
     settings = config(**changes)
     task = task or ToyTask(seed=settings.seed)
+    task.evaluations = (ToyEvaluation(task, settings.eval_every_images),)
     engine = accelerator(settings)
     folder = RunFolder(path)
     with closing(folder):
         folder.open(resolved(settings))
-        task.finished = fit(task, pictures or images(), DataConfig(flip=flip), settings, folder, engine)
+        task.finished = fit(task, pictures or images(), settings, folder, engine)
     return task
 
 
@@ -155,7 +164,7 @@ def loop(path: Path, task: ToyTask, **changes: object) -> Loop:
     engine = accelerator(settings)
     folder = RunFolder(path)
     folder.open(resolved(settings))
-    return Loop(task, images(), DataConfig(flip=True), settings, folder, engine)
+    return Loop(task, images(), settings, folder, engine)
 
 
 def newest(path: Path) -> Path:

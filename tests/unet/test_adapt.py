@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from residual.weights.keymap import check_state
 from unet import UNet, UNetConfig
-from unet.adapt import adapt_inputs, adapt_outputs, adapt_weights
+from unet.adapt import adapt_weights
 
-SMALL = UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), blocks=1, groups=8)
+SMALL = UNetConfig(
+    size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8
+)
 SONG = replace(
     SMALL,
     resample="block_fir",
@@ -75,22 +75,6 @@ def test_a_grey_image_as_colour_is_what_it_was_to_the_grey_network(config: UNetC
     other, said = adapted(net, in_channels=3, out_channels=3)
     same(answer(other, grey().repeat(1, 3, 1, 1)), answer(net, grey()).repeat(1, 3, 1, 1))
     assert [line.partition(" here; ")[2] for line in said] == ["weights are shared", "weights are repeated"]
-
-
-@given(st.integers(1, 6), st.integers(1, 6))
-def test_any_number_of_channels_sees_the_repetition(old: int, new: int) -> None:
-    weight = torch.randn(2, old, 3, 3, dtype=torch.float64)
-    few = torch.randn(1, min(old, new), 5, 5, dtype=torch.float64)
-    then, now = (few[:, [i % few.shape[1] for i in range(n)]] for n in (old, new))
-    expected = nn.functional.conv2d(then, weight)
-    assert_close(nn.functional.conv2d(now, adapt_inputs(weight, new)), expected)
-
-
-def test_outputs_are_averaged_or_repeated() -> None:
-    bias = torch.tensor([1.0, 2.0, 6.0])
-    assert adapt_outputs(bias, 1).tolist() == [3.0]
-    assert adapt_outputs(bias, 2).tolist() == [3.5, 2.0]
-    assert adapt_outputs(bias, 4).tolist() == [1.0, 2.0, 6.0, 1.0]
 
 
 def test_the_learned_variance_is_left_out() -> None:
@@ -167,11 +151,14 @@ def test_what_fits_is_not_touched() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"blocks": 2}, r"differ in blocks=\(1, 1\) there, \(2, 2\) here; give the same settings, or none where"),
+        (
+            {"blocks_per_level": 2},
+            r"differ in blocks_per_level=\(1, 1\) there, \(2, 2\) here; give the same settings, or none where",
+        ),
         ({"heads": 4}, r"heads=\(1,\) there, \(4,\) here"),
         ({"eps": 1e-6}, "eps=1e-05 there, 1e-06 here"),
-        ({"channels": 32}, "channels=16 there, 32 here"),
-        ({"attention": (0,)}, r"attention=\(1,\) there, \(0,\) here"),
+        ({"base_channels": 32}, "base_channels=16 there, 32 here"),
+        ({"attention_levels": (0,)}, r"attention_levels=\(1,\) there, \(0,\) here"),
         ({"learned_variance": True}, "learned_variance=False there, True here"),
         ({"time_embedding": "adm"}, "time_embedding='ddpm' there, 'adm' here"),
     ],
@@ -183,7 +170,13 @@ def test_what_cannot_be_adapted_is_shown(changes: dict, message: str) -> None:
 
 def test_two_ways_to_say_the_same_are_no_difference() -> None:
     net = trained(replace(SMALL, heads=2))
-    changes = {"heads": None, "head_channels": 16, "blocks": (1, 1), "time_channels": 16, "checkpoint": (0,)}
+    changes = {
+        "heads": None,
+        "head_channels": 16,
+        "blocks_per_level": (1, 1),
+        "time_channels": 16,
+        "recompute_levels": (0,),
+    }
     other, said = adapted(net, **changes, init="xavier")
     assert said == []
     assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)

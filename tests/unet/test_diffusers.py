@@ -11,19 +11,23 @@ from torch.testing import assert_close
 import unet
 from unet import UNet, UNetConfig
 
-TINY = UNetConfig(size=(8, 8), channels=32, multipliers=(1, 2), attention=(1,), groups=8, blocks=1)
+TINY = UNetConfig(
+    size=(8, 8), base_channels=32, channel_multipliers=(1, 2), attention_levels=(1,), groups=8, blocks_per_level=1
+)
 CONFIGS = {
     "ddpm-cifar10": unet.preset("ddpm-cifar10"),
     "ddpm-256": replace(unet.preset("ddpm-256"), size=(64, 32)),
     "adm-like": replace(
         TINY, conditioning="scale_shift", resample="block", head_channels=16, time_embedding="adm", classes=3
     ),
-    "deep": replace(TINY, multipliers=(1, 1.5, 2), attention=(0, 2), blocks=2, groups=16, dropout=0.1),
+    "deep": replace(
+        TINY, channel_multipliers=(1, 1.5, 2), attention_levels=(0, 2), blocks_per_level=2, groups=16, dropout=0.1
+    ),
     "no-null": replace(TINY, classes=3, null_label=False, in_channels=1, out_channels=1),
     "variance": replace(TINY, learned_variance=True, size=(16, 8)),
-    "one-level": replace(TINY, multipliers=(1,), attention=(), resample="block"),
+    "one-level": replace(TINY, channel_multipliers=(1,), attention_levels=(), resample="block"),
     "resampling-blocks": replace(
-        TINY, multipliers=(1, 1, 1), attention=(1,), resample="block", conditioning="scale_shift"
+        TINY, channel_multipliers=(1, 1, 1), attention_levels=(1,), resample="block", conditioning="scale_shift"
     ),
 }
 
@@ -71,7 +75,7 @@ def test_the_difference_to_a_wrong_network_is_shown() -> None:
     with pytest.raises(
         ValueError, match=r"the weights do not fit this network: .*time_embedding\.linear_1\.weight has \(128, 32\)"
     ):
-        UNet(replace(TINY, channels=64)).import_weights(theirs, layout="diffusers")
+        UNet(replace(TINY, base_channels=64)).import_weights(theirs, layout="diffusers")
     with pytest.raises(ValueError, match=r"unknown: .*class_embedding"):
         UNet(TINY).import_weights(reference(replace(TINY, classes=2)).state_dict(), layout="diffusers")
 
@@ -79,14 +83,14 @@ def test_the_difference_to_a_wrong_network_is_shown() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks": (1, 2)}, "one number of blocks for all levels"),
-        ({"multipliers": (1, 2, 2), "resample": ("conv", "block", "conv")}, "the same on all levels"),
-        ({"attention": (0, 1), "heads": 2}, "one attention_head_dim, a head width, for all levels"),
-        ({"multipliers": (2, 2)}, "as wide as its first level: start with 1"),
-        ({"multipliers": (1, 1.25)}, "groups=8: its GroupNorm of 20 channels has 8 groups"),
+        ({"blocks_per_level": (1, 2)}, "one number of blocks for all levels"),
+        ({"channel_multipliers": (1, 2, 2), "resample": ("conv", "block", "conv")}, "the same on all levels"),
+        ({"attention_levels": (0, 1), "heads": 2}, "one attention_head_dim, a head width, for all levels"),
+        ({"channel_multipliers": (2, 2)}, "as wide as its first level: start with 1"),
+        ({"channel_multipliers": (1, 1.25)}, "groups=8: its GroupNorm of 20 channels has 8 groups"),
     ],
 )
 def test_what_diffusers_cannot_express_is_refused_with_the_reason(change: dict, message: str) -> None:
-    config = replace(TINY, **({"channels": 16} if message.startswith("groups") else {}), **change)
+    config = replace(TINY, **({"base_channels": 16} if message.startswith("groups") else {}), **change)
     with pytest.raises(ValueError, match=f"UNet2DModel cannot express .*{message}"):
         UNet(config).export_weights("diffusers")

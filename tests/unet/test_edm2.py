@@ -18,7 +18,13 @@ from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
 
 ROW = "edm2_small_preconditioned"
 TINY = EDM2Config(
-    size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), blocks=1, head_channels=16, logvar_channels=8
+    size=(8, 8),
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    attention_levels=(1,),
+    blocks_per_level=1,
+    head_channels=16,
+    logvar_channels=8,
 )
 
 
@@ -55,11 +61,11 @@ def test_presets_carry_the_published_training_settings() -> None:
 
 def test_build_makes_the_network_of_the_config() -> None:
     assert type(unet.build(TINY)) is EDM2UNet
-    assert type(unet.build(UNetConfig(channels=16, multipliers=(1, 1)))) is UNet
+    assert type(unet.build(UNetConfig(base_channels=16, channel_multipliers=(1, 1)))) is UNet
 
 
 def test_export_then_import_is_bit_identical() -> None:
-    config = replace(TINY, classes=None, blocks=2, attention=(0,), head_channels=8)
+    config = replace(TINY, classes=None, blocks_per_level=2, attention_levels=(0,), head_channels=8)
     net, again = filled(config), filled(config, seed=1)
     again.import_weights(net.export_weights("edm2"), layout="edm2")
     assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
@@ -81,7 +87,7 @@ def test_differences_of_the_weights_are_shown() -> None:
     with pytest.raises(ValueError, match=r"fit this network: 1 missing: unet\.out_gain; 1 unknown: unet\.extra"):
         EDM2UNet(EDM2_SMALL).import_weights(theirs, layout="edm2")
     with pytest.raises(ValueError, match=r"of another shape: .*emb_noise.weight has \(64, 32\), here \(128, 32\)"):
-        EDM2UNet(replace(EDM2_SMALL, multipliers=(1, 2, 4))).import_weights(state(ROW), layout="edm2")
+        EDM2UNet(replace(EDM2_SMALL, channel_multipliers=(1, 2, 4))).import_weights(state(ROW), layout="edm2")
 
 
 def test_what_the_layout_cannot_express_is_refused_with_the_reason() -> None:
@@ -98,7 +104,7 @@ def test_a_fresh_network_predicts_zero() -> None:
 
 def test_magnitudes_are_kept_through_a_fresh_network() -> None:
     torch.manual_seed(0)
-    config = replace(TINY, channels=32, multipliers=(1, 2, 2), blocks=2, classes=7)
+    config = replace(TINY, base_channels=32, channel_multipliers=(1, 2, 2), blocks_per_level=2, classes=7)
     net, seen = EDM2UNet(config), []
     for block in (*net.encoder, *net.middle.children(), *net.decoder, net.head):
         block.register_forward_hook(lambda _, args, y: seen.append(y.square().mean().sqrt().item()))
@@ -113,14 +119,14 @@ CHANGES = {
     "out_channels": 1,
     "size": (16, 8),
     "classes": 5,
-    "channels": 32,
-    "multipliers": (1, 3),
-    "blocks": 2,
-    "attention": (0,),
+    "base_channels": 32,
+    "channel_multipliers": (1, 3),
+    "blocks_per_level": 2,
+    "attention_levels": (0,),
     "head_channels": 8,
     "dropout": 0.3,
     "logvar_channels": 16,
-    "checkpoint": (0,),
+    "recompute_levels": (0,),
 }
 
 
@@ -128,7 +134,7 @@ def test_every_field_has_a_change_to_try() -> None:
     assert set(CHANGES) == {field.name for field in fields(EDM2Config)}
 
 
-@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "checkpoint", "dropout"}))
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "recompute_levels", "dropout"}))
 def test_every_field_changes_weights_or_function(name: str) -> None:
     before, after = filled(TINY), filled(replace(TINY, **{name: CHANGES[name]}))
     shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (before, after)]
@@ -152,7 +158,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_checkpointing_changes_memory_but_no_number() -> None:
-    plain, frugal = filled(TINY).train(), filled(replace(TINY, checkpoint=(0, 1))).train()
+    plain, frugal = filled(TINY).train(), filled(replace(TINY, recompute_levels=(0, 1))).train()
     kept = []
     for net in (plain, frugal):
         sizes: list[int] = []
@@ -277,13 +283,16 @@ def test_channels_last_is_kept_through_every_convolution() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention": (2,)}, r"attention=\(2,\) names level 2, but multipliers=\(1, 2\) make levels 0 to 1"),
-        ({"checkpoint": (-1,)}, r"checkpoint=\(-1,\) names level -1"),
+        (
+            {"attention_levels": (2,)},
+            r"attention_levels=\(2,\) names level 2, but channel_multipliers=\(1, 2\) make levels 0 to 1",
+        ),
+        ({"recompute_levels": (-1,)}, r"recompute_levels=\(-1,\) names level -1"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
-        ({"channels": 0}, "channels=0 must be at least 1"),
+        ({"base_channels": 0}, "base_channels=0 must be at least 1"),
         ({"classes": 0}, "classes=0 must be at least 1, or left out"),
-        ({"multipliers": ()}, r"multipliers=\(\) describes no level"),
-        ({"blocks": (1, 2, 3)}, r"blocks=\(1, 2, 3\) has 3 entries for 2 levels; give one or 2"),
+        ({"channel_multipliers": ()}, r"channel_multipliers=\(\) describes no level"),
+        ({"blocks_per_level": (1, 2, 3)}, r"blocks_per_level=\(1, 2, 3\) has 3 entries for 2 levels; give one or 2"),
         ({"head_channels": 64}, "level 1: head_channels=64 does not divide 32 channels; one of: 1, 2, 4, 8, 16, 32"),
         ({"logvar_channels": 0}, "logvar_channels=0 must be at least 1"),
     ],
@@ -295,7 +304,7 @@ def test_bad_configs_say_what_and_how(change: dict, message: str) -> None:
 
 @pytest.mark.parametrize("multipliers", [(2, 2), (0.5, 1)])
 def test_the_first_level_may_have_another_width_than_the_first_convolution(multipliers: tuple[float, ...]) -> None:
-    config = replace(TINY, multipliers=multipliers, head_channels=8)
+    config = replace(TINY, channel_multipliers=multipliers, head_channels=8)
     x, t = inputs(config)
     assert filled(config)(x, t).shape == x.shape
 
@@ -333,7 +342,7 @@ def test_exports_with_any_batch_from_1_to_256(config: EDM2Config) -> None:
 
 
 def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
-    config = replace(TINY, classes=5, blocks=(1, 2), head_channels=(16, 8))
+    config = replace(TINY, classes=5, blocks_per_level=(1, 2), head_channels=(16, 8))
     net = filled(config)
     net.save_pretrained(tmp_path)
     again = EDM2UNet.from_pretrained(tmp_path)

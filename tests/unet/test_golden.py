@@ -52,7 +52,7 @@ def test_import_then_export_is_bit_identical(row: str) -> None:
         ("a", {}),
         ("b", {"size": (32, 32)}),
         ("c", {"size": (8, 8), "in_channels": 1, "out_channels": 1}),
-        ("d", {"size": (24, 24), "classes": 3, "blocks": 1}),
+        ("d", {"size": (24, 24), "classes": 3, "blocks_per_level": 1}),
     ],
 )
 @pytest.mark.parametrize("row", [*BARE, "edm2_small_preconditioned"])

@@ -16,7 +16,7 @@ from unet import EDM2UNet, UNet, UNetConfig, build
 from unet.layouts import LAYOUTS
 
 NETWORKS = {
-    "diffusers": UNetConfig(size=(16, 16), channels=32, multipliers=(1, 2), attention=(1,)),
+    "diffusers": UNetConfig(size=(16, 16), base_channels=32, channel_multipliers=(1, 2), attention_levels=(1,)),
     "adm": BARE["adm_small_plain"][1],
     "adm-new-order": BARE["adm_small_new_attention_order"][1],
     "edm": BARE["edm_ddpmpp_small"][1],
@@ -101,15 +101,19 @@ def test_a_layout_that_a_network_does_not_have(config: Any, layout: str, message
         ("adm", {"time_embedding": "ddpm"}, "UNetModel cannot express time_embedding='ddpm': it has 'adm'"),
         ("edm", {"eps": 1e-5}, "SongUNet cannot express eps=1e-05: it has 1e-06"),
         ("edm", {"residual_scale": 1.0}, "SongUNet cannot express residual_scale=1.0"),
-        ("adm", {"multipliers": (2, 2, 3)}, "as wide as its first level: start with 1"),
-        ("adm", {"channels": 48, "heads": 4}, "groups=32: its GroupNorm of 48 channels has 32 groups"),
+        ("adm", {"channel_multipliers": (2, 2, 3)}, "as wide as its first level: start with 1"),
+        ("adm", {"base_channels": 48, "heads": 4}, "groups=32: its GroupNorm of 48 channels has 32 groups"),
         ("edm", {"heads": 4}, r"SongUNet cannot express heads=\(1, 4, 4\): it has one head everywhere"),
-        ("edm", {"channels": 50}, "groups=32: its GroupNorm of 50 channels has 12 groups"),
+        ("edm", {"base_channels": 50}, "groups=32: its GroupNorm of 50 channels has 12 groups"),
         ("edm", {"input_skips": True}, "input_skips=True with resample='block_project': it has one filter for both"),
         ("edm2", {"size": (16, 8)}, r"EDM2's network cannot express size=\(16, 8\)"),
-        ("edm2", {"blocks": (1, 2, 2)}, r"blocks=\(1, 2, 2\): it has one number of blocks for all levels"),
+        (
+            "edm2",
+            {"blocks_per_level": (1, 2, 2)},
+            r"blocks_per_level=\(1, 2, 2\): it has one number of blocks for all levels",
+        ),
         ("edm2", {"head_channels": (32, 32, 64)}, r"head_channels=\(32, 32, 64\): it has one width of a head"),
-        ("edm2", {"multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
+        ("edm2", {"channel_multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
     ],
 )
 def test_weights_of_another_function_are_not_taken(layout: str, change: dict[str, Any], message: str) -> None:
@@ -123,7 +127,7 @@ def test_weights_of_another_function_are_not_taken(layout: str, change: dict[str
     ("change", "message"),
     [
         ({"head_channels": 16}, r"DhariwalUNet cannot express heads=\(1, 4, 4\): each of its heads has 64 channels"),
-        ({"multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
+        ({"channel_multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
     ],
 )
 def test_what_edms_adm_has_built_in(change: dict[str, Any], message: str) -> None:

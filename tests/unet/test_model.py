@@ -13,7 +13,9 @@ import unet
 from residual import NearestConv, Residual
 from unet import UNet, UNetConfig
 
-TINY = UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), groups=4, blocks=1)
+TINY = UNetConfig(
+    size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), groups=4, blocks_per_level=1
+)
 
 
 def filled(config: UNetConfig, seed: int = 0) -> UNet:
@@ -44,10 +46,10 @@ CHANGES = {
     "size": (16, 8),
     "classes": 5,
     "null_label": False,
-    "channels": 24,
-    "multipliers": (1, 1.5),
-    "blocks": 2,
-    "attention": (0,),
+    "base_channels": 24,
+    "channel_multipliers": (1, 1.5),
+    "blocks_per_level": 2,
+    "attention_levels": (0,),
     "heads": 2,
     "head_channels": 8,
     "conditioning": "scale_shift",
@@ -65,7 +67,7 @@ CHANGES = {
     "input_skips": True,
     "init": "xavier",
     "learned_variance": True,
-    "checkpoint": (0,),
+    "recompute_levels": (0,),
 }
 
 
@@ -73,7 +75,7 @@ def test_every_field_has_a_change_to_try() -> None:
     assert set(CHANGES) == {field.name for field in fields(UNetConfig)}
 
 
-@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "null_label", "checkpoint", "init", "dropout"}))
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "null_label", "recompute_levels", "init", "dropout"}))
 def test_every_field_changes_the_function(name: str) -> None:
     base = replace(TINY, classes=5) if name == "label_embedding" else TINY
     before, after = filled(base), filled(replace(base, **{name: CHANGES[name]}))
@@ -180,7 +182,7 @@ def test_every_parameter_receives_a_gradient() -> None:
 
 def test_checkpointing_changes_memory_but_no_number() -> None:
     plain = filled(replace(TINY, dropout=0.2)).train()
-    frugal = filled(replace(TINY, dropout=0.2, checkpoint=(0, 1))).train()
+    frugal = filled(replace(TINY, dropout=0.2, recompute_levels=(0, 1))).train()
     kept = []
     for net in (plain, frugal):
         sizes: list[int] = []
@@ -221,8 +223,14 @@ def test_channels_last_is_kept_through_every_convolution(resample: str) -> None:
 
 
 def test_per_level_settings() -> None:
-    config = replace(TINY, multipliers=(1, 2, 2), blocks=(1, 2, 1), resample=("conv", "block", "conv"), heads=(1, 2, 4))
-    config = replace(config, attention=(1, 2))
+    config = replace(
+        TINY,
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=(1, 2, 1),
+        resample=("conv", "block", "conv"),
+        heads=(1, 2, 4),
+    )
+    config = replace(config, attention_levels=(1, 2))
     assert [level.heads for level in config.levels] == [1, 2, 4]
     net = filled(config)
     assert len(net.encoder) == 1 + (1 + 2 + 1) + 2
@@ -235,18 +243,24 @@ def test_per_level_settings() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention": (2,)}, r"attention=\(2,\) names level 2, but multipliers=\(1, 2\) make levels 0 to 1"),
-        ({"checkpoint": (-1,)}, r"checkpoint=\(-1,\) names level -1"),
+        (
+            {"attention_levels": (2,)},
+            r"attention_levels=\(2,\) names level 2, but channel_multipliers=\(1, 2\) make levels 0 to 1",
+        ),
+        ({"recompute_levels": (-1,)}, r"recompute_levels=\(-1,\) names level -1"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
-        ({"channels": 0}, "channels=0 must be at least 1"),
-        ({"channels": 15}, "channels=15 must be even and at least 4"),
+        ({"base_channels": 0}, "base_channels=0 must be at least 1"),
+        ({"base_channels": 15}, "base_channels=15 must be even and at least 4"),
         ({"in_channels": 0}, "in_channels=0 must be at least 1"),
         ({"classes": 0}, "classes=0 must be at least 1, or left out"),
-        ({"multipliers": ()}, r"multipliers=\(\) describes no level"),
-        ({"multipliers": (1, 0.3)}, r"0.3 x 16 channels is not a whole width"),
-        ({"blocks": 0}, "blocks=0 must be at least 1 per level"),
-        ({"blocks": (1, 100_000)}, r"blocks=\(1, 100000\) must be at least 1 per level, and at most 1000"),
-        ({"blocks": (1, 2, 3)}, r"blocks=\(1, 2, 3\) has 3 entries for 2 levels; give one or 2"),
+        ({"channel_multipliers": ()}, r"channel_multipliers=\(\) describes no level"),
+        ({"channel_multipliers": (1, 0.3)}, r"0.3 x 16 channels is not a whole width"),
+        ({"blocks_per_level": 0}, "blocks_per_level=0 must be at least 1 per level"),
+        (
+            {"blocks_per_level": (1, 100_000)},
+            r"blocks_per_level=\(1, 100000\) must be at least 1 per level, and at most 1000",
+        ),
+        ({"blocks_per_level": (1, 2, 3)}, r"blocks_per_level=\(1, 2, 3\) has 3 entries for 2 levels; give one or 2"),
         ({"eps": 0.0}, "eps=0.0 must be positive and finite"),
         ({"eps": float("nan")}, "eps=nan must be positive and finite"),
         ({"residual_scale": float("inf")}, "residual_scale=inf must be positive and finite"),
@@ -308,7 +322,7 @@ def test_exports_with_any_batch_from_1_to_256(config: UNetConfig) -> None:
 
 
 def test_a_saved_network_is_the_same_network(tmp_path) -> None:
-    config = replace(TINY, classes=5, multipliers=(1, 1.5), heads=(1, 2))
+    config = replace(TINY, classes=5, channel_multipliers=(1, 1.5), heads=(1, 2))
     net = filled(config)
     net.save_pretrained(tmp_path)
     again = UNet.from_pretrained(tmp_path)

@@ -100,9 +100,9 @@ def test_a_network_larger_than_the_bound_is_refused_before_work(
     with pytest.raises(
         ValueError, match=r"weights would take [\d,]+\.\d GiB, more than max_bytes=1,099,511,627,776: .*channels"
     ):
-        unet.build(make(channels=channels, size=(8, 8)))
+        unet.build(make(base_channels=channels, size=(8, 8)))
 
 
 def test_no_bound_applies_on_the_meta_device() -> None:
     with torch.device("meta"):
-        assert parameters(unet.build(EDM2Config(channels=2**14))) > 1e12
+        assert parameters(unet.build(EDM2Config(base_channels=2**14))) > 1e12

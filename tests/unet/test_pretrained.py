@@ -28,9 +28,15 @@ ARGUMENTS: dict[str, Any] = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
 }
-TINY = UNetConfig(size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), blocks=1)
+TINY = UNetConfig(size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1)
 TINY_EDM2 = EDM2Config(
-    size=(8, 8), channels=16, multipliers=(1, 2), attention=(1,), blocks=1, head_channels=16, logvar_channels=8
+    size=(8, 8),
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    attention_levels=(1,),
+    blocks_per_level=1,
+    head_channels=16,
+    logvar_channels=8,
 )
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -247,7 +253,7 @@ def test_what_is_not_expressed_is_refused_by_name(name: str, folder: Path) -> No
             "cannot express groups=24: its GroupNorm of 32 channels has 24 groups",
         ),
         ({"sample_size": 9}, "9x9 px cannot be halved 1 times"),
-        ({"layers_per_block": 0}, "blocks=0 must be at least 1"),
+        ({"layers_per_block": 0}, "blocks_per_level=0 must be at least 1"),
     ],
 )
 def test_wrong_arguments_are_one_clear_line(change: dict[str, Any], message: str, folder: Path) -> None:

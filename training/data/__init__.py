@@ -1,9 +1,7 @@
-"""Data: images from a source, cached or streamed, read by position, augmented on the device."""
+"""Data: images from a source, cached or streamed, read by position."""
 
-from training.data.augment import augment
 from training.data.config import DataConfig
 from training.data.images import Images
-from training.data.nonleaky import non_leaky
 from training.data.open import open_images, open_validation
 from training.data.order import image_index
 from training.data.pixel_format import PixelFormat
@@ -19,9 +17,7 @@ __all__ = [
     "PixelFormat",
     "Preprocessing",
     "StreamedImages",
-    "augment",
     "image_index",
-    "non_leaky",
     "open_images",
     "open_validation",
 ]

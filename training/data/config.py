@@ -51,11 +51,6 @@ class DataConfig:
     """labels for a folder: lines such as {"file_name": "a/b.png", "label": "cat"}, names relative to data.source"""
     labels: bool | None = None
     """true requires labels, false ignores them, null uses them if there are any"""
-    flip: bool = False
-    """mirror each image left to right half of the time, in training"""
-    non_leaky: float = 0.0
-    """probability of each of EDM's changes (mirror, scale, turn, stretch, move), in training; the network is told which
-    were made, so that samples do not show them (Karras et al. 2022: 0.12 for CIFAR-10, 0.15 for faces). 0: none"""
     cache: Path | None = None
     """folder for the decoded images; null is ~/.cache/residual-diffusion"""
     stream: bool = False
@@ -90,12 +85,6 @@ class DataConfig:
             )
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(f"data.validation {self.validation} must be a share between 0 and 1, or name a split")
-        if not 0 <= self.non_leaky <= 1:
-            raise ValueError(f"data.non_leaky {self.non_leaky} must be a probability, 0 to 1")
-        if self.non_leaky > 0 and self.flip:
-            raise ValueError(
-                f"data.flip is true, but data.non_leaky {self.non_leaky} mirrors images, too; drop one of them"
-            )
         for name, value in (("label_column", self.label_column), ("label_file", self.label_file)):
             if value is not None and self.labels is False:
                 raise ValueError(f"data.{name} is {str(value)!r} but data.labels is false; drop one of them")

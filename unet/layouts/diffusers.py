@@ -144,10 +144,12 @@ def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
         size=(size, size) if isinstance(size, int) else (size[0], size[1]),
         classes=given["num_class_embeds"],
         null_label=False,
-        channels=widths[0],
-        multipliers=tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
-        blocks=given["layers_per_block"],
-        attention=attention,
+        base_channels=widths[0],
+        channel_multipliers=tuple(
+            width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths
+        ),
+        blocks_per_level=given["layers_per_block"],
+        attention_levels=attention,
         heads=1 if head_channels is None else None,
         head_channels=head_channels,
         conditioning="add" if given["resnet_time_scale_shift"] == "default" else "scale_shift",

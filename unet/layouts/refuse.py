@@ -17,7 +17,9 @@ def require(network: str, config: UNetConfig, fixed: Mapping[str, tuple[Any, ...
 def require_same_blocks(network: str, config: UNetConfig) -> None:
     """Raises ValueError unless all levels have the same number of blocks."""
     if len({level.blocks for level in config.levels}) > 1:
-        raise inexpressible(network, f"blocks={config.blocks}", "it has one number of blocks for all levels")
+        raise inexpressible(
+            network, f"blocks_per_level={config.blocks_per_level}", "it has one number of blocks for all levels"
+        )
 
 
 def resampling(network: str, config: UNetConfig, allowed: tuple[str, ...]) -> str:
@@ -31,9 +33,9 @@ def resampling(network: str, config: UNetConfig, allowed: tuple[str, ...]) -> st
 
 def require_first_width(network: str, config: UNetConfig) -> None:
     """Raises ValueError unless the first convolution is as wide as the first level."""
-    if config.levels[0].channels != config.channels:
+    if config.levels[0].channels != config.base_channels:
         reason = "its first convolution is as wide as its first level: start with 1"
-        raise inexpressible(network, f"multipliers={config.multipliers}", reason)
+        raise inexpressible(network, f"channel_multipliers={config.channel_multipliers}", reason)
 
 
 def require_groups(network: str, config: UNetConfig) -> None:

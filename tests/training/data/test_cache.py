@@ -100,7 +100,7 @@ def test_other_labels_have_another_cache(pets: Path, config, built) -> None:
 
 
 def test_settings_without_effect_on_the_cache_share_it(pets: Path, config, built) -> None:
-    for fields in ({}, {"flip": True}, {"max_bad": 0}):
+    for fields in ({}, {"max_bad": 0}):
         open_images(config(source=pets, **fields))
     assert len(built) == 1
 

@@ -74,10 +74,3 @@ def test_few_functions_take_the_whole_config() -> None:
 def test_the_cache_is_in_the_home_folder_by_default(tmp_path: Path) -> None:
     assert DataConfig().cache_folder == Path.home() / ".cache" / "residual-diffusion"
     assert DataConfig(cache=tmp_path).cache_folder == tmp_path
-
-
-def test_non_leaky_is_a_probability_and_excludes_flip() -> None:
-    with pytest.raises(ValueError, match=r"data\.non_leaky 1\.5"):
-        DataConfig(non_leaky=1.5)
-    with pytest.raises(ValueError, match=r"data\.flip is true.*data\.non_leaky 0\.12"):
-        DataConfig(non_leaky=0.12, flip=True)

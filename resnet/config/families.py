@@ -1,11 +1,14 @@
-"""From a depth to the config of a network: the few formulas behind the names."""
+"""Builds configs from depths, per family."""
 
 from typing import Any
 
-from resnet.config import BlockKind, ResNetConfig
-from resnet.densenet import DenseNetConfig
+from resnet.config.densenet import DenseNetConfig
+from resnet.config.resnet import BLOCK_TRAITS, BlockKind, ResNetConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
+"""of CIFAR-10, as fb.resnet.torch and what follows it have them"""
+_PREACT: dict[BlockKind, BlockKind] = {"basic": "preact_basic", "bottleneck": "preact_bottleneck"}
 _IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
     26: ("bottleneck", (2, 2, 2, 2)),
@@ -25,20 +28,20 @@ _RESNEST_BLOCKS = {
 
 
 def imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
-    """A ResNet for images of 224 px (He et al. 2015, table 1). Raises ValueError for a depth that there is not."""
+    """A ResNet for images of 224 px (He et al. 2015, table 1). Raises ValueError for an unknown depth."""
     block, blocks = _at(depth, _IMAGENET_BLOCKS)
     return ResNetConfig(**{"block": block, "blocks": blocks, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | fields)
 
 
 def preact_imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
-    """A ResNet with pre-activation for images of 224 px, as timm has it. Raises ValueError as `imagenet_resnet`."""
+    """A ResNet with pre-activation for images of 224 px, as in timm. Raises ValueError for an unknown depth."""
     block, _ = _at(depth, _IMAGENET_BLOCKS)
     half = (0.5, 0.5, 0.5)
-    return imagenet_resnet(depth, **{"block": f"preact_{block}", "mean": half, "std": half} | fields)
+    return imagenet_resnet(depth, **{"block": _PREACT[block], "mean": half, "std": half} | fields)
 
 
 def resnest(depth: int, stem_channels: int = 64) -> ResNetConfig:
-    """A ResNeSt (Zhang et al. 2020). Raises ValueError for a depth that there is not."""
+    """A ResNeSt (Zhang et al. 2020). Raises ValueError for an unknown depth."""
     return ResNetConfig(
         block="split_attention",
         blocks=_at(depth, _RESNEST_BLOCKS),
@@ -51,11 +54,13 @@ def resnest(depth: int, stem_channels: int = 64) -> ResNetConfig:
 
 
 def cifar_resnet(depth: int, block: BlockKind = "basic", **fields: Any) -> ResNetConfig:
-    """A ResNet of three stages for images of 32 px (He et al. 2015, section 4.2), of any depth that its blocks allow.
+    """A ResNet of three stages for images of 32 px (He et al. 2015, section 4.2).
 
-    That is 6n + 2 with basic blocks, 9n + 2 with bottlenecks. Raises ValueError, with the nearest, for another.
+    Its depth is 6n + 2 with basic blocks and 9n + 2 with bottlenecks. Raises ValueError for another depth, with the
+    nearest ones.
     """
-    blocks = _depth_to_blocks(depth, 2 if block.endswith("basic") else 3, 2)
+    convolutions = BLOCK_TRAITS[ResNetConfig(block=block).block].convolutions
+    blocks = _depth_to_blocks(depth, convolutions, 2)
     shape: dict[str, Any] = {"widths": (16, 32, 64), "stem": "conv3", "stem_channels": 16}
     return ResNetConfig(num_classes=10, block=block, blocks=blocks, **shape | fields)
 
@@ -63,7 +68,7 @@ def cifar_resnet(depth: int, block: BlockKind = "basic", **fields: Any) -> ResNe
 def wide_resnet(depth: int, factor: int, **fields: Any) -> ResNetConfig:
     """A wide ResNet for images of 32 px (Zagoruyko and Komodakis 2016): `factor` times as wide, of depth 6n + 4.
 
-    Raises ValueError, with the nearest, for another depth.
+    Raises ValueError for another depth, with the nearest ones.
     """
     widths = tuple(factor * width for width in (16, 32, 64))
     _depth_to_blocks(depth, 2, 4)
@@ -71,11 +76,12 @@ def wide_resnet(depth: int, factor: int, **fields: Any) -> ResNetConfig:
 
 
 def cifar_densenet(depth: int, growth: int, compressed: bool) -> DenseNetConfig:
-    """A DenseNet of three equal stages for images of 32 px (Huang et al. 2017): plain, of depth 3n + 4, or DenseNet-BC.
+    """A DenseNet of three equal stages for images of 32 px (Huang et al. 2017).
 
-    That is `compressed`, with bottlenecks, and of depth 6n + 4. Raises ValueError, with the nearest, for another depth.
+    Plain of depth 3n + 4, or `compressed` with bottlenecks (DenseNet-BC) of depth 6n + 4. Mean and deviation are those
+    of CIFAR-10. Raises ValueError for another depth, with the nearest ones.
     """
-    shape: dict[str, Any] = {"num_classes": 10, "growth": growth, "stem": "conv3"}
+    shape: dict[str, Any] = {"num_classes": 10, "growth": growth, "stem": "conv3", "mean": CIFAR_MEAN, "std": CIFAR_STD}
     if compressed:
         return DenseNetConfig(blocks=_depth_to_blocks(depth, 2, 4), stem_channels=2 * growth, **shape)
     blocks = _depth_to_blocks(depth, 1, 4)
@@ -84,16 +90,16 @@ def cifar_densenet(depth: int, growth: int, compressed: bool) -> DenseNetConfig:
 
 def _at(depth: int, known: dict[int, Any]) -> Any:
     if depth not in known:
-        raise ValueError(f"there is no such network of depth {depth}; the depths are {', '.join(map(str, known))}")
+        raise ValueError(f"depth={depth} is not one of {', '.join(map(str, known))}")
     return known[depth]
 
 
 def _depth_to_blocks(depth: int, convolutions: int, others: int) -> tuple[int, int, int]:
-    """Blocks per stage, for blocks of so many convolutions and so many layers outside of blocks."""
+    """Blocks per stage, given the convolutions per block and the number of layers outside of blocks."""
     step = 3 * convolutions
     number, rest = divmod(depth - others, step)
     if rest or number < 1:
         below = max(1, number) * step + others
         near = f"{below} or {below + step}" if number >= 1 else f"{below}"
-        raise ValueError(f"depth={depth} is not {step}n + {others} with n of at least 1; the nearest is {near}")
+        raise ValueError(f"depth={depth} is not {step}n + {others} with n >= 1; the nearest is {near}")
     return number, number, number

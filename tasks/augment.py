@@ -1,7 +1,7 @@
-"""Changes of whole batches on the device, from which classifiers learn what does not matter.
+"""Random changes of batches of images on the device: flips, padded crops, Cutout, Mixup, CutMix.
 
-Images are normalised: zero is the mean colour. Every number that decides is drawn for its image from `GlobalRandom`, so
-no change depends on processes or micro-batches.
+All random numbers are drawn per image from `GlobalRandom`, so the result does not depend on processes or micro-batches.
+Crops and Cutout fill with zero: normalise the images before, so that zero is the mean colour.
 """
 
 import torch
@@ -13,6 +13,11 @@ from training.random import GlobalRandom
 
 Images = Float[Tensor, "b c h w"]
 PADDING = {"zeros": "constant", "reflect": "reflect"}
+
+
+def random_flip(image: Images, random: GlobalRandom) -> Images:
+    """Each image mirrored left to right with probability 1/2."""
+    return torch.where((random.uniform() < 0.5)[:, None, None, None], image.flip(-1), image)
 
 
 def padded_crop(image: Images, random: GlobalRandom, pad_px: int, padding: str = "zeros") -> Images:

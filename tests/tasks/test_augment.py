@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from tasks.batch_augment import cutout, mixed, padded_crop
+from tasks.augment import cutout, mixed, padded_crop, random_flip
 from training.random import GlobalRandom
 
 COUNT = 64
@@ -22,6 +22,19 @@ def pictures(count: int = COUNT, height: int = 6, width: int = 9) -> torch.Tenso
 
 
 LABEL = torch.arange(COUNT)
+
+
+def test_a_flip_mirrors_left_to_right() -> None:
+    image, mirrored = pictures(), random().uniform() < 0.5
+    assert 10 < mirrored.sum() < 54
+    expected = torch.where(mirrored[:, None, None, None], image.flip(3), image)
+    assert_close(random_flip(image, random()), expected, rtol=0, atol=0)
+
+
+def test_parts_of_a_batch_are_flipped_as_the_whole() -> None:
+    image, parts = pictures(), [slice(0, 24), slice(24, COUNT)]
+    pieces = [random_flip(image[part], random(part=part)) for part in parts]
+    assert_close(torch.cat(pieces), random_flip(image, random()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("zeros", "constant"), ("reflect", "reflect")])

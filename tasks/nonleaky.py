@@ -1,7 +1,7 @@
-"""Augmentation that the network is told about, so that what it draws need not look augmented.
+"""Non-leaky augmentation: how each image was changed is an input of the network, so samples do not look augmented.
 
-Karras et al. 2022, appendix F.2: each image is flipped, scaled, turned, stretched and moved at random, and nine numbers
-that say how are an input of the network, all zero for an image as it is. Samples are drawn with zeros.
+Karras et al. 2022, appendix F.2: each image is flipped, scaled, rotated, stretched and shifted at random. Nine numbers
+per image describe this, all zero for an unchanged image. Samples are drawn with zeros.
 """
 
 import math
@@ -59,7 +59,7 @@ class Change:
     """moved down by `SHIFT` times this, in heights of the image"""
 
     def label(self) -> Float[Tensor, "b 9"]:
-        """What the network is told (table 6): x flip, y flip, scale, cos(angle) - 1, sin(angle), stretch cos(axis),
+        """The augmentation label (table 6): x flip, y flip, scale, cos(angle) - 1, sin(angle), stretch cos(axis),
         stretch sin(axis), right, down."""
         turned = (self.angle.cos() - 1, self.angle.sin())
         stretched = (self.stretch * self.axis.cos(), self.stretch * self.axis.sin())
@@ -99,7 +99,7 @@ def draw_change(random: GlobalRandom, probability: float, x_flip_probability: fl
 def non_leaky(
     image: Float[Tensor, "b c h w"], random: GlobalRandom, probability: float = 0.12, x_flip_probability: float = 1.0
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 9"]]:
-    """Float32 images changed at random on their device, and the nine numbers of each that the network is told.
+    """Float32 images changed at random on their device, and their augmentation labels.
 
     `probability` is that of each change: 0.12 was published for CIFAR-10, 0.15 for FFHQ and AFHQv2 at 64×64. Mirroring
     left to right has its own, 1 as published: half of all images are mirrored, and labelled so.

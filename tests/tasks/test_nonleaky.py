@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from training.data import non_leaky
-from training.data.nonleaky import SYM6, Change, _doubled, _halved
+from tasks.nonleaky import SYM6, Change, _doubled, _halved, non_leaky
 from training.random import GlobalRandom
 
 

@@ -1,0 +1,85 @@
+"""Evaluation that draws a grid of samples, always from the same noise."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from accelerate.utils import gather_object
+from torch import nn
+
+from pipelines.diffusion import DiffusionModel
+from pipelines.grid import draw_grid
+from pipelines.pictures import to_uint8
+from training.task import EvaluationContext
+from unet import UNet
+
+MAX_IN_GRID = 10_000
+"""of the small images of a grid: nearly 7,000 px each way"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """The grid of images that is drawn by the averaged model at every evaluation, always from the same noise."""
+
+    num: int = 64
+    """images in the grid; their labels go through the classes in turn. 0: no grid"""
+    steps: int = 50
+    """steps of the sampler"""
+    sampler: str = "ddim"
+    """ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler, heun (calls the network twice per step) or euler_ancestral"""
+    guidance: float = 1.0
+    """strength of the labels: 0 none, 1 as learned, more exaggerates them (and takes twice the time)"""
+    batch: int = 64
+    """images per forward pass on each process"""
+
+    def __post_init__(self) -> None:
+        if self.num < 0 or self.batch < 1:
+            raise ValueError(f"num={self.num}, batch={self.batch}: give num 0 or more, batch 1 or more")
+        if self.num > MAX_IN_GRID:
+            raise ValueError(f"num={self.num} is more than a grid can show; give at most {MAX_IN_GRID}")
+
+
+@dataclass(frozen=True)
+class GridEvaluation:
+    """A grid of samples as an image file, and the mean and standard deviation of its pixels."""
+
+    model: DiffusionModel
+    """everything but the weights"""
+    config: SampleConfig
+    every_images: int
+    name: ClassVar[str] = "grid"
+
+    def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
+        """Draws the grid `context.folder`/<images seen>.png with the weights of `model`, on all processes together.
+
+        Every process draws equally many images, surplus ones included, so that all can stop at the same step.
+        """
+        assert isinstance(model, UNet), "the averaged model is a copy of the trained one"
+        trained, config, accelerator = replace(self.model, net=model), self.config, context.accelerator
+        processes = accelerator.num_processes
+        my_images = range(accelerator.process_index, -(-config.num // processes) * processes, processes)
+        drawn = []
+        for start in range(0, len(my_images), config.batch):
+            images = my_images[start : start + config.batch]
+            for x in trained.denoising(
+                images,
+                trained.cycle(images),
+                guidance=config.guidance,
+                sampler=config.sampler,
+                steps=config.steps,
+                device=accelerator.device,
+            ):
+                if context.interrupted():
+                    return None
+                last = x
+            drawn += list(zip(images, to_uint8(last), strict=True))
+        ordered = sorted(gather_object(drawn), key=lambda pair: pair[0])[: config.num]
+        if not ordered:
+            return {}
+        pixels = np.stack([pixels for _, pixels in ordered])
+        if accelerator.is_main_process:
+            context.folder.mkdir(parents=True, exist_ok=True)
+            names = trained.names(trained.cycle(range(config.num)))
+            draw_grid(pixels, names).save(context.folder / f"{context.images_seen:09d}.png")
+        values = pixels / 127.5 - 1
+        return {"sample_mean": float(values.mean()), "sample_std": float(values.std())}
