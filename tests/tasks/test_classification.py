@@ -336,7 +336,7 @@ def test_a_model_folder_that_is_not_whole(saved, tmp_path: Path) -> None:
         ({"format_version": 9}, "format_version 9 "),
         ({"classes": ["a", "b"]}, "classification.json names 2 classes, config.json has 10"),
         ({"preprocessing": {}}, "cannot be used: missing field 'size'"),
-        ({"preprocessing": document["preprocessing"] | {"size": None}}, "preprocessing has no size"),
+        ({"preprocessing": document["preprocessing"] | {"channels": None}}, "preprocessing has no size or channels"),
     ):
         file.write_text(json.dumps(document | change))
         with pytest.raises(ValueError, match=re.escape(message)):
