@@ -36,7 +36,7 @@ from training.random import GlobalRandom
 from training.run_folder import RunFolder
 from training.task import Batch, EvaluationContext
 
-SMALL = ResNetConfig(blocks=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
+SMALL = ResNetConfig(blocks_per_stage=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
 BATCH = 16
 
 
@@ -192,7 +192,7 @@ def test_settings_out_of_range_are_named(config: type, fields: dict, named: str)
 def test_images_that_cannot_be_classified() -> None:
     with pytest.raises(ValueError, match=re.escape("images of digits have no labels, without which there is nothing")):
         small_run().build(digits(labels=False))
-    deep = replace(SMALL, blocks=(1,) * 5, widths=(8,) * 5)
+    deep = replace(SMALL, blocks_per_stage=(1,) * 5, widths=(8,) * 5)
     with pytest.raises(
         ValueError, match="images of 8 x 8 px are smaller than the network's total stride of 16 px; enla"
     ):
