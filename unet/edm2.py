@@ -101,7 +101,7 @@ class EDM2Config:
 
 
 class Embedding(nn.Module):
-    """`mp_silu(mp_sum(P(features of t), Q(label)) + emb)`: what every block is conditioned on."""
+    """`silu(sum(P(features of t), Q(label)) + emb)`, magnitude-preserving: what every block is conditioned on."""
 
     def __init__(self, config: EDM2Config) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ from residual import (
 )
 from residual.recompute import Recomputed
 from residual.weights.config import read_json
-from residual.weights.pretrained import Pretrained, laid_out, local_folder, read_weights
+from residual.weights.pretrained import Pretrained, build_on_meta, local_folder, read_weights
 from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
 from unet.embedding import DivideByTime, Embedding
 from unet.layouts import export_weights, import_weights
@@ -122,7 +122,7 @@ class UNet(Pretrained):
         if (place := _diffusers_folder(folder)) is None:
             return super().from_pretrained(folder)
         config, path = cls.read_config(folder), place / "diffusion_pytorch_model.safetensors"
-        net = laid_out(cls, config, place / "config.json")
+        net = build_on_meta(cls, config, place / "config.json")
         _check_weights(path)
         theirs = read_weights(path)
         try:

@@ -16,7 +16,7 @@ class DenseNetConfig(ClassifierConfig):
     Raises ValueError with the field, its value and the rule.
     """
 
-    blocks: tuple[int, ...] = (6, 12, 24, 16)
+    blocks_per_stage: tuple[int, ...] = (6, 12, 24, 16)
     """layers per stage (the paper's dense block); one stage per entry"""
     growth: int = 32
     """channels that each layer adds"""
@@ -33,7 +33,7 @@ class DenseNetConfig(ClassifierConfig):
         super().__post_init__()
         check_choices(self, {"stem": Stem})
         check_positive(self, ("growth", "bottleneck", "stem_channels"))
-        check_stages(self, "blocks")
+        check_stages(self, "blocks_per_stage")
         if not 0 < self.compression <= 1:
             raise ValueError(f"compression={self.compression} must be above 0 and at most 1, which keeps all channels")
 
@@ -41,13 +41,12 @@ class DenseNetConfig(ClassifierConfig):
     def widths(self) -> list[int]:
         """Output channels of each stage."""
         widths: list[int] = []
-        for count in self.blocks:
+        for count in self.blocks_per_stage:
             c_in = int(widths[-1] * self.compression) if widths else self.stem_channels
             widths.append(c_in + count * self.growth)
         return widths
 
     @property
     def feature_info(self) -> list[tuple[int, int]]:
-        """Channels and total stride of the output of each level: the stem (level 0), then the stages."""
         stem, first = (2, 4) if self.stem == "conv7" else (1, 1)
         return [(self.stem_channels, stem), *((width, first << i) for i, width in enumerate(self.widths))]

@@ -15,7 +15,7 @@ class HighwayConfig(ClassifierConfig):
 
     num_classes: int = 10
     """number of classes"""
-    blocks: tuple[int, ...] = (4, 5, 5)
+    blocks_per_stage: tuple[int, ...] = (4, 5, 5)
     """highway layers per stage, after the convolution that sets its width; one stage per entry"""
     widths: tuple[int, ...] = (32, 80, 128)
     """channels of each stage; the size is halved between stages"""
@@ -29,11 +29,10 @@ class HighwayConfig(ClassifierConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, ("head_channels",))
-        check_stages(self, "blocks", "widths")
+        check_stages(self, "blocks_per_stage", "widths")
         check_probabilities(self, ("dropout",))
 
     @property
     def feature_info(self) -> list[tuple[int, int]]:
-        """Channels and total stride of the output of each level: the first convolution (level 0), then the stages."""
         channels = (self.widths[0], *self.widths[:-1], self.head_channels)
         return [(width, 1 << max(0, i - 1)) for i, width in enumerate(channels)]

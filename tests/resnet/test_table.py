@@ -69,7 +69,7 @@ PUBLISHED = {
     "resnext29_8x64d": 34_426_698,
     "resnext29_16x64d": 68_155_210,
 }
-BLOCKS = {name: resnet.model_config(name).blocks for name in PUBLISHED}
+BLOCKS = {name: resnet.model_config(name).blocks_per_stage for name in PUBLISHED}
 # Parameters of published variants of a config.
 VARIANTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet18", {"num_classes": 10}, 11_181_642),
@@ -132,14 +132,17 @@ def test_multiply_adds_depend_on_the_stride_of_bottlenecks() -> None:
 
 
 def test_mean_and_deviation_are_published_or_none() -> None:
-    assert on_meta("resnet50").mean == (0.485, 0.456, 0.406)
-    assert on_meta("resnet50").std == (0.229, 0.224, 0.225)
-    assert on_meta("resnetv2_50").mean == on_meta("resnetv2_50").std == (0.5, 0.5, 0.5)
-    assert on_meta("resnet20").mean is None
-    assert on_meta("densenet_bc_100_12").mean == (0.4914, 0.4824, 0.4467)
-    assert on_meta("resnet50", in_channels=1).mean is on_meta("resnet50", in_channels=1).std is None
-    assert on_meta("resnet50", in_channels=1, mean=(0.5,)).mean == (0.5,)
-    assert on_meta("resnet50", in_channels=3).mean is not None
+    def statistics(name: str, **changes: Any) -> tuple[Any, Any]:
+        config = on_meta(name, **changes).config
+        return config.mean, config.std
+
+    assert statistics("resnet50") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert statistics("resnet50", in_channels=3) == statistics("resnet50")
+    assert statistics("resnetv2_50") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert statistics("resnet20") == (None, None)
+    assert statistics("densenet_bc_100_12") == ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
+    assert statistics("resnet50", in_channels=1) == (None, None)
+    assert statistics("resnet50", in_channels=1, mean=(0.5,)) == ((0.5,), None)
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "gn" in name or name.endswith(("d", "e"))])
@@ -166,7 +169,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("names")
 def test_a_config_can_be_registered() -> None:
-    config = replace(resnet.model_config("resnet20"), blocks=(1, 1, 1))
+    config = replace(resnet.model_config("resnet20"), blocks_per_stage=(1, 1, 1))
     resnet.register_model("resnet8", config)
     resnet.register_model("resnet8_se", replace(config, se_reduction=4))
     assert resnet.list_models("resnet8*") == ["resnet8", "resnet8_se"]
@@ -195,10 +198,11 @@ class Stripes(resnet.Classifier):
 
 @pytest.mark.usefixtures("names")
 def test_a_custom_network_can_be_registered(tmp_path: Path) -> None:
-    resnet.register_model("stripes", StripesConfig())
-    with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
-        resnet.create_model("stripes")
+    for call in (lambda: resnet.register_model("stripes", StripesConfig()), lambda: resnet.build(StripesConfig())):
+        with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
+            call()
     resnet.NETWORKS["stripes"] = StripesConfig, Stripes
+    resnet.register_model("stripes", StripesConfig())
     net = resnet.create_model("stripes", num_classes=3, in_channels=1)
     net.save_pretrained(tmp_path)
     assert type(resnet.from_pretrained(tmp_path)) is Stripes
@@ -214,7 +218,7 @@ def test_a_custom_network_can_be_registered(tmp_path: Path) -> None:
     [
         (lambda: resnet.create_model("resnet5O"), "model 'resnet5O'.*resnet56 or resnet50"),
         (lambda: resnet.create_model("transformer"), "model 'transformer'"),
-        (lambda: resnet.create_model("resnet50", blcks=(1,)), "resnet50 'blcks'.*blocks"),
+        (lambda: resnet.create_model("resnet50", blocks_per_stge=(1,)), "resnet50 'blocks_per_stge'.*blocks_per_stage"),
         (lambda: resnet.create_model("resnet50", num_classes=0), "num_classes=0"),
         (lambda: resnet.create_model("resnet50", in_channels=0), "in_channels=0"),
         (lambda: resnet.cifar_resnet(57), r"depth=57 .*6n \+ 2 .*56 or 62"),
@@ -232,8 +236,8 @@ def test_unknown_names_and_depths_are_refused(call: Any, message: str) -> None:
 
 
 def test_other_depths_that_the_formulas_allow() -> None:
-    assert resnet.cifar_resnet(8).blocks == (1, 1, 1)
-    assert resnet.cifar_resnet(29, "bottleneck").blocks == (3, 3, 3)
+    assert resnet.cifar_resnet(8).blocks_per_stage == (1, 1, 1)
+    assert resnet.cifar_resnet(29, "bottleneck").blocks_per_stage == (3, 3, 3)
     assert resnet.wide_resnet(10, 2).widths == (32, 64, 128)
 
 

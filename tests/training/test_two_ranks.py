@@ -68,7 +68,7 @@ def test_two_ranks_go_on_where_one_stopped(one, two):
     assert losses(two / "elastic") == pytest.approx(losses(one / "plain"), abs=1e-5)
     same_weights(one / "plain", two / "elastic", 1e-5)
     assert (
-        "processes: 1 when it was saved, 2 now; same images and noise, other dropout, batch norms and rounding"
+        "processes: 1 when saved, 2 now; same images and noise, other dropout, batch norms and rounding"
         in (two / "stdout").read_text()
     )
 
