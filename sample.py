@@ -20,7 +20,7 @@ from diffusion.guidance import ALL_LEVELS
 from pipelines.diffusion import DiffusionModel, gather_drawn, load_model
 from pipelines.grid import draw_grid, save_animation
 from pipelines.pictures import check_savable, hidden_note, save_image, to_uint8
-from training.accelerator import leave_processes, process_state
+from training.processes import leave_processes, process_state
 from training.script import ScriptParser, command
 
 MAX_IN_GRID = 256
