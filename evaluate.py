@@ -14,9 +14,9 @@ from pipelines.classification import load_classifier
 from tasks import RUNS
 from tasks.accuracy import accuracy
 from tasks.classification import ClassificationRun, as_trained
-from training.accelerator import leave_processes, on_main, process_state
 from training.cli import parse, read_flags
 from training.data import open_validation
+from training.processes import leave_processes, on_main, process_state
 from training.script import command
 
 USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"

@@ -14,18 +14,18 @@ from contextlib import closing
 from pathlib import Path
 
 from tasks import RUNS
-from training.accelerator import leave_processes, make_accelerator, on_main
+from training.accelerator import make_accelerator
 from training.cli import parse
 from training.data import open_images
 from training.data.validate import validate
 from training.freeze import freeze
 from training.loop import fit
 from training.memory import require_memory
+from training.processes import leave_processes, on_main
 from training.report import report
 from training.run import Run
 from training.run_folder import RunFolder
 from training.script import command
-from training.settings import changeable
 from training.stop import EXIT_CODE
 
 DEFAULT = Path(__file__).with_name("configs") / "digits.yaml"
@@ -59,7 +59,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
             print(report(parsed.resolved, task, run, len(images), accelerator.num_processes))
     else:
         with closing(folder):
-            folder.open(parsed.resolved, changeable(run), parsed.fresh)
+            folder.open(run, parsed.resolved, parsed.fresh)
             if not fit(task, images, run, folder, accelerator):
                 exit_code = EXIT_CODE
     leave_processes(accelerator, exit_code)

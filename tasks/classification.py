@@ -15,8 +15,8 @@ from pipelines.classification import ImageClassifier
 from resnet import ResNet, ResNetConfig, import_weights, list_models, model_config
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
-from training.accelerator import on_main, process_state
 from training.data import ImageSet, PixelFormat, open_validation
+from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
 from training.run import Run
 from training.settings import section

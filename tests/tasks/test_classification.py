@@ -359,7 +359,7 @@ def train(path: Path, run: ClassificationRun) -> None:
     """What train.py does."""
     engine, images, folder = toy.accelerator(run), open_images(run.data), RunFolder(path)
     with closing(folder):
-        folder.open({"task": "classification", "train": {"images": run.train.images, "micro_batch": None}})
+        folder.open(run, {})
         fit(run.build(images), images, run, folder, engine)
 
 

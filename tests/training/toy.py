@@ -27,7 +27,7 @@ from training.optimizer import OPTIMIZERS
 from training.random import GlobalRandom, seeded
 from training.run_folder import RunFolder
 from training.schedule import SCHEDULES
-from training.settings import changeable, plain
+from training.settings import plain
 from training.task import Batch, EvaluationContext, Task
 
 BATCH = 8
@@ -169,7 +169,7 @@ def train(path: Path, task: ToyTask | None = None, pictures: Images | None = Non
     engine = accelerator(settings)
     folder = RunFolder(path)
     with closing(folder):
-        folder.open(resolved(settings), changeable(settings))
+        folder.open(settings, resolved(settings))
         task.finished = fit(task, pictures or images(), settings, folder, engine)
     return task
 
@@ -178,7 +178,7 @@ def loop(path: Path, task: ToyTask, **changes: object) -> Loop:
     settings = config(**changes)
     engine = accelerator(settings)
     folder = RunFolder(path)
-    folder.open(resolved(settings), changeable(settings))
+    folder.open(settings, resolved(settings))
     return Loop(task, images(), settings, folder, engine)
 
 
