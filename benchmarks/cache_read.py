@@ -3,7 +3,7 @@
     python -m benchmarks.cache_read
 
 Random images are laid into a file, which is mapped and read once, so that it is in memory. Then shuffled batches are
-copied into one preallocated tensor, as the feed does, on one core. A whole epoch is measured, in passes; the best and
+copied into one preallocated tensor, as `BatchReader` does, on one core. A whole epoch is measured, in passes; the best and
 the median are printed.
 """
 
