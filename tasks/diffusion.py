@@ -158,7 +158,8 @@ class DiffusionRun:
         "data.validation": "only classifiers are evaluated on images",
     }
     presets = staticmethod(preset)
-    preset_names = staticmethod(lambda: list_presets(UNetConfig))  # EDM2's network needs its own preconditioning
+    # EDM2's network needs its own preconditioning.
+    preset_names = staticmethod(lambda: [name for name in list_presets() if isinstance(preset(name), UNetConfig)])
 
     start_config = staticmethod(start_config)
 
@@ -175,7 +176,7 @@ class DiffusionRun:
 
         Raises ValueError as `UNet` does.
         """
-        side = 2 ** (self.model.depth - 1)
+        side = 2 ** (self.model.skeleton.depth - 1)
         with torch.device("meta"):
             return UNet(replace(self.model, size=(side, side)))
 
@@ -202,7 +203,7 @@ class DiffusionRun:
         if self.model.time_embedding == "log_fourier":
             raise ValueError("model.time_embedding=log_fourier cannot be trained on timesteps, the first of which is 0")
         channels, height, width = images.shape
-        if reason := self.model.size_error(height, width):
+        if reason := self.model.skeleton.size_error(height, width):
             arrays = "arrays are read as (channels, height, width), and stay as they are"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")

@@ -26,7 +26,7 @@ from training.data.pixel_format import BYTES, PixelFormat
 from training.fields import field_texts
 from training.random import GlobalRandom
 from training.task import Batch, EvaluationContext
-from unet import UNet, UNetConfig, list_presets, preset
+from unet import UNet, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +109,7 @@ def test_bad_fields_are_named(make, message):
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun, "classification": ClassificationRun} == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
-    assert list(DiffusionRun.preset_names()) == list(list_presets(UNetConfig))
+    assert set(list_presets()) - set(DiffusionRun.preset_names()) == set(list_presets("edm2-*"))
     assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived if name != "data.validation"} == {"model"}
 
