@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     images = open_validation(run.data, on_main=on_main)
     if images is None:
         raise ValueError(f"nothing was held out of {folder}; give --data.validation, such as test or 0.2")
-    images = as_trained(classifier.view, classifier.pixels, classifier.classes, images)
+    images = as_trained(classifier.shape, classifier.pixels, classifier.classes, images)
     classifier.net.to(state.device)
     found = accuracy(classifier, images, run.classification.validation_batch)
     assert found is not None, "nobody interrupts"

@@ -74,7 +74,7 @@ class PlainResNet(nn.Module):
         self.relu = nn.ReLU(inplace)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         c_in = 64
-        for stage, (blocks, base) in enumerate(zip(config.blocks, config.widths, strict=True), start=1):
+        for stage, (blocks, base) in enumerate(zip(config.blocks_per_stage, config.widths, strict=True), start=1):
             layers = []
             for i in range(blocks):
                 width, c_out = base * config.group_width // 64 * config.groups, base * (4 if bottleneck else 1)

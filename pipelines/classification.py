@@ -17,40 +17,14 @@ from torch import Tensor
 from pipelines.folder import check_finite, find_model
 from residual.weights.config import read_config, read_json
 from resnet import ResNet
-from training.data import DataConfig, ImageSet
 from training.data.decode import decode
 from training.data.pixel_format import PixelFormat
+from training.data.preprocessing import Preprocessing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION_FILE = "classification.json"
 AT_A_TIME = 64
 """images of one forward pass of `predict`"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """How pictures are brought to the network: as those of its evaluations were. Fields as in `DataConfig`."""
-
-    size: tuple[int, int]
-    channels: int
-    bits: int
-    background: tuple[int, int, int]
-    crop: str
-    center_share: float
-
-    @classmethod
-    def of(cls, data: DataConfig, images: ImageSet) -> "View":
-        """How those of `images` that are held out come from their files."""
-        crop = "stretch" if data.crop == "stretch" else "center"
-        channels, height, width = images.shape
-        return cls(
-            size=(height, width),
-            channels=channels,
-            bits=data.bits,
-            background=data.background,
-            crop=crop,
-            center_share=data.center_share,
-        )
 
 
 @dataclass(frozen=True)
@@ -60,11 +34,20 @@ class ImageClassifier:
     net: ResNet
     classes: tuple[str, ...]
     """their names"""
-    view: View
+    preprocessing: Preprocessing
+    """of pictures in training, without random crops; its size and channels are set"""
     pixels: PixelFormat
     """what -1 and 1 stood for in the files of its training"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of its images."""
+        size, channels = self.preprocessing.size, self.preprocessing.channels
+        assert size is not None, "a trained classifier has a fixed size"
+        assert channels is not None, "and a fixed number of channels"
+        return (channels, *size)
 
     def normalise(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1] as the network takes them: less its mean, divided by its deviation, both of [0, 1]."""
@@ -98,7 +81,7 @@ class ImageClassifier:
 
     def _read(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         try:
-            return decode(Path(image) if isinstance(image, str) else image, DataConfig(**asdict(self.view)))
+            return decode(Path(image) if isinstance(image, str) else image, self.preprocessing)
         except (OSError, SyntaxError, TypeError, ValueError) as error:
             name = image if isinstance(image, str | Path) else type(image).__name__
             raise ValueError(
@@ -110,7 +93,7 @@ class ImageClassifier:
         document = {
             "format_version": FORMAT_VERSION,
             "classes": self.classes,
-            "view": asdict(self.view),
+            "preprocessing": asdict(self.preprocessing),
             "pixels": asdict(self.pixels),
         }
         self.net.save_pretrained(folder)
@@ -129,26 +112,28 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     Raises ValueError, with the reason, if there is none or it is not whole.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    classes, view, pixels = _read_description(folder / DESCRIPTION_FILE)
+    classes, preprocessing, pixels = _read_description(folder / DESCRIPTION_FILE)
     net = ResNet.from_pretrained(folder).float()
     check_finite(net, folder)
     if net.config.num_classes != len(classes):
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes)} classes, config.json has {net.config.num_classes}"
         )
-    return ImageClassifier(net, classes, view, pixels, images_seen)
+    return ImageClassifier(net, classes, preprocessing, pixels, images_seen)
 
 
-def _read_description(path: Path) -> tuple[tuple[str, ...], View, PixelFormat]:
+def _read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat]:
     document = read_json(path)
     try:
         if (version := document["format_version"]) != FORMAT_VERSION:
-            raise ValueError(f"format_version {version!r}, this version reads {FORMAT_VERSION}")
-        return (
-            tuple(document["classes"]),
-            read_config(View, document["view"]),
-            read_config(PixelFormat, document["pixels"]),
-        )
+            raise ValueError(
+                f"format_version {version!r} is of another version of this project, which reads {FORMAT_VERSION}; "
+                "save the model again with this version"
+            )
+        preprocessing = read_config(Preprocessing, document["preprocessing"])
+        if preprocessing.size is None or preprocessing.channels is None:
+            raise ValueError("preprocessing has no size or channels; save the model again")
+        return tuple(document["classes"]), preprocessing, read_config(PixelFormat, document["pixels"])
     except KeyError as error:
         raise ValueError(f"{path} does not say {error}; it is not whole") from None
     except (ValueError, TypeError, AttributeError) as error:

@@ -9,9 +9,9 @@ from residual.block import ZeroConv2d
 
 
 def head_count(channels: int, heads: int | None = None, head_channels: int | None = None) -> int:
-    """Number of attention heads, given either directly or by the channels of each; one head if neither is given.
+    """Number of attention heads, from `heads` or from the channels of each head. One head if neither is given.
 
-    Raises ValueError if both are given, or if what is given does not divide the channels.
+    Raises ValueError if both are given, or if the number given does not divide the channels.
     """
     if heads is not None and head_channels is not None:
         raise ValueError(f"give heads or head_channels, not both (heads={heads}, head_channels={head_channels})")
@@ -27,9 +27,9 @@ def head_count(channels: int, heads: int | None = None, head_channels: int | Non
 class SelfAttention(nn.Module):
     """Multi-head attention in which every pixel attends to all pixels (Vaswani et al. 2017, eq. 1).
 
-    Heads are given by count or by width, see `head_count`. The rows of `qkv` are ordered (q, k, v) × head × channel.
-    The output map starts at zero, so a fresh `Residual` around it is exactly its shortcut. It does not normalise:
-    put a `NormAct(channels, act=None)` before it.
+    For `heads` and `head_channels` see `head_count`. The rows of `qkv` are ordered (q, k, v) × head × channel.
+    The output map starts at zero, so a new `Residual` around it equals its shortcut. The input is not normalised:
+    place a `NormAct(channels, act=None)` before it.
     """
 
     def __init__(self, channels: int, heads: int | None = None, head_channels: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted rather than estimated."""
+"""Exact counts of parameters and multiply-adds."""
 
 import copy
 from collections.abc import Callable
@@ -10,27 +10,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters; buffers are not counted."""
+    """Number of parameters, trainable and frozen. Buffers are not counted."""
     return sum(p.numel() for p in model.parameters())
 
 
 def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-adds of one forward pass: convolutions, linear maps and attention, as published tables count.
+    """Multiply-adds of one forward pass in convolutions, linear maps and attention, as in published tables.
 
-    Counted on the meta device on a copy of the model, so it needs no memory for activations and leaves `model` alone.
-    Elementwise work (norms, activations, sums) is not counted.
+    A copy of the model runs on the meta device, which needs no memory for activations. Elementwise operations (norms,
+    activations, sums) are not counted.
     """
     return multiply_adds_of_parts(model, *inputs)[""]
 
 
 def multiply_adds_of_parts(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
-    """The multiply-adds of each submodule by its name, and under the empty name those of all; see `multiply_adds`.
+    """Multiply-adds per submodule name, and their total under the empty name; see `multiply_adds`.
 
-    Submodules without any are left out.
+    Submodules without multiply-adds are left out.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)
-    # The math backend decomposes attention into the two matrix products that the counter knows.
+    # The math backend decomposes attention into two matrix products, which the counter supports.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         shadow(*(x.to("meta") for x in inputs))
     counts = {name.partition(".")[2]: sum(by_kind.values()) // 2 for name, by_kind in counter.flop_counts.items()}

@@ -1,4 +1,4 @@
-"""From timesteps, labels and other conditions to the embedding `emb`, and the additive way into a branch."""
+"""Embeddings of timesteps and labels, and the node that adds an embedding to features."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class AddEmbedding(nn.Module):
-    """`x + P(emb)`, with P a linear map to one number per channel (Ho et al. 2020)."""
+    """`x + P(emb)`, where P is a linear map to one number per channel (Ho et al. 2020)."""
 
     def __init__(self, channels: int, emb_channels: int) -> None:
         super().__init__()
@@ -23,12 +23,12 @@ class AddEmbedding(nn.Module):
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of the timestep at `channels / 2` frequencies from 1 down to 1/10000, always in float32.
+    """Sines and cosines of the timestep at `channels / 2` frequencies from 1 to 1/10000, always in float32.
 
     Two conventions are in use, and weights trained under one are wrong under the other:
 
     - `"ddpm"` (Ho et al. 2020): sines first; the last frequency is exactly 1/10000.
-    - `"adm"` (Nichol and Dhariwal 2021): cosines first; 1/10000 would be the frequency after the last.
+    - `"adm"` (Nichol and Dhariwal 2021): cosines first; 1/10000 would follow the last frequency.
 
     Raises ValueError if `channels` is odd, or too small for the convention.
     """
@@ -43,8 +43,8 @@ class SinusoidalEmbedding(nn.Module):
         self.convention = convention
 
     def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b c"]:
-        # Formed in float32 at each call: a buffer would be cast with the network, and half a bit of a frequency is a
-        # visible phase at t = 999. The order of operations is that of the published code, to the last bit.
+        # Computed in float32 at each call: a buffer would be cast with the network, and a rounded frequency gives a
+        # visible phase error at t = 999. The order of operations equals that of the published code to the last bit.
         exponent = -math.log(10000) * torch.arange(self.frequencies, dtype=torch.float32, device=t.device)
         ddpm = self.convention == "ddpm"
         angles = t.float()[:, None] * torch.exp(exponent / (self.frequencies - 1 if ddpm else self.frequencies))
@@ -58,9 +58,9 @@ class SinusoidalEmbedding(nn.Module):
 class FourierEmbedding(nn.Module):
     """Sines, then cosines, of 2π f t at `channels / 2` random frequencies f ~ N(0, scale²), always in float32.
 
-    The frequencies `freqs` are drawn once and stored with the weights, but not trained. NCSN++ (Song et al. 2021) and
-    the networks made of it (Karras et al. 2022) have scale 16 and put the sines first; they call the buffer `W` or
-    `freqs`. Raises ValueError if `channels` is odd or not positive.
+    The frequencies `freqs` are drawn once and stored with the weights, but not trained. With `log`, t is replaced by
+    ln t. NCSN++ (Song et al. 2021) and the networks derived from it (Karras et al. 2022) use scale 16 and put the sines
+    first; their buffer is called `W` or `freqs`. Raises ValueError if `channels` is odd or not positive.
     """
 
     freqs: Tensor
@@ -79,7 +79,7 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Moves with the network but stays float32: rounded to bfloat16, a frequency of 50 is off by up to 1/8."""
+        """Keeps `freqs` in float32 when the network is cast: in bfloat16, a frequency of 50 is off by up to 1/8."""
         before = self.freqs
         super()._apply(fn, recurse)
         if self.freqs.dtype != torch.float32:
@@ -91,9 +91,9 @@ class FourierEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Embedding):
-    """A learned vector per class. With `null`, one row more: row number `classes` stands for “no label”.
+    """A learned vector per class. With `null`, row number `classes` is added, for “no label”.
 
-    The null row is what classifier-free guidance trains on dropped labels (Ho and Salimans 2022).
+    Classifier-free guidance trains this row on dropped labels (Ho and Salimans 2022).
     Raises ValueError for fewer than one class.
     """
 
@@ -109,7 +109,7 @@ class LabelEmbedding(nn.Embedding):
 
 
 class LinearLabelEmbedding(nn.Linear):
-    """A linear map of the one-hot label, times `scale`. Number `classes` stands for “no label”: all zeros (EDM).
+    """A linear map of the one-hot label, times `scale`. Label number `classes` is “no label”: all zeros (EDM).
 
     Raises ValueError for fewer than one class.
     """

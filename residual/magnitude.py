@@ -1,11 +1,11 @@
-"""Magnitude-preserving parts: signals of unit magnitude in, signals of unit magnitude out.
+"""Magnitude-preserving modules: inputs of unit magnitude give outputs of unit magnitude.
 
-The magnitude of a tensor is its root mean square. No part has a bias or a normalisation with learned statistics; what
-keeps activations in range are weights of unit magnitude and sums scaled by what they add. Equations are those of Karras
-et al. 2024, “Analyzing and improving the training dynamics of diffusion models”.
+The magnitude of a tensor is its root mean square. No module has a bias or learned statistics; weights of unit magnitude
+and scaled sums keep activations in range. Equations are from Karras et al. 2024, “Analyzing and improving the training
+dynamics of diffusion models” (EDM2).
 
-Weights are normalised where they are used, and stored as the optimizer left them. The paper's learning rates rely on
-stored weights of unit magnitude, too: call `normalize_weights` on the network after each optimizer step.
+Weights are normalised in the forward pass; stored weights are not changed by it. The paper's learning rates also assume
+stored weights of unit magnitude: call `normalize_weights` on the network after each optimizer step.
 """
 
 import math
@@ -21,7 +21,7 @@ from residual.block import Chain
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
-    """`x` divided by its magnitude over the dimensions `dim`, which is taken in float32 at least."""
+    """`x` divided by its magnitude over the dimensions `dim`. The magnitude is computed in float32 at least."""
     dims = (dim,) if isinstance(dim, int) else dim
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
@@ -61,7 +61,7 @@ class MPSum(nn.Module):
     def __init__(self, t: float = 0.3) -> None:
         super().__init__()
         if not 0 <= t <= 1:
-            raise ValueError(f"t={t} is the branch's share of the sum: it must lie between 0 and 1")
+            raise ValueError(f"t={t} is the branch's share of the sum: it must be from 0 to 1")
         self.t = t
 
     def forward(self, s: Tensor, f: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ class MPSum(nn.Module):
 
 
 def unit_weight(weight: Float[Tensor, "c_out *fan_in"]) -> Float[Tensor, "c_out *fan_in"]:
-    """The weight in use: unit magnitude per output channel, divided by the root of its fan-in (eq. 47)."""
+    """The weight of the forward pass: unit magnitude per output channel, divided by √fan-in (eq. 47)."""
     return normalize(weight, tuple(range(1, weight.dim()))) / weight[0].numel() ** 0.5
 
 
 class MPConv2d(nn.Conv2d):
-    """A convolution without bias whose weight is used in the form of `unit_weight`; the size is kept (odd kernels)."""
+    """A convolution without bias that uses `unit_weight(weight)`. An odd kernel keeps the size."""
 
     def __init__(self, c_in: int, c_out: int, kernel_size: int = 3) -> None:
         super().__init__(c_in, c_out, kernel_size, padding=kernel_size // 2, bias=False)
@@ -91,7 +91,7 @@ class MPConv2d(nn.Conv2d):
 
 
 class MPLinear(nn.Linear):
-    """A linear map without bias whose weight is used in the form of `unit_weight`."""
+    """A linear map without bias that uses `unit_weight(weight)`."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, bias=False)
@@ -105,10 +105,10 @@ class MPLinear(nn.Linear):
 
 @torch.no_grad()
 def normalize_weights(module: nn.Module) -> None:
-    """Bring every stored `MPConv2d` and `MPLinear` weight back to unit magnitude per output channel (eq. 66).
+    """Normalises every stored `MPConv2d` and `MPLinear` weight to unit magnitude per output channel (eq. 66).
 
-    To be called after each optimizer step, on the trained weights only: averages of weights stay as they are. Only the
-    direction of a stored weight matters to the function, but a weight that grows learns ever more slowly.
+    Call it after each optimizer step, on the trained weights only, not on their averages. The output depends only on
+    the direction of a weight, but the effective learning rate falls as its magnitude grows.
     """
     for part in module.modules():
         if isinstance(part, (MPConv2d, MPLinear)):
@@ -116,9 +116,9 @@ def normalize_weights(module: nn.Module) -> None:
 
 
 class MPFourier(nn.Module):
-    """`√2 cos(frequency · t + phase)` at random frequencies and phases (eq. 75), always in float32.
+    """Features `√2 cos(frequency · t + phase)` with random frequencies and phases (eq. 75), always in float32.
 
-    Frequencies (2π times standard normal numbers) and phases are drawn once and stored with the weights.
+    Frequencies (2π times standard normal) and phases are drawn once and stored with the weights.
     """
 
     freqs: Tensor
@@ -138,14 +138,14 @@ class MPFourier(nn.Module):
 
 
 class AppendOnes(nn.Module):
-    """One more channel, of ones: what the next convolution has in place of a bias."""
+    """Appends a channel of ones, which gives the next convolution a bias."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c1 h w"]:
         return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
 class MPModulate(nn.Module):
-    """`x · (1 + gain · P(emb))`, with P a linear map to one number per channel and a learned gain that starts at 0."""
+    """`x · (1 + gain · P(emb))`. P is a linear map to one number per channel; the learned gain starts at 0."""
 
     def __init__(self, channels: int, emb_channels: int) -> None:
         super().__init__()
@@ -158,10 +158,10 @@ class MPModulate(nn.Module):
 
 
 def mp_branch(c_in: int, c_out: int, emb_channels: int, dropout: float = 0.0) -> Chain:
-    """The branch of EDM2's U-Net: activate, convolve, scale by the embedding, activate, drop, convolve (config G).
+    """The branch of EDM2's U-Net: SiLU, convolution, scale by the embedding, SiLU, dropout, convolution (config G).
 
-    The embedding comes activated, as for `unet_branch`. It resamples nothing and normalises nothing: what stands before
-    the sum (resampling, a change of width, a pixel norm) is shared with the shortcut.
+    The embedding must already be activated, as for `unet_branch`. Resampling, a change of width and the pixel norm are
+    not part of the branch: they stand before the sum, shared with the shortcut.
     """
     return Chain(
         act1=MPSiLU(),
@@ -174,9 +174,9 @@ def mp_branch(c_in: int, c_out: int, emb_channels: int, dropout: float = 0.0) ->
 
 
 class MPSelfAttention(nn.Module):
-    """Cosine attention: as `SelfAttention`, with queries, keys and values of each head brought to unit magnitude.
+    """Cosine attention: `SelfAttention` with queries, keys and values of each head normalised to unit magnitude.
 
-    Heads and the rows of `qkv` are as there. It needs no norm before it.
+    Heads and the rows of `qkv` are those of `SelfAttention`. It needs no norm before it.
     """
 
     def __init__(self, channels: int, heads: int | None = None, head_channels: int | None = None) -> None:

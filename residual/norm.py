@@ -1,4 +1,4 @@
-"""Normalise, scale and shift by the embedding, activate: one node."""
+"""Normalisation nodes: group norm with scale, shift and activation; frozen batch norm."""
 
 import torch
 import torch.nn.functional as F
@@ -7,23 +7,23 @@ from torch import Tensor, nn
 
 
 def group_count(channels: int, groups: int = 32, group_channels: int = 1) -> int:
-    """The largest number of groups, at most `groups` and each of at least `group_channels`, that divides `channels`.
+    """The largest divisor of `channels` up to `groups` that leaves at least `group_channels` channels per group.
 
-    Widths that 32 divides get the 32 groups of DDPM and ADM; 48 gets 24, 80 gets 20. EDM's rule, min(32, channels / 4),
-    is `group_channels=4`. Raises ValueError if a number is not positive.
+    Multiples of 32 get 32 groups, as in DDPM and ADM; 48 gets 24, 80 gets 20. `group_channels=4` is EDM's rule,
+    min(32, channels / 4). Raises ValueError if a number is not positive.
     """
     if min(channels, groups, group_channels) < 1:
         raise ValueError(f"channels={channels}, groups={groups} and group_channels={group_channels} must be at least 1")
-    most = max(1, min(groups, channels // group_channels))
-    return next(count for count in range(most, 0, -1) if channels % count == 0)
+    largest = max(1, min(groups, channels // group_channels))
+    return next(count for count in range(largest, 0, -1) if channels % count == 0)
 
 
 class NormAct(nn.GroupNorm):
-    """Group normalisation, then `h · (1 + scale) + shift` if there is an embedding, then the activation.
+    """Group normalisation, then `h · (1 + scale) + shift` with an embedding, then an activation.
 
     With `emb_channels`, scale and shift are one linear map of the embedding: the first half of its rows is the scale,
-    the second the shift (Dhariwal and Nichol 2021, AdaGN). For `groups` and `group_channels` see `group_count`.
-    `act=None` leaves the activation out. It is a `GroupNorm`, so its weights are called `weight` and `bias`.
+    the second half the shift (Dhariwal and Nichol 2021, AdaGN). For `groups` and `group_channels` see `group_count`.
+    `act=None` leaves the activation out. As in `nn.GroupNorm`, the weights are called `weight` and `bias`.
 
     On the CPU, a channels-last input that needs no gradient (all layers before the norm are frozen) is copied to
     contiguous layout: PyTorch 2.13's backward pass of GroupNorm crashes the process there.
@@ -55,9 +55,9 @@ class NormAct(nn.GroupNorm):
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with statistics, scale and shift that never change: buffers, the same in training.
+    """Batch normalisation with constant statistics, scale and shift, which are buffers.
 
-    For fine-tuning with few images per device, as detectors do. The buffers are called as in `nn.BatchNorm2d`, of which
+    It is for fine-tuning with few images per device, as in detection. The buffers have the names of `nn.BatchNorm2d`;
     only the counter `num_batches_tracked` is missing.
     """
 

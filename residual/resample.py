@@ -1,4 +1,4 @@
-"""Halving and doubling the sides of an image."""
+"""Resampling nodes: they halve or double the height and width of an image."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 
 class AveragePool(nn.Module):
-    """Half the size: each pixel is the mean of a 2×2 square. No parameters."""
+    """Halves the size: each pixel is the mean of a 2×2 square. No parameters."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         return F.avg_pool2d(x, kernel_size=2)
 
 
 class Nearest(nn.Module):
-    """Twice the size: each pixel becomes a 2×2 square. No parameters."""
+    """Doubles the size: each pixel becomes a 2×2 square. No parameters."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class StridedConv(nn.Conv2d):
-    """Half the size: a 3×3 convolution with stride 2.
+    """Halves the size: a 3×3 convolution with stride 2.
 
-    On an even side one row of padding is enough, and two conventions are in use; weights trained under one are wrong
-    under the other. `padding="both"` pads all four sides by one (PyTorch ports, ADM); `padding="end"` pads right and
-    bottom only (TensorFlow's SAME: the original DDPM and the `google/ddpm-*` checkpoints).
+    Two conventions are in use, and weights trained under one are wrong under the other. `padding="both"` pads all four
+    sides by one (PyTorch ports, ADM). `padding="end"` pads right and bottom only (TensorFlow's SAME: the original DDPM
+    and the `google/ddpm-*` checkpoints).
     """
 
     def __init__(self, c_in: int, c_out: int, padding: Literal["both", "end"] = "both") -> None:
@@ -42,7 +42,7 @@ class StridedConv(nn.Conv2d):
 
 
 class NearestConv(nn.Conv2d):
-    """Twice the size: nearest-neighbour, then a 3×3 convolution."""
+    """Doubles the size: nearest-neighbour, then a 3×3 convolution."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, kernel_size=3, padding=1)
@@ -52,18 +52,18 @@ class NearestConv(nn.Conv2d):
 
 
 class _Filter(nn.Module):
-    """Holds a FIR filter, which is made of its taps and not of a state dict."""
+    """Holds a FIR filter. The filter is computed from its taps and is not part of the state dict."""
 
     kernel: Tensor
     gain = 1.0
 
     def _set_taps(self, taps: tuple[float, ...]) -> None:
         self.taps = taps
-        # On the CPU even where the default is the meta device: no state dict would fill it later.
+        # On the CPU even if the default device is meta: no state dict would fill it later.
         self.register_buffer("kernel", self.gain * _outer(taps), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Moves with the network, and is made again there: `to_empty` would leave it empty."""
+        """Computes the filter again after a move, because `to_empty` leaves it uninitialised."""
         super()._apply(fn, recurse)
         if not self.kernel.is_meta:
             self.kernel = (self.gain * _outer(self.taps)).to(self.kernel)
@@ -74,11 +74,11 @@ class _Filter(nn.Module):
 
 
 class FIRDown(_Filter):
-    """Half the size: each channel filtered with a separable FIR filter, every second pixel kept. No parameters.
+    """Halves the size: filters each channel with a separable FIR filter, then keeps every second pixel. No parameters.
 
-    `taps` are scaled to a sum of one; those of NCSN++ are (1, 3, 3, 1) (Song et al. 2021), and (1, 1) is `AveragePool`.
-    The image is surrounded by zeros, so that its border darkens a little.
-    Raises ValueError unless the taps are a symmetric row of even length: another would shift the image.
+    `taps` are scaled to a sum of one. NCSN++ uses (1, 3, 3, 1) (Song et al. 2021); (1, 1) equals `AveragePool`. The
+    image is padded with zeros, which darkens its border slightly.
+    Raises ValueError unless the taps are a symmetric row of even length, since other taps would shift the image.
     """
 
     def __init__(self, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
@@ -90,9 +90,9 @@ class FIRDown(_Filter):
 
 
 class FIRUp(_Filter):
-    """Twice the size: zeros between the pixels, filtered as in `FIRDown`, times 4 to stay as bright. No parameters.
+    """Doubles the size: inserts zeros between pixels, filters as `FIRDown`, multiplies by 4. No parameters.
 
-    With taps (1, 1) it is `Nearest`. It is four times the adjoint of `FIRDown`.
+    The factor 4 keeps the brightness. Taps (1, 1) equal `Nearest`. It is four times the adjoint of `FIRDown`.
     """
 
     gain = 4.0
@@ -108,11 +108,11 @@ class FIRUp(_Filter):
 
 
 class FIRDownConv(_Filter, nn.Conv2d):
-    """Half the size: a 3×3 convolution, then the filter and stride of `FIRDown`, as one map of the zero-padded image.
+    """Halves the size: a 3×3 convolution, then the filter and stride of `FIRDown`, as one map of the zero-padded image.
 
-    It carries the image down the encoder of NCSN++ (Song et al. 2021). The convolution is not cut off at the border
-    before it is filtered, so there it differs from a padded convolution followed by `FIRDown`. The two commute, and
-    here the filter comes first: the convolution then works on a quarter of the pixels.
+    NCSN++ downsamples the image with it in its residual encoder (Song et al. 2021). At the border it differs from a
+    padded convolution followed by `FIRDown`, because the convolution is not cropped before the filter. The two
+    commute, and the filter is applied first, so that the convolution works on a quarter of the pixels.
     """
 
     def __init__(self, c_in: int, c_out: int, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
@@ -125,7 +125,9 @@ class FIRDownConv(_Filter, nn.Conv2d):
 
 def _outer(taps: tuple[float, ...]) -> Float[Tensor, "k k"]:
     if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) == 0:
-        raise ValueError(f"taps={taps} should be a symmetric row of even length with a sum other than 0, as 1 3 3 1 is")
+        raise ValueError(
+            f"taps={taps} should be a symmetric row of even length with a sum other than 0, such as (1, 3, 3, 1)"
+        )
     row = torch.tensor(taps, dtype=torch.float32, device="cpu") / sum(taps)
     return torch.outer(row, row)
 

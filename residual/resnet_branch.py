@@ -1,6 +1,6 @@
-"""The branches of ResNet and its descendants, with the names that their published weights have.
+"""Branches of ResNet and related networks. Modules have the names of the published weights.
 
-`norm(channels)` and `act()` make the norms and the activations. No convolution before a norm has a bias.
+`norm(channels)` and `act()` build the norms and the activations. Convolutions followed by a norm have no bias.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ StridePlace = Literal["3x3", "1x1"]
 
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A 3×3 convolution without bias that keeps the size, but for its stride."""
+    """A 3×3 convolution without bias, padded so that only the stride changes the size."""
     return nn.Conv2d(c_in, c_out, 3, stride, dilation, dilation, groups, bias=False)
 
 
@@ -31,7 +31,7 @@ def basic_branch(
     norm2: Norm | None = None,
     act: Act = nn.ReLU,
 ) -> Chain:
-    """Two 3×3 convolutions (He et al. 2015, figure 5, left). `norm2` makes the second norm, if it is another."""
+    """Two 3×3 convolutions (He et al. 2015, figure 5, left). `norm2` builds the second norm (default: `norm`)."""
     return Chain(
         conv1=conv3x3(c_in, c_out, stride, dilations[0]),
         bn1=norm(c_out),
@@ -54,10 +54,10 @@ def bottleneck_branch(
     norm2: Norm | None = None,
     act: Act = nn.ReLU,
 ) -> Chain:
-    """1×1 to `width` channels, 3×3, 1×1 to `c_out` (He et al. 2015, figure 5, right); with groups ResNeXt's.
+    """1×1 convolution to `width` channels, 3×3, 1×1 to `c_out` (He et al. 2015, figure 5, right; ResNeXt with groups).
 
-    `stride_in` says which convolution has the stride: the first 1×1 (the paper's, “v1”) or the 3×3 (torchvision's,
-    timm's, “v1.5”). Weights fit both, and are wrong under the other.
+    `stride_in` is the convolution with the stride: the first 1×1 (the paper, “v1”) or the 3×3 (torchvision and timm,
+    “v1.5”). Weights load into both, but weights trained under one are wrong under the other.
     """
     first, second = _strides(stride, stride_in)
     return Chain(
@@ -83,9 +83,9 @@ def split_attention_branch(
     norm: Norm = nn.BatchNorm2d,
     act: Act = nn.ReLU,
 ) -> Chain:
-    """ResNeSt's bottleneck (Zhang et al. 2020): split attention in the place of the 3×3 convolution.
+    """ResNeSt's bottleneck (Zhang et al. 2020): split attention instead of the 3×3 convolution.
 
-    A stride is an average over 3×3 pixels after the attention.
+    A stride is realised by averaging 3×3 pixels after the attention.
     """
     return Chain(
         conv1=Project(c_in, width, bias=False),
@@ -109,7 +109,7 @@ def preact_basic_branch(
     norm2: Norm | None = None,
     act: Act = nn.ReLU,
 ) -> Chain:
-    """Norms and activations before the convolutions (He et al. 2016); with dropout a wide ResNet's (Zagoruyko 2016)."""
+    """Two convolutions, each after norm and activation (He et al. 2016; wide ResNets: Zagoruyko 2016, with dropout)."""
     return Chain(
         norm1=norm(c_in),
         act1=act(),
@@ -133,9 +133,9 @@ def preact_bottleneck_branch(
     norm2: Norm | None = None,
     act: Act = nn.ReLU,
 ) -> Chain:
-    """The bottleneck with norms and activations before the convolutions (He et al. 2016).
+    """The bottleneck with norm and activation before each convolution (He et al. 2016).
 
-    The stride is in the first 1×1 in the authors' resnet-1k-layers, in the 3×3 in timm's `resnetv2`.
+    The authors' resnet-1k-layers has the stride in the first 1×1, timm's `resnetv2` in the 3×3.
     """
     first, second = _strides(stride, stride_in)
     return Chain(
@@ -152,17 +152,17 @@ def preact_bottleneck_branch(
 
 
 def _strides(stride: int, place: StridePlace) -> tuple[int, int]:
-    """Strides of a bottleneck's first two convolutions."""
+    """The strides of a bottleneck's first two convolutions."""
     if place not in ("3x3", "1x1"):
         raise ValueError(f"no stride_in {place!r}; one of: 3x3, 1x1")
     return (stride, 1) if place == "1x1" else (1, stride)
 
 
 def preact_block(branch: Chain, shortcut: nn.Module | None = None) -> nn.Module:
-    """The residual block of a pre-activation branch: a shortcut that changes the input shares its `norm1` and `act1`.
+    """The residual block of a pre-activation branch. A given shortcut is applied after the branch's `norm1` and `act1`.
 
-    So do the blocks of resnet-1k-layers for CIFAR, of wide ResNets and of timm's `resnetv2`; an identity gets the
-    input itself.
+    The blocks of resnet-1k-layers for CIFAR, of wide ResNets and of timm's `resnetv2` do the same. An identity shortcut
+    takes the input itself.
     """
     if shortcut is None:
         return Residual(branch)
@@ -174,9 +174,9 @@ def preact_block(branch: Chain, shortcut: nn.Module | None = None) -> nn.Module:
 def projection(
     c_in: int, c_out: int, stride: int = 1, *, norm: Norm | None = None, pool: nn.Module | None = None
 ) -> Chain:
-    """A shortcut that changes width or size: a 1×1 convolution, and a norm if there is one (He et al. 2015, option B).
+    """A shortcut that changes width or size: a 1×1 convolution, then an optional norm (He et al. 2015, option B).
 
-    With `pool` that changes the size, not the convolution (He et al. 2019, ResNet-D).
+    With `pool`, the pool changes the size instead of the convolution (He et al. 2019, ResNet-D).
     """
     conv = Project(c_in, c_out, stride if pool is None else 1, bias=False)
     return Chain(pool=pool, conv=conv, norm=None if norm is None else norm(c_out))
@@ -192,17 +192,17 @@ def edsr_branch(channels: int, act: Act = nn.ReLU) -> Chain:
 
 
 def highway_branch(channels: int, act: Act = nn.ReLU) -> Chain:
-    """One 3×3 convolution with bias and its activation (Srivastava et al. 2015), to be merged by `Gate(channels)`."""
+    """One 3×3 convolution with bias and its activation (Srivastava et al. 2015). The merge is `Gate(channels)`."""
     return Chain(conv=nn.Conv2d(channels, channels, kernel_size=3, padding=1), act=act())
 
 
 def dense_branch(
     c_in: int, growth: int, bottleneck: int | None = None, *, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU
 ) -> Chain:
-    """The `growth` channels that a DenseNet layer adds to those it is given, to be merged by `Concat()`.
+    """The branch of a DenseNet layer, which computes `growth` new channels. The merge is `Concat()`.
 
-    One 3×3 convolution after norm and activation; with `bottleneck`, that many channels are made by a 1×1 convolution
-    first (Huang et al. 2017, DenseNet-B: 4 · growth).
+    It is one 3×3 convolution after norm and activation. With `bottleneck`, a 1×1 convolution to that many channels
+    comes first (Huang et al. 2017, DenseNet-B: 4 · growth).
     """
     if bottleneck is None:
         return Chain(norm1=norm(c_in), act1=act(), conv1=conv3x3(c_in, growth))

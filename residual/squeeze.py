@@ -1,4 +1,4 @@
-"""Attention over channels, from averages over all pixels."""
+"""Channel attention: squeeze-and-excitation and split attention."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate in (0, 1) that depends on the means of all channels (Hu et al. 2018, eq. 2 to 4).
+    """Multiplies each channel by a gate in (0, 1), computed from all channel means (Hu et al. 2018, eq. 2 to 4).
 
-    The gates pass through `channels / reduction` channels, rounded to a multiple of `divisor`. Two conventions are in
-    use, and they differ for narrow blocks: timm rounds to multiples of 8 (64 / 16 becomes 8), the authors not at all
-    (`divisor=1`: 4).
+    The hidden width is `channels / reduction`, rounded to a multiple of `divisor`. Two conventions are in use, and they
+    differ for narrow blocks: timm rounds to multiples of 8 (64 / 16 becomes 8), the authors do not round (`divisor=1`,
+    giving 4).
     """
 
     def __init__(self, channels: int, reduction: int = 16, divisor: int = 8) -> None:
@@ -30,9 +30,10 @@ class SqueezeExcite(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """A 3×3 convolution to `radix` groups of maps, summed with weights that add up to one in every channel.
+    """A 3×3 convolution to `radix` splits, whose weighted sum is the output. The weights of a channel sum to one.
 
-    The weights depend on the means of all channels (Zhang et al. 2020, ResNeSt, eq. 1 and 2, with one cardinal group).
+    The weights are computed from the means of all channels (Zhang et al. 2020, ResNeSt, eq. 1 and 2, with one cardinal
+    group).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Branches: what is added to the shortcut."""
+"""Branches and shortcuts of diffusion U-Nets."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -24,11 +24,13 @@ def unet_branch(
 ) -> Chain:
     """The branch of a diffusion U-Net: norm, resample, 3×3 convolution, embedding, norm, dropout, 3×3 convolution.
 
-    `conditioning` says how the embedding enters: `"add"` before the second norm (Ho et al. 2020) or `"scale_shift"`
-    after it (Dhariwal and Nichol 2021); without `emb_channels` there is none. The embedding comes activated: published
-    blocks each apply SiLU to the same vector, here that is done once, outside. `norm(channels, emb_channels)` makes the
-    norm-and-activation nodes. `resample` halves or doubles the size before the first convolution; give the shortcut
-    the same. The last convolution starts at zero.
+    `conditioning` is `"add"`, before the second norm (Ho et al. 2020), or `"scale_shift"`, after it (Dhariwal and
+    Nichol 2021). Without `emb_channels` the branch takes no embedding. The embedding must already be activated:
+    published blocks each apply SiLU to the same vector, which a network can do once. `norm(channels, emb_channels)`
+    builds the norm-and-activation nodes. `resample` halves or doubles the size before the first convolution;
+    the shortcut needs the same resampling. The last convolution starts at zero.
+
+    Raises ValueError for an unknown conditioning.
     """
     if conditioning not in ("add", "scale_shift"):
         raise ValueError(f"no conditioning {conditioning!r}; one of: add, scale_shift")
@@ -46,9 +48,9 @@ def unet_branch(
 
 
 def unet_shortcut(c_in: int, c_out: int, resample: nn.Module | None = None, project: bool = False) -> nn.Module:
-    """The identity where widths and sizes agree, else the cheapest map that makes them agree.
+    """The identity if widths and sizes agree, otherwise resampling and a 1×1 convolution as needed.
 
-    `project` puts a 1×1 convolution there even if the widths agree, as DDPM++ does after resampling.
+    `project` adds the 1×1 convolution even if the widths agree, as DDPM++ does after resampling.
     """
     projection = Project(c_in, c_out) if project or c_in != c_out else None
     if resample is None:

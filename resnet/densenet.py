@@ -17,7 +17,7 @@ class DenseNet(Classifier):
 
     def __init__(self, config: DenseNetConfig) -> None:
         super().__init__(config)
-        stages = (make_stage(config, stage) for stage in range(1, len(config.blocks) + 1))
+        stages = (make_stage(config, stage) for stage in range(1, len(config.blocks_per_stage) + 1))
         self.levels = nn.ModuleList([make_stem(config), *stages])
         self.fc = nn.Linear(config.widths[-1], config.num_classes)
         self.levels.apply(init_weights)
@@ -34,7 +34,7 @@ def make_stem(config: DenseNetConfig) -> Chain:
 
 def make_stage(config: DenseNetConfig, stage: int) -> Chain:
     """One dense block, after the stem's pool (first) or a transition (others); norm and act follow the last."""
-    c_out, count = config.widths[stage - 1], config.blocks[stage - 1]
+    c_out, count = config.widths[stage - 1], config.blocks_per_stage[stage - 1]
     c_in = c_out - count * config.growth
     bottleneck = None if config.bottleneck is None else config.bottleneck * config.growth
     layers = {
@@ -42,7 +42,7 @@ def make_stage(config: DenseNetConfig, stage: int) -> Chain:
         for i in range(count)
     }
     pool = stage == 1 and config.stem == "conv7"
-    last = stage == len(config.blocks)
+    last = stage == len(config.blocks_per_stage)
     return Chain(
         pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pool else None,
         transition=make_transition(config, stage) if stage > 1 else None,

@@ -44,7 +44,7 @@ def make_stage(config: HighwayConfig, stage: int) -> Chain:
     width = config.widths[stage - 1]
     layers = {
         str(i): Residual(highway_branch(width), merge=Gate(width, config.gate_bias))
-        for i in range(config.blocks[stage - 1])
+        for i in range(config.blocks_per_stage[stage - 1])
     }
     return Chain(
         entry=make_entry(config, stage) if stage > 1 else None,

@@ -97,7 +97,7 @@ def make_stage(config: ResNetConfig, blocks: list[Block]) -> Chain:
         pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pool else None,
         **{str(block.index): make_block(config, block) for block in blocks},
     )
-    if config.preact and blocks[0].stage == len(config.blocks):
+    if config.preact and blocks[0].stage == len(config.blocks_per_stage):
         return stage.then(norm=NORMS[config.norm](blocks[-1].c_out), act=ACTS[config.act]())
     return stage
 

@@ -152,7 +152,7 @@ def likely_models(state_dict: Mapping[str, Tensor]) -> list[str]:
     others = 1 + len(CLASSIFIER)  # tensors that depend on the image channels or on the classes
     found = []
     for name, info in MODELS.items():
-        if not isinstance(info.config, ClassifierConfig) or getattr(info.config, "blocks", None) != counts:
+        if not isinstance(info.config, ClassifierConfig) or getattr(info.config, "blocks_per_stage", None) != counts:
             continue
         with torch.device("meta"):
             net = build(info.config)

@@ -114,10 +114,10 @@ _CIFAR_RESNEXT: dict[str, Row] = {
 _IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _LARGE: dict[str, Any] = _IMAGENET | {"growth": 48, "stem_channels": 96}
 _DENSENET: dict[str, Row] = {
-    "densenet121": (DenseNetConfig(blocks=(6, 12, 24, 16), **_IMAGENET), 7_978_856, 2.834, "74.434 %"),
-    "densenet161": (DenseNetConfig(blocks=(6, 12, 36, 24), **_LARGE), 28_681_000, 7.728, "77.138 %"),
-    "densenet169": (DenseNetConfig(blocks=(6, 12, 32, 32), **_IMAGENET), 14_149_480, 3.360, "75.600 %"),
-    "densenet201": (DenseNetConfig(blocks=(6, 12, 48, 32), **_IMAGENET), 20_013_928, 4.291, "76.896 %"),
+    "densenet121": (DenseNetConfig(blocks_per_stage=(6, 12, 24, 16), **_IMAGENET), 7_978_856, 2.834, "74.434 %"),
+    "densenet161": (DenseNetConfig(blocks_per_stage=(6, 12, 36, 24), **_LARGE), 28_681_000, 7.728, "77.138 %"),
+    "densenet169": (DenseNetConfig(blocks_per_stage=(6, 12, 32, 32), **_IMAGENET), 14_149_480, 3.360, "75.600 %"),
+    "densenet201": (DenseNetConfig(blocks_per_stage=(6, 12, 48, 32), **_IMAGENET), 20_013_928, 4.291, "76.896 %"),
 }
 # CIFAR-10 with augmentation: error of a single model.
 _DENSENET_CIFAR: dict[str, Row] = {
@@ -130,10 +130,15 @@ _DENSENET_CIFAR: dict[str, Row] = {
 # outputs. Of the network with 32 layers only the size was published, 1.25 million parameters. highway32 follows the
 # same pattern with 9 layers per stage; its widths are chosen to give that size.
 _HIGHWAY: dict[str, Row] = {
-    "highway19": (HighwayConfig(blocks=(4, 5, 5), widths=(32, 80, 128)), 2_256_838, 0.331, "7.54 % (7.72 ± 0.16)")
+    "highway19": (
+        HighwayConfig(blocks_per_stage=(4, 5, 5), widths=(32, 80, 128)),
+        2_256_838,
+        0.331,
+        "7.54 % (7.72 ± 0.16)",
+    )
 }
 _HIGHWAY_ASSUMED: dict[str, Row] = {
-    "highway32": (HighwayConfig(blocks=(9, 9, 9), widths=(32, 48, 64)), 1_255_270, 0.314, "8.80 %"),
+    "highway32": (HighwayConfig(blocks_per_stage=(9, 9, 9), widths=(32, 48, 64)), 1_255_270, 0.314, "8.80 %"),
 }
 # PSNR on DIV2K. Multiply-adds are for an input of 48 px.
 _EDSR_WIDE: dict[str, Any] = {"channels": 256, "blocks": 32, "branch_scale": 0.1}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pipelines.classification import ImageClassifier, View
+from pipelines.classification import ImageClassifier
 from resnet import ResNet, ResNetConfig, import_weights, list_models, model_config
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
@@ -124,8 +124,7 @@ class ClassificationTask(Task[ClassificationBatch]):
 
     def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
         """Images."""
-        view = self.classifier.view
-        return (torch.zeros(batch, view.channels, *view.size, device=device),)
+        return (torch.zeros(batch, *self.classifier.shape, device=device),)
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Float[Tensor, "b"]:
         return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.label_smoothing)
@@ -205,14 +204,14 @@ class ClassificationRun:
             raise ValueError(f"augment.pad_px={self.augment.pad_px} moves {height} x {width} px out of view")
         if self.augment.cutout_px >= 2 * max(height, width):
             raise ValueError(f"augment.cutout_px={self.augment.cutout_px} leaves nothing of {height} x {width} px")
-        view = View.of(self.data, images)
+        preprocessing = replace(self.data.preprocessing.deterministic(), size=(height, width), channels=channels)
         validation = open_validation(self.data, on_main=on_main)
         with seeded(self.train.seed, "model"):
             net = ResNet(config)
-        classifier = ImageClassifier(net, images.classes, view, images.pixel_format)
+        classifier = ImageClassifier(net, images.classes, preprocessing, images.pixel_format)
         evaluations: tuple[Evaluation, ...] = ()
         if validation is not None:
-            held_out = as_trained(view, images.pixel_format, images.classes, validation)
+            held_out = as_trained(images.shape, images.pixel_format, images.classes, validation)
             batch, interval = self.classification.validation_batch, self.train.eval_every_images
             evaluations = (AccuracyEvaluation(classifier, held_out, batch, interval),)
         return ClassificationTask(classifier, self.classification.label_smoothing, self.augment, evaluations)
@@ -235,16 +234,17 @@ class ClassificationRun:
         return [f"init: {init}", *(f"init: {line}" for line in adapted)]
 
 
-def as_trained(view: View, pixels: PixelFormat, classes: tuple[str, ...], images: ImageSet) -> ImageSet:
+def as_trained(
+    shape: tuple[int, int, int], pixel_format: PixelFormat, classes: tuple[str, ...], images: ImageSet
+) -> ImageSet:
     """The images of an evaluation, their classes numbered as those that were trained on: by name, some may be missing.
 
     Raises ValueError for images of another shape, without labels, or with one that was not trained on.
     """
-    trained = (view.channels, *view.size)
-    if images.shape != trained or images.pixel_format != pixels:
+    if images.shape != shape or images.pixel_format != pixel_format:
         raise ValueError(
             f"images of data.validation are {images.shape} (channels, height, width) of {images.pixel_format.dtype}, "
-            f"those that are trained on {trained} of {pixels.dtype}; set data.size, data.channels and data.bits"
+            f"those that are trained on {shape} of {pixel_format.dtype}; set data.size, data.channels and data.bits"
         )
     if images.classes is None or images.labels is None:
         raise ValueError("images of data.validation have no labels, so nothing tells what is right; name another part")

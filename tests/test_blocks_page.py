@@ -1,4 +1,4 @@
-"""Every entry of docs/blocks.md is the block of that kind in the published network."""
+"""Every entry of docs/blocks.md equals the corresponding block of the published network."""
 
 import re
 from functools import cache
@@ -22,7 +22,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "blocks.md").read_text()
 IMPORTS, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 ENTRIES = dict(re.findall(r"^### (.*?)\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
 
-# entry -> preset, places of such blocks in its network
+# entry -> preset, module names of such blocks in its network
 PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "DDPM: block": ("ddpm-cifar10", ("encoder.1.res", "encoder.4.res", "middle.res1", "decoder.0.res")),
     "DDPM: attention": ("ddpm-cifar10", ("encoder.4.attn", "middle.attn")),
@@ -50,7 +50,7 @@ PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "EDM2: decoder": ("edm2-img64-s", ("decoder.0.block", "decoder.15.block")),
     "EDM2: decoder, up": ("edm2-img64-s", ("decoder.3.up",)),
 }
-# entry -> name in the zoo, changes to its config, place of such a block -> its width before and after, its stride
+# entry -> model of the zoo, config changes, {module name: (input width, output width, stride)}
 ZOO: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, int, int]]]] = {
     "BasicBlock": ("resnet18", {}, {"levels.1.0": (64, 64, 1), "levels.2.0": (64, 128, 2)}),
     "BasicBlock: option A": ("resnet20", {}, {"levels.1.2": (16, 16, 1), "levels.3.0": (32, 64, 2)}),
@@ -77,12 +77,12 @@ ZOO: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, int, int]]]] = {
     "EDSR": ("edsr_x2", {}, {"body.branch.block0": (256, 256, 1), "body.branch.block31": (256, 256, 1)}),
     "DenseNet": ("densenet121", {}, {"levels.1.0": (64, 96, 1), "levels.4.15": (992, 1024, 1)}),
 }
-# UNet2DModel never projects and resamples at once, the class can.
+# UNet2DModel never projects and resamples at once; its block class can.
 RULES: Table = {"residual": [*TABLE["residual"], Rule("shortcut.project", "conv_shortcut")]}
 SONG = {"eps": 1e-6, "skip_time_act": True, "output_scale_factor": 2**0.5, "groups": 16, "groups_out": 24}
 SONG_RESAMPLING = SONG | {"groups": 24, "use_in_shortcut": True}
 DHARIWAL = {"eps": 1e-5, "skip_time_act": True, "time_embedding_norm": "scale_shift", "groups": 16, "groups_out": 24}
-# entry -> arguments of the ResnetBlock2D that computes the same, for 64 channels to 96, or 96 where the width is kept
+# entry -> arguments of the equivalent ResnetBlock2D, from 64 to 96 channels, or 96 to 96 if the width is kept
 CLASSES: dict[str, dict[str, Any]] = {
     "DDPM: block": {"eps": 1e-6},
     "ResnetBlock2D: default": {"eps": 1e-5},
@@ -103,8 +103,8 @@ CLASSES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(code: str, c_in: int, c_out: int, emb: int, stride: int = 1) -> nn.Module:
-    """The `block` of an entry, with weights that are zero nowhere."""
+def build_entry(code: str, c_in: int, c_out: int, emb: int, stride: int = 1) -> nn.Module:
+    """Builds the `block` of an entry, with random weights."""
     names: dict[str, Any] = {"c_in": c_in, "c_out": c_out, "emb": emb, "stride": stride}
     exec(IMPORTS + code, names)
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def made(code: str, c_in: int, c_out: int, emb: int, stride: int = 1) -> nn.Modu
     return names["block"].eval()
 
 
-def called(block: nn.Module, channels: int, emb: int) -> Tensor:
+def output(block: nn.Module, channels: int, emb: int) -> Tensor:
     torch.manual_seed(1)
     x, e = torch.randn(2, channels, 8, 8), torch.randn(2, emb)
     with torch.no_grad():
@@ -126,14 +126,14 @@ def network(preset: str) -> nn.Module:
         return unet.build(unet.preset(preset))
 
 
-def test_every_entry_is_under_ten_lines_and_checked() -> None:
+def test_every_entry_is_checked_and_under_ten_lines() -> None:
     assert set(ENTRIES) == {*PUBLISHED, *CLASSES, *ZOO}
     assert PAGE.count("```python") == len(ENTRIES) + 1
     assert all(len(code.splitlines()) < 10 for code in ENTRIES.values())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_an_entry_is_the_block_of_the_published_network(name: str) -> None:
+def test_entry_equals_the_block_of_the_published_network(name: str) -> None:
     preset, places = PUBLISHED[name]
     net = network(preset)
     for place in places:
@@ -144,33 +144,33 @@ def test_an_entry_is_the_block_of_the_published_network(name: str) -> None:
             widths = convolutions[0].in_channels, published.res.branch.conv2.out_channels
         attention = hasattr(published, "attn")
         code = "".join(line for line in ENTRIES[name].splitlines(True) if attention or "attn=" not in line)
-        block = made(code, *widths, net.config.emb_channels)
+        block = build_entry(code, *widths, net.config.emb_channels)
         assert repr(block) == repr(published), place
         published.load_state_dict(block.state_dict(), assign=True)
-        ours, theirs = (called(b, widths[0], net.config.emb_channels) for b in (block, published))
+        ours, theirs = (output(b, widths[0], net.config.emb_channels) for b in (block, published))
         assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_an_entry_is_the_block_of_the_zoo(name: str) -> None:
+def test_entry_equals_the_block_of_the_zoo(name: str) -> None:
     model, changes, places = ZOO[name]
     with torch.device("meta"):
         net = resnet.create_model(model, **changes)
     for place, (c_in, c_out, stride) in places.items():
         published = net.get_submodule(place).eval()
-        block = made(ENTRIES[name], c_in, c_out, 64, stride)
+        block = build_entry(ENTRIES[name], c_in, c_out, 64, stride)
         assert repr(block) == repr(published), place
         published.load_state_dict(block.state_dict(), assign=True)
-        ours, theirs = called(block, c_in, 64), called(published, c_in, 64)
+        ours, theirs = output(block, c_in, 64), output(published, c_in, 64)
         assert theirs.shape == (2, c_out, 8 // stride, 8 // stride)
         assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_an_entry_is_a_resnet_block_of_diffusers(name: str) -> None:
+def test_entry_equals_a_resnet_block_of_diffusers(name: str) -> None:
     keeps = "ResnetBlock2D" not in name and name.endswith(("down", "up"))
     c_in, c_out, emb = 96 if keeps else 64, 96, 40
-    block = made(ENTRIES[name], c_in, c_out, emb)
+    block = build_entry(ENTRIES[name], c_in, c_out, emb)
     theirs = ResnetBlock2D(in_channels=c_in, out_channels=c_out, temb_channels=emb, **CLASSES[name]).eval()
     for p in theirs.parameters():
         nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5 if p.dim() > 1 else 0.3)
@@ -181,8 +181,8 @@ def test_an_entry_is_a_resnet_block_of_diffusers(name: str) -> None:
     assert_close(found, expected, rtol=0, atol=2e-5 * expected.std().item())
 
 
-def test_the_attention_is_that_of_diffusers() -> None:
-    block = made(ENTRIES["Attention"], 64, 64, 1)
+def test_attention_equals_that_of_diffusers() -> None:
+    block = build_entry(ENTRIES["Attention"], 64, 64, 1)
     theirs = Attention(
         64, heads=8, dim_head=8, eps=1e-5, norm_num_groups=32, residual_connection=True, bias=True, upcast_softmax=True
     ).eval()

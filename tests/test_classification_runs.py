@@ -12,7 +12,7 @@ from evaluate import main, read_run
 from pipelines.classification import load_classifier
 from pipelines.diffusion import load_model
 from tests.test_end_to_end import ROOT, launch
-from training.data.cache.open import divided
+from training.data.open import divided
 
 PAGE = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
 RECIPE = ROOT / "configs" / "resnet8-digits.yaml"

@@ -1,4 +1,4 @@
-"""docs/data.md: what it says of the cache is how the cache is read."""
+"""docs/data.md: its code reads a cache."""
 
 import re
 import warnings

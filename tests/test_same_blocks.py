@@ -25,7 +25,7 @@ def blocks(net: nn.Module) -> list[Residual]:
 def test_every_block_of_a_classifier_is_the_residual_block(name: str) -> None:
     with torch.device("meta"):
         net = resnet.create_model(name)
-    assert len(blocks(net)) == sum(net.config.blocks)
+    assert len(blocks(net)) == sum(net.config.blocks_per_stage)
     assert {type(block) for block in blocks(net)} == {Residual}
 
 

@@ -33,7 +33,7 @@ from unet.model import level_chain
 
 
 class Embedding(nn.Module):
-    """`mp_silu(mp_sum(P(features of t), Q(label)) + emb)`: the vector that conditions every block."""
+    """`silu(sum(P(features of t), Q(label)) + emb)`, magnitude-preserving: conditions every block."""
 
     def __init__(self, config: EDM2Config) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from residual import (
 )
 from residual.recompute import Recomputed
 from residual.weights.layout import read_state
-from residual.weights.pretrained import Pretrained, laid_out, local_folder
+from residual.weights.pretrained import Pretrained, build_on_meta, local_folder
 from unet.adapt import adapt_weights
 from unet.config import Block, Level, Resample, UNetConfig
 from unet.embedding import DivideByTime, Embedding
@@ -143,7 +143,7 @@ class UNet(Pretrained):
         if (network := diffusers.find_network(folder)) is None:
             return super().from_pretrained(folder)
         config = diffusers.read_network_config(network)
-        net = laid_out(cls, config, network / "config.json")
+        net = build_on_meta(cls, config, network / "config.json")
         state = diffusers.read_network_weights(network)
         try:
             weights = import_weights(config, state, net.state_dict(), "diffusers")

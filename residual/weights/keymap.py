@@ -1,9 +1,9 @@
 """Renaming weights between our modules and a published layout, in both directions from one table.
 
-A layout is described by two things. A *walk* over a network's config yields one `Place` per module: the kind of block,
-its prefix with us and its prefix with them. A *table* gives for each kind a list of `Rule`s: which of our modules is
-which of theirs, and how a tensor changes on the way. What a rule covers is found from the tensors that are there
-(`weight`, `bias`, …), so one rule serves both directions and every module type.
+A layout has two parts. A *walk* over a network's config yields one `Place` per block: its kind, our prefix and their
+prefix. A *table* maps each kind to a list of `Rule`s, which pair our modules with theirs and transform the tensors. A
+rule applies to all tensors of a module that exist (`weight`, `bias`, …), so one rule serves both directions and every
+module type. “Ours” are the names of this project, “theirs” those of the other library.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,15 +15,15 @@ from torch import Tensor
 
 
 class Difference(ValueError):
-    """Names or shapes of weights are others than those of the network."""
+    """Names or shapes of weights differ from those of the network."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How tensors change between a layout and ours; `outward` is the exact inverse of `inward`.
+    """A conversion of tensors between another layout and ours; `outward` is the exact inverse of `inward`.
 
-    `inward` makes our tensor from theirs (one per published name), `outward` makes theirs from ours; both are given
-    the number of attention heads of the place.
+    `inward` returns our tensor for a list of theirs (one per published name), `outward` their tensors for ours. The
+    second argument of both is the number of attention heads of the place.
     """
 
     inward: Callable[[list[Tensor], int], Tensor]
@@ -34,7 +34,7 @@ same = Transform(lambda theirs, heads: theirs[0], lambda ours, heads: [ours])
 
 
 def linear_to_conv(axes: int = 2) -> Transform:
-    """Their linear map over channels, with `axes` axes in its weight, is our 1×1 convolution."""
+    """Their linear map over channels, whose weight has `axes` axes, is our 1×1 convolution."""
     return Transform(lambda theirs, heads: _as_conv(theirs[0]), lambda ours, heads: [_as_linear(ours, axes)])
 
 
@@ -52,8 +52,10 @@ stacked_to_conv = Transform(
 
 
 def qkv_rows(order: str, axes: int) -> Transform:
-    """Their one map to queries, keys and values orders its rows otherwise than ours, which is `three n d`: (query, key,
-    value) × head × channel. `axes` is the number of axes of its weight."""
+    """Their map to queries, keys and values has its rows in another order than ours.
+
+    Ours is `three n d`: (query, key, value) × head × channel. `axes` is the number of axes of their weight.
+    """
     return Transform(
         lambda theirs, n: rearrange(_as_conv(theirs[0]), f"({order}) ... -> (three n d) ...", three=3, n=n),
         lambda ours, n: [rearrange(_as_linear(ours, axes), f"(three n d) ... -> ({order}) ...", three=3, n=n)],
@@ -70,9 +72,9 @@ def _as_linear(t: Tensor, axes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """One module of ours and the module (or modules) of theirs that hold the same weights, relative to the block.
+    """A module of ours and the module (or modules) of theirs with the same weights, named relative to the block.
 
-    Where the tensor itself has another name there, both sides name the tensor instead.
+    If the tensors themselves have different names, both sides name the tensor instead of the module.
     """
 
     ours: str
@@ -86,7 +88,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block of some kind stands: its prefix in our network and in theirs."""
+    """A block: its kind, its prefix in our network and in theirs, and its number of attention heads."""
 
     kind: str
     ours: str
@@ -100,9 +102,9 @@ Table = Mapping[str, Sequence[Rule]]
 def import_state(
     places: Iterable[Place], table: Table, theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Our state dict from theirs. `expected` is our network's own state dict: it says which tensors there are.
+    """Our state dict from theirs. `expected` is our network's state dict, which gives names and shapes.
 
-    Raises ValueError with the difference if a tensor of theirs is missing, left over, or of another shape.
+    Raises Difference if a tensor of theirs is missing, unknown, or of another shape.
     """
     ours: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -115,7 +117,7 @@ def import_state(
         if not absent:
             try:
                 ours[our_name] = rule.transform.inward([theirs[name] for name in their_names], heads)
-            except RuntimeError:  # rows that cannot be split or put together as here
+            except RuntimeError:  # rows that cannot be split or joined
                 wrong.extend(f"{name} has {tuple(theirs[name].shape)}" for name in their_names)
             else:
                 if ours[our_name].shape != expected[our_name].shape:
@@ -125,7 +127,7 @@ def import_state(
 
 
 def export_state(places: Iterable[Place], table: Table, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their state dict from ours: the exact inverse of `import_state`."""
+    """Their state dict from ours. The exact inverse of `import_state`."""
     theirs: dict[str, Tensor] = {}
     for rule, our_name, their_names, heads in _pairs(places, table, ours):
         theirs.update(zip(their_names, rule.transform.outward(ours[our_name], heads), strict=True))
@@ -133,12 +135,12 @@ def export_state(places: Iterable[Place], table: Table, ours: Mapping[str, Tenso
 
 
 def published_names(places: Iterable[Place], table: Table, ours: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """Under which name, or names, the layout has each of our tensors."""
+    """The published name or names of each of our tensors."""
     return {our_name: their_names for _, our_name, their_names, _ in _pairs(places, table, ours)}
 
 
 def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError with the difference unless both hold tensors of the same names and shapes."""
+    """Raises Difference unless both have tensors of the same names and shapes."""
     wrong = [
         _misfit(name, found[name], tensor)
         for name, tensor in expected.items()
@@ -148,7 +150,7 @@ def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def raise_difference(missing: Sequence[str], unknown: Sequence[str], wrong: Sequence[str], show: int = 4) -> None:
-    """Raise Difference, a ValueError, naming the first few of each sort of difference; return if there is none."""
+    """Raises Difference with the first `show` names of each sort of difference. Returns if there is none."""
     sorts = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
     parts = [
         f"{len(names)} {sort}: {', '.join(names[:show])}{', …' if len(names) > show else ''}"
@@ -160,13 +162,13 @@ def raise_difference(missing: Sequence[str], unknown: Sequence[str], wrong: Sequ
 
 
 def _misfit(name: str, found: Tensor, expected: Tensor) -> str:
-    return f"{name} has {tuple(found.shape)}, here {tuple(expected.shape)}"
+    return f"{name} has {tuple(found.shape)}, expected {tuple(expected.shape)}"
 
 
 def _pairs(
     places: Iterable[Place], table: Table, expected: Mapping[str, Tensor]
 ) -> Iterator[tuple[Rule, str, tuple[str, ...], int]]:
-    """Each of our tensors with the rule that covers it, the published names it corresponds to, and the heads there."""
+    """Yields the rule, our name, the published names and the number of heads for each of our tensors."""
     leaves: dict[str, list[str]] = {}
     for name in expected:
         module, _, leaf = name.rpartition(".")
@@ -174,7 +176,7 @@ def _pairs(
     for place in places:
         for rule in table[place.kind]:
             module, leaf = _join(place.ours, rule.ours), ""
-            if module in expected:  # the rule names one tensor, whose last name is another there
+            if module in expected:  # the rule names a tensor, not a module
                 module, _, leaf = module.rpartition(".")
                 leaves[module].remove(leaf)
                 theirs = tuple(_join(place.theirs, source) for source in rule.sources)

@@ -1,4 +1,4 @@
-"""A published layout of a network's weights, and finding the one that is meant."""
+"""Layouts: the weight names of other libraries, and the errors for configs they cannot express."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,38 +13,38 @@ from residual.weights.pretrained import read_weights
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of another library: where each block stands, how its tensors are called, what cannot be expressed."""
+    """Weight names of another library: a walk over the blocks, a table of rules, and a check of the config."""
 
     places: Callable[[Any], Iterator[Place]]
-    """all blocks of the network that a config describes"""
+    """yields all blocks of a config's network"""
     table: Table
     check: Callable[[Any], Any]
-    """raises ValueError, with the reason, for a config that the library's network cannot express"""
+    """raises ValueError with the reason if the library's network cannot express a config"""
     clean: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda theirs: theirs
-    """brings older spellings to the current one"""
+    """renames older spellings of the names to the current ones"""
 
 
 def read_state(state_dict: Mapping[str, Any] | str | Path) -> Mapping[str, Tensor]:
-    """A state dict, or that of a safetensors file.
+    """Returns a state dict, or reads one from a safetensors file.
 
-    Raises ValueError for a missing or damaged file, for a pickle, and for what is no state dict, such as a training
-    checkpoint that holds one.
+    Raises ValueError for a missing or damaged file, for a pickle, and for a mapping with values other than tensors,
+    such as a training checkpoint that contains a state dict.
     """
     if not isinstance(state_dict, Mapping):
         return read_weights(Path(state_dict))
     for name, tensor in state_dict.items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name!r} is a {type(tensor).__name__}, no tensor: give the state dict itself")
+            raise ValueError(f"{name!r} is a {type(tensor).__name__}, not a tensor: give the state dict itself")
     return state_dict
 
 
 def inexpressible(network: str, value: str, reason: str) -> ValueError:
-    """The error for a value of our config that another network has no argument for."""
+    """The error for a config value that another library's network cannot express."""
     return ValueError(f"{network} cannot express {value}: {reason}")
 
 
 def require(network: str, config: Any, fixed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises ValueError unless each of these fields has one of the values that the network has built in."""
+    """Raises ValueError unless each field in `fixed` has one of the values that the network supports."""
     for name, allowed in fixed.items():
-        if (found := getattr(config, name)) not in allowed:
-            raise inexpressible(network, f"{name}={found!r}", f"it has {' or '.join(map(repr, allowed))}")
+        if (value := getattr(config, name)) not in allowed:
+            raise inexpressible(network, f"{name}={value!r}", f"it has {' or '.join(map(repr, allowed))}")

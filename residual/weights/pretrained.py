@@ -1,4 +1,4 @@
-"""Saving a network as a folder that is enough to rebuild it, and reading such folders strictly."""
+"""Model folders: saving a network with its config, reading it back, and publishing it on the Hugging Face hub."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ class Pretrained(nn.Module):
         self.config = config
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, which is made if need be."""
+        """Writes `config.json` and `model.safetensors` into `folder`, which is created if needed."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -48,14 +48,14 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls: type[M], folder_or_hub_id: str | Path) -> M:
-        """The network of a model folder, or of a repository on the Hugging Face hub, on the CPU and in eval mode.
+        """Reads a model folder, or a repository of the Hugging Face hub. The network is on the CPU and in eval mode.
 
-        Raises ValueError if there is no such folder, if the config has unknown or wrong fields, or if names or shapes
-        of the weights differ from what the config describes.
+        Raises ValueError if the folder does not exist, if the config has unknown, missing or wrong fields, or if names
+        or shapes of the weights do not match the config.
         """
         folder = local_folder(folder_or_hub_id)
         config = cls.read_config(folder)
-        model = laid_out(cls, config, folder / "config.json")
+        model = build_on_meta(cls, config, folder / "config.json")
         state = read_weights(folder / "model.safetensors")
         try:
             check_state(state, model.state_dict())
@@ -66,7 +66,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def read_config(cls, folder: Path) -> Any:
-        """The config of a model folder. Raises ValueError as `from_pretrained` does."""
+        """Reads the config of a model folder. Raises ValueError as `from_pretrained` does."""
         document = read_json(folder / "config.json")
         found = document.pop("model", document.get("_class_name"))
         if found != qualified_name(cls):
@@ -74,7 +74,7 @@ class Pretrained(nn.Module):
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
             way_out = (
-                f"commits up to {_LAST_OF_VERSION_1} wrote it: export_weights there, and import_weights here"
+                f"written by commits up to {_LAST_OF_VERSION_1}: call export_weights there, then import_weights"
                 if version == 1
                 else "use the version of this project that wrote it"
             )
@@ -86,11 +86,11 @@ class Pretrained(nn.Module):
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload model") -> str:
-        """Upload the model folder, with a generated model card, to the Hugging Face hub; returns its address there.
+        """Uploads the model folder, with a generated model card, to the Hugging Face hub. Returns the URL.
 
-        `repo_id` is "owner/name"; the repository is made if need be, and a card that it has already is kept. The hub
-        knows you by the token of `hf auth login` or of the environment (HF_TOKEN). Raises ValueError, with the reason,
-        if the hub does not take it.
+        `repo_id` is "owner/name". The repository is created if needed; an existing model card is kept. Authentication
+        uses the token of `hf auth login` or of the environment (HF_TOKEN). Raises ValueError with the reason if the
+        upload fails.
         """
         if repo_id.count("/") != 1 or not all(repo_id.split("/")):
             raise ValueError(f"repo_id={repo_id!r} should be of the form 'owner/name'")
@@ -105,14 +105,14 @@ class Pretrained(nn.Module):
                 if not api.file_exists(repo_id, "README.md"):
                     (Path(folder) / "README.md").write_text(self.model_card(repo_id), encoding="utf-8")
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-            except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is that of the hub's HTTP library
+            except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is from the hub's HTTP library
                 raise ValueError(
-                    f"the hub did not take {repo_id!r}: {_first_line(error)} (hf auth login tells it who you are)"
+                    f"the hub refused {repo_id!r}: {_first_line(error)} (log in with: hf auth login)"
                 ) from None
         return str(address)
 
     def model_card(self, repo_id: str) -> str:
-        """A README.md for the hub: what it is, its size and shape, and how to load it. The licence is yours to add."""
+        """A README.md for the hub: description, size, config and loading. The licence is left to the author."""
         package, name = qualified_name(type(self)).split(".")
         weights = list(self.parameters())
         return _CARD.format(
@@ -128,7 +128,7 @@ class Pretrained(nn.Module):
         )
 
 
-# The licence is the author's to choose: the hub reads it from the line that is left out here.
+# The hub reads the licence from the commented line; the author fills it in.
 _CARD = """---
 library_name: residual-diffusion
 tags:{tags}
@@ -153,19 +153,19 @@ Its config:
 """
 
 
-def laid_out(model_class: type[M], config: Any, path: Path) -> M:
-    """The model of a config on the meta device, without memory. Raises ValueError, with the config's path, if none."""
+def build_on_meta(model_class: type[M], config: Any, path: Path) -> M:
+    """Builds the model of a config on the meta device, without memory. Raises ValueError with the config's path."""
     try:
         with torch.device("meta"):
             return model_class(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except RuntimeError:  # the size of a tensor does not fit into 64 bits
-        raise ValueError(f"{path} describes a network that no memory can hold") from None
+    except RuntimeError:  # the size of a tensor exceeds 64 bits
+        raise ValueError(f"{path} describes a network too large for any memory") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises ValueError if it is missing, damaged, or a pickle."""
+    """Reads the tensors of a safetensors file. Raises ValueError if it is missing, damaged, or a pickle."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -174,24 +174,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        # Looked at only now: a safetensors file may begin with the same bytes, which are its header's length there.
+        # Checked only now: a valid safetensors file may begin with the same bytes, as the length of its header.
         with path.open("rb") as file:
             head = file.read(2)
         if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
             raise pickle_error(path) from None
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or save it again") from None
+        raise ValueError(f"{path} is not a complete safetensors file ({error}): copy or save it again") from None
 
 
 def pickle_error(path: Path) -> ValueError:
-    """The error for weights that are a pickle, with the way out."""
+    """The error for weights in a pickle, with the way to convert them."""
     return ValueError(
-        f"{path} is a pickle, which could run code, and is not opened here; save a plain state dict first: "
+        f"{path} is a pickle, which could run code, and is not opened; save a plain state dict first: "
         "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
     )
 
 
 def local_folder(folder_or_hub_id: str | Path) -> Path:
-    """The folder itself, or a copy of a hub repository's JSON and safetensors files. Raises ValueError for neither."""
+    """Returns the folder, or downloads the JSON and safetensors files of a hub repository.
+
+    Raises ValueError if there is no such folder and the repository cannot be downloaded.
+    """
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
@@ -205,7 +208,7 @@ def local_folder(folder_or_hub_id: str | Path) -> Path:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = _first_line(error)
-        raise ValueError(f"{text!r} is neither a folder here nor a repository that the hub gave: {reason}") from None
+        raise ValueError(f"{text!r} is neither a local folder nor a repository on the hub: {reason}") from None
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -16,7 +16,7 @@ class DenseNetConfig(ClassifierConfig):
     Raises ValueError with the field, its value and the rule.
     """
 
-    blocks: tuple[int, ...] = (6, 12, 24, 16)
+    blocks_per_stage: tuple[int, ...] = (6, 12, 24, 16)
     """layers per stage (the paper's dense block); one stage per entry"""
     growth: int = 32
     """channels that each layer adds"""
@@ -33,7 +33,7 @@ class DenseNetConfig(ClassifierConfig):
         super().__post_init__()
         check_choices(self, {"stem": Stem})
         check_positive(self, ("growth", "bottleneck", "stem_channels"))
-        check_stages(self, "blocks")
+        check_stages(self, "blocks_per_stage")
         if not 0 < self.compression <= 1:
             raise ValueError(f"compression={self.compression} must be above 0 and at most 1, which keeps all channels")
 
@@ -41,7 +41,7 @@ class DenseNetConfig(ClassifierConfig):
     def widths(self) -> list[int]:
         """Output channels of each stage."""
         widths: list[int] = []
-        for count in self.blocks:
+        for count in self.blocks_per_stage:
             c_in = int(widths[-1] * self.compression) if widths else self.stem_channels
             widths.append(c_in + count * self.growth)
         return widths

@@ -30,7 +30,9 @@ _RESNEST_BLOCKS = {
 def imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
     """A ResNet for images of 224 px (He et al. 2015, table 1). Raises ValueError for an unknown depth."""
     block, blocks = _at(depth, _IMAGENET_BLOCKS)
-    return ResNetConfig(**{"block": block, "blocks": blocks, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | fields)
+    return ResNetConfig(
+        **{"block": block, "blocks_per_stage": blocks, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | fields
+    )
 
 
 def preact_imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
@@ -44,7 +46,7 @@ def resnest(depth: int, stem_channels: int = 64) -> ResNetConfig:
     """A ResNeSt (Zhang et al. 2020). Raises ValueError for an unknown depth."""
     return ResNetConfig(
         block="split_attention",
-        blocks=_at(depth, _RESNEST_BLOCKS),
+        blocks_per_stage=_at(depth, _RESNEST_BLOCKS),
         stem="deep",
         stem_channels=stem_channels,
         shortcut="D",
@@ -62,7 +64,7 @@ def cifar_resnet(depth: int, block: BlockKind = "basic", **fields: Any) -> ResNe
     convolutions = BLOCK_TRAITS[ResNetConfig(block=block).block].convolutions
     blocks = _depth_to_blocks(depth, convolutions, 2)
     shape: dict[str, Any] = {"widths": (16, 32, 64), "stem": "conv3", "stem_channels": 16}
-    return ResNetConfig(num_classes=10, block=block, blocks=blocks, **shape | fields)
+    return ResNetConfig(num_classes=10, block=block, blocks_per_stage=blocks, **shape | fields)
 
 
 def wide_resnet(depth: int, factor: int, **fields: Any) -> ResNetConfig:
@@ -83,9 +85,9 @@ def cifar_densenet(depth: int, growth: int, compressed: bool) -> DenseNetConfig:
     """
     shape: dict[str, Any] = {"num_classes": 10, "growth": growth, "stem": "conv3", "mean": CIFAR_MEAN, "std": CIFAR_STD}
     if compressed:
-        return DenseNetConfig(blocks=_depth_to_blocks(depth, 2, 4), stem_channels=2 * growth, **shape)
+        return DenseNetConfig(blocks_per_stage=_depth_to_blocks(depth, 2, 4), stem_channels=2 * growth, **shape)
     blocks = _depth_to_blocks(depth, 1, 4)
-    return DenseNetConfig(blocks=blocks, stem_channels=16, bottleneck=None, compression=1.0, **shape)
+    return DenseNetConfig(blocks_per_stage=blocks, stem_channels=16, bottleneck=None, compression=1.0, **shape)
 
 
 def _at(depth: int, known: dict[int, Any]) -> Any:

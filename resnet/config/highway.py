@@ -15,7 +15,7 @@ class HighwayConfig(ClassifierConfig):
 
     num_classes: int = 10
     """number of classes"""
-    blocks: tuple[int, ...] = (4, 5, 5)
+    blocks_per_stage: tuple[int, ...] = (4, 5, 5)
     """highway layers per stage, after the convolution that sets its width; one stage per entry"""
     widths: tuple[int, ...] = (32, 80, 128)
     """channels of each stage; the size is halved between stages"""
@@ -29,7 +29,7 @@ class HighwayConfig(ClassifierConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, ("head_channels",))
-        check_stages(self, "blocks", "widths")
+        check_stages(self, "blocks_per_stage", "widths")
         check_probabilities(self, ("dropout",))
 
     @property

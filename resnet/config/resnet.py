@@ -62,7 +62,7 @@ class ResNetConfig(ClassifierConfig):
     block: BlockKind = "basic"
     """residual block: two 3x3 convolutions (`basic`); 1x1, 3x3, 1x1 (`bottleneck`); a bottleneck with split attention
     (`split_attention`: ResNeSt); or one of the first two with norms before the convolutions (`preact_…`)"""
-    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2)
     """blocks per stage; one stage per entry"""
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """base width of each stage: the output channels of a basic block, a quarter of those of the others"""
@@ -110,7 +110,7 @@ class ResNetConfig(ClassifierConfig):
         check_choices(self, _CHOICES)
         check_positive(self, ("groups", "group_width", "stem_channels", "se_reduction"))
         check_probabilities(self, ("dropout", "drop_path"))
-        check_stages(self, "blocks", "widths")
+        check_stages(self, "blocks_per_stage", "widths")
         _check_stage_numbers(self)
         _check_combinations(self)
 
@@ -159,10 +159,10 @@ class Block:
 
 def blocks_of(config: ResNetConfig) -> Iterator[Block]:
     """All blocks, from the first to the last."""
-    c_in, number, total = config.stem_channels, 0, sum(config.blocks)
+    c_in, number, total = config.stem_channels, 0, sum(config.blocks_per_stage)
     dilation_before = 1
     for stage, (width, count, (stride, dilation)) in enumerate(
-        zip(config.widths, config.blocks, _strides(config), strict=True), start=1
+        zip(config.widths, config.blocks_per_stage, _strides(config), strict=True), start=1
     ):
         c_out, inner = width * config.expansion, width * config.group_width // 64 * config.groups
         for index in range(count):
@@ -192,7 +192,7 @@ def _first_stride(config: ResNetConfig) -> int:
 
 
 def _check_stage_numbers(config: ResNetConfig) -> None:
-    stages = len(config.blocks)
+    stages = len(config.blocks_per_stage)
     if wrong := [stage for stage in config.recompute_stages if not 1 <= stage <= stages]:
         raise ValueError(
             f"recompute_stages={config.recompute_stages}: there is no stage {wrong[0]}, only 1 to {stages}"

@@ -21,11 +21,11 @@ _OLD = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 def places(config: DenseNetConfig) -> Iterator[Place]:
     """Every layer and transition with its prefix. Theirs calls the last norm `norm5` for any number of blocks."""
     yield Place("stem", "levels.0", "features")
-    for block, count in enumerate(config.blocks, start=1):
+    for block, count in enumerate(config.blocks_per_stage, start=1):
         yield Place("transition", f"levels.{block}.transition", f"features.transition{block - 1}")
         for layer in range(count):
             yield Place("layer", f"levels.{block}.{layer}", f"features.denseblock{block}.denselayer{layer + 1}")
-    yield Place("module", f"levels.{len(config.blocks)}.norm", "features.norm5")
+    yield Place("module", f"levels.{len(config.blocks_per_stage)}.norm", "features.norm5")
     yield Place("module", "fc", "classifier")
 
 

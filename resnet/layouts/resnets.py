@@ -49,7 +49,7 @@ def preact_places(config: ResNetConfig) -> Iterator[Place]:
     for block in blocks_of(config):
         theirs = f"stages.{block.stage - 1}.blocks.{block.index}"
         yield Place("preact block", f"levels.{block.stage}.{block.index}", theirs)
-    yield Place("module", f"levels.{len(config.blocks)}.norm", "norm")
+    yield Place("module", f"levels.{len(config.blocks_per_stage)}.norm", "norm")
     yield Place("1x1 classifier", "fc", "head.fc")
 
 

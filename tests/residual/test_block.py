@@ -1,4 +1,4 @@
-"""The sum and its chain."""
+"""Residual blocks and chains."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from residual.resample import AveragePool, Nearest
 
 
 def filled(module: nn.Module) -> nn.Module:
-    """The module with random weights, so that no zero hides an error."""
+    """Sets random weights, so that no zero weight hides an error."""
     for p in module.parameters():
         nn.init.normal_(p, std=0.2)
     return module
@@ -25,7 +25,7 @@ class Scaled(nn.Module):
         return x * emb
 
 
-def test_the_block_is_the_sum_of_its_parts() -> None:
+def test_block_equals_sum_of_its_parts() -> None:
     block = Residual(Chain(emb=Scaled(), act=nn.Tanh()), nn.Linear(3, 3))
     x, emb = torch.randn(2, 3), torch.randn(2, 3)
     s, f = block.parts(x, emb)
@@ -40,7 +40,7 @@ def test_shortcut_and_merge_default_to_identity_and_sum() -> None:
     assert isinstance(block.merge, Add)
 
 
-def test_the_merge_is_given_shortcut_and_branch() -> None:
+def test_merge_receives_shortcut_and_branch() -> None:
     class Concat(nn.Module):
         def forward(self, s: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
             return torch.cat([s, f], dim=1)
@@ -49,7 +49,7 @@ def test_the_merge_is_given_shortcut_and_branch() -> None:
     assert_close(Residual(nn.Tanh(), merge=Concat())(x), torch.cat([x, x.tanh()], dim=1), rtol=0, atol=0)
 
 
-def test_the_gradient_has_an_additive_identity() -> None:
+def test_gradient_contains_the_identity() -> None:
     """dL/dx = dL/dy (I + J), with J the Jacobian of the branch (He et al. 2016, eq. 5)."""
     block = filled(Residual(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))).double()
     x, g = torch.randn(4, dtype=torch.double), torch.randn(4, dtype=torch.double)
@@ -58,7 +58,7 @@ def test_the_gradient_has_an_additive_identity() -> None:
     assert_close(g @ whole, g + g @ jacobian, rtol=1e-10, atol=1e-12)
 
 
-def test_emb_goes_only_to_the_nodes_that_take_it() -> None:
+def test_emb_is_passed_only_to_nodes_that_take_it() -> None:
     chain = Chain(first=nn.Tanh(), second=Scaled(), third=Residual(Scaled()), fourth=Residual(nn.Tanh()))
     x, emb = torch.randn(2, 3), torch.randn(2, 3)
     h = x.tanh() * emb
@@ -95,14 +95,14 @@ def test_scaling_by_root_half_keeps_the_variance() -> None:
 
 
 @pytest.mark.parametrize("conditioning", ["add", "scale_shift"])
-def test_a_fresh_block_is_exactly_its_shortcut(conditioning: str) -> None:
+def test_new_block_equals_its_shortcut(conditioning: str) -> None:
     block = Residual(unet_branch(8, 8, 4, conditioning=conditioning))
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
     assert_close(block(x, emb), x, rtol=0, atol=0)
 
 
 def reference_branch(branch: nn.Module, x: torch.Tensor, emb: torch.Tensor, conditioning: str) -> torch.Tensor:
-    """The published formulas, written out (Ho et al. 2020; Dhariwal and Nichol 2021)."""
+    """The published formulas (Ho et al. 2020; Dhariwal and Nichol 2021)."""
     silu, norm = nn.functional.silu, nn.functional.group_norm
     n1, n2 = branch.norm1, branch.norm2
     h = branch.conv1(silu(norm(x, n1.num_groups, n1.weight, n1.bias, n1.eps)))
@@ -116,20 +116,20 @@ def reference_branch(branch: nn.Module, x: torch.Tensor, emb: torch.Tensor, cond
 
 
 @pytest.mark.parametrize("conditioning", ["add", "scale_shift"])
-def test_the_branch_is_the_published_formula(conditioning: str) -> None:
+def test_branch_equals_the_published_formula(conditioning: str) -> None:
     branch = filled(unet_branch(8, 12, 4, conditioning=conditioning))
     x, emb = torch.randn(2, 8, 4, 6), torch.randn(2, 4)
     assert_close(branch(x, emb), reference_branch(branch, x, emb, conditioning), rtol=1e-5, atol=1e-5)
 
 
-def test_without_an_embedding_the_branch_takes_none() -> None:
+def test_branch_without_embedding_takes_no_emb() -> None:
     block = filled(Residual(unet_branch(8, 8)))
     assert not block.takes_emb
     assert block(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)
 
 
 @pytest.mark.parametrize(("resample", "side"), [(AveragePool, 2), (Nearest, 8)])
-def test_branch_and_shortcut_resample_alike(resample: type[nn.Module], side: int) -> None:
+def test_branch_and_shortcut_resample_to_the_same_size(resample: type[nn.Module], side: int) -> None:
     block = Residual(unet_branch(8, 12, 4, resample=resample()), unet_shortcut(8, 12, resample()))
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
     assert block(x, emb).shape == (2, 12, side, side)
@@ -144,19 +144,19 @@ def test_dropout_drops_in_training_only() -> None:
     assert_close(branch(x, emb), branch(x, emb), rtol=0, atol=0)
 
 
-def test_the_cheapest_shortcut_is_taken() -> None:
+def test_shortcut_has_only_the_nodes_it_needs() -> None:
     assert isinstance(unet_shortcut(8, 8), Identity)
     assert isinstance(unet_shortcut(8, 4), Project)
     assert [name for name, _ in unet_shortcut(8, 8, AveragePool()).named_children()] == ["resample"]
 
 
-def test_project_is_one_by_one() -> None:
+def test_project_is_a_1x1_convolution() -> None:
     x = torch.randn(2, 3, 4, 4)
     project = Project(3, 5, stride=2, bias=False)
     assert project.bias is None
     assert_close(project(x), torch.einsum("oc,bchw->bohw", project.weight[:, :, 0, 0], x[:, :, ::2, ::2]))
 
 
-def test_add_embedding_is_one_number_per_channel() -> None:
+def test_add_embedding_adds_one_number_per_channel() -> None:
     node, x, emb = AddEmbedding(3, 4), torch.randn(2, 3, 2, 2), torch.randn(2, 4)
     assert_close(node(x, emb), x + (emb @ node.project.weight.T + node.project.bias)[:, :, None, None])

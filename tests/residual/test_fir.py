@@ -19,21 +19,21 @@ TAPS = [(1, 1), (1, 3, 3, 1), (-1, 3, 7, 7, 3, -1)]
 
 
 @pytest.mark.parametrize("taps", TAPS)
-def test_fir_filters_are_those_of_diffusers(taps) -> None:
+def test_fir_filters_equal_diffusers(taps) -> None:
     x = torch.randn(2, 5, 8, 6)
     assert_close(FIRDown(taps)(x), FirDownsample2D(5, fir_kernel=taps)(x), rtol=1e-5, atol=1e-6)
     assert_close(FIRUp(taps)(x), FirUpsample2D(5, fir_kernel=taps)(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("taps", TAPS)
-def test_folded_convolution_is_that_of_diffusers(taps) -> None:
+def test_folded_convolution_equals_diffusers(taps) -> None:
     x, theirs = torch.randn(2, 3, 8, 6), FirDownsample2D(3, 5, use_conv=True, fir_kernel=taps)
     ours = FIRDownConv(3, 5, taps)
     ours.load_state_dict(theirs.Conv2d_0.state_dict())
     assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_two_equal_taps_are_pooling_and_nearest_exactly() -> None:
+def test_two_equal_taps_equal_pooling_and_nearest() -> None:
     x = torch.randn(2, 3, 8, 6)
     assert_close(FIRUp((1, 1))(x), Nearest()(x), rtol=0, atol=0)
     whole = torch.randint(-99, 100, (2, 3, 8, 6)).float()  # sums of whole numbers do not depend on their order
@@ -57,7 +57,7 @@ def test_up_is_four_times_the_adjoint_of_down(taps) -> None:
     assert_close((FIRUp(taps)(small) * large).sum(), 4 * (small * FIRDown(taps)(large)).sum())
 
 
-def test_folded_convolution_is_convolution_then_filter_before_anything_is_cut_off() -> None:
+def test_folded_convolution_equals_convolution_then_filter_inside_the_image() -> None:
     x, node = torch.randn(2, 3, 8, 6, dtype=torch.float64), FIRDownConv(3, 5).double()
     wide = F.pad(F.conv2d(x, node.weight, padding=2), (1, 1, 1, 1))
     filtered = FIRDown()(wide)[:, :, 1:-1, 1:-1]  # all that does not touch the ring of zeros
@@ -68,7 +68,7 @@ def test_folded_convolution_is_convolution_then_filter_before_anything_is_cut_of
 
 
 @pytest.mark.parametrize("node", [FIRDown(), FIRUp(), FIRDownConv(4, 6)], ids=lambda node: type(node).__name__)
-def test_layout_type_and_gradient_go_through(node: nn.Module) -> None:
+def test_memory_format_dtype_and_gradient_are_kept(node: nn.Module) -> None:
     x = torch.randn(2, 4, 8, 6).to(memory_format=torch.channels_last).requires_grad_()
     assert node(x).is_contiguous(memory_format=torch.channels_last)
     assert copy.deepcopy(node).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
@@ -80,7 +80,7 @@ def test_layout_type_and_gradient_go_through(node: nn.Module) -> None:
     assert "taps=(1, 3, 3, 1)" in repr(node)
 
 
-def test_filters_are_no_weights_and_survive_the_meta_device() -> None:
+def test_filters_are_not_in_the_state_dict_and_survive_the_meta_device() -> None:
     with torch.device("meta"):
         node = FIRDownConv(3, 5)
     assert set(node.state_dict()) == {"weight", "bias"}
@@ -92,10 +92,10 @@ def test_filters_are_no_weights_and_survive_the_meta_device() -> None:
 
 
 @pytest.mark.parametrize("make", [FIRDown, FIRUp, lambda: FIRDownConv(3, 5)])
-def test_filters_are_there_after_to_empty(make) -> None:
+def test_filters_are_restored_after_to_empty(make) -> None:
     with torch.device("meta"):
-        laid_out = make()
-    for node in (laid_out, make().to("meta")):
+        on_cpu = make()
+    for node in (on_cpu, make().to("meta")):
         real, node = make(), node.to_empty(device="cpu")
         node.load_state_dict(real.state_dict())
         x = torch.randn(1, 3, 4, 4)
@@ -103,13 +103,13 @@ def test_filters_are_there_after_to_empty(make) -> None:
 
 
 @pytest.mark.parametrize("taps", [(), (1, 2, 1), (1, 2, 3, 4), (1, -1, -1, 1)])
-def test_taps_that_shift_or_vanish_are_refused(taps) -> None:
+def test_asymmetric_odd_and_zero_sum_taps_are_refused(taps) -> None:
     for build in (FIRDown, FIRUp, lambda taps: FIRDownConv(3, 5, taps)):
         with pytest.raises(ValueError, match="should be a symmetric row of even length"):
             build(taps)
 
 
-def test_fourier_features_are_the_published_ones() -> None:
+def test_fourier_features_equal_the_published_formula() -> None:
     node, theirs = FourierEmbedding(32), GaussianFourierProjection(16, scale=16, log=False)
     assert set(node.state_dict()) == {"freqs"}
     assert parameters(node) == 0
@@ -126,7 +126,7 @@ def test_fourier_frequencies_have_the_published_spread() -> None:
     assert FourierEmbedding(20_000, scale=1).freqs.std().item() == pytest.approx(1, rel=0.03)
 
 
-def test_fourier_features_are_float32_whatever_the_network_is() -> None:
+def test_fourier_features_stay_float32_in_a_half_precision_network() -> None:
     node, t = FourierEmbedding(64), torch.tensor([0.7])
     expected = node(t)
     assert_close(node.bfloat16()(t.double()), expected, rtol=0, atol=0)
@@ -135,6 +135,6 @@ def test_fourier_features_are_float32_whatever_the_network_is() -> None:
 
 
 @pytest.mark.parametrize("channels", [5, 0])
-def test_odd_or_no_fourier_features_are_refused(channels: int) -> None:
+def test_odd_or_zero_fourier_channels_are_refused(channels: int) -> None:
     with pytest.raises(ValueError, match=f"even number of channels, at least 2, not {channels}"):
         FourierEmbedding(channels)

@@ -1,4 +1,4 @@
-"""Renaming weights, and reading and writing model folders."""
+"""Renaming of weights; model folders."""
 
 import itertools
 import json
@@ -38,7 +38,7 @@ OURS = {
 }
 
 
-def test_one_table_serves_both_directions_exactly() -> None:
+def test_export_inverts_import_exactly() -> None:
     theirs = export_state(PLACES, TABLE, OURS)
     assert set(theirs) == {
         *("model.a.0.weight", "model.a.0.bias", "model.b.gain", "mid.att.o.weight"),
@@ -51,7 +51,7 @@ def test_one_table_serves_both_directions_exactly() -> None:
 
 @pytest.mark.parametrize("order", ["three n d", "n three d", "n d three"])
 @pytest.mark.parametrize("axes", [2, 3, 4])
-def test_attention_rows_are_permuted_and_permuted_back(order: str, axes: int) -> None:
+def test_attention_rows_are_reordered_in_both_directions(order: str, axes: int) -> None:
     """Row (head i, channel j, part k) of theirs is row (part k, head i, channel j) of ours, by value."""
     heads, width = 3, 2
     transform, n = qkv_rows(order, axes), 3 * heads * width
@@ -66,13 +66,13 @@ def test_attention_rows_are_permuted_and_permuted_back(order: str, axes: int) ->
     assert_close(transform.inward([theirs], heads), ours, rtol=0, atol=0)
 
 
-def test_the_difference_is_shown() -> None:
+def test_mismatches_are_named() -> None:
     theirs = export_state(PLACES, TABLE, OURS)
     del theirs["model.a.0.bias"]
     theirs["stray"] = torch.zeros(1)
     theirs["model.b.gain"] = torch.zeros(7)
     with pytest.raises(
-        ValueError, match=r"1 missing: model\.a\.0\.bias; 1 unknown: stray; .*gain has \(7,\), here \(1,\)"
+        ValueError, match=r"1 missing: model\.a\.0\.bias; 1 unknown: stray; .*gain has \(7,\), expected \(1,\)"
     ):
         import_state(PLACES, TABLE, theirs, OURS)
     with pytest.raises(ValueError, match=r"3 missing: mid\.att\.q\.weight, mid\.att\.k\.weight, mid\.att\.v\.weight"):
@@ -88,7 +88,7 @@ def test_the_difference_is_shown() -> None:
         )
 
 
-def test_long_differences_are_cut() -> None:
+def test_long_lists_of_mismatches_are_shortened() -> None:
     with pytest.raises(ValueError, match=r"6 missing: \S+, \S+, \S+, \S+, …"):
         check_state({}, OURS)
 
@@ -112,7 +112,7 @@ class Net(Pretrained):
         self.norm = nn.BatchNorm2d(config.width)
 
 
-def test_a_saved_folder_rebuilds_the_network(tmp_path) -> None:
+def test_saved_folder_restores_the_network(tmp_path) -> None:
     net = Net(Config(width=3, sizes=(4, 5), pair=(6, 7), kind="b")).to(memory_format=torch.channels_last)
     net.save_pretrained(tmp_path / "model")
     again = Net.from_pretrained(tmp_path / "model")
@@ -136,11 +136,11 @@ def test_a_saved_folder_rebuilds_the_network(tmp_path) -> None:
         ({"pair": [1]}, r"pair=\(1,\) should be tuple\[int, int\] \| None"),
         ({"kind": "c"}, r"kind='c' should be Literal\['a', 'b'\]"),
         ({"format_version": 3}, r"config\.json has format_version 3; this version reads 2; use the version"),
-        ({"format_version": 1}, "has format_version 1; this version reads 2; commits up to 9782c87 wrote it: export"),
+        ({"format_version": 1}, "has format_version 1; this version reads 2; .*9782c87"),
         ({"model": "other.Net"}, "describes a 'other.Net', not a"),
     ],
 )
-def test_a_wrong_config_is_one_clear_line(tmp_path, change, message) -> None:
+def test_wrong_config_fields_are_named(tmp_path, change, message) -> None:
     Net(Config()).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -148,14 +148,14 @@ def test_a_wrong_config_is_one_clear_line(tmp_path, change, message) -> None:
         Net.from_pretrained(tmp_path)
 
 
-def test_integers_are_floats_and_lists_are_tuples() -> None:
+def test_integers_fit_floats_and_lists_become_tuples() -> None:
     given = {"width": 2, "rate": 1, "sizes": [1, 2], "pair": None, "kind": "a", "flag": False}
     assert read_config(Config, given) == Config(rate=1, sizes=(1, 2))
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Config)])
-def test_a_missing_field_is_not_a_default(tmp_path, name) -> None:
-    """What a default decides is another network with the next default."""
+def test_missing_fields_are_refused(tmp_path, name) -> None:
+    """A default that changes later would change the network."""
     Net(Config()).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     document = json.loads(path.read_text())
@@ -167,7 +167,7 @@ def test_a_missing_field_is_not_a_default(tmp_path, name) -> None:
     assert read_config(Config, document, optional=[name]) == Config()
 
 
-def test_damaged_folders_are_named(tmp_path) -> None:
+def test_damaged_files_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no folder '.*absent'; give a model folder or a hub id"):
         Net.from_pretrained(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"is not a model folder: it has no config\.json"):
@@ -176,7 +176,7 @@ def test_damaged_folders_are_named(tmp_path) -> None:
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole, text = weights.read_bytes(), config.read_text()
     weights.write_bytes(whole[:-5])
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         Net.from_pretrained(tmp_path)
     weights.unlink()
     config.write_bytes(b"\xff\xfe{")
@@ -188,7 +188,7 @@ def test_damaged_folders_are_named(tmp_path) -> None:
     weights.write_bytes(whole)
     config.write_text(json.dumps(json.loads(text) | {"width": 3}))
     with pytest.raises(
-        ValueError, match=r"model\.safetensors: .* of another shape: layer\.weight has \(2, 3, 3, 3\), here \(3"
+        ValueError, match=r"model\.safetensors: .* of another shape: layer\.weight has \(2, 3, 3, 3\), expected \(3"
     ):
         Net.from_pretrained(tmp_path)
     config.write_text("{")
@@ -199,8 +199,8 @@ def test_damaged_folders_are_named(tmp_path) -> None:
         Net.from_pretrained(tmp_path)
 
 
-def test_a_hub_id_that_cannot_be_reached_is_one_line(monkeypatch) -> None:
+def test_unreachable_hub_id_is_named(monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="'someone/net' is neither a folder here nor a repository that the hub gave"):
+    with pytest.raises(ValueError, match="'someone/net' is neither a local folder nor a repository"):
         Net.from_pretrained("someone/net")

@@ -29,30 +29,30 @@ from residual.count import multiply_adds, parameters
 
 
 @given(st.integers(1, 600), st.integers(1, 64))
-def test_the_group_count_is_the_largest_that_divides(channels: int, groups: int) -> None:
+def test_group_count_is_the_largest_divisor(channels: int, groups: int) -> None:
     count = group_count(channels, groups)
     assert channels % count == 0
     assert count <= groups
     assert not any(channels % more == 0 for more in range(count + 1, min(channels, groups) + 1))
 
 
-def test_widths_that_32_divides_keep_32_groups() -> None:
+def test_multiples_of_32_have_32_groups() -> None:
     assert {group_count(c) for c in range(32, 1025, 32)} == {32}
     assert (group_count(48), group_count(80), group_count(7)) == (24, 20, 7)
 
 
-def test_groups_of_at_least_four_channels_are_edms_rule() -> None:
+def test_groups_of_at_least_four_channels_equal_edms_rule() -> None:
     widths = range(4, 513, 4)
     assert [group_count(c, group_channels=4) for c in widths if c <= 128] == [c // 4 for c in widths if c <= 128]
     assert group_count(3, group_channels=4) == 1
 
 
-def test_a_group_count_of_nothing_is_refused() -> None:
+def test_nonpositive_group_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="channels=0, groups=32 and group_channels=1 must be at least 1"):
         group_count(0)
 
 
-def test_norm_act_without_embedding_is_group_norm_and_silu() -> None:
+def test_norm_act_without_embedding_equals_group_norm_and_silu() -> None:
     node, x = NormAct(8, groups=4, eps=1e-3), torch.randn(2, 8, 3, 3)
     nn.init.normal_(node.weight)
     assert_close(node(x), F.silu(F.group_norm(x, 4, node.weight, node.bias, 1e-3)))
@@ -69,26 +69,26 @@ def test_norm_act_scales_then_shifts() -> None:
 
 
 @pytest.mark.parametrize(("convention", "flip", "shift"), [("ddpm", False, 1), ("adm", True, 0)])
-def test_both_timestep_conventions_are_the_published_ones_to_the_last_bit(convention, flip, shift) -> None:
+def test_timestep_conventions_equal_the_published_ones_exactly(convention, flip, shift) -> None:
     t = torch.tensor([0, 1, 500, 999])
     expected = get_timestep_embedding(t, 128, flip_sin_to_cos=flip, downscale_freq_shift=shift)
     assert_close(SinusoidalEmbedding(128, convention)(t), expected, rtol=0, atol=0)
     assert convention in repr(SinusoidalEmbedding(128, convention))
 
 
-def test_timestep_features_are_float32_whatever_the_network_is() -> None:
+def test_timestep_features_stay_float32_in_a_half_precision_network() -> None:
     node, t = SinusoidalEmbedding(64), torch.tensor([999.5], dtype=torch.float64)
     assert node.bfloat16()(t).dtype == torch.float32
     assert node(t)[0, 0].item() == pytest.approx(math.sin(999.5), abs=1e-6)
 
 
 @pytest.mark.parametrize("channels", [5, 2])
-def test_odd_or_tiny_time_features_are_refused(channels: int) -> None:
+def test_odd_or_small_timestep_channels_are_refused(channels: int) -> None:
     with pytest.raises(ValueError, match=f"even number of channels, at least 4, not {channels}"):
         SinusoidalEmbedding(channels)
 
 
-def test_the_null_label_is_one_more_row() -> None:
+def test_null_label_is_an_added_row() -> None:
     with_null, without = LabelEmbedding(10, 4), LabelEmbedding(10, 4, null=False)
     assert (with_null.num_embeddings, with_null.null) == (11, 10)
     assert (without.num_embeddings, without.null) == (10, None)
@@ -99,7 +99,7 @@ def test_the_null_label_is_one_more_row() -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-def test_attention_is_softmax_of_scaled_products(heads: int) -> None:
+def test_attention_equals_softmax_of_scaled_products(heads: int) -> None:
     node, x = SelfAttention(8, heads=heads), torch.randn(2, 8, 3, 5)
     nn.init.normal_(node.out.weight)
     q, k, v = node.qkv(x).flatten(2).reshape(2, 3, heads, 8 // heads, 15).unbind(1)
@@ -109,7 +109,7 @@ def test_attention_is_softmax_of_scaled_products(heads: int) -> None:
     assert f"heads={heads}" in repr(node)
 
 
-def test_fresh_attention_is_exactly_its_shortcut() -> None:
+def test_new_attention_block_equals_its_shortcut() -> None:
     x = torch.randn(2, 8, 3, 5)
     assert_close(Residual(attention_branch(8, SelfAttention(8)))(x), x, rtol=0, atol=0)
 
@@ -119,7 +119,7 @@ def test_the_norm_before_attention_has_no_activation() -> None:
     assert_close(attention_branch(8, nn.Identity())(x), F.group_norm(x, 8))
 
 
-def test_heads_are_given_by_count_or_by_width() -> None:
+def test_heads_by_count_or_by_width() -> None:
     assert (head_count(64), head_count(64, heads=4), head_count(64, head_channels=16)) == (1, 4, 4)
     with pytest.raises(ValueError, match="heads=3 does not divide 8 channels; one of: 1, 2, 4, 8"):
         head_count(8, heads=3)
@@ -129,7 +129,7 @@ def test_heads_are_given_by_count_or_by_width() -> None:
         head_count(8, heads=2, head_channels=4)
 
 
-def test_pooling_and_nearest_are_inverse_on_squares() -> None:
+def test_pooling_inverts_nearest() -> None:
     x = torch.randn(2, 3, 4, 6)
     assert_close(AveragePool()(Nearest()(x)), x)
     assert_close(Nearest()(x)[:, :, 1::2, 1::2], x, rtol=0, atol=0)
@@ -144,12 +144,12 @@ def test_strided_convolution_pads_as_published() -> None:
     assert end(x).shape == both(x).shape == (1, 5, 3, 2)
 
 
-def test_nearest_convolution_convolves_the_doubled_image() -> None:
+def test_nearest_convolution_equals_nearest_then_convolution() -> None:
     node, x = NearestConv(3, 5), torch.randn(1, 3, 2, 2)
     assert_close(node(x), F.conv2d(Nearest()(x), node.weight, node.bias, padding=1), rtol=0, atol=0)
 
 
-def test_counting_is_exact() -> None:
+def test_counts_are_exact() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), SelfAttention(8))
     assert parameters(net) == (27 + 1) * 8 + (8 + 1) * 24 + (8 + 1) * 8
     pixels = 16

@@ -1,4 +1,4 @@
-"""Shortcuts, merges, norms and branches of ResNet and its descendants."""
+"""Shortcuts, merges, norms and branches of ResNet and related networks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -48,7 +48,7 @@ def random(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def test_zero_padding_ends_or_surrounds_every_second_pixel() -> None:
+def test_zero_padding_at_the_end_or_on_both_sides() -> None:
     x = images(4)
     end, split = ZeroPad(4, 10, stride=2)(x), ZeroPad(4, 10, stride=2, side="split")(x)
     assert end.shape == split.shape == (2, 10, 3, 3)
@@ -60,7 +60,7 @@ def test_zero_padding_ends_or_surrounds_every_second_pixel() -> None:
         ZeroPad(8, 4)
 
 
-def test_a_gate_is_between_shortcut_and_branch() -> None:
+def test_gate_interpolates_shortcut_and_branch() -> None:
     s, f = images(), images().flip(0)
     gate = random(Gate(8))
     share = gate.conv(s).sigmoid()
@@ -73,14 +73,14 @@ def test_a_gate_is_between_shortcut_and_branch() -> None:
     assert set(Gate(8, bias=-1.0).conv.bias.tolist()) == {-1.0}
 
 
-def test_concatenation_grows_by_the_branch() -> None:
+def test_concatenation_adds_the_branch_channels() -> None:
     x, branch = images(), nn.Conv2d(8, 3, kernel_size=1)
     y = Residual(branch, merge=Concat())(x)
     assert_close(y[:, :8], x, rtol=0, atol=0)
     assert_close(y[:, 8:], branch(x), rtol=0, atol=0)
 
 
-def test_frozen_batch_norm_is_batch_norm_in_eval() -> None:
+def test_frozen_batch_norm_equals_batch_norm_in_eval() -> None:
     batch = random(nn.BatchNorm2d(8, eps=1e-3))
     frozen = FrozenBatchNorm2d(8, eps=1e-3)
     state = {key: tensor for key, tensor in batch.state_dict().items() if key != "num_batches_tracked"}
@@ -123,12 +123,12 @@ def test_squeeze_and_excitation_is_a_gate_per_channel() -> None:
         (16, 16, 8, 8),
     ],
 )
-def test_the_squeezed_width_is_rounded(channels: int, reduction: int, divisor: int, hidden: int) -> None:
+def test_squeezed_width_is_rounded(channels: int, reduction: int, divisor: int, hidden: int) -> None:
     assert SqueezeExcite(channels, reduction, divisor).fc1.out_channels == hidden
 
 
 @pytest.mark.parametrize("radix", [1, 2, 3])
-def test_split_attention_weighs_the_splits(radix: int) -> None:
+def test_split_attention_weights_the_splits(radix: int) -> None:
     module, x = random(SplitAttention(6, stride=2, dilation=2, radix=radix)), images(6, size=9)
     splits = F.relu(module.bn0(module.conv(x))).chunk(radix, dim=1)
     logits = module.fc2(F.relu(module.bn1(module.fc1(sum(splits).mean((2, 3), keepdim=True)))))
@@ -176,7 +176,7 @@ BRANCHES: list[tuple[Chain, Callable[[Chain, Tensor], Tensor]]] = [
 
 
 @pytest.mark.parametrize(("branch", "written_out"), BRANCHES)
-def test_a_branch_is_what_its_name_says(branch: Chain, written_out: Callable[[Chain, Tensor], Tensor]) -> None:
+def test_branch_equals_its_formula(branch: Chain, written_out: Callable[[Chain, Tensor], Tensor]) -> None:
     x = images(8, size=9)
     random(branch)
     assert branch(x).shape == (2, 12, 5, 5)
@@ -188,7 +188,7 @@ def test_a_branch_is_what_its_name_says(branch: Chain, written_out: Callable[[Ch
     ]
 
 
-def test_where_the_stride_is() -> None:
+def test_position_of_the_stride() -> None:
     def strides(branch: Chain) -> list[int]:
         return [getattr(branch, f"conv{i}").stride[0] for i in (1, 2, 3)]
 
@@ -197,13 +197,13 @@ def test_where_the_stride_is() -> None:
         assert strides(build(8, 4, 8, 2, stride_in="1x1")) == [2, 1, 1]
 
 
-def test_a_basic_branch_has_as_many_weights_as_its_formula() -> None:
-    """9 c_in c_out + 9 c_out², against c_in w + 9 w² + w c_out for a bottleneck, beside the norms."""
+def test_weight_count_of_a_basic_branch() -> None:
+    """9 c_in c_out + 9 c_out², against c_in w + 9 w² + w c_out for a bottleneck, without the norms."""
     assert parameters(basic_branch(64, 64)) == 2 * 9 * 64**2 + 2 * 2 * 64
     assert parameters(bottleneck_branch(256, 64, 256)) == 69_632 + 2 * (64 + 64 + 256)
 
 
-def test_norms_and_activations_are_made_by_the_factories() -> None:
+def test_norm_and_activation_factories_are_used() -> None:
     group = partial(nn.GroupNorm, 2)
     for build in (basic_branch, preact_basic_branch, partial(bottleneck_branch, 8), partial(split_attention_branch, 8)):
         modules = [type(module) for module in build(8, 8, norm=group, act=nn.SiLU).modules()]
@@ -224,7 +224,7 @@ def test_the_second_norm_may_take_the_embedding(build: Callable[..., Chain]) -> 
     assert block(x, emb).shape == x.shape
 
 
-def test_a_preact_block_shares_its_activation_with_a_shortcut_that_changes_the_input() -> None:
+def test_preact_block_shares_its_activation_with_a_projection() -> None:
     x, shortcut = images(), projection(8, 12, 2)
     identity, shared = preact_block(preact_basic_branch(8, 8)), preact_block(preact_basic_branch(8, 12, 2), shortcut)
     random(identity)
@@ -243,7 +243,7 @@ def test_projections_with_norm_and_pool() -> None:
     assert_close(pooled(x), F.conv2d(F.avg_pool2d(x, 2), pooled.conv.weight), rtol=0, atol=0)
 
 
-def test_the_branch_of_edsr_has_no_norm() -> None:
+def test_edsr_branch_has_no_norm() -> None:
     branch, x = edsr_branch(8), images()
     assert_close(branch(x), branch.conv2(F.relu(branch.conv1(x))), rtol=0, atol=0)
     assert parameters(branch) == 2 * (9 * 64 + 8)
@@ -252,7 +252,7 @@ def test_the_branch_of_edsr_has_no_norm() -> None:
     assert any(isinstance(module, nn.SiLU) for module in edsr_branch(8, act=nn.SiLU).modules())
 
 
-def test_a_chain_is_continued() -> None:
+def test_then_appends_nodes() -> None:
     branch, x = basic_branch(8, 8), images()
     longer = branch.then(se=SqueezeExcite(8), drop_path=None)
     assert list(dict(longer.named_children())) == ["conv1", "bn1", "act1", "conv2", "bn2", "se"]

@@ -37,7 +37,7 @@ COUNTS = {
     "densenet_bc_190_40": 25_624_430,
     "densenet_bc_250_24": 15_324_406,
 }
-SMALL = DenseNetConfig(num_classes=5, blocks=(2, 3), growth=4, stem_channels=8)
+SMALL = DenseNetConfig(num_classes=5, blocks_per_stage=(2, 3), growth=4, stem_channels=8)
 
 
 def published(row: str, salt: str = "") -> dict[str, Tensor]:
@@ -49,7 +49,9 @@ def test_published_counts(name: str) -> None:
     with torch.device("meta"):
         net = create_model(name)
     assert parameters(net) == COUNTS[name] == model_info(name).parameters
-    assert sum(isinstance(m, Residual) and isinstance(m.merge, Concat) for m in net.modules()) == sum(net.config.blocks)
+    assert sum(isinstance(m, Residual) and isinstance(m.merge, Concat) for m in net.modules()) == sum(
+        net.config.blocks_per_stage
+    )
 
 
 def test_every_densenet_of_the_zoo_is_counted() -> None:
@@ -138,8 +140,8 @@ def test_impossible_depths_are_refused(depth: int, compressed: bool, message: st
         ({"in_channels": 0}, "in_channels=0"),
         ({"growth": 0}, "growth=0"),
         ({"stem_channels": 0}, "stem_channels=0"),
-        ({"blocks": ()}, r"blocks=\(\)"),
-        ({"blocks": (2, 0)}, r"blocks=\(2, 0\)"),
+        ({"blocks_per_stage": ()}, r"blocks_per_stage=\(\)"),
+        ({"blocks_per_stage": (2, 0)}, r"blocks_per_stage=\(2, 0\)"),
         ({"bottleneck": 0}, "bottleneck=0"),
         ({"compression": 1.5}, "compression=1.5"),
         ({"mean": (0.5,)}, r"mean=\(0.5,\).* 3 channels"),

@@ -14,7 +14,7 @@ from residual.count import multiply_adds, parameters
 from resnet import HighwayConfig, HighwayNet, create_model, from_pretrained, model_info
 from tests.resnet.whole import check_one_graph
 
-SMALL = HighwayConfig(num_classes=4, blocks=(1, 2), widths=(6, 8), head_channels=5)
+SMALL = HighwayConfig(num_classes=4, blocks_per_stage=(1, 2), widths=(6, 8), head_channels=5)
 
 
 @pytest.mark.parametrize(("name", "depth", "published"), [("highway19", 19, 2.3e6), ("highway32", 32, 1.25e6)])
@@ -33,7 +33,7 @@ def plain_forward(net: HighwayNet, x: Tensor) -> Tensor:
     """The network of the authors' cifar10_network.prototxt, layer by layer, with the weights of ours."""
     convs = iter([m for m in net.modules() if isinstance(m, nn.Conv2d)])
     x = torch.relu(next(convs)(x))
-    for stage, count in enumerate(net.config.blocks):
+    for stage, count in enumerate(net.config.blocks_per_stage):
         if stage:
             x = torch.relu(next(convs)(nn.functional.max_pool2d(x, 2)))
         for _ in range(count):
@@ -84,7 +84,7 @@ def test_shapes_of_the_levels() -> None:
         ({"in_channels": 0}, "in_channels=0"),
         ({"head_channels": 0}, "head_channels=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"blocks": (1, 2)}, r"blocks=\(1, 2\) and widths=\(32, 80, 128\)"),
+        ({"blocks_per_stage": (1, 2)}, r"blocks_per_stage=\(1, 2\) and widths=\(32, 80, 128\)"),
         ({"widths": (32, 0, 128)}, r"widths=\(32, 0, 128\)"),
         ({"std": ()}, r"std=\(\).* 3 channels"),
     ],

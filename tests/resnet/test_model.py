@@ -18,7 +18,9 @@ from resnet import ResNet, ResNetConfig, cifar_resnet
 from resnet.checks import check_images
 from tests.golden.fill import fill
 
-TINY = ResNetConfig(num_classes=5, block="bottleneck", blocks=(1, 2), widths=(8, 16), stem="conv3", stem_channels=8)
+TINY = ResNetConfig(
+    num_classes=5, block="bottleneck", blocks_per_stage=(1, 2), widths=(8, 16), stem="conv3", stem_channels=8
+)
 # The smallest of each family. The others are slow.
 FAMILIES = [
     "resnet18",
@@ -58,7 +60,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "num_classes": (7, {}),
     "in_channels": (4, {}),
     "block": ("split_attention", {}),
-    "blocks": ((2, 2), {}),
+    "blocks_per_stage": ((2, 2), {}),
     "widths": ((8, 24), {}),
     "groups": (2, {}),
     "group_width": (128, {}),
@@ -182,7 +184,7 @@ def test_the_blocks_of_u_net_and_zoo_are_of_the_same_class() -> None:
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck", "split_attention", "preact_basic", "preact_bottleneck"])
 def test_with_zero_init_a_fresh_block_is_its_shortcut(block: Any) -> None:
-    net, x = ResNet(replace(TINY, block=block, blocks=(2, 2), zero_init=True)), images()
+    net, x = ResNet(replace(TINY, block=block, blocks_per_stage=(2, 2), zero_init=True)), images()
     h = net.forward_features(x, (0,))[0]
     for module in net.levels[1].children():
         module.eval()
@@ -215,7 +217,7 @@ def test_convolutions_have_the_variance_of_he_initialisation() -> None:
     ],
 )
 def test_output_stride_keeps_weights_and_features(name: str, changes: dict[str, Any], strides: tuple[int, ...]) -> None:
-    strided = filled(resnet.create_model(name, blocks=(1, 1, 2, 2), **changes))
+    strided = filled(resnet.create_model(name, blocks_per_stage=(1, 1, 2, 2), **changes))
     x = images(1, size=64)
     with torch.no_grad():
         expected = strided.forward_features(x)
@@ -229,7 +231,7 @@ def test_output_stride_keeps_weights_and_features(name: str, changes: dict[str, 
 
 
 def test_drop_path_grows_linearly_and_keeps_shortcuts() -> None:
-    net = ResNet(replace(TINY, blocks=(2, 3), drop_path=0.4))
+    net = ResNet(replace(TINY, blocks_per_stage=(2, 3), drop_path=0.4))
     rates = [module.probability for module in net.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4])  # the first block's is zero: it has none
     block = net.levels[2].get_submodule("2")
@@ -278,7 +280,7 @@ def test_a_noise_level_scales_and_shifts_the_second_norm(block: Any) -> None:
 
 def test_recomputing_stages_changes_no_bit() -> None:
     def step(stages: tuple[int, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        net = tiny(recompute_stages=stages, drop_path=0.5, blocks=(2, 3)).train()
+        net = tiny(recompute_stages=stages, drop_path=0.5, blocks_per_stage=(2, 3)).train()
         torch.manual_seed(0)
         kept = 0
 
@@ -371,9 +373,9 @@ def test_one_of_each_family_compiles_to_one_graph_and_exports(name: str, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"blocks": (1,)}, r"blocks=\(1,\) and widths=\(8, 16\)"),
-        ({"blocks": (), "widths": ()}, r"blocks=\(\) and widths=\(\)"),
-        ({"blocks": (1, 0)}, r"blocks=\(1, 0\)"),
+        ({"blocks_per_stage": (1,)}, r"blocks_per_stage=\(1,\) and widths=\(8, 16\)"),
+        ({"blocks_per_stage": (), "widths": ()}, r"blocks_per_stage=\(\) and widths=\(\)"),
+        ({"blocks_per_stage": (1, 0)}, r"blocks_per_stage=\(1, 0\)"),
         ({"widths": (8, 0)}, r"widths=\(8, 0\)"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"in_channels": -1}, "in_channels=-1"),

@@ -69,7 +69,7 @@ PUBLISHED = {
     "resnext29_8x64d": 34_426_698,
     "resnext29_16x64d": 68_155_210,
 }
-BLOCKS = {name: resnet.model_config(name).blocks for name in PUBLISHED}
+BLOCKS = {name: resnet.model_config(name).blocks_per_stage for name in PUBLISHED}
 # Parameters of published variants of a config.
 VARIANTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet18", {"num_classes": 10}, 11_181_642),
@@ -166,7 +166,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("names")
 def test_a_config_can_be_registered() -> None:
-    config = replace(resnet.model_config("resnet20"), blocks=(1, 1, 1))
+    config = replace(resnet.model_config("resnet20"), blocks_per_stage=(1, 1, 1))
     resnet.register_model("resnet8", config)
     resnet.register_model("resnet8_se", replace(config, se_reduction=4))
     assert resnet.list_models("resnet8*") == ["resnet8", "resnet8_se"]
@@ -214,7 +214,7 @@ def test_a_custom_network_can_be_registered(tmp_path: Path) -> None:
     [
         (lambda: resnet.create_model("resnet5O"), "model 'resnet5O'.*resnet56 or resnet50"),
         (lambda: resnet.create_model("transformer"), "model 'transformer'"),
-        (lambda: resnet.create_model("resnet50", blcks=(1,)), "resnet50 'blcks'.*blocks"),
+        (lambda: resnet.create_model("resnet50", blocks_per_stge=(1,)), "resnet50 'blocks_per_stge'.*blocks_per_stage"),
         (lambda: resnet.create_model("resnet50", num_classes=0), "num_classes=0"),
         (lambda: resnet.create_model("resnet50", in_channels=0), "in_channels=0"),
         (lambda: resnet.cifar_resnet(57), r"depth=57 .*6n \+ 2 .*56 or 62"),
@@ -232,8 +232,8 @@ def test_unknown_names_and_depths_are_refused(call: Any, message: str) -> None:
 
 
 def test_other_depths_that_the_formulas_allow() -> None:
-    assert resnet.cifar_resnet(8).blocks == (1, 1, 1)
-    assert resnet.cifar_resnet(29, "bottleneck").blocks == (3, 3, 3)
+    assert resnet.cifar_resnet(8).blocks_per_stage == (1, 1, 1)
+    assert resnet.cifar_resnet(29, "bottleneck").blocks_per_stage == (3, 3, 3)
     assert resnet.wide_resnet(10, 2).widths == (32, 64, 128)
 
 

@@ -16,7 +16,7 @@ from residual.weights.layout import read_state
 from resnet import ResNet, ResNetConfig, cifar_resnet
 from tests.golden.fill import fill
 
-SMALL: dict[str, Any] = {"blocks": (1, 1, 1, 1)}
+SMALL: dict[str, Any] = {"blocks_per_stage": (1, 1, 1, 1)}
 AKAMASTER = cifar_resnet(8, shortcut="A_split")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import resnet
-from pipelines.classification import View, load_classifier
+from pipelines.classification import load_classifier
 from resnet import ResNetConfig
 from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.augment import cutout, mixed, padded_crop, random_flip
@@ -30,13 +30,13 @@ from tasks.classification import (
 from tests.tasks.small import CLASSES, digits
 from tests.training import toy
 from training.config import TrainConfig
-from training.data import DataConfig, Images, PixelFormat, open_images
+from training.data import DataConfig, Images, PixelFormat, Preprocessing, open_images
 from training.loop import fit
 from training.random import GlobalRandom
 from training.run_folder import RunFolder
 from training.task import Batch, EvaluationContext
 
-SMALL = ResNetConfig(blocks=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
+SMALL = ResNetConfig(blocks_per_stage=(1, 1), widths=(8, 16), stem="conv3", stem_channels=8)
 BATCH = 16
 
 
@@ -192,7 +192,7 @@ def test_settings_out_of_range_are_named(config: type, fields: dict, named: str)
 def test_images_that_cannot_be_classified() -> None:
     with pytest.raises(ValueError, match=re.escape("images of digits have no labels, without which there is nothing")):
         small_run().build(digits(labels=False))
-    deep = replace(SMALL, blocks=(1,) * 5, widths=(8,) * 5)
+    deep = replace(SMALL, blocks_per_stage=(1,) * 5, widths=(8,) * 5)
     with pytest.raises(
         ValueError, match="images of 8 x 8 px are smaller than the network's total stride of 16 px; enla"
     ):
@@ -229,18 +229,17 @@ def test_validation_images_of_another_kind(tmp_path: Path, config) -> None:
     text = "images of data.validation are (1, 9, 9) (channels, height, width)"
     with pytest.raises(ValueError, match=re.escape(text)):
         small_run(data=replace(data, validation="val")).build(open_images(data))
-    view, classes = View.of(data, digits()), ("zero", "eins", *CLASSES[2:])
+    classes = ("zero", "eins", *CLASSES[2:])
     with pytest.raises(ValueError, match=r"image 1 of data\.validation is of class 'one', which is none of the 10"):
-        as_trained(view, PixelFormat(), classes, digits())
+        as_trained((1, 8, 8), PixelFormat(), classes, digits())
     with pytest.raises(ValueError, match=r"images of data\.validation have no labels, so nothing tells what is right"):
-        as_trained(view, PixelFormat(), CLASSES, digits(labels=False))
+        as_trained((1, 8, 8), PixelFormat(), CLASSES, digits(labels=False))
 
 
 def test_classes_of_validation_images_are_those_of_the_same_names() -> None:
     array = np.zeros((3, 1, 8, 8), np.uint8)
-    view = View.of(DataConfig(), Images(array))
     few, trained = Images(array, np.array([0, 1, 1]), ["cat", "dog"]), ("ape", "dog", "cat", "eel")
-    found = as_trained(view, PixelFormat(), trained, few)
+    found = as_trained((1, 8, 8), PixelFormat(), trained, few)
     assert found.classes == trained
     taken = found.take(np.arange(3), 0, np.empty_like(array))
     before = few.take(np.arange(3), 0, np.empty_like(array))
@@ -289,9 +288,9 @@ def saved(tmp_path: Path) -> tuple[ClassificationTask, Path]:
 def test_a_classifier_comes_back_as_it_was(saved) -> None:
     task, folder = saved
     found = load_classifier(folder)
-    assert (found.classes, found.view, found.pixels, found.images_seen) == (
+    assert (found.classes, found.preprocessing, found.pixels, found.images_seen) == (
         CLASSES,
-        task.classifier.view,
+        Preprocessing(size=(8, 8), channels=1, center_share=0.5),
         PixelFormat(),
         None,
     )
@@ -334,9 +333,10 @@ def test_a_model_folder_that_is_not_whole(saved, tmp_path: Path) -> None:
     file = folder / "classification.json"
     document = json.loads(file.read_text())
     for change, message in (
-        ({"format_version": 9}, "format_version 9, this version reads 1"),
+        ({"format_version": 9}, "format_version 9 "),
         ({"classes": ["a", "b"]}, "classification.json names 2 classes, config.json has 10"),
-        ({"view": {}}, "cannot be used: missing field 'size'"),
+        ({"preprocessing": {}}, "cannot be used: missing field 'size'"),
+        ({"preprocessing": document["preprocessing"] | {"channels": None}}, "preprocessing has no size or channels"),
     ):
         file.write_text(json.dumps(document | change))
         with pytest.raises(ValueError, match=re.escape(message)):

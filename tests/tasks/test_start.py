@@ -192,7 +192,7 @@ def test_a_run_that_is_gone_on_with_does_not_need_it_again(capsys: pytest.Captur
             script.main(changed)
     errors = capsys.readouterr().err.splitlines()
     assert "holds a run with another config (init=runs/first there, runs/second now)" in errors[-2]
-    assert "init=runs/first: 'runs/first' is neither a folder here nor" in errors[-1]
+    assert "init=runs/first: 'runs/first' is neither a local folder nor" in errors[-1]
 
 
 # --- the config ---
@@ -308,7 +308,7 @@ def test_a_run_without_a_model_yet() -> None:
     [
         (lambda: None, "w.safetensors", "init=w.safetensors: no weights at w.safetensors"),
         (lambda: Path("w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "w.safetensors",
-         "init=w.safetensors: w.safetensors is not a whole safetensors file"),
+         "init=w.safetensors: w.safetensors is not a complete safetensors file"),
         (lambda: save_file(net(ADM).export_weights("adm"), "w.safetensors"), "w.safetensors",
          "its names fit adm and adm-new-order"),
         (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"), "w.safetensors",

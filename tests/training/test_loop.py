@@ -328,8 +328,8 @@ def test_another_model_is_refused_with_the_difference(tmp_path):
     task.model.extra = nn.Linear(1, 1)
     text = (
         "model.safetensors: the weights do not fit this network: 2 missing: extra.weight, extra.bias; "
-        "6 of another shape: first.weight has (8, 1, 3, 3), here (4, 1, 3, 3), first.bias has (8,), here (4,), "
-        "norm.weight has (8,), here (4,), norm.bias has (8,), here (4,), …; "
+        "6 of another shape: first.weight has (8, 1, 3, 3), expected (4, 1, 3, 3), first.bias has (8,), expected (4,), "
+        "norm.weight has (8,), expected (4,), norm.bias has (8,), expected (4,), …; "
         "give the model that was trained, or --fresh to start over"
     )
     with pytest.raises(ValueError, match=re.escape(text)):

@@ -86,7 +86,7 @@ def test_differences_of_the_weights_are_shown() -> None:
     theirs["unet.extra"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"fit this network: 1 missing: unet\.out_gain; 1 unknown: unet\.extra"):
         EDM2UNet(EDM2_SMALL).import_weights(theirs, layout="edm2")
-    with pytest.raises(ValueError, match=r"of another shape: .*emb_noise.weight has \(64, 32\), here \(128, 32\)"):
+    with pytest.raises(ValueError, match=r"of another shape: .*emb_noise.weight has \(64, 32\), expected \(128, 32\)"):
         EDM2UNet(replace(EDM2_SMALL, channel_multipliers=(1, 2, 4))).import_weights(state(ROW), layout="edm2")
 
 

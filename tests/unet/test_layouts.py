@@ -194,7 +194,7 @@ def test_files_that_are_none_are_one_clear_line(network: UNet | EDM2UNet, tmp_pa
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[:100], whole[:4], b""):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"is not a whole safetensors file .*: copy or save it again"):
+        with pytest.raises(ValueError, match=r"is not a complete safetensors file .*: copy or save it again"):
             network.import_weights(path, layout=layout)
     with pytest.raises(ValueError, match=r"no weights at .*absent"):
         network.import_weights(tmp_path / "absent", layout=layout)

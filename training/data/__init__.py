@@ -1,10 +1,11 @@
-"""Data: a source of images, decoded once into a cache or as needed, handed out by position."""
+"""Data: images from a source, cached or streamed, read by position."""
 
-from training.data.cache.open import open_images, open_validation
 from training.data.config import DataConfig
 from training.data.images import Images
+from training.data.open import open_images, open_validation
 from training.data.order import image_index
 from training.data.pixel_format import PixelFormat
+from training.data.preprocessing import Preprocessing
 from training.data.reader import BatchReader
 from training.data.stream.stream import ImageSet, StreamedImages
 
@@ -14,6 +15,7 @@ __all__ = [
     "ImageSet",
     "Images",
     "PixelFormat",
+    "Preprocessing",
     "StreamedImages",
     "image_index",
     "open_images",

@@ -1,4 +1,4 @@
-"""From one file to the numbers of an image, pictures in the asked size, channels and bits."""
+"""Decodes image files to arrays of pixels, and applies the preprocessing of pictures."""
 
 import os
 import time
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from training.data.config import DataConfig
+from training.data.preprocessing import Preprocessing
 from training.data.random_crop import random_box
 from training.data.sources.arrays import ArrayFile
 from training.data.sources.records import Item
@@ -24,86 +24,86 @@ from training.data.sources.records import Item
 T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
-"""an image with more pixels is refused, as a few kB can unpack to gigabytes (from here on Pillow itself warns)"""
+"""an image with more pixels is an error, as a few kB can unpack to gigabytes; Pillow warns beyond this number"""
 CHUNK = 32
 QUICK_SECONDS = 5e-4
 DEEP = "F"
-"""Pillow's mode for greys of 0..65535 on their way: of those with more than 8 bits it resizes this one exactly"""
+"""Pillow's mode for greys of 0..65535; of its modes with more than 8 bits, only this one is resized exactly"""
 TO_BYTES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
-"""what Pillow multiplies the levels of such a PNG with, but not those of its transparent colour"""
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS makes that an error
+"""factor that Pillow applies to the levels of a PNG of this raw mode, but not to those of its transparent colour"""
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error by MAX_PIXELS
 
 
 def decode(
-    data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig, random: np.random.Generator | None = None
+    data: Path | bytes | np.ndarray | ArrayFile, preprocessing: Preprocessing, random: np.random.Generator | None = None
 ) -> Shaped[np.ndarray, "c h w"]:
-    """Numbers of one image, upright (EXIF orientation applied), of `config.hw`, `config.channels` and `config.crop`.
+    """Pixels of one image, upright (EXIF orientation applied).
 
-    Pictures become uint8, with `config.bits` 16 uint16. 16-bit greys are scaled to 8 bits (v / 257, rounded), or 8 bits
-    to 16 (257 v), never clipped; transparent images are laid on `config.background`; palettes, CMYK and other colour
-    spaces become RGB; of several pictures in a file the first is taken. Scaling is Pillow's bicubic filter, which
-    widens when it shrinks an image, so nothing aliases. A random crop is drawn from `random`; without it, it is that of
-    the centre. Arrays stay as they are, see `ArrayFile.read`.
-    Raises whatever tells that the image cannot be read.
+    Pictures become uint8, or uint16 if `preprocessing.bits` is 16. 16-bit greys are scaled to 8 bits (v / 257,
+    rounded), or 8 bits to 16 (257 v), never clipped; transparent images are composited on the background; palettes,
+    CMYK and other colour spaces become RGB; of several pictures in a file the first is used. Resizing uses Pillow's
+    bicubic filter, whose support grows when an image shrinks, so that nothing aliases. A random crop is drawn from
+    `random`; without it, the crop is in the center. Arrays are not changed, see `ArrayFile.read`.
+    Raises an error of any type, as Pillow does, if the image cannot be read.
     """
-    return decode_file(data, config, random)[0]
+    return decode_file(data, preprocessing, random)[0]
 
 
 def decode_file(
-    data: Path | bytes | np.ndarray | ArrayFile, config: DataConfig, random: np.random.Generator | None = None
+    data: Path | bytes | np.ndarray | ArrayFile, preprocessing: Preprocessing, random: np.random.Generator | None = None
 ) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
-    """`decode`, and whether the file holds more than the one picture (an animation, pages)."""
+    """`decode`, and whether the file holds several pictures (an animation, pages)."""
     if isinstance(data, ArrayFile):
         return data.read(), False
     with Image.fromarray(data) if isinstance(data, np.ndarray) else open_image(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
-        plain = to_plain(image, config)
+        plain = to_plain(image, preprocessing)
         several = getattr(image, "is_animated", False)
-    if config.channels is not None and plain.mode != DEEP:
-        plain = plain.convert("L" if config.channels == 1 else "RGB")
-    if config.hw is not None:
-        plain = to_size(plain, config.hw, config, random)
+    if preprocessing.channels is not None and plain.mode != DEEP:
+        plain = plain.convert("L" if preprocessing.channels == 1 else "RGB")
+    if preprocessing.size is not None:
+        plain = to_size(plain, preprocessing.size, preprocessing, random)
     pixels = np.asarray(plain)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if plain.mode == DEEP:
-        pixels = np.repeat(np.rint(pixels).clip(0, 65535).astype(np.uint16), config.channels or 1, axis=0)
-    elif config.bits == 16:
+        pixels = np.repeat(np.rint(pixels).clip(0, 65535).astype(np.uint16), preprocessing.channels or 1, axis=0)
+    elif preprocessing.bits == 16:
         pixels = pixels.astype(np.uint16) * np.uint16(257)
     return np.ascontiguousarray(pixels), several
 
 
 def to_size(
-    image: Image.Image, hw: tuple[int, int], config: DataConfig, random: np.random.Generator | None
+    image: Image.Image, hw: tuple[int, int], preprocessing: Preprocessing, random: np.random.Generator | None
 ) -> Image.Image:
-    """The part of an image that `config.crop` names, scaled to height and width `hw`."""
+    """An image, cropped as `preprocessing` specifies and resized to height and width `hw`."""
     size = hw[::-1]
-    if config.crop == "random" and random is not None:
+    if preprocessing.crop == "random" and random is not None:
         return image.resize(size, Image.Resampling.BICUBIC, box=random_box(*image.size, random))
-    if image.size == size and config.center_share == 1:
+    if image.size == size and preprocessing.center_share == 1:
         return image
-    if config.crop == "stretch":
+    if preprocessing.crop == "stretch":
         return image.resize(size, Image.Resampling.BICUBIC)
-    return ImageOps.fit(image, size, Image.Resampling.BICUBIC, bleed=(1 - config.center_share) / 2)
+    return ImageOps.fit(image, size, Image.Resampling.BICUBIC, bleed=(1 - preprocessing.center_share) / 2)
 
 
 def open_image(data: Path | bytes) -> Image.Image:
-    """An image file, or its bytes, opened."""
+    """Opens an image file, or its bytes."""
     if isinstance(data, bytes) and not data:
         raise ValueError("no image")
     return Image.open(BytesIO(data) if isinstance(data, bytes) else data)
 
 
-def to_plain(image: Image.Image, config: DataConfig) -> Image.Image:
-    """Any image, upright and opaque, as mode L (grey), RGB or, with `config.bits` 16, DEEP; a palette is a colour.
+def to_plain(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Any image, upright and opaque, as mode L (grey), RGB or DEEP (16 bits to keep); palettes become RGB.
 
-    Raises ValueError for 32 bits and, where 16 are to be kept, for what Pillow reads as 8.
+    Raises ValueError for 32 bits and, if 16 are to be kept, for files of which Pillow reads only 8.
     """
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # that comes as 0..65535
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # Pillow reads it as 0..65535
     if image.mode in ("I", "F") and not deep:
         raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
     raw = raw_mode(image)
-    if config.bits == 16 and ";16" in raw and (not deep or image.has_transparency_data):
+    if preprocessing.bits == 16 and ";16" in raw and (not deep or image.has_transparency_data):
         raise ValueError(
             "colour or transparency with 16 bits, of which only 8 can be read; save it as an array (.npy), or set"
             " data.bits to 8"
@@ -114,7 +114,7 @@ def to_plain(image: Image.Image, config: DataConfig) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if deep:
         levels = np.asarray(image).astype(np.int64)
-        if config.bits == 16:
+        if preprocessing.bits == 16:
             return Image.fromarray(levels.astype(np.float32))
         opaque = levels != image.info.get("transparency")
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
@@ -124,15 +124,14 @@ def to_plain(image: Image.Image, config: DataConfig) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("L" if grey else "RGB")
     image = image.convert("LA" if grey else "RGBA")
-    mode = "L" if grey and len(set(config.background)) == 1 else "RGB"
-    laid = Image.new(mode, image.size, config.background[0] if mode == "L" else config.background)
-    laid.paste(image.convert(mode), mask=image.getchannel("A"))
-    return laid
+    mode = "L" if grey and len(set(preprocessing.background)) == 1 else "RGB"
+    canvas = Image.new(mode, image.size, preprocessing.background[0] if mode == "L" else preprocessing.background)
+    canvas.paste(image.convert(mode), mask=image.getchannel("A"))
+    return canvas
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How the file stores its pixels, such as "RGB;16B", as long as they are not loaded; Pillow's mode where it tells
-    nothing."""
+    """How the file stores its pixels, such as "RGB;16B", as long as they are not loaded; else Pillow's mode."""
     tiles = getattr(image, "tile", None)
     if not tiles:
         return image.mode
@@ -145,29 +144,26 @@ def raw_mode(image: Image.Image) -> str:
 Decoded = tuple[Item, np.ndarray | str, bool]
 
 
-def decode_all(items: Iterable[Item], config: DataConfig) -> Generator[Decoded, None, None]:
-    """Each item in order with its numbers (c, h, w) or the reason why it cannot be read, and whether its file holds
+def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator[Decoded, None, None]:
+    """Each item in order with its pixels (c, h, w) or the reason why it cannot be read, and whether its file holds
     several pictures.
 
-    Pillow decodes and scales outside Python's lock, so threads help where an image takes long; where it is small they
-    only take the lock from each other, so the time of the first chunk decides. A stream is not read far ahead.
+    Pillow decodes and resizes without Python's lock, so threads help with large images; with small ones they only
+    compete for the lock. The time of the first chunk decides. A stream is not read far ahead.
     """
     todo = iter(items)
     start = time.perf_counter()
-    first = [attempt_file(item, config) for item in islice(todo, CHUNK)]
+    first = [attempt_file(item, preprocessing) for item in islice(todo, CHUNK)]
     quick = time.perf_counter() - start < QUICK_SECONDS * len(first)
     yield from first
     if quick:
-        yield from (attempt_file(item, config) for item in todo)
+        yield from (attempt_file(item, preprocessing) for item in todo)
     else:
-        yield from in_threads(partial(attempt_file, config=config), todo, min(16, os.cpu_count() or 1))
+        yield from in_threads(partial(attempt_file, preprocessing=preprocessing), todo, min(16, os.cpu_count() or 1))
 
 
 def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: int) -> Generator[T, None, None]:
-    """What `function` makes of each item, the order kept, by several threads with at most 2 * workers chunks in flight.
-
-    An item is taken from `items` only when there is room for it.
-    """
+    """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead."""
     todo = iter(items)
     pending: deque[Future[list[T]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
@@ -183,18 +179,18 @@ def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: in
                 future.cancel()
 
 
-def attempt(item: Item, config: DataConfig, random: np.random.Generator | None = None) -> np.ndarray | str:
-    """`decode`, its error as text."""
-    return attempt_file(item, config, random)[1]
+def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> np.ndarray | str:
+    """`decode`, with an error as text."""
+    return attempt_file(item, preprocessing, random)[1]
 
 
-def attempt_file(item: Item, config: DataConfig, random: np.random.Generator | None = None) -> Decoded:
-    """`decode_file`, its error as text."""
+def attempt_file(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:
+    """`decode_file`, with an error as text."""
     try:
-        return item, *decode_file(item.data, config, random)
+        return item, *decode_file(item.data, preprocessing, random)
     except MemoryError:
         raise
-    except UnidentifiedImageError:  # whose text repeats the path
+    except UnidentifiedImageError:  # its text repeats the path
         return item, "not an image", False
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …
         text = getattr(error, "strerror", None) or str(error)

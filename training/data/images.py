@@ -1,4 +1,4 @@
-"""Decoded images: pixels in memory or in a memory-mapped file, their labels and the names of the classes."""
+"""Decoded images: pixels in memory or memory-mapped, their labels and the names of the classes."""
 
 import copy
 import hashlib
@@ -17,9 +17,8 @@ from training.data.sources.labels import name_classes
 class Images:
     """A set of images of one shape, read by number.
 
-    `array` is in memory or mapped, of the dtype `pixel_format.stored`: uint8 unless told otherwise; `labels` are class
-    numbers, `classes` their names ("0", "1", … if left out). Raises ValueError for an empty set, another dtype, and a
-    label outside the classes.
+    `array` is in memory or memory-mapped, of dtype `pixel_format.stored`; `labels` are class numbers, `classes` their
+    names ("0", "1", … by default). Raises ValueError for an empty set, another dtype, and a label out of range.
     """
 
     def __init__(
@@ -37,11 +36,11 @@ class Images:
             raise ValueError("the set of images is empty; at least one is needed")
         if array.dtype != pixel_format.stored:
             raise ValueError(
-                f"the images are {array.dtype} but such pixels are stored as {pixel_format.stored}; convert them"
+                f"the images are {array.dtype} but their pixel format is stored as {pixel_format.stored}; convert them"
             )
         if labels is None and classes is not None:
             raise ValueError(f"{len(classes)} class names but no labels; give labels too, or leave the names out")
-        self._array = np.asarray(array)  # a plain view: np.memmap costs time at every access
+        self._array = np.asarray(array)  # a plain view: np.memmap is slower at every access
         self.labels: np.ndarray | None = None
         """class number of each image, int64 (n,), or None"""
         self.classes: tuple[str, ...] | None = None
@@ -52,31 +51,26 @@ class Images:
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
         """channels, height, width"""
         self.pixel_format = pixel_format
-        """what the stored numbers mean"""
+        """dtype and range of the stored pixels"""
         self.bad = tuple(bad)
-        """name and reason of each image that was left out because it cannot be read"""
+        """name and reason of each image that cannot be read, and was skipped"""
         self.notes = tuple(notes)
-        """what else is worth saying, one line each"""
+        """further remarks, one line each"""
         self._fingerprint = fingerprint
-        self._numbers: np.ndarray | None = None  # of a part: which images of the whole these are
+        self._numbers: np.ndarray | None = None  # of a part: numbers of its images in the whole
 
     def __len__(self) -> int:
         return len(self._array if self._numbers is None else self._numbers)
 
     def __str__(self) -> str:
-        """What a user wants to know of the data, in one line."""
-        skipped = f"; {self.skipped} more could not be read{listing(self.bad)}" if self.bad else ""
+        """A summary in one line."""
+        skipped = f"; {len(self.bad)} more could not be read{listing(self.bad)}" if self.bad else ""
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{skipped}{notes}"
 
     @property
-    def skipped(self) -> int:
-        """How many images were left out because they cannot be read."""
-        return len(self.bad)
-
-    @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of pixels, their meaning, labels and class names: equal for equal content anywhere."""
+        """SHA-256 (hexadecimal) of pixels, pixel format, labels and class names; independent of the machine."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self._array, self.labels, self.classes, self.pixel_format)
         return self._fingerprint
@@ -84,7 +78,7 @@ class Images:
     def read(
         self, indices: Int[np.ndarray, "b"], out: Shaped[np.ndarray, "b c h w"] | None = None
     ) -> Shaped[np.ndarray, "b c h w"]:
-        """Copies of the images with these numbers, into `out` if given. Raises IndexError for a number out of range."""
+        """Copies the images with these numbers, into `out` if given. Raises IndexError for a number out of range."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"image numbers {indices.min()}..{indices.max()} outside 0..{len(self) - 1}")
         if self._numbers is not None:
@@ -94,9 +88,9 @@ class Images:
         return np.take(self._array, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
 
     def part(self, numbers: Int64[np.ndarray, "m"]) -> "Images":
-        """The images with these numbers as a set of their own, without a copy. Raises ValueError for none."""
+        """The images with these numbers as a set of their own, without a copy. Raises ValueError if there are none."""
         if len(numbers) == 0:
-            raise ValueError(f"of {len(self):,} images none is left for a part; take more")
+            raise ValueError(f"a part of 0 of {len(self):,} images is empty; raise data.validation")
         part = copy.copy(self)
         part._numbers = numbers if self._numbers is None else self._numbers[numbers]
         part.labels = None if self.labels is None else self.labels[numbers]
@@ -106,19 +100,19 @@ class Images:
     def take(
         self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]
     ) -> Int64[np.ndarray, "b"] | None:
-        """Copy the images at these positions of a run (`image_index`) into `out`; returns their labels, if any."""
+        """Copies the images at these positions of a run (`image_index`) into `out`; returns their labels, if any."""
         indices = image_index(position, len(self), seed)
         self.read(indices, out)
         return None if self.labels is None else self.labels[indices]
 
 
-def describe(count: int, shape: tuple[int, int, int], pixels: PixelFormat, classes: Sequence[str] | None) -> str:
-    """How many images there are, of which kind and size, and how many classes."""
+def describe(count: int, shape: tuple[int, int, int], pixel_format: PixelFormat, classes: Sequence[str] | None) -> str:
+    """Number, kind and size of images, and number of classes, in one line."""
     channels, height, width = shape
-    if pixels.file == "npy":
-        kind = f"{channels}-channel {pixels.dtype} arrays"
+    if pixel_format.file == "npy":
+        kind = f"{channels}-channel {pixel_format.dtype} arrays"
     else:
-        deep = "16-bit " if pixels.dtype == "uint16" else ""
+        deep = "16-bit " if pixel_format.dtype == "uint16" else ""
         kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " images"
     labels = "no labels" if classes is None else f"{len(classes)} classes"
     return f"{count:,} {kind} of {height} x {width} px (height x width), {labels}"
@@ -130,15 +124,26 @@ def listing(bad: Sequence[str]) -> str:
     return f" ({'; '.join(bad[:10])}{more})" if bad else ""
 
 
+class TooManyBad(ValueError):
+    """More images are unreadable than may be skipped."""
+
+
+def check_bad(bad: Sequence[str], limit: int) -> None:
+    """Raises TooManyBad if more than `limit` images are unreadable."""
+    if len(bad) > limit:
+        rule = f"more than data.max_bad {limit} images cannot be read"
+        raise TooManyBad(f"{rule}{listing(bad)}; repair or remove them, or raise data.max_bad")
+
+
 def fingerprint(
     array: Shaped[np.ndarray, "n c h w"],
     labels: Int64[np.ndarray, "n"] | None,
     classes: Sequence[str] | None,
-    pixels: PixelFormat,
+    pixel_format: PixelFormat,
 ) -> str:
     """See `Images.fingerprint`."""
-    meaning = [] if pixels == BYTES else [asdict(pixels)]
-    digest = hashlib.sha256(json.dumps([array.shape, classes, *meaning]).encode())
+    extra = [] if pixel_format == BYTES else [asdict(pixel_format)]
+    digest = hashlib.sha256(json.dumps([array.shape, classes, *extra]).encode())
     for start in range(0, len(array), 1024):
         digest.update(np.ascontiguousarray(array[start : start + 1024]).data)
     if labels is not None:

@@ -1,4 +1,4 @@
-"""The order of images: a function of the seed and a position, so no loader has a state that a checkpoint must hold."""
+"""The order of images: a pure function of seed and position, so that no loader has a state to save."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,31 +6,32 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64
 
-OF_BLOCKS = 2**64 - 1
-"""the stream of random numbers that orders blocks; stream g orders the images of group g"""
+SHARD_STREAM = 2**64 - 1
+"""random stream that orders the shards of an epoch; stream g orders the images of group g"""
 
 
 def image_index(position: Int64[np.ndarray, "b"], n: int, seed: int) -> Int64[np.ndarray, "b"]:
-    """Number of the image at each position of the endless stream of a run over `n` images.
+    """Number of the image at each position of the endless sequence of a run over `n` images.
 
     Position p holds image perm(seed, p // n)[p % n]: every epoch is a fresh permutation, drawn with the counter-based
     generator Philox (Salmon et al. 2011) keyed by seed and epoch. Raises ValueError for a negative position or seed.
     """
-    return one_block(n).index(position, seed)
+    return ShardOrder([n], 1).index(position, seed)
 
 
 class ShardOrder:
-    """The order of a set in blocks of `sizes` images, of which few are held in memory at a time.
+    """The order of images in shards of `sizes` images, of which few are needed at a time.
 
-    Each epoch draws an order of the blocks and takes `group` of them at a time; the images of a group are permuted as
-    one. Where one group holds all blocks this is the order of a set without blocks, `image_index`.
+    Each epoch draws an order of the shards and takes `group` of them at a time; the images of a group are shuffled
+    together. If one group holds all shards, the order is that of a set without shards, `image_index`.
     Raises ValueError for a set without images.
     """
 
     def __init__(self, sizes: Sequence[int], group: int):
         self.group = group
+        self.sizes = np.array(sizes, np.int64)
         self.starts = np.cumsum([0, *sizes], dtype=np.int64)
-        """number of the first image of each block, and of the images"""
+        """number of the first image of each shard; the last entry is the number of images"""
         self.count = int(self.starts[-1])
         if self.count < 1:
             raise ValueError(f"{self.count} images: there must be at least one")
@@ -41,64 +42,57 @@ class ShardOrder:
             raise ValueError(f"seed {seed} and positions from {position.min(initial=0)} on must not be negative")
         epochs, offsets = np.divmod(position, self.count)
         index = np.empty_like(position)
-        for epoch in np.unique(epochs):
-            edges = group_edges(self, seed, int(epoch))
+        for epoch in np.unique(epochs).tolist():
+            edges = self._edges(seed, epoch)
             groups = np.searchsorted(edges, offsets, side="right") - 1
-            for group in np.unique(groups[epochs == epoch]):
-                here = (epochs == epoch) & (groups == group)
-                index[here] = group_images(self, seed, int(epoch), int(group))[offsets[here] - edges[group]]
+            for group in np.unique(groups[epochs == epoch]).tolist():
+                chosen = (epochs == epoch) & (groups == group)
+                shards = self._shards(seed, epoch, group)
+                ends = np.cumsum(self.sizes[shards])
+                place = image_order(seed, epoch, int(ends[-1]), group)[offsets[chosen] - edges[group]]
+                shard = np.searchsorted(ends, place, side="right")
+                index[chosen] = place - ends[shard] + self.starts[shards[shard] + 1]
         return index
 
     def window(self, position: int, seed: int) -> list[int]:
-        """Numbers of the blocks that are read from `position` on: its group's, then the next group's."""
-        blocks, end = self._group_at(position, seed)
-        return [*blocks, *(block for block in self._group_at(end, seed)[0] if block not in blocks)]
+        """Numbers of the shards that are read from `position` on: those of its group, then those of the next group."""
+        shards, end = self._group_at(position, seed)
+        return [*shards, *(shard for shard in self._group_at(end, seed)[0] if shard not in shards)]
 
     def _group_at(self, position: int, seed: int) -> tuple[list[int], int]:
-        """The blocks of the group that `position` lies in, and the first position after it."""
+        """The shards of the group at `position`, and the first position after it."""
         epoch, offset = divmod(position, self.count)
-        edges = group_edges(self, seed, epoch)
+        edges = self._edges(seed, epoch)
         group = int(np.searchsorted(edges, offset, side="right")) - 1
-        return group_blocks(self, seed, epoch, group).tolist(), epoch * self.count + int(edges[group + 1])
+        return self._shards(seed, epoch, group).tolist(), epoch * self.count + int(edges[group + 1])
+
+    def _shards(self, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "g"]:
+        """The shards of a group, in the order of the set."""
+        order = shard_order(seed, epoch, len(self.sizes))
+        return np.sort(order[group * self.group : (group + 1) * self.group])
+
+    def _edges(self, seed: int, epoch: int) -> Int64[np.ndarray, "groups_and_1"]:
+        """Offset in its epoch at which each group starts, and the end of the last one."""
+        sizes = self.sizes[shard_order(seed, epoch, len(self.sizes))]
+        return np.cumsum([0, *np.add.reduceat(sizes, np.arange(0, len(sizes), self.group))])
 
 
 def permutation(seed: int, epoch: int, n: int, stream: int = 0) -> Int64[np.ndarray, "n"]:
-    """A random order of `n` things, from one of the streams of random numbers of an epoch."""
+    """A random permutation of 0 to `n` - 1, from one of the random streams of an epoch."""
     counter = np.array([0, 0, 0, stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=counter)).permutation(n)
 
 
-# What is kept here must not be written to. A batch that crosses an edge needs both sides of it.
+# A batch that crosses an edge needs the permutations on both sides of it. They are shared: do not write to them.
 
 
 @lru_cache(maxsize=2)
-def one_block(n: int) -> ShardOrder:
-    """The order of a set without blocks."""
-    return ShardOrder([n], 1)
-
-
-@lru_cache(maxsize=4)
-def block_order(order: ShardOrder, seed: int, epoch: int) -> Int64[np.ndarray, "blocks"]:
-    """The blocks in the order of an epoch."""
-    return permutation(seed, epoch, len(order.starts) - 1, OF_BLOCKS)
-
-
-def group_blocks(order: ShardOrder, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "g"]:
-    """The blocks of a group, in the order of the set."""
-    return np.sort(block_order(order, seed, epoch)[group * order.group : (group + 1) * order.group])
-
-
-@lru_cache(maxsize=4)
-def group_edges(order: ShardOrder, seed: int, epoch: int) -> Int64[np.ndarray, "groups_and_1"]:
-    """Where in its epoch each group starts, and where the last one ends."""
-    sizes = np.diff(order.starts)[block_order(order, seed, epoch)]
-    return np.cumsum([0, *np.add.reduceat(sizes, np.arange(0, len(sizes), order.group))])
+def image_order(seed: int, epoch: int, n: int, group: int) -> Int64[np.ndarray, "n"]:
+    """The permutation of the `n` images of a group."""
+    return permutation(seed, epoch, n, group)
 
 
 @lru_cache(maxsize=2)
-def group_images(order: ShardOrder, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "n"]:
-    """The images of a group in the order of an epoch."""
-    starts = order.starts
-    images = [np.arange(starts[block], starts[block + 1]) for block in group_blocks(order, seed, epoch, group)]
-    whole = np.concatenate(images)
-    return whole[permutation(seed, epoch, len(whole), group)]
+def shard_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
+    """The permutation of `n` shards."""
+    return permutation(seed, epoch, n, SHARD_STREAM)

@@ -1,4 +1,4 @@
-"""What the stored numbers of a data set mean: from files to [-1, 1], which is what networks see, and back."""
+"""Pixel formats: the dtype and range of stored pixels, converted to [-1, 1] for networks and back."""
 
 from dataclasses import dataclass
 
@@ -13,37 +13,40 @@ FILES = ("png", "npy")
 
 @dataclass(frozen=True, kw_only=True)
 class PixelFormat:
-    """`low` is -1 to the network, `high` is 1; in between it is linear.
+    """A linear map from stored pixels to [-1, 1]: `low` becomes -1, `high` becomes 1.
 
-    Raises ValueError for a dtype that no image is stored in, and for a range that is empty or not finite.
+    Raises ValueError for a dtype that is not in `DTYPES`, for a range that is empty or not finite, and for another kind
+    of file.
     """
 
     dtype: str = "uint8"
-    """numpy's name of the numbers in the files that were read, and that samples are written in; one of DTYPES"""
+    """numpy's name of the dtype in the source files, also used for samples; one of DTYPES"""
     low: float = 0.0
     high: float = 255.0
     file: str = "png"
-    """what single samples are written as: "png", pictures, or "npy", arrays (c, h, w)"""
+    """file type of samples: "png" for pictures, "npy" for arrays (c, h, w)"""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is not stored in images; known: {', '.join(DTYPES)}")
+            raise ValueError(f"dtype={self.dtype!r} is not supported; give one of {', '.join(DTYPES)}")
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"{self.low:g} to {self.high:g} is no range; give two numbers, the lower one first")
+            raise ValueError(
+                f"low={self.low:g} and high={self.high:g} are not a range; give two numbers, the lower first"
+            )
         if self.file not in FILES:
-            raise ValueError(f"file={self.file!r} is neither {' nor '.join(FILES)}")
+            raise ValueError(f"file={self.file!r} is not supported; give {' or '.join(FILES)}")
 
     @property
     def stored(self) -> np.dtype:
-        """The dtype in the cache: as in the files where torch has it without loss of speed, else float32."""
+        """The dtype in the cache: that of the files if torch supports it without loss of speed, else float32."""
         return np.dtype(self.dtype if self.dtype in FULL_RANGE else "float32")
 
     def to_unit(self, image: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Stored numbers as float32, `low` at -1 and `high` at 1."""
+        """Stored pixels as float32 in [-1, 1]."""
         return image.float().sub_(self.low).div_((self.high - self.low) / 2).sub_(1)
 
     def from_unit(self, image: Float[Tensor, "b c h w"]) -> Shaped[np.ndarray, "b c h w"]:
-        """The inverse, clipped to the range and rounded where `dtype` holds whole numbers; on the CPU."""
+        """The inverse of `to_unit`, on the CPU, of dtype `dtype`: clipped to the range, rounded for integers."""
         values = image.float().clamp(-1, 1).add(1).mul((self.high - self.low) / 2).add(self.low).cpu()
         if np.issubdtype(self.dtype, np.integer):
             values = values.double().round()
@@ -51,4 +54,4 @@ class PixelFormat:
 
 
 BYTES = PixelFormat()
-"""the usual pictures"""
+"""the format of 8-bit pictures"""

@@ -1,29 +1,29 @@
-"""Parts of images, drawn at random in place, size and shape: the augmentation of ImageNet's classifiers."""
+"""Random crops of random position, area and aspect ratio, as ImageNet classifiers are trained with."""
 
 import math
 
 import numpy as np
 
 AREA = 0.08, 1.0
-"""least and largest share of the image's area"""
+"""smallest and largest share of the image's area"""
 ASPECT = 3 / 4, 4 / 3
 """narrowest and widest width / height"""
 TRIES = 10
 AFTER_ORDER = 1
-"""the word of Philox's counter at which these random numbers start; those of `training.data.order` start at 0"""
+"""word of Philox's counter at which these random numbers start; those of `training.data.order` start at 0"""
 
 
 def image_random(seed: int, position: int) -> np.random.Generator:
-    """The random numbers of the image at this position of a run, whichever process reads it, and with what."""
+    """The random numbers of the image at this position of a run, independent of processes and batches."""
     counter = np.array([0, 0, AFTER_ORDER, 0], np.uint64)
     return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64), counter=counter))
 
 
 def random_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, upper, right and lower edge, in pixels, of a part of an image of this size.
+    """Left, upper, right and lower edge, in pixels, of a random crop of an image of this size.
 
-    Area and logarithm of the aspect are uniform. What does not fit into the image is drawn again; after `TRIES` it is
-    the largest part in the middle whose aspect is allowed (Szegedy et al. 2015, section 6, as torchvision has it).
+    Area and logarithm of the aspect ratio are uniform. A crop that exceeds the image is drawn again; after `TRIES` it
+    is the largest center crop with an aspect ratio in `ASPECT` (Szegedy et al. 2015, section 6, as in torchvision).
     """
     for _ in range(TRIES):
         area = width * height * random.uniform(*AREA)

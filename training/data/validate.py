@@ -1,4 +1,4 @@
-"""Looks at every image of a set before anything is trained on it, and tells of each what is wrong."""
+"""Validates every image of a set before training, and reports what is wrong with each."""
 
 import os
 import sys
@@ -18,99 +18,103 @@ from tqdm import tqdm
 from training.data.config import DataConfig
 from training.data.decode import attempt, in_threads, open_image
 from training.data.images import describe
+from training.data.preprocessing import Preprocessing
 from training.data.sources.arrays import ArrayFile
 from training.data.sources.labels import Label, check_label
 from training.data.sources.records import Item, Records
 from training.data.sources.source import find_source
 
-MOST = 10
-"""how many of a kind are listed at each end of a long list"""
+MAX_LISTED = 10
+"""entries at each end of a long list"""
 
 
 def validate(config: DataConfig) -> None:
-    """Decode every image as a run would, keep none; print one line for each that is wrong, then what the set holds.
+    """Decodes every image as a run would and discards it; prints one line for each error, then a summary of the set.
 
-    Raises ValueError if an image or its label is wrong, or if they differ in size and the config does not say to which
-    they are to be brought.
+    Raises ValueError if an image or its label is invalid, or if images differ in size and `data.size` is not set.
     """
     records = find_source(config).open()
-    found = Found(records)
+    report = ValidationReport(records)
     with (
-        tqdm(total=records.count, desc="looking at images", unit="image", unit_scale=True, disable=None) as bar,
+        tqdm(total=records.count, desc="validating images", unit="image", unit_scale=True, disable=None) as bar,
         closing(records.items),
-        closing(in_threads(partial(look, config=config), records.items, min(16, os.cpu_count() or 1))) as looks,
+        closing(
+            in_threads(
+                partial(inspect, preprocessing=config.preprocessing), records.items, min(16, os.cpu_count() or 1)
+            )
+        ) as images,
     ):
-        for each in looks:
-            if problem := found.add(each):
-                bar.write(f"{each.name}: {problem}", file=sys.stdout)
+        for image in images:
+            if problem := report.add(image):
+                bar.write(f"{image.name}: {problem}", file=sys.stdout)
             bar.update()
-    print("\n".join(f"{name:<16}{text}" for name, text in found.rows().items()))
-    if found.wrong:
+    print("\n".join(f"{name:<16}{text}" for name, text in report.rows().items()))
+    if report.invalid:
         raise ValueError(
-            f"{found.wrong:,} of {found.count:,} images of {config.source!r} are wrong, each is named above;"
-            " repair or remove them"
+            f"{report.invalid:,} of {report.count:,} images of data.source {config.source!r} are invalid, see the lines"
+            " above; repair or remove them"
         )
-    if len(found.shapes) == 0:
+    if len(report.shapes) == 0:
         raise ValueError(f"data.source {config.source!r} holds no image")
-    if len(found.shapes) > 1:
+    if len(report.shapes) > 1:
         raise ValueError(
-            f"images have {len(found.shapes):,} different sizes; set data.size to bring all of them to one size"
+            f"images have {len(report.shapes):,} different sizes; set data.size to bring all of them to one size"
         )
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one image is; only its name and label are known where there is a problem."""
+class ImageReport:
+    """Properties of one image; only `name` and `label` are set if there is a problem."""
 
     name: str
     label: Label
     problem: str = ""
-    kind: str = ""
+    mode: str = ""
     """Pillow's mode, or the dtype of an array"""
     size: tuple[int, int] = (0, 0)
     """height and width in the file, in pixels"""
     shape: tuple[int, ...] = ()
-    """channels, height, width once it is decoded"""
+    """channels, height, width of the decoded image"""
     traits: tuple[str, ...] = ()
-    """what it is besides, such as transparent"""
+    """further properties, such as transparent"""
     content: bytes = b""
-    """a hash of what the file holds"""
+    """a hash of the file"""
 
 
-def look(item: Item, config: DataConfig) -> Look:
-    """Decode an image, and see what it was before that."""
-    decoded = attempt(item, config)
+def inspect(item: Item, preprocessing: Preprocessing) -> ImageReport:
+    """Decodes an image, and collects its properties before that."""
+    decoded = attempt(item, preprocessing)
     if isinstance(decoded, str):
-        return Look(item.name, item.label, decoded)
+        return ImageReport(item.name, item.label, decoded)
     data = item.data.path if isinstance(item.data, ArrayFile) else item.data
     raw = data.read_bytes() if isinstance(data, Path) else data if isinstance(data, bytes) else data.tobytes()
     content = blake2b(raw, digest_size=16).digest()
     if isinstance(item.data, ArrayFile):
-        size, kind = (decoded.shape[1], decoded.shape[2]), item.data.pixel_format.dtype
-        return Look(item.name, item.label, "", kind, size, decoded.shape, (), content)
+        size, mode = (decoded.shape[1], decoded.shape[2]), item.data.pixel_format.dtype
+        return ImageReport(item.name, item.label, "", mode, size, decoded.shape, (), content)
     with Image.fromarray(data) if isinstance(data, np.ndarray) else open_image(raw) as image:
         size = (image.height, image.width)
-        return Look(item.name, item.label, "", image.mode, size, decoded.shape, traits(image), content)
+        return ImageReport(item.name, item.label, "", image.mode, size, decoded.shape, traits(image), content)
 
 
 def traits(image: Image.Image) -> tuple[str, ...]:
-    """What an image is that changes how it is decoded."""
-    there = {
+    """Properties of an image that change how it is decoded."""
+    present = {
         "animated": getattr(image, "is_animated", False),
         "transparent": image.has_transparency_data,
         "turned by EXIF": image.getexif().get(Base.Orientation, 1) not in (0, 1),
     }
-    return tuple(name for name, true in there.items() if true)
+    return tuple(name for name, is_present in present.items() if is_present)
 
 
 @dataclass
-class Found:
-    """What a set holds, image by image."""
+class ValidationReport:
+    """The properties of a set, collected image by image."""
 
     records: Records
     count: int = 0
-    wrong: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
+    invalid: int = 0
+    modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
     shapes: set[tuple[int, int]] = field(default_factory=set)
@@ -119,19 +123,19 @@ class Found:
     traits: dict[str, list[str]] = field(default_factory=dict)
     contents: dict[bytes, str] = field(default_factory=dict)
     """the first image with each content"""
-    copies: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.classes.update(dict.fromkeys(self.records.classes or (), 0))
 
-    def add(self, image: Look) -> str:
-        """Count an image; returns what is wrong with it, if anything."""
+    def add(self, image: ImageReport) -> str:
+        """Counts an image; returns its error, or an empty text."""
         self.count += 1
         problem = image.problem or self._label(image)
         if problem:
-            self.wrong += 1
+            self.invalid += 1
             return problem
-        self.kinds[image.kind] += 1
+        self.modes[image.mode] += 1
         self.sizes["{} x {}".format(*image.size)] += 1
         self.shapes.add((image.shape[1], image.shape[2]))
         self.channels = max(self.channels, image.shape[0])
@@ -139,11 +143,11 @@ class Found:
             self.traits.setdefault(trait, []).append(image.name)
         first = self.contents.setdefault(image.content, image.name)
         if first != image.name:
-            self.copies.append(f"{image.name} = {first}")
+            self.duplicates.append(f"{image.name} = {first}")
         return ""
 
-    def _label(self, image: Look) -> str:
-        """Count the class of an image; returns what is wrong with its label."""
+    def _label(self, image: ImageReport) -> str:
+        """Counts the class of an image; returns the error of its label, or an empty text."""
         if not self.records.labelled:
             return ""
         names, label = self.records.classes, image.label
@@ -156,26 +160,26 @@ class Found:
 
     def rows(self) -> dict[str, str]:
         """The summary, by the name of each row."""
-        rows = {"images": f"{self.count - self.wrong:,} of {self.count:,} are fine"}
+        rows = {"images": f"{self.count - self.invalid:,} of {self.count:,} are valid"}
         if len(self.shapes) == 1:
             shape = (self.channels, *next(iter(self.shapes)))
             classes = tuple(self.classes) if self.records.labelled else None
-            rows["a run would see"] = describe(self.count - self.wrong, shape, self.records.pixel_format, classes)
-        rows |= {"modes": counts(self.kinds), "height x width": counts(self.sizes)}
+            rows["used in a run"] = describe(self.count - self.invalid, shape, self.records.pixel_format, classes)
+        rows |= {"modes": counts(self.modes), "height x width": counts(self.sizes)}
         rows |= {trait: few(names) for trait, names in sorted(self.traits.items())}
         rows |= {"classes": counts(self.classes)} if self.records.labelled else {}
-        return rows | ({"same content": few(self.copies)} if self.copies else {})
+        return rows | ({"same content": few(self.duplicates)} if self.duplicates else {})
 
 
 def counts(counter: Counter[str]) -> str:
-    """How many of each, the most frequent first; the middle of a long list is left out."""
+    """The number of each, the most frequent first, without the middle of a long list."""
     texts = [f"{name}: {number:,}" for name, number in counter.most_common()]
-    if len(texts) > 2 * MOST:
-        texts[MOST:-MOST] = [f"… ({len(texts) - 2 * MOST:,} more) …"]
+    if len(texts) > 2 * MAX_LISTED:
+        texts[MAX_LISTED:-MAX_LISTED] = [f"… ({len(texts) - 2 * MAX_LISTED:,} more) …"]
     return ", ".join(texts)
 
 
 def few(names: Iterable[str]) -> str:
-    """How many, and the first of them."""
-    known = list(names)
-    return f"{len(known):,} ({', '.join(known[:3])}{', …' if len(known) > 3 else ''})"
+    """The number of names, and the first three."""
+    listed = list(names)
+    return f"{len(listed):,} ({', '.join(listed[:3])}{', …' if len(listed) > 3 else ''})"

@@ -25,7 +25,7 @@ def drawn(count: int, *shape: int, low: float = -2, high: float = 6) -> list[np.
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_any_count_of_channels_comes_as_it_is(channels: int, config, tmp_path: Path) -> None:
+def test_any_number_of_channels_is_kept(channels: int, config, tmp_path: Path) -> None:
     arrays = drawn(3, channels, 4, 6)
     write(tmp_path / "set", *arrays)
     images = open_images(config(source=tmp_path / "set", range=(-2, 6)))
@@ -47,7 +47,7 @@ def test_any_count_of_channels_comes_as_it_is(channels: int, config, tmp_path: P
         (">i4", (0, 100), [0, 50, 100], [-1, 0, 1]),
     ],
 )
-def test_the_network_sees_the_range_as_minus_one_to_one(dtype, span, values, unit, config, tmp_path: Path) -> None:
+def test_the_range_becomes_minus_one_to_one(dtype, span, values, unit, config, tmp_path: Path) -> None:
     write(tmp_path / "set", np.array([values], dtype))  # (h, w): one channel
     images = open_images(config(source=tmp_path / "set", range=span))
     image, label = BatchReader(images, seed=0, batch=1).get(0)
@@ -87,7 +87,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_an_array_unlike_the_others_is_bad_and_says_why(name: str, config, tmp_path: Path) -> None:
+def test_an_array_unlike_the_others_is_unreadable_for_a_reason(name: str, config, tmp_path: Path) -> None:
     array, reason = BAD[name]
     good = drawn(1, 1, 1, 2)[0]
     write(tmp_path / "set", good, array)
@@ -124,36 +124,35 @@ def _target(tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"range": None}, r"data\.range is missing: 0\.npy holds float32; say which values are to become -1 and 1"),
-        ({"channels": 3}, r"data\.channels is 3 but 0\.npy has 2; leave it out"),
-        ({"size": 4}, r"data\.size is 4 but 0\.npy has 4 x 6 \(height x width\), and arrays are not resized; leave"),
-        ({"bits": 16}, r"data\.bits is 16 but arrays keep their numbers; leave it out"),
-        ({"image_column": "x"}, r"data\.image_column is 'x' but a folder of images has no columns; leave it out"),
+        ({"range": None}, r"data\.range .*0\.npy.* float32"),
+        ({"channels": 3}, r"data\.channels is 3 .*0\.npy has 2"),
+        ({"size": 4}, r"data\.size is \(4, 4\) .*0\.npy has 4 x 6 "),
+        ({"bits": 16}, r"data\.bits is 16 "),
+        ({"image_column": "x"}, r"data\.image_column is 'x'"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(fields: dict, message: str, config, tmp_path: Path) -> None:
+def test_fields_that_contradict_the_arrays_are_errors(fields: dict, message: str, config, tmp_path: Path) -> None:
     write(tmp_path / "set", *drawn(2, 2, 4, 6))
     with pytest.raises(ValueError, match=message):
         open_images(config(source=tmp_path / "set", **({"range": (-2, 6)} | fields)))
     assert open_images(config(source=tmp_path / "set", range=(-2, 6), size=(4, 6), channels=2)).shape == (2, 4, 6)
 
 
-def test_the_first_readable_array_decides_and_one_there_must_be(config, tmp_path: Path) -> None:
+def test_the_first_readable_array_defines_the_set(config, tmp_path: Path) -> None:
     write(tmp_path / "set", np.zeros(3), *drawn(2, 1, 2, 2))
-    message = r"data\.source '.*set': none of its first 1 arrays can be read \(0\.npy: shape \(3,\) is neither"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"data\.source '.*set'.* 1 .*0\.npy: shape \(3,\)"):
         open_images(config(source=tmp_path / "set", range=(-2, 6), max_bad=0))
     assert len(open_images(config(source=tmp_path / "set", range=(-2, 6)))) == 2
 
 
-def test_another_range_is_another_cache_and_another_fingerprint(config, tmp_path: Path) -> None:
+def test_another_range_has_another_cache_and_fingerprint(config, tmp_path: Path) -> None:
     write(tmp_path / "set", *drawn(2, 1, 2, 2))
     one, two = (open_images(config(source=tmp_path / "set", range=span)) for span in ((-2, 6), (-4, 8)))
     np.testing.assert_array_equal(one.read(np.arange(2)), two.read(np.arange(2)))
     assert one.fingerprint != two.fingerprint
 
 
-def test_a_range_is_read_as_the_values_are_rounded() -> None:
+def test_a_range_is_rounded_to_the_dtype_of_the_values() -> None:
     """0.1 as float32 is a little more than 0.1."""
     assert in_range(np.array([0.1, -0.1], np.float32), -0.1, 0.1).all()
     assert not in_range(np.array([0.10001], np.float32), -0.1, 0.1).any()
@@ -164,26 +163,22 @@ def test_a_range_is_read_as_the_values_are_rounded() -> None:
 def test_pictures_and_arrays_do_not_mix(config, pixels, save, tmp_path: Path) -> None:
     write(tmp_path / "set", *drawn(1, 1, 2, 2))
     save(tmp_path / "set" / "a.png", pixels(0, 2, 2))
-    with pytest.raises(
-        ValueError, match=r"holds both images \(a\.png, …\) and arrays \(0\.npy, …\); move one kind else"
-    ):
+    with pytest.raises(ValueError, match=r"data\.source '.*set'.*a\.png.*0\.npy"):
         open_images(config(source=tmp_path / "set"))
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_pictures_have_a_range_and_channels_of_their_own(bits, config, pixels, save, tmp_path: Path) -> None:
+def test_pictures_refuse_a_range_and_other_channels(bits, config, pixels, save, tmp_path: Path) -> None:
     save(tmp_path / "set" / "a.png", pixels(0, 2, 2))
     folder: dict[str, Any] = {"source": tmp_path / "set", "bits": bits}
     for source in (folder, {"bits": bits}):
-        with pytest.raises(
-            ValueError, match=r"data\.range is \(0, 1\) but data\.source holds pictures, whose range is"
-        ):
+        with pytest.raises(ValueError, match=r"data\.range is \(0, 1\)"):
             open_images(config(**source, range=(0, 1)))
-        with pytest.raises(ValueError, match=r"data\.channels 4 must be 1 \(grey\), 3 \(RGB\) or null .* for pictures"):
+        with pytest.raises(ValueError, match=r"data\.channels 4 "):
             open_images(config(**source, channels=4))
 
 
-def test_deep_pictures_from_file_to_network(config, save, tmp_path: Path) -> None:
+def test_16_bit_pictures_from_file_to_network(config, save, tmp_path: Path) -> None:
     levels = np.array([[0, 13107, 65535]], np.uint16)
     save(tmp_path / "set" / "a.png", levels)
     images: Images = open_images(config(source=tmp_path / "set", bits=16))

@@ -60,7 +60,7 @@ def test_a_split_has_the_classes_of_all_and_needs_only_its_own_labels(config, pi
         assert images.labels.tolist() == numbers
     file = lines(tmp_path / "val.jsonl", **{"val/a.png": "y"})
     assert open_images(config(source=tmp_path / "set", label_file=file, split="val")).classes == ("y",)
-    with pytest.raises(ValueError, match=r"has no label for 2 of 2 images, such as 'train/a\.png'; add them, or move"):
+    with pytest.raises(ValueError, match=r"data\.label_file .* 2 of 2 images.*'train/a\.png'"):
         open_images(config(source=tmp_path / "set", label_file=file))
 
 
@@ -79,30 +79,24 @@ A, B = '{"file_name": "a.png", "label": "dog"}', '{"file_name": "sub/b.png", "la
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"{A}\n\n{{broken", r"labels\.jsonl', line 3: no JSON \(.*"),
-        ("[]", r"line 1: not of the form \{\"file_name\": \"a/b\.png\", \"label\": \"cat\"\}"),
-        ('{"file_name": "a.png"}', "line 1: not of the form"),
-        ('{"file_name": 3, "label": 1}', "line 1: not of the form"),
-        ('{"file_name": "a.png", "label": null}', "line 1: label None is neither a name nor a number from 0 on"),
-        ('{"file_name": "a.png", "label": true}', "line 1: label True is neither a name nor a number from 0 on"),
-        ('{"file_name": "a.png", "label": -1}', "line 1: label -1 is neither a name nor a number from 0 on"),
-        ('{"file_name": "a.png", "label": 1.0}', r"line 1: label 1\.0 is neither a name nor a number from 0 on"),
-        ('{"file_name": "b.png", "label": 1}', r"line 1: there is no image 'b\.png' in the folder"),
-        (
-            '{"file_name": "sub/../a.png", "label": 1}',
-            r"line 1: 'sub/\.\./a\.png' leaves the folder; give a path below",
-        ),
-        ('{"file_name": "/a.png", "label": 1}', r"line 1: '/a\.png' leaves the folder; give a path below it"),
-        (f"{A}\n{B}\n{A}", r"line 3: 'a\.png' has a label already, in line 1"),
-        (f"{A}\n{B.replace('dog', 'x').replace(chr(34) + 'x' + chr(34), '3')}", "line 2: label 3 is of another kind"),
-        (
-            f"{A}\n{B}\n",
-            r"has no label for 1 of 3 images, such as 'sub/c\.png'; add them, or move the images elsewhere",
-        ),
-        ("\n", r"labels\.jsonl' holds no labels"),
+        (f"{A}\n\n{{broken", r"data\.label_file '.*labels\.jsonl', line 3: .*JSON"),
+        ("[]", r"line 1: .*\"file_name\""),
+        ('{"file_name": "a.png"}', r"line 1: .*\"file_name\""),
+        ('{"file_name": 3, "label": 1}', r"line 1: .*\"file_name\""),
+        ('{"file_name": "a.png", "label": null}', "line 1: label None "),
+        ('{"file_name": "a.png", "label": true}', "line 1: label True "),
+        ('{"file_name": "a.png", "label": -1}', "line 1: label -1 "),
+        ('{"file_name": "a.png", "label": 1.0}', r"line 1: label 1\.0 "),
+        ('{"file_name": "b.png", "label": 1}', r"line 1: .*'b\.png'"),
+        ('{"file_name": "sub/../a.png", "label": 1}', r"line 1: 'sub/\.\./a\.png' "),
+        ('{"file_name": "/a.png", "label": 1}', r"line 1: '/a\.png' "),
+        (f"{A}\n{B}\n{A}", r"line 3: 'a\.png' .*line 1"),
+        (f"{A}\n{B.replace('dog', 'x').replace(chr(34) + 'x' + chr(34), '3')}", "line 2: label 3 "),
+        (f"{A}\n{B}\n", r"data\.label_file .* 1 of 3 images.*'sub/c\.png'"),
+        ("\n", r"data\.label_file '.*labels\.jsonl'.*no labels"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(text: str, message: str, folder: Path, config, tmp_path: Path) -> None:
+def test_an_invalid_line_is_named(text: str, message: str, folder: Path, config, tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -110,16 +104,16 @@ def test_what_is_wrong_is_said_with_its_line(text: str, message: str, folder: Pa
 
 
 def test_a_file_that_cannot_be_read_is_named(folder: Path, config, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.label_file '.*none\.jsonl' cannot be read \(.*No such file"):
+    with pytest.raises(ValueError, match=r"data\.label_file '.*none\.jsonl'.*No such file"):
         open_images(config(source=folder, label_file=tmp_path / "none.jsonl"))
     (tmp_path / "latin.jsonl").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"data\.label_file '.*latin\.jsonl' cannot be read \(.*utf-8"):
+    with pytest.raises(ValueError, match=r"data\.label_file '.*latin\.jsonl'.*utf-8"):
         open_images(config(source=folder, label_file=tmp_path / "latin.jsonl"))
 
 
-def test_it_is_refused_where_labels_come_from_elsewhere(config, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.label_file is 'x\.jsonl' but digits have labels; leave it out"):
+def test_sources_with_labels_of_their_own_refuse_a_label_file(config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.label_file is 'x\.jsonl'"):
         open_images(config(label_file=Path("x.jsonl")))
     (tmp_path / "t.parquet").touch()
-    with pytest.raises(ValueError, match=r"data\.label_file is 'x\.jsonl' but a table has a column for labels"):
+    with pytest.raises(ValueError, match=r"data\.label_file is 'x\.jsonl'.*data\.label_column"):
         open_images(config(source=tmp_path / "t.parquet", label_file=Path("x.jsonl")))

@@ -1,6 +1,5 @@
-"""Random parts of images: where they lie, how they are read, and that nothing but the position decides."""
+"""Random crops: their area and aspect ratio, and that they follow from seed and position alone."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from training.data.decode import decode
 from training.data.random_crop import image_random, random_box
 
 
-def test_boxes_have_the_area_and_the_aspect_that_are_asked_for() -> None:
+def test_boxes_have_the_specified_area_and_aspect_ratio() -> None:
     random = np.random.default_rng(0)
     boxes = np.array([random_box(400, 300, random) for _ in range(5000)])
     left, upper, right, lower = boxes.T
@@ -30,32 +29,34 @@ def test_boxes_have_the_area_and_the_aspect_that_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("size", "box"), [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506))])
-def test_what_never_fits_is_the_middle(size, box) -> None:
+def test_an_image_too_narrow_for_any_crop_gets_a_center_crop(size, box) -> None:
     assert random_box(*size, image_random(0, 0)) == box
 
 
-def test_the_random_numbers_are_those_of_the_image() -> None:
+def test_random_numbers_follow_from_seed_and_position() -> None:
     assert image_random(1, 2).random() == image_random(1, 2).random()
     assert len({image_random(seed, position).random() for seed in range(3) for position in range(3)}) == 9
 
 
-def test_a_random_crop_is_that_part_scaled(pixels) -> None:
+def test_a_random_crop_is_its_box_resized(pixels) -> None:
     array = pixels(0, 40, 60, 3)
     config = DataConfig(size=16, crop="random", stream=True)
     box = random_box(60, 40, image_random(5, 6))
     expected = Image.fromarray(array).resize((16, 16), Image.Resampling.BICUBIC, box=box)
-    np.testing.assert_array_equal(decode(array, config, image_random(5, 6)), np.asarray(expected).transpose(2, 0, 1))
-    centre = decode(array, DataConfig(size=16))
-    np.testing.assert_array_equal(decode(array, config), centre)
+    np.testing.assert_array_equal(
+        decode(array, config.preprocessing, image_random(5, 6)), np.asarray(expected).transpose(2, 0, 1)
+    )
+    centre = decode(array, DataConfig(size=16).preprocessing)
+    np.testing.assert_array_equal(decode(array, config.preprocessing), centre)
 
 
-def test_a_share_of_the_centre(pixels) -> None:
-    """Published evaluations scale the short side to 256 and cut 224 out of the middle: the middle 7/8 scaled to 224."""
+def test_center_share_keeps_the_middle(pixels) -> None:
+    """Published evaluations resize the short side to 256 and crop 224 in the center: the middle 7/8, resized to 224."""
     array = pixels(0, 64, 96, 3)
-    found = decode(array, DataConfig(size=28, center_share=0.875))
+    found = decode(array, DataConfig(size=28, center_share=0.875).preprocessing)
     expected = Image.fromarray(array).resize((28, 28), Image.Resampling.BICUBIC, box=(20, 4, 76, 60))
     np.testing.assert_array_equal(found, np.asarray(expected).transpose(2, 0, 1))
-    same_size = decode(array, DataConfig(size=(64, 96), center_share=0.5))
+    same_size = decode(array, DataConfig(size=(64, 96), center_share=0.5).preprocessing)
     assert not np.array_equal(same_size, array.transpose(2, 0, 1))
 
 
@@ -81,7 +82,7 @@ def take(config: DataConfig, positions: range, seed: int = 3) -> np.ndarray:
     return out
 
 
-def test_an_image_is_cropped_alike_in_every_batch_and_otherwise_in_every_epoch(streamed) -> None:
+def test_a_crop_is_the_same_in_every_batch_and_different_in_every_epoch(streamed) -> None:
     whole = take(streamed(), range(32))
     np.testing.assert_array_equal(np.concatenate([take(streamed(), range(5)), take(streamed(), range(5, 32))]), whole)
     assert not np.array_equal(take(streamed(), range(32), seed=4), whole)
@@ -90,17 +91,17 @@ def test_an_image_is_cropped_alike_in_every_batch_and_otherwise_in_every_epoch(s
     assert len({image.tobytes() for image in whole}) == 32
 
 
-def test_validation_images_are_cropped_in_the_middle(streamed, folder: Path) -> None:
+def test_validation_images_get_center_crops(streamed, folder: Path) -> None:
     images = open_validation(streamed(validation="val", center_share=0.75))
     assert images is not None
     out = np.empty((8, 1, 8, 8), np.uint8)
     images.read(np.arange(8), out)
     plain = DataConfig(size=8, center_share=0.75)
     files = sorted((folder / "val").rglob("*.png"), key=lambda path: path.as_posix())
-    np.testing.assert_array_equal(out, [decode(file, plain) for file in files])
+    np.testing.assert_array_equal(out, [decode(file, plain.preprocessing) for file in files])
 
 
-def test_arrays_are_not_cropped(tmp_path: Path) -> None:
+def test_random_crops_of_arrays_are_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.zeros((1, 8, 8), np.uint8))
-    with pytest.raises(ValueError, match=re.escape("data.crop random is for pictures; arrays stay as they are")):
+    with pytest.raises(ValueError, match=r"data\.crop is random"):
         open_images(DataConfig(source=str(tmp_path), stream=True, crop="random"))

@@ -19,7 +19,7 @@ def test_the_embedded_digits(config) -> None:
     np.testing.assert_array_equal(images.read(np.arange(1797))[:, 0], np.round(table.images * 255 / 16))
 
 
-def test_digits_can_be_unlabelled_coloured_and_larger(config) -> None:
+def test_digits_without_labels_as_larger_rgb_images(config) -> None:
     images = open_images(config(labels=False, channels=3, size=16))
     assert (images.labels, images.classes, images.shape) == (None, None, (3, 16, 16))
 
@@ -66,9 +66,9 @@ def test_split_folders(config, pixels, save, tmp_path: Path) -> None:
     assert open_images(config(source=folder)).classes == ("class0", "class1", "class2")
     assert len(open_images(config(source=folder, split="validation"))) == 2
     assert len(open_images(config(source=folder, split="val"))) == 2
-    with pytest.raises(ValueError, match=r"data\.split 'test' is not a split of '.*set'; splits: train, validation"):
+    with pytest.raises(ValueError, match=r"data\.split 'test'.*'.*set'.*train, validation"):
         find_source(config(source=folder, split="test"))
-    with pytest.raises(ValueError, match=r"data\.split 'test' is not a split of 'digits'; splits: train"):
+    with pytest.raises(ValueError, match=r"data\.split 'test'.*'digits'.*train"):
         find_source(config(split="test"))
 
 
@@ -83,18 +83,15 @@ def test_linked_folders_are_followed_once(config, pixels, save, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("none", r"data\.source '.*none': there is no such folder or file$"),
-        ("empty", r"data\.source '.*empty' holds no images, nor arrays or tables; looked for " + " ".join(PICTURES)),
-        (
-            "flat/a.png",
-            r"data\.source '.*a\.png' is not a table \(\.parquet or \.arrow\); give such a file, or a folder",
-        ),
-        ("*.parquet", r"data\.source '.*\*\.parquet' matches no file that ends in \.parquet or \.arrow"),
-        ("mixed", r"data\.source '.*mixed' holds images both directly \(b\.png, …\) and in sub-folders \(x\);"),
-        ("both", r"holds both images \(a\.png, …\) and tables \(t\.parquet, …\); name the tables by a glob"),
+        ("none", r"data\.source '.*none'"),
+        ("empty", r"data\.source '.*empty'.* " + " ".join(PICTURES)),
+        ("flat/a.png", r"data\.source '.*a\.png'.*\.parquet or \.arrow"),
+        ("*.parquet", r"data\.source '.*\*\.parquet'.*\.parquet or \.arrow"),
+        ("mixed", r"data\.source '.*mixed'.*b\.png.*\(x\)"),
+        ("both", r"data\.source '.*both'.*a\.png.*t\.parquet.*both/\*\.parquet"),
     ],
 )
-def test_a_source_that_cannot_be_used_says_why(source, message, config, pixels, save, tmp_path: Path) -> None:
+def test_an_unusable_source_is_named(source, message, config, pixels, save, tmp_path: Path) -> None:
     for name in ("flat/a.png", "mixed/x/a.png", "mixed/b.png", "both/a.png"):
         save(tmp_path / name, pixels(0, 4, 4))
     (tmp_path / "both" / "t.parquet").touch()
@@ -103,29 +100,27 @@ def test_a_source_that_cannot_be_used_says_why(source, message, config, pixels, 
         open_images(config(source=tmp_path / source))
 
 
-def test_a_name_that_could_be_of_the_hub_is_not_fetched_unasked(monkeypatch, tmp_path: Path) -> None:
+def test_a_possible_hub_name_is_not_downloaded(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"no such folder or file; for a data set of the hub write hub:owner/name$"):
+    with pytest.raises(ValueError, match=r"data\.source 'owner/name'.*hub:owner/name$"):
         find_source(DataConfig(source="owner/name"))
 
 
 def test_the_hub_needs_a_name(config) -> None:
-    with pytest.raises(ValueError, match=r"'hub:' names no data set; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION$"):
+    with pytest.raises(ValueError, match=r"data\.source 'hub:'.*hub:OWNER/NAME"):
         open_images(config(source="hub:"))
 
 
-def test_labels_that_are_demanded_must_be_there(config, pixels, save, tmp_path: Path) -> None:
+def test_required_labels_must_exist(config, pixels, save, tmp_path: Path) -> None:
     save(tmp_path / "flat" / "a.png", pixels(0, 4, 4))
-    with pytest.raises(ValueError, match=r"data\.labels is true but '.*flat' has no sub-folders to take classes from"):
+    with pytest.raises(ValueError, match=r"data\.labels is true .*'.*flat'"):
         open_images(config(source=tmp_path / "flat", labels=True))
 
 
 @pytest.mark.parametrize("field", ["image_column", "label_column"])
-def test_columns_are_refused_where_there_are_none(field: str, config, pixels, save, tmp_path: Path) -> None:
+def test_sources_without_columns_refuse_them(field: str, config, pixels, save, tmp_path: Path) -> None:
     save(tmp_path / "flat" / "a.png", pixels(0, 4, 4))
-    with pytest.raises(ValueError, match=rf"data\.{field} is 'img' but a set of digits has no columns; leave it out"):
+    with pytest.raises(ValueError, match=rf"data\.{field} is 'img'"):
         open_images(config(**{field: "img"}))
-    with pytest.raises(
-        ValueError, match=rf"data\.{field} is 'img' but a folder of images has no columns; leave it out"
-    ):
+    with pytest.raises(ValueError, match=rf"data\.{field} is 'img'"):
         open_images(config(source=tmp_path / "flat", **{field: "img"}))

@@ -71,7 +71,7 @@ def test_columns_are_found_by_their_type(table, read, pixels) -> None:
 
 
 def test_columns_are_found_by_usual_names(table, read, pixels) -> None:
-    """Plain bytes and whole numbers, as other writers than `datasets` leave them."""
+    """Plain bytes and whole numbers, as other programs than `datasets` write them."""
     images = read(
         table(
             image="img", feature=Value("binary"), x=(Value("float32"), [0.0] * 4), label=(Value("int32"), [0, 2, 2, 1])
@@ -80,7 +80,7 @@ def test_columns_are_found_by_usual_names(table, read, pixels) -> None:
     check(images, pixels, [0, 2, 2, 1], ("0", "1", "2"))
 
 
-def test_of_two_label_columns_the_fine_one_is_taken_or_the_one_named(table, read, pixels) -> None:
+def test_of_two_label_columns_the_fine_one_is_the_default(table, read, pixels) -> None:
     both = table(coarse_label=(ANIMALS, [0, 0, 0, 0]), fine_label=(ANIMALS, [0, 1, 2, 0]))
     check(read(both), pixels, [0, 1, 2, 0], ("cat", "dog", "eel"))
     check(read(both, label_column="coarse_label"), pixels, [0, 0, 0, 0], ("cat", "dog", "eel"))
@@ -91,7 +91,7 @@ def test_an_image_column_can_be_named(table, read, pixels) -> None:
     two = table(other=(Image(), [{"bytes": b"no image", "path": None}] * 4))
     check(read(two), pixels, None, None)
     check(read(two.rename_columns({"image": "a", "other": "b"}), image_column="a"), pixels, None, None)
-    with pytest.raises(ValueError, match=r"no image column found; set data\.image_column to one of the columns: a, b"):
+    with pytest.raises(ValueError, match=r"data\.image_column .*a, b"):
         read(two.rename_columns({"image": "a", "other": "b"}))
 
 
@@ -99,7 +99,7 @@ def test_texts_are_classes(table, read, pixels) -> None:
     check(read(table(label=(Value("string"), ["no", "yes", "yes", "no"]))), pixels, [0, 1, 1, 0], ("no", "yes"))
 
 
-def test_images_may_lie_beside_the_table(read, pixels, save, tmp_path: Path) -> None:
+def test_a_table_may_hold_paths_of_images(read, pixels, save, tmp_path: Path) -> None:
     files = [str(tmp_path / f"{i}.png") for i in range(2)]
     for i, file in enumerate(files):
         save(Path(file), pixels(i, 4, 4))
@@ -118,7 +118,7 @@ def test_a_folder_or_glob_of_parquet_files_with_splits(table, config, pixels, tm
     check(images, pixels, None, None)
     assert len(open_images(config(source=folder, split="test"))) == 2
     assert len(open_images(config(source=str(folder / "*.parquet")))) == 7
-    with pytest.raises(ValueError, match=r"data\.split 'tset' is not a split of '.*set'; splits: test, train"):
+    with pytest.raises(ValueError, match=r"data\.split 'tset'.*'.*set'.*test, train"):
         open_images(config(source=folder.parent, split="tset"))
 
 
@@ -135,7 +135,7 @@ def test_arrow_files_of_both_kinds(table, config, pixels, tmp_path: Path) -> Non
 def test_tables_of_two_kinds_are_refused(table, config, tmp_path: Path) -> None:
     table().save_to_disk(tmp_path / "set")
     table().to_parquet(tmp_path / "set" / "a.parquet")
-    with pytest.raises(ValueError, match=r"data\.source '.*set' names both parquet and arrow files; name one kind"):
+    with pytest.raises(ValueError, match=r"data\.source '.*set'.*parquet and arrow"):
         open_images(config(source=tmp_path / "set"))
 
 
@@ -145,13 +145,11 @@ def test_a_hub_data_set(table, config, pixels, tmp_path: Path) -> None:
     table(label=(ANIMALS, [2, 0, 1, 0])).to_parquet(tmp_path / "owner" / "name" / "train.parquet")
     source = f"hub:{tmp_path / 'owner' / 'name'}"
     check(open_images(config(source=source)), pixels, [2, 0, 1, 0], ("cat", "dog", "eel"))
-    with pytest.raises(
-        ValueError, match=r"data\.source 'hub:.*name' cannot be read: Unknown split \"tset\".*\['train'\]"
-    ):
+    with pytest.raises(ValueError, match=r"data\.source 'hub:.*name'.*\"tset\".*\['train'\]"):
         open_images(config(source=source, split="tset"))
 
 
-def test_a_hub_that_is_out_of_reach(config, monkeypatch) -> None:
+def test_an_unreachable_hub_is_an_error(config, monkeypatch) -> None:
     asked = []
 
     def unreachable(*arguments, **options):
@@ -159,9 +157,7 @@ def test_a_hub_that_is_out_of_reach(config, monkeypatch) -> None:
         raise ConnectionError("Couldn't reach 'owner/name' on the Hub\nlong story")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(
-        ValueError, match=r"cannot be read: Couldn't reach 'owner/name' on the Hub; is the name right, and"
-    ):
+    with pytest.raises(ValueError, match=r"data\.source 'hub:owner/name@v1\.0'.*Couldn't reach 'owner/name'"):
         open_images(config(source="hub:owner/name@v1.0"))
     assert asked == [(("owner/name",), {"split": "train", "revision": "v1.0"})]
 
@@ -170,7 +166,7 @@ def test_a_hub_that_is_out_of_reach(config, monkeypatch) -> None:
 def test_an_unreadable_file_is_named(kind: str, config, tmp_path: Path) -> None:
     file = tmp_path / f"bad.{kind}"
     file.write_bytes(b"PAR1 and then nothing that makes sense PAR1")
-    with pytest.raises(ValueError, match=rf"bad\.{kind} is not a readable {kind} file \(.*\); write it again"):
+    with pytest.raises(ValueError, match=rf"bad\.{kind} .*{kind} file"):
         open_images(config(source=file))
 
 
@@ -180,23 +176,17 @@ def test_a_damaged_page_is_an_error(table, config, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[4:200] = bytes(196)
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"data\.source '.*table\.parquet': a table cannot be read \(.+\)"):
+    with pytest.raises(ValueError, match=r"data\.source '.*table\.parquet'.*\(.+\)"):
         open_images(config(source=file))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"image_column": "imag"},
-            r"data\.image_column 'imag'; did you mean image\? \(of: image, label, x",
-        ),
-        (
-            {"label_column": "lable"},
-            r"data\.label_column 'lable'; did you mean label\? \(of: image, label, x",
-        ),
-        ({"label_column": "q"}, r"data\.label_column 'q'; give one of: image, label, x"),
-        ({"label_column": "x"}, r"label column 'x' holds float32, not whole numbers or names; set data\.label_column"),
+        ({"image_column": "imag"}, r"data\.image_column 'imag'.*image, label, x"),
+        ({"label_column": "lable"}, r"data\.label_column 'lable'.*image, label, x"),
+        ({"label_column": "q"}, r"data\.label_column 'q'.*image, label, x"),
+        ({"label_column": "x"}, r"'x' .*float32.*data\.label_column"),
     ],
 )
 def test_a_wrong_column_lists_the_columns(fields: dict, message: str, table, read) -> None:
@@ -207,14 +197,14 @@ def test_a_wrong_column_lists_the_columns(fields: dict, message: str, table, rea
 @pytest.mark.parametrize(
     ("feature", "values", "message"),
     [
-        (Value("string"), ["a cat", None, "a dog", "x" * 5000], r"holds texts such as 'a cat', and no file has such a"),
-        (Value("float32"), [0.5] * 4, r"holds float32, not the bytes or paths of image files; set data\.image_column"),
-        (ANIMALS, [0] * 4, r"holds int64, not the bytes or paths of image files; set data\.image_column to another"),
-        (List(Value("int64")), [[1, 2]] * 4, r"holds List\(Value\('int64'\)\), not the bytes or paths of image files"),
+        (Value("string"), ["a cat", None, "a dog", "x" * 5000], r".*'a cat'.*data\.image_column"),
+        (Value("float32"), [0.5] * 4, r".*float32.*data\.image_column"),
+        (ANIMALS, [0] * 4, r".*int64.*data\.image_column"),
+        (List(Value("int64")), [[1, 2]] * 4, r".*List\(Value\('int64'\)\).*data\.image_column"),
     ],
 )
-def test_a_column_that_cannot_hold_images_is_refused_at_once(feature, values, message, table, read, capsys) -> None:
-    with pytest.raises(ValueError, match=rf"image column 'x' {message}"):
+def test_a_column_without_images_is_an_error_before_decoding(feature, values, message, table, read, capsys) -> None:
+    with pytest.raises(ValueError, match=rf"'x'{message}"):
         read(table(x=(feature, values)), image_column="x")
     assert "skipped" not in capsys.readouterr().err
 
@@ -224,27 +214,19 @@ def test_16_bits_from_a_table(table, read, pixels) -> None:
     np.testing.assert_array_equal(images.read(np.arange(4))[:, 0], [pixels(i, 4, 4) * np.uint16(257) for i in range(4)])
 
 
-def test_labels_that_are_demanded_must_be_there(table, read) -> None:
-    with pytest.raises(ValueError, match=r"data\.labels is true but no label column was found; .* columns: image, x"):
+def test_required_labels_must_exist(table, read) -> None:
+    with pytest.raises(ValueError, match=r"data\.labels is true .*data\.label_column .*image, x"):
         read(table(x=(Value("float32"), [0.5] * 4)), labels=True)
 
 
 @pytest.mark.parametrize(
     ("feature", "values", "message"),
     [
-        (
-            ANIMALS,
-            [0, 1, -1, -1],
-            r"label -1 of image 2, row 2 \(2\.png\), is outside 0\.\.2; correct it, name another",
-        ),
-        (Value("int64"), [0, 1, 2, -7], r"label -7 of image 3, row 3 \(3\.png\), is negative, but classes"),
-        (
-            Value("int64"),
-            [0, 1 << 40, 2, 3],
-            r"label 1099511627776 of image 1, row 1 \(1\.png\), is too large to be the number of a class; correct",
-        ),
-        (Value("int64"), [0, None, 2, 3], r"label None of image 1, row 1 \(1\.png\), is missing"),
-        (Value("string"), ["a", None, "b", "c"], r"label None of image 1, row 1 \(1\.png\), is missing"),
+        (ANIMALS, [0, 1, -1, -1], r"label -1 of image 2, row 2 \(2\.png\).*0\.\.2"),
+        (Value("int64"), [0, 1, 2, -7], r"label -7 of image 3, row 3 \(3\.png\)"),
+        (Value("int64"), [0, 1 << 40, 2, 3], r"label 1099511627776 of image 1, row 1 \(1\.png\)"),
+        (Value("int64"), [0, None, 2, 3], r"label None of image 1, row 1 \(1\.png\)"),
+        (Value("string"), ["a", None, "b", "c"], r"label None of image 1, row 1 \(1\.png\)"),
     ],
 )
 def test_a_label_out_of_range_is_named(feature, values: list, message: str, table, read) -> None:
@@ -253,11 +235,11 @@ def test_a_label_out_of_range_is_named(feature, values: list, message: str, tabl
 
 
 def test_a_label_beyond_the_classes_is_named(pixels, png, config, tmp_path: Path) -> None:
-    """Written by hand, as `datasets` itself would not write it."""
+    """Written by hand, as `datasets` does not write it."""
     rows = {"image": [png(pixels(i, 4, 4)) for i in range(2)], "label": [1, 3]}
     schema = Features({"image": Value("binary"), "label": ANIMALS}).arrow_schema
     pq.write_table(pa.table(rows).cast(schema), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=r"label 3 of image 1, row 1, is outside 0\.\.2"):
+    with pytest.raises(ValueError, match=r"label 3 of image 1, row 1.*0\.\.2"):
         open_images(config(source=tmp_path / "t.parquet"))
 
 

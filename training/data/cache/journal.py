@@ -1,4 +1,4 @@
-"""How far a build has come, written along the way, so that a killed one goes on where it was."""
+"""The journal of a build: its progress, saved regularly, so that an interrupted build can resume."""
 
 import json
 import os
@@ -11,29 +11,29 @@ from training.data.sources.labels import Label
 
 @dataclass
 class Progress:
-    """What a build has done with the first `taken` items of its source."""
+    """The state of a build after the first `taken` items of its source."""
 
     taken: int = 0
     count: int = 0
     """images written"""
     shape: tuple[int, int, int] | None = None
-    """of each image written"""
+    """channels, height and width of each image written"""
     first: str = ""
     """name of the first image written"""
     labels: list[Label] = field(default_factory=list)
-    """as the source has them, of each image written"""
+    """label of each image written, as in the source"""
     bad: list[str] = field(default_factory=list)
     """name and reason of each image that could not be read"""
     several: int = 0
-    """files with more than one picture"""
+    """number of files with several pictures"""
     example: str = ""
     """the first of them"""
 
 
 class Journal:
-    """A file to which each `save` adds one line of JSON: all of a `Progress`, but of its lists only what is new.
+    """A file to which each `save` appends one line of JSON: a `Progress`, with only the new entries of its lists.
 
-    What a crash left of a line that it cut short is dropped.
+    A line that a crash truncated is dropped.
     """
 
     def __init__(self, path: Path):
@@ -41,31 +41,31 @@ class Journal:
         self._labels = self._bad = 0
 
     def load(self) -> Progress:
-        """The last progress that was saved; a fresh one if there is none."""
+        """The last progress that was saved; an empty one if there is none."""
         progress, end = Progress(), 0
         for line in self._lines():
-            told = json.loads(line)
-            told["labels"], told["bad"] = progress.labels + told["labels"], progress.bad + told["bad"]
-            told["shape"] = told["shape"] and tuple(told["shape"])
-            del told["by"]
-            progress, end = Progress(**told), end + len(line)
+            entry = json.loads(line)
+            entry["labels"], entry["bad"] = progress.labels + entry["labels"], progress.bad + entry["bad"]
+            entry["shape"] = entry["shape"] and tuple(entry["shape"])
+            del entry["process"]
+            progress, end = Progress(**entry), end + len(line)
         if self.path.exists():
             os.truncate(self.path, end)
         self._labels, self._bad = len(progress.labels), len(progress.bad)
         return progress
 
     def save(self, progress: Progress) -> None:
-        """Add a line. What it speaks of must be on the disk before."""
+        """Appends a line. The images that it counts must be on the disk before."""
         new = {"labels": progress.labels[self._labels :], "bad": progress.bad[self._bad :]}
-        by = f"process {os.getpid()} on {socket.gethostname()}"
+        process = f"process {os.getpid()} on {socket.gethostname()}"
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(vars(progress) | new | {"by": by}) + "\n")
+            file.write(json.dumps(vars(progress) | new | {"process": process}) + "\n")
         self._labels, self._bad = len(progress.labels), len(progress.bad)
 
     def writer(self) -> str:
-        """Who wrote the last line."""
+        """The process that wrote the last line."""
         lines = self._lines()
-        return json.loads(lines[-1])["by"] if lines else "another process"
+        return json.loads(lines[-1])["process"] if lines else "another process"
 
     def _lines(self) -> list[bytes]:
         """The complete lines."""

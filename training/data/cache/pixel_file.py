@@ -1,4 +1,4 @@
-"""The growing file of decoded images, whose number of channels is settled only by the first image in colour."""
+"""The growing file of decoded images, which becomes RGB with the first image in colour."""
 
 import math
 import os
@@ -14,13 +14,13 @@ from training.units import show_size
 
 
 class PixelFile:
-    """Images appended to a raw file: the first decides the size; the first in colour makes all of them RGB.
+    """Images appended to a raw file: the first defines the size; the first in colour makes all of them RGB.
 
-    It goes on after what `progress` tells of, and keeps that up to date. `total` is how many images there will be
-    (None: unknown); ValueError is raised as soon as the disk has no room for so many.
+    It continues after the images of `progress`, which it updates. `total` is the number of images to come; ValueError
+    is raised as soon as the disk has not enough space for them.
     """
 
-    def __init__(self, folder: Path, journal: Journal, progress: Progress, dtype: np.dtype, total: int | None):
+    def __init__(self, folder: Path, journal: Journal, progress: Progress, dtype: np.dtype, total: int):
         self.folder, self.journal, self.progress, self.dtype, self.total = folder, journal, progress, dtype, total
         self._file: BinaryIO | None = None
         if progress.shape is not None:
@@ -28,12 +28,12 @@ class PixelFile:
 
     @property
     def path(self) -> Path:
-        """Where the images are."""
+        """The file with the images."""
         assert self.progress.shape is not None
         return images_file(self.folder, self.progress.shape[0])
 
     def append(self, image: Shaped[np.ndarray, "c h w"], name: str) -> None:
-        """Write one image. Raises ValueError if its size is not that of the others."""
+        """Appends one image. Raises ValueError if its size differs from that of the others."""
         progress = self.progress
         if progress.shape is None:
             self._open(image.shape, 0)
@@ -53,28 +53,27 @@ class PixelFile:
         progress.count += 1
 
     def save(self) -> None:
-        """Bring images to the disk, then say so in the journal."""
+        """Flushes images to the disk, then records them in the journal."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
         self.journal.save(self.progress)
 
     def close(self) -> None:
-        """Close the file, if there is one."""
+        """Closes the file, if there is one."""
         if self._file is not None:
             self._file.close()
 
     def _open(self, shape: tuple[int, ...], count: int) -> None:
-        """Open the file for images of this shape, of which the first `count` are kept."""
+        """Opens the file for images of this shape, and keeps the first `count` of them."""
         size = math.prod(shape) * self.dtype.itemsize
-        if self.total is not None:
-            require_disk(self.folder, size * (self.total - count))
+        require_disk_space(self.folder, size * (self.total - count))
         self._file = images_file(self.folder, shape[0]).open("r+b" if count else "wb")
         self._file.truncate(count * size)
         self._file.seek(0, os.SEEK_END)
 
     def _widen(self, channels: int) -> None:
-        """Copy the grey images written so far to a file where each has `channels` equal channels."""
+        """Copies the grey images written so far to a file in which each has `channels` equal channels."""
         assert self.progress.shape is not None
         assert self._file is not None
         self._file.close()
@@ -88,8 +87,8 @@ class PixelFile:
         grey.unlink()
 
 
-def is_held(folder: Path, progress: Progress, dtype: np.dtype) -> bool:
-    """Whether the images that `progress` tells of are in the folder."""
+def has_images(folder: Path, progress: Progress, dtype: np.dtype) -> bool:
+    """Whether the images of `progress` are in the folder."""
     if progress.shape is None:
         return True
     file = images_file(folder, progress.shape[0])
@@ -97,12 +96,12 @@ def is_held(folder: Path, progress: Progress, dtype: np.dtype) -> bool:
 
 
 def images_file(folder: Path, channels: int) -> Path:
-    """A file for each number of channels, so that of two the journal tells the valid one."""
+    """The file for a number of channels; the journal's progress identifies the valid one of two."""
     return folder / f"images-{channels}.bin"
 
 
-def require_disk(folder: Path, size: int) -> None:
-    """Raises ValueError if the disk of a folder has no room for so many bytes."""
+def require_disk_space(folder: Path, size: int) -> None:
+    """Raises ValueError if the disk of a folder has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Labels: from what a source says to class numbers with names, checked."""
+"""Labels: converts the labels of a source to class numbers with names, and checks them."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 MAX_CLASSES = 100_000
-"""numbers without names beyond this are taken for something else than classes"""
+"""limit for class numbers without names; larger ones are hardly class numbers"""
 
 Label = int | str | None
 
@@ -16,7 +16,7 @@ def number_labels(
 ) -> tuple[Int64[np.ndarray, "n"], tuple[str, ...]]:
     """Labels as class numbers, and the names of the classes.
 
-    With `classes` None labels are taken as they come: names are classes in sorted order, numbers are their own names.
+    If `classes` is None, the labels define them: names are classes in sorted order, numbers are their own names.
     Raises ValueError as `check_label` and `name_classes` do.
     """
     if classes is None and raw and isinstance(raw[0], str):
@@ -28,7 +28,7 @@ def number_labels(
 
 
 def name_classes(labels: Int[np.ndarray, "n"], classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the classes, "0" to the largest label if there are none. Raises ValueError for a label outside."""
+    """The names of the classes, by default "0" to the largest label. Raises ValueError for a label out of range."""
     limit = None if classes is None else len(classes)
     wrong = np.flatnonzero((labels < 0) | (labels >= (MAX_CLASSES if limit is None else limit)))
     if len(wrong):
@@ -37,9 +37,9 @@ def name_classes(labels: Int[np.ndarray, "n"], classes: Sequence[str] | None) ->
 
 
 def check_label(label: Label, index: int, limit: int | None, name: str = "") -> None:
-    """Raises ValueError for a label that is missing, or a number that is no class; names are not looked at.
+    """Raises ValueError for a label that is missing, or a number out of range; names are not checked.
 
-    `limit` is how many classes there are, None where the labels alone tell.
+    `limit` is the number of classes, None if the labels define them. `index` and `name` are those of the image.
     """
     if isinstance(label, str):
         return
@@ -48,12 +48,12 @@ def check_label(label: Label, index: int, limit: int | None, name: str = "") -> 
     elif limit is not None and not 0 <= label < limit:
         rule = f"is outside 0..{limit - 1}"
     elif label < 0:
-        rule = "is negative, but classes are numbered from 0 on"
+        rule = "is negative, but classes are numbered from 0"
     elif label >= MAX_CLASSES:
-        rule = "is too large to be the number of a class"
+        rule = f"is too large for a class number (at least {MAX_CLASSES:,})"
     else:
         return
     raise ValueError(
         f"label {label} of image {index}{f', {name},' if name else ''} {rule}; correct it,"
-        " name another data.label_column, or set data.labels to false"
+        " set data.label_column to another column, or set data.labels to false"
     )

@@ -1,4 +1,4 @@
-"""The files of tables: parquet and arrow, opened without being read, then read column by column, block by block."""
+"""Files of tables: parquet and arrow, opened without reading data, then read by column and row group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Parquet:
-    """A parquet file, which is open only while it is read; its blocks are its row groups."""
+    """A parquet file, which is open only while it is read."""
 
     def __init__(self, file: Path):
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -15,26 +15,27 @@ class Parquet:
         self.file = file
         with pyarrow.parquet.ParquetFile(file) as table:
             self.schema, self.metadata = table.schema_arrow, table.metadata
-        self.groups = [self.metadata.row_group(block) for block in range(self.metadata.num_row_groups)]
+        self.groups = [self.metadata.row_group(number) for number in range(self.metadata.num_row_groups)]
         self.sizes = [group.num_rows for group in self.groups]
+        """rows of each row group"""
 
-    def bytes(self, column: str, block: int) -> int:
-        """What a column of a block takes in memory."""
-        group = self.groups[block]
-        parts = [group.column(number) for number in range(group.num_columns)]
+    def bytes(self, column: str, group: int) -> int:
+        """Bytes of a column of a row group in memory."""
+        chunks = self.groups[group]
+        parts = [chunks.column(number) for number in range(chunks.num_columns)]
         return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] == column)
 
-    def column(self, name: str, block: int | None = None) -> Any:
-        """A column of one block, or of all: a chunked array of arrow."""
+    def column(self, name: str, group: int | None = None) -> Any:
+        """A column of one row group, or of all: a chunked array of arrow."""
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(self.file, metadata=self.metadata) as table:
-            read = table.read([name]) if block is None else table.read_row_group(block, [name])
+            read = table.read([name]) if group is None else table.read_row_group(group, [name])
         return read.column(name)
 
 
 class Arrow:
-    """An arrow file of either format, mapped into memory; its blocks are its record batches."""
+    """An arrow file of either format, memory-mapped; its record batches are its row groups."""
 
     def __init__(self, file: Path):
         import pyarrow
@@ -47,19 +48,19 @@ class Arrow:
         except pyarrow.ArrowInvalid:
             mapped.seek(0)
             reader = pyarrow.ipc.open_file(mapped)
-            self.batches = [reader.get_batch(block) for block in range(reader.num_record_batches)]
+            self.batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self.schema = reader.schema
         self.sizes = [batch.num_rows for batch in self.batches]
 
-    def bytes(self, column: str, block: int) -> int:
-        """What a column of a block takes in memory."""
-        return self.batches[block].column(column).nbytes
+    def bytes(self, column: str, group: int) -> int:
+        """Bytes of a column of a row group in memory."""
+        return self.batches[group].column(column).nbytes
 
-    def column(self, name: str, block: int | None = None) -> Any:
-        """A column of one block, or of all: a chunked array of arrow."""
+    def column(self, name: str, group: int | None = None) -> Any:
+        """A column of one row group, or of all: a chunked array of arrow."""
         import pyarrow
 
-        batches = self.batches if block is None else [self.batches[block]]
+        batches = self.batches if group is None else [self.batches[group]]
         return pyarrow.chunked_array([batch.column(name) for batch in batches], self.schema.field(name).type)
 
 
@@ -67,14 +68,14 @@ Table = Parquet | Arrow
 
 
 def open_table(file: Path) -> Table:
-    """Raises ValueError if it is no such file, or cut short."""
+    """Opens a table. Raises ValueError for a file of another kind, or a truncated one."""
     with readable(file):
         return Parquet(file) if file.suffix.lower() == ".parquet" else Arrow(file)
 
 
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
-    """Errors of arrow as a ValueError that names the file."""
+    """Turns errors of arrow into a ValueError that names the file."""
     import pyarrow
 
     try:
@@ -85,5 +86,5 @@ def readable(file: Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind if it says nothing."""
+    """The first line of an error's text, or its type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,59 @@
+"""Opens the images of a run and those of its evaluations: from the cache, or streamed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from training.data.cache.open import find_cache, load_cache
+from training.data.config import DataConfig
+from training.data.images import Images, check_bad
+from training.data.order import permutation
+from training.data.sources.source import find_source
+from training.data.stream.stream import ImageSet, stream_images
+
+
+def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
+    """The images that a run is trained on: memory-mapped from the cache, which is built if needed; or streamed.
+
+    With several processes pass `training.accelerator.on_main`: the main process decodes, the others wait, and an error
+    is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
+    """
+    if config.stream:
+        return stream_images(find_source(config), config.preprocessing, config.stream_shards, config.max_bad)
+
+    def find() -> Path:
+        return find_cache(find_source(config), config.preprocessing, config.cache_folder, config.max_bad)
+
+    folder = on_main(find)
+    if not folder.exists():  # the main process is on another machine, with its own disk
+        folder = find()
+    images = load_cache(folder)
+    check_bad(images.bad, config.max_bad)
+    return images.part(divided(len(images), config.validation)[0]) if isinstance(config.validation, float) else images
+
+
+def open_validation(
+    config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()
+) -> ImageSet | None:
+    """The images of `config.validation`, which evaluations use, without random crops; None if it is None.
+
+    See `open_images`.
+    """
+    if config.validation is None:
+        return None
+    whole = replace(config, validation=None, crop=config.preprocessing.deterministic().crop)
+    if isinstance(config.validation, str):
+        return open_images(replace(whole, split=config.validation), on_main=on_main)
+    images = open_images(whole, on_main=on_main)
+    assert isinstance(images, Images), "DataConfig refuses a share of a streamed set"
+    return images.part(divided(len(images), config.validation)[1])
+
+
+def divided(count: int, share: float) -> tuple[Int64[np.ndarray, "rest"], Int64[np.ndarray, "part"]]:
+    """The numbers 0 to `count` - 1 in two parts, the second with a random `share` of them, the same in every run."""
+    drawn = permutation(0, 0, count)
+    part = round(count * share)
+    return np.sort(drawn[part:]), np.sort(drawn[:part])
