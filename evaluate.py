@@ -14,9 +14,10 @@ from pipelines.classification import load_classifier
 from tasks import RUNS
 from tasks.accuracy import accuracy
 from tasks.classification import ClassificationRun, as_trained
-from training.accelerator import leave_processes, on_main, process_state
-from training.cli import command, parse, read_flags
+from training.cli import parse, read_flags
 from training.data import open_validation
+from training.processes import leave_processes, on_main, process_state
+from training.script import command
 
 USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"
 ALLOWED = ("data.", "classification.validation_batch")
@@ -55,10 +56,10 @@ def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
     own, given = read_flags(flags)
     if wrong := next((name for name in (*own, *given) if not name.startswith(ALLOWED)), None):
         raise ValueError(f"'--{wrong}' is not for an evaluation; {USAGE}")
-    run = parse(RUNS, ["--config", str(config), "--run", folder, *flags]).run
-    if not isinstance(run, ClassificationRun):
-        raise ValueError(f"{folder} is a run of {run.task}; only classifiers can be evaluated so far")
-    return run
+    parsed = parse(RUNS, ["--config", str(config), "--run", folder, *flags])
+    if not isinstance(parsed.run, ClassificationRun):
+        raise ValueError(f"{folder} is a run of {parsed.task}; only classifiers can be evaluated so far")
+    return parsed.run
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusion import SAMPLERS
 from pipelines.diffusion import DiffusionModel, load_model
 from residual.names import require_known
-from training.cli import ScriptParser, command
+from training.script import ScriptParser, command
 from unet import UNet, diffusers_config
 
 TARGETS = ("diffusers",)

@@ -20,8 +20,8 @@ from diffusion.sampler import late_start
 from pipelines.diffusion import DiffusionModel, load_model
 from pipelines.grid import draw_grid, save_animation
 from pipelines.pictures import check_savable, hidden_note, save_image, to_uint8
-from training.accelerator import leave_processes, process_state
-from training.cli import ScriptParser, command
+from training.processes import leave_processes, process_state
+from training.script import ScriptParser, command
 
 MOST_IN_GRID = 256
 MOST_FRAMES = 40

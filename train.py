@@ -9,55 +9,58 @@ Asked to stop by SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP to any of its proce
 and exits with code 75; a second Ctrl-C ends it at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from tasks import RUNS
-from training.accelerator import leave_processes, make_accelerator, on_main
-from training.cli import command, parse
+from training.accelerator import make_accelerator
+from training.cli import parse
 from training.data import open_images
 from training.data.validate import validate
 from training.freeze import freeze
 from training.loop import fit
 from training.memory import require_memory
+from training.processes import leave_processes, on_main
 from training.report import report
+from training.run import Run
 from training.run_folder import RunFolder
+from training.script import command
 from training.stop import EXIT_CODE
 
 DEFAULT = Path(__file__).with_name("configs") / "digits.yaml"
 
 
 @command
-def main(argv: Sequence[str]) -> None:
-    """From the command line to a finished run folder."""
-    order = parse(RUNS, argv, DEFAULT)
-    run = order.run
-    if order.validate:
+def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
+    """From the command line to a finished run folder. A script of your own may call it with more tasks in `runs`."""
+    parsed = parse(runs, argv, DEFAULT)
+    run = parsed.run
+    if parsed.validate:
         on_main(lambda: validate(run.data))
         leave_processes()
         return
     accelerator = make_accelerator(run.train)
-    require_memory(run.outline, run.freeze, accelerator.device, run.train.optimizer_slots)
-    folder = RunFolder(order.folder)
-    resumes = on_main(lambda: folder.has_checkpoint) and not order.fresh
+    require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots)
+    folder = RunFolder(parsed.folder)
+    resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:
-        run.check_start()
+        run.check_init()
     images = open_images(run.data, on_main=on_main)
     accelerator.print(f"data: {images}")
     task = run.build(images)
-    for line in [] if resumes else run.start(task):
+    for line in [] if resumes else run.load_init(task):
         accelerator.print(line)
     if frozen := freeze(task.model, run.freeze):
         accelerator.print(frozen)
     exit_code = 0
-    if order.dry_run:
+    if parsed.dry_run:
         if accelerator.is_main_process:
-            print(report(order.resolved, task, run.train, len(images), accelerator.num_processes))
+            print(report(parsed.resolved, task, run, len(images), accelerator.num_processes))
     else:
         with closing(folder):
-            folder.open(order.resolved, order.fresh)
-            if not fit(task, images, run.train, folder, accelerator):
+            folder.open(run, parsed.resolved, parsed.fresh)
+            if not fit(task, images, run, folder, accelerator):
                 exit_code = EXIT_CODE
     leave_processes(accelerator, exit_code)
 

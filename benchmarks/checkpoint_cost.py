@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from tasks import RUNS
-from training import checkpoint
+from training import checkpoint, state
 from training.accelerator import make_accelerator
-from training.cli import ScriptParser, command, parse
+from training.cli import parse
 from training.data import Images
 from training.loop import Loop
 from training.run_folder import RunFolder
+from training.script import ScriptParser, command
 from training.units import show_size
 
 RECIPE = Path(__file__).parents[1] / "configs" / "cifar10.yaml"
@@ -39,13 +40,13 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         loop = begin(Path(folder))
-        root, state = loop.folder.checkpoints, loop.state
+        root = loop.folder.checkpoints
         saves, reads = [], []
         for _ in range(args.rounds):
-            state.update += 1
+            loop.step.updates += 1
             saves.append(seconds(loop.save))
             reads.append((seconds(lambda: checkpoint.newest(root)), seconds(lambda: restore(loop))))
-        loop.feed.close()
+        loop.step.close()
         size = sum(path.stat().st_size for path in checkpoint.list_folders(root)[0].iterdir())
     save, verify, both = median(saves), *(median(column) for column in zip(*reads, strict=True))
     print(f"checkpoint: {show_size(size)}   save: {save:.2f} s   verify: {verify:.2f} s   and load: {both:.2f} s")
@@ -57,16 +58,16 @@ def main(argv: Sequence[str]) -> None:
 
 def begin(folder: Path) -> Loop:
     """The loop of the recipe after one update (by a gradient of zero: what is measured does not depend on it)."""
-    order = parse(RUNS, ["--config", str(RECIPE)])
-    run, images = order.run, Images(np.zeros((order.run.train.batch, 3, 32, 32), np.uint8))
+    parsed = parse(RUNS, ["--config", str(RECIPE)])
+    run, images = parsed.run, Images(np.zeros((parsed.run.train.batch, 3, 32, 32), np.uint8))
     accelerator = make_accelerator(run.train)
     where = RunFolder(folder / "run")
-    where.open(order.resolved)
-    loop = Loop(run.build(images), images, run.train, where, accelerator)
-    loop.start()
-    for weight in loop.state.trainable:
+    where.open(run, parsed.resolved)
+    loop = Loop(run.build(images), images, run, where, accelerator)
+    loop.begin()
+    for weight in loop.step.trainable:
         weight.grad = torch.zeros_like(weight)
-    loop.state.optimizer.step()
+    loop.step.optimizer.step()
     return loop
 
 
@@ -74,7 +75,7 @@ def restore(loop: Loop) -> None:
     """What a run that is started again does with its newest checkpoint."""
     found, _ = checkpoint.newest(loop.folder.checkpoints)
     assert found is not None
-    loop.state.restore(found)
+    state.restore(loop.step, found.update, lambda: checkpoint.read_tensors(found))
 
 
 def seconds(call: Callable[[], object]) -> float:

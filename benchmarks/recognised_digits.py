@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 from diffusion import SAMPLERS
 from pipelines.diffusion import load_model
 from pipelines.pictures import to_uint8
-from training.cli import ScriptParser, command
+from training.script import ScriptParser, command
 
 
 @command

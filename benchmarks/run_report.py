@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from training.cli import ScriptParser, command
+from training.script import ScriptParser, command
 
 
 @command

@@ -16,7 +16,7 @@ from resnet.config.highway import HighwayConfig
 from resnet.config.resnet import ResNetConfig
 from resnet.densenet import DenseNet
 from resnet.edsr import EDSR
-from resnet.fpn import FPN, fpn
+from resnet.fpn import FPN
 from resnet.highway import HighwayNet
 from resnet.model import ResNet
 from resnet.registry import (
@@ -53,7 +53,6 @@ __all__ = [
     "cifar_densenet",
     "cifar_resnet",
     "create_model",
-    "fpn",
     "from_pretrained",
     "imagenet_resnet",
     "import_weights",

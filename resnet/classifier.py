@@ -38,7 +38,7 @@ class Classifier(Pretrained):
         self.embedding = None
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Shaped[Tensor, "b"] | None = None) -> Float[Tensor, "b classes"]:
-        """Logits of images `x` that are normalised by `mean` and `std`, given their timesteps `t` if conditioned.
+        """Logits of images `x` that are normalised by `config.mean` and `config.std`; `t`: timesteps, if conditioned.
 
         Raises ValueError for a wrong number of channels, for images smaller than the total stride, and for timesteps
         that are missing or unexpected.
@@ -97,16 +97,6 @@ class Classifier(Pretrained):
     def num_features(self) -> int:
         """Channels of the last feature map, the input of the classifier."""
         return self.fc.in_features
-
-    @property
-    def mean(self) -> tuple[float, ...] | None:
-        """Mean of each channel of the training images in [0, 1], to subtract from images; None if unknown."""
-        return self.config.mean
-
-    @property
-    def std(self) -> tuple[float, ...] | None:
-        """Standard deviation of each channel, to divide by after that; None if unknown."""
-        return self.config.std
 
     def get_classifier(self) -> nn.Linear:
         """The map from features to logits."""

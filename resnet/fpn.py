@@ -1,4 +1,4 @@
-"""A feature pyramid over any classifier of the zoo."""
+"""A feature pyramid over any classifier of the zoo: `FPN(create_model("resnet50", norm="frozen"))`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,8 +88,3 @@ class FPN(nn.Module):
         require_known("layout", name, {LAYOUT} & self.layouts.keys())
         self.layouts[name].check(self.config)
         return self.layouts[name]
-
-
-def fpn(backbone: Classifier, channels: int = 256) -> FPN:
-    """The `FPN` of a classifier: `fpn(create_model("resnet50", norm="frozen"))`."""
-    return FPN(backbone, channels)

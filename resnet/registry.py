@@ -91,10 +91,7 @@ def build(config: Config) -> Network:
     """The network of a config, freshly initialised. Raises ValueError for a class of config that is not registered."""
     if isinstance(config, EDSRConfig):
         return EDSR(config)
-    for config_class, network in NETWORKS.values():
-        if type(config) is config_class:
-            return network(config)
-    raise ValueError(f"no network is registered for a {type(config).__name__}: add it to resnet.NETWORKS")
+    return _network_class(config)(config)
 
 
 def from_pretrained(folder_or_hub_id: str | Path) -> Network:
@@ -114,13 +111,22 @@ def from_pretrained(folder_or_hub_id: str | Path) -> Network:
 
 
 def register_model(name: str, config: Config) -> None:
-    """Adds a config under a name. Raises ValueError if the name is taken.
+    """Adds a config under a name. Raises ValueError if the name is taken, or if no network is registered for it.
 
-    A config class of your own must be in `NETWORKS` before it is built.
+    A network of your own is registered by a row in `NETWORKS`.
     """
+    if not isinstance(config, EDSRConfig):
+        _network_class(config)
     if name in MODELS:
         raise ValueError(f"the name {name!r} is taken: choose another one")
     MODELS[name] = ModelInfo(config)
+
+
+def _network_class(config: ClassifierConfig) -> type[Classifier]:
+    for config_class, network in NETWORKS.values():
+        if type(config) is config_class:
+            return network
+    raise ValueError(f"no network is registered for a {type(config).__name__}: add it to resnet.NETWORKS")
 
 
 def summary(name: str, size_px: int | None = None, **changes: Any) -> str:

@@ -2,7 +2,8 @@
 
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionRun
+from training.run import Run
 
-RUNS = {"diffusion": DiffusionRun, "classification": ClassificationRun}
+RUNS: dict[str, type[Run]] = {"diffusion": DiffusionRun, "classification": ClassificationRun}
 
 __all__ = ["RUNS", "ClassificationRun", "DiffusionRun"]

@@ -11,8 +11,8 @@ from torch import nn
 
 from pipelines.classification import ImageClassifier
 from resnet import ResNet
-from training.accelerator import process_state
 from training.data import BatchReader, ImageSet
+from training.processes import process_state
 from training.task import EvaluationContext
 
 SURPLUS = -1

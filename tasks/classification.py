@@ -15,10 +15,11 @@ from pipelines.classification import ImageClassifier
 from resnet import ResNet, ResNetConfig, import_weights, list_models, model_config
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
-from training.accelerator import on_main, process_state
-from training.config import TrainConfig
-from training.data import DataConfig, ImageSet, PixelFormat, open_validation
+from training.data import ImageSet, PixelFormat, open_validation
+from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
+from training.run import Run
+from training.settings import section
 from training.task import Batch, Evaluation, Task
 
 
@@ -130,30 +131,28 @@ class ClassificationTask(Task[ClassificationBatch]):
         return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.label_smoothing)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassificationRun:
-    """Everything that decides a training run."""
+def _presets() -> dict[str, ResNetConfig]:
+    """The models of the zoo that can be trained."""
+    configs = ((name, model_config(name)) for name in list_models())
+    return {name: config for name, config in configs if isinstance(config, ResNetConfig)}
 
-    task: Literal["classification"] = "classification"
-    """what is trained"""
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationRun(Run[ClassificationTask]):
+    """Trains a ResNet to classify."""
+
     init: str | None = None
     """published weights to start from: a safetensors file with torchvision's or timm's names. With another number of
     classes the last layer starts fresh, with other channels the first one is adapted"""
-    freeze: tuple[str, ...] = ()
-    """parameters that are not trained, by patterns such as levels.1.*"""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ResNetConfig = field(default_factory=ResNetConfig)
+    model: ResNetConfig = section(ResNetConfig, presets=_presets)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": "it follows from the images; see data.channels",
         "model.num_classes": "it follows from the images; see data.labels",
         "model.noise": "a classifier of noisy images is not trained here yet",
     }
-    presets = staticmethod(model_config)
-    preset_names = staticmethod(lambda: [name for name in list_models() if type(model_config(name)) is ResNetConfig])
 
     def __post_init__(self) -> None:
         if self.data.labels is False:
@@ -168,12 +167,12 @@ class ClassificationRun:
         with torch.device("meta"):
             return ResNet(self.model)
 
-    def check_start(self) -> None:
-        """Raises ValueError as `start` would, before there are images: their shape makes no difference to it."""
+    def check_init(self) -> None:
+        """Raises ValueError as `load_init` does. The shape of the images does not matter, so none are needed."""
         if self.init is not None:
             self._read_init(self.outline(), self.init)
 
-    def start(self, task: ClassificationTask) -> list[str]:
+    def load_init(self, task: ClassificationTask) -> list[str]:
         """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
         fit."""
         images = [each.images for each in task.evaluations if isinstance(each, AccuracyEvaluation)]

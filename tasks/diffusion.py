@@ -17,9 +17,10 @@ from tasks.augment import random_flip
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.nonleaky import non_leaky
 from tasks.start import read_start, start_config
-from training.config import TrainConfig
-from training.data import DataConfig, ImageSet
+from training.data import ImageSet
 from training.random import GlobalRandom, seeded
+from training.run import Run
+from training.settings import section
 from training.task import Batch, Evaluation, Task
 from unet import UNet, UNetConfig, list_presets, preset
 
@@ -128,25 +129,24 @@ class DiffusionTask(Task[DiffusionBatch]):
 _FROM_IMAGES = "it follows from the images; see data.channels, data.size and data.labels"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiffusionRun:
-    """Everything that decides a training run."""
+def _presets() -> dict[str, UNetConfig]:
+    """The published networks that can be trained; those of EDM2 need their own preconditioning."""
+    return {name: config for name in list_presets() if isinstance(config := preset(name), UNetConfig)}
 
-    task: Literal["diffusion"] = "diffusion"
-    """what is trained"""
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRun(Run[DiffusionTask]):
+    """Trains a U-Net to denoise."""
+
     init: str | None = None
     """a trained network to start from: a run folder, a model folder (ours or diffusers'), an id on the hub, all of
     which also give the defaults of the section model, or a safetensors file with another library's names"""
     init_layout: Literal["diffusers", "adm", "adm-new-order", "edm"] | None = None
     """of a safetensors file: whose names it has; null: found by the names, which cannot tell the two of adm apart"""
-    freeze: tuple[str, ...] = ()
-    """parameters that are not trained, by patterns such as encoder.*"""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: UNetConfig = field(default_factory=UNetConfig)
+    model: UNetConfig = section(UNetConfig, presets=_presets)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     augment: DiffusionAugment = field(default_factory=DiffusionAugment)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": _FROM_IMAGES,
@@ -157,11 +157,6 @@ class DiffusionRun:
         "model.augment_channels": "it follows from augment.non_leaky",
         "data.validation": "only classifiers are evaluated on images",
     }
-    presets = staticmethod(preset)
-    # EDM2's network needs its own preconditioning.
-    preset_names = staticmethod(lambda: [name for name in list_presets() if isinstance(preset(name), UNetConfig)])
-
-    start_config = staticmethod(start_config)
 
     def __post_init__(self) -> None:
         if self.init_layout is not None and self.init is None:
@@ -170,6 +165,11 @@ class DiffusionRun:
             check(self.sample.sampler, self.sample.steps, self.diffusion.noise)
         except ValueError as error:
             raise ValueError(f"sample: {error}") from None
+
+    @classmethod
+    def init_config(cls, init: str) -> UNetConfig | None:
+        """The config of the network in the folder `init`; None for a file of weights."""
+        return start_config(init)
 
     def outline(self) -> UNet:
         """The network on the meta device, as far as it is known before the images are: enough to say how large it is.
@@ -180,12 +180,12 @@ class DiffusionRun:
         with torch.device("meta"):
             return UNet(replace(self.model, size=(side, side)))
 
-    def check_start(self) -> None:
-        """Raises ValueError as `start` would, before there are images: their shape makes no difference to it."""
+    def check_init(self) -> None:
+        """Raises ValueError as `load_init` does. The shape of the images does not matter, so none are needed."""
         if self.init is not None:
             read_start(self.outline(), self.init, self.init_layout, self.diffusion.noise, self.diffusion.prediction)
 
-    def start(self, task: DiffusionTask) -> list[str]:
+    def load_init(self, task: DiffusionTask) -> list[str]:
         """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
         fit, or were trained for something else."""
         about, note = task.diffusion, hidden_note(task.diffusion.shape[0])

@@ -20,7 +20,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "diffusion": ({"residual"}, BASE | {"diffusers"}),
     "training": (
         {"residual"},
-        BASE | {"accelerate", "datasets", "filelock", "jsonargparse", "PIL", "rich", "safetensors", "tqdm", "yaml"},
+        BASE | {"accelerate", "datasets", "filelock", "PIL", "safetensors", "tqdm", "yaml"},
     ),
     "pipelines": (
         {"residual", "resnet", "unet", "diffusion", "training"},

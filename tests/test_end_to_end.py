@@ -20,8 +20,9 @@ model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, att
         conditioning: scale_shift}
 diffusion: {schedule: cosine, prediction: v_prediction, label_dropout: 0.2}
 sample: {num: 0}
-train: {images: 320, batch: 32, learning_rate: 1e-3, warmup_images: 0, log_every_images: 32,
-        checkpoint_every_images: 192, trackers: [], precision: float32}
+train: {images: 320, batch: 32, log_every_images: 32, checkpoint_every_images: 192, trackers: [], precision: float32}
+optimizer: {learning_rate: 1e-3}
+schedule: {warmup_images: 0}
 """
 
 

@@ -10,9 +10,7 @@ from safetensors.torch import load_file
 
 from export import parser
 from tasks import RUNS
-from training.cli import read_flags
-from training.schema import Schema
-from training.yaml_file import read_yaml
+from training.cli import Schema, parse, read_flags
 
 PAGE = (Path(__file__).parent.parent / "docs" / "finetune.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -33,15 +31,15 @@ def test_the_commands_are_understood(command: list[str]) -> None:
         parser().parse_args(command[2:])
         return
     _, flags = read_flags(command[2:])
-    schema = Schema(RUNS["diffusion"], flags.pop("model.preset", None))
-    assert set(schema.values({}, flags, None)) >= set(flags)
+    schema = Schema(RUNS["diffusion"], {}, flags, use_init=False)
+    assert set(schema.values()) >= set(flags)
 
 
 def test_the_config_is_read(tmp_path: Path) -> None:
     (config,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "finetune.yaml").write_text(config)
-    values = Schema(RUNS["diffusion"]).values(read_yaml(tmp_path / "finetune.yaml"), {}, None)
-    assert values["train.images"] == 200_000
+    run = parse(RUNS, ["--config", str(tmp_path / "finetune.yaml")]).run
+    assert (run.train.images, run.optimizer.learning_rate, run.schedule.warmup_images) == (200_000, 5e-5, 5_000)
 
 
 def test_the_python_makes_a_plain_state_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

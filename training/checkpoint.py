@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent: safetensors and JSON, hashed, written beside and renamed.
+"""Atomic checkpoints: safetensors and JSON with hashes, written under a temporary name and renamed.
 
 `checkpoints/<images seen, 9 digits>/` holds one safetensors file per group of tensors and `state.json`, written last:
-where in the run it was written and with what (`Facts`), and size and SHA-256 of every other file and of itself. A
-folder counts only if all of it is as that says, and there is nothing else in it.
+the metadata (`CheckpointMetadata`), and size and SHA-256 of every other file and of itself. A checkpoint is valid only
+if every file matches, none is missing, and none was added.
 """
 
 import hashlib
@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.config import TrainConfig
 from training.files import empty_folder, sync, write_text
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STATE = "state.json"
 
 
@@ -36,19 +37,21 @@ def _machine() -> dict[str, str | int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """Where in a run a checkpoint was written, and with what."""
+class CheckpointMetadata:
+    """The state of a run when a checkpoint was written, and what it was written with."""
 
     images: int
     """images seen"""
     update: int
     batch: int
     """images per update"""
+    micro_batch: int | None
+    """as in `TrainConfig`"""
     processes: int
     data: str
     """fingerprint of the images"""
     config: Mapping[str, Any]
-    """the resolved config of the run, in plain types"""
+    """all settings of the run, in plain types"""
     machine: Mapping[str, str | int] = field(default_factory=_machine)
     """versions of python and torch, and threads per process"""
     written: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -56,18 +59,18 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint(Facts):
-    """A checkpoint on the disk."""
+class Checkpoint(CheckpointMetadata):
+    """A checkpoint on disk."""
 
     folder: Path
 
 
-def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Facts) -> Path:
-    """Write a checkpoint into a temporary folder below `root` and wait until it is on the disk; `publish` renames it.
+def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], metadata: CheckpointMetadata) -> Path:
+    """Write a checkpoint into a temporary folder below `root` and flush it to the disk; `publish` renames it.
 
-    `tensors` are one file per entry. If writing fails, on a full disk for instance, what was written is removed again.
+    `tensors` has one entry per file. If writing fails, such as on a full disk, the temporary folder is removed.
     """
-    folder = empty_folder(root / f"tmp-{_name(facts.images)}")
+    folder = empty_folder(root / f"tmp-{_name(metadata.images)}")
     try:
         files = {}
         for name, group in tensors.items():
@@ -75,7 +78,7 @@ def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Facts)
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
             sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        state = {"format_version": FORMAT_VERSION, **asdict(facts), "files": files}
+        state = {"format_version": FORMAT_VERSION, **asdict(metadata), "files": files}
         write_text(folder / STATE, _render(state | {"sha256": _sha256_of_state(state)}))
         return folder
     except Exception:
@@ -84,7 +87,7 @@ def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Facts)
 
 
 def publish(staged: Path) -> Path:
-    """Give a staged checkpoint its name: from here on it counts, unless that cannot be flushed to the disk."""
+    """Rename a staged checkpoint, which makes it valid. Undone if the renaming cannot be flushed to the disk."""
     folder = staged.with_name(staged.name.removeprefix("tmp-"))
     os.rename(staged, folder)
     try:
@@ -95,46 +98,55 @@ def publish(staged: Path) -> Path:
     return folder
 
 
-def prune(root: Path, keep: int, for_good: Callable[[int], bool] = lambda images: False) -> None:
-    """Remove all but the `keep` newest checkpoints and those after a number of images that is `for_good`."""
-    assert keep >= 2, "one checkpoint may turn out to be damaged"
-    for folder in list_folders(root)[keep:]:
-        if for_good(int(folder.name)):
+def prune(root: Path, keep_last: int, is_permanent: Callable[[int], bool] = lambda images: False) -> None:
+    """Remove all but the `keep_last` newest checkpoints and those after a number of images that `is_permanent`."""
+    assert keep_last >= 2, "one checkpoint may turn out to be damaged"
+    for folder in list_folders(root)[keep_last:]:
+        if is_permanent(int(folder.name)):
             continue
-        doomed = folder.with_name(f"tmp-{folder.name}")  # half a checkpoint must not look like one
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)  # what a reader keeps open, on some disks, is for the next `clean`
+        temporary = folder.with_name(f"tmp-{folder.name}")  # a half-removed checkpoint must not look like one
+        os.rename(folder, temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # a file that a reader keeps open is left to the next `clean`
+
+
+def kept_checkpoints(config: TrainConfig) -> str:
+    """How many checkpoints remain at the end of the run, for a message."""
+    if config.keep_every_images is None:
+        return f"{config.keep_last} are kept"
+    permanent = 1 + config.updates * config.batch // config.keep_every_images  # the initial one included
+    return f"{config.keep_last} are kept, and {permanent:,} permanently"
 
 
 def clean(root: Path) -> None:
-    """Remove what an interrupted `stage` or `prune` left behind."""
+    """Remove the temporary folders of an interrupted `stage` or `prune`."""
     for folder in root.glob("tmp-*"):
         shutil.rmtree(folder)
 
 
 def list_folders(root: Path) -> list[Path]:
-    """The checkpoint folders below `root`, newest first, whatever their state."""
+    """The checkpoint folders below `root`, newest first, valid or not."""
     found = [path for path in root.glob("*") if path.is_dir() and path.name.isdigit()]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def verify(folder: Path) -> str | None:
-    """What is wrong with the checkpoint in `folder`; None if every byte is as it was written, and nothing was added."""
+    """The problem with the checkpoint in `folder`; None if every byte is as it was written, and nothing was added."""
     try:
         text, state = _read_state(folder)
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in state["files"].items()}
         if state["format_version"] != FORMAT_VERSION:
-            return f"{STATE} has format_version {state['format_version']}, this program reads {FORMAT_VERSION}"
+            version = f"format_version {state['format_version']}, this version reads {FORMAT_VERSION}"
+            return f"{STATE} has {version}; continue this run with the version that wrote it"
         if text != _render(state) or state["sha256"] != _sha256_of_state(state):
             return f"{STATE} has changed since it was written (SHA-256)"
         if folder.name != _name(state["images"]):
-            return f"{STATE} is of the checkpoint {_name(state['images'])}"
+            return f"{STATE} belongs to the checkpoint {_name(state['images'])}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE} cannot be read ({type(error).__name__}: {error})"
     added = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {STATE, *files}
     if added:
-        return f"{min(added)} does not belong to it, {STATE} does not list it"
-    with ThreadPoolExecutor() as threads:  # hashing does not hold Python's lock
+        return f"{min(added)} is not listed in {STATE}"
+    with ThreadPoolExecutor() as threads:  # hashing releases the GIL
         problems = threads.map(lambda name: _verify_file(folder / name, *files[name]), files)
         return next((problem for problem in problems if problem), None)
 
@@ -150,16 +162,17 @@ def _verify_file(path: Path, size: int, digest: str) -> str | None:
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The newest checkpoint below `root` that verifies, and what is wrong with each newer one.
+    """The newest valid checkpoint below `root`, and the problem of each newer one.
 
-    None if there is none at all. Raises ValueError if there are some and none verifies.
+    None: there is no checkpoint. Raises ValueError if there are some and none is valid.
     """
     damaged: dict[Path, str] = {}
     for folder in list_folders(root):
         problem = verify(folder)
         if problem is None:
             _, state = _read_state(folder)
-            return Checkpoint(folder=folder, **{fact.name: state[fact.name] for fact in fields(Facts)}), damaged
+            metadata = {each.name: state[each.name] for each in fields(CheckpointMetadata)}
+            return Checkpoint(folder=folder, **metadata), damaged
         damaged[folder] = problem
     if damaged:
         listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in damaged.items())
@@ -170,23 +183,23 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a checkpoint on the CPU, by file and name. The caller has verified it."""
+    """The tensors of a checkpoint on the CPU, by file and name. The caller must have verified it."""
     _, state = _read_state(checkpoint.folder)
     return {name.removesuffix(".safetensors"): load_file(checkpoint.folder / name) for name in state["files"]}
 
 
-def changes(before: Facts, now: Facts) -> list[str]:
-    """What differs between a checkpoint and the run that goes on from it, with what follows; a line for each."""
-    micro = [facts.config["train"]["micro_batch"] or "null" for facts in (before, now)]
+def changes(before: CheckpointMetadata, now: CheckpointMetadata) -> list[str]:
+    """Differences between a checkpoint and the run that resumes from it, and their effects; one line each."""
     rows = [
         ("processes", before.processes, now.processes, "dropout, batch norms and rounding"),
-        ("train.micro_batch", *micro, "dropout, batch norms and rounding"),
+        ("train.micro_batch", before.micro_batch, now.micro_batch, "dropout, batch norms and rounding"),
         *((name, before.machine[name], now.machine[name], "rounding") for name in ("torch", "threads")),
     ]
     return [
-        f"{name}: {there} when it was saved, {here} now; same images and noise, other {effect}"
-        for name, there, here, effect in rows
-        if there != here
+        f"{name}: {'null' if old is None else old} when saved, {'null' if new is None else new} now; "
+        f"same images and noise, other {effect}"
+        for name, old, new, effect in rows
+        if old != new
     ]
 
 
@@ -210,6 +223,6 @@ def _render(state: Mapping[str, Any]) -> str:
 
 
 def _read_state(folder: Path) -> tuple[str, dict[str, Any]]:
-    """`state.json` as text and as what it says."""
+    """`state.json` as text and parsed."""
     text = (folder / STATE).read_bytes().decode()
     return text, json.loads(text)

@@ -1,4 +1,4 @@
-"""Writing files and folders so that a crash leaves the old or the new, never half of either."""
+"""Atomic writing of files and folders: a crash leaves the old version or the new one."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -25,7 +25,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` at once."""
+    """Replace the file `path` atomically."""
     temporary = path.with_name(f"tmp-{path.name}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def empty_folder(folder: Path) -> Path:
-    """`folder`, new and empty."""
+    """Create `folder` anew, empty; returns it."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -46,10 +46,10 @@ def empty_folder(folder: Path) -> Path:
 
 
 def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a new folder, and when that is complete and on the disk, put it in the place of `target`.
+    """Replace the folder `target` by one that `fill` writes, once that is complete and flushed to the disk.
 
-    Two renames: a folder cannot replace a full one in a single portable step. A crash between them leaves the previous
-    folder beside `target`, where `recover_folder` finds it.
+    Two renames, because no single portable operation replaces a folder that is not empty. A crash between them leaves
+    the previous folder beside `target`, where `recover_folder` finds it.
     """
     new, old = empty_folder(_new(target)), _old(target)
     try:
@@ -66,7 +66,7 @@ def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Undo a `replace_folder` that stopped half-way."""
+    """Undo an interrupted `replace_folder`."""
     old = _old(target)
     if old.exists() and not target.exists():
         os.rename(old, target)

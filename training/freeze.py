@@ -1,4 +1,4 @@
-"""Parameters that are kept as they are."""
+"""Freezes parameters, chosen by name patterns."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -9,10 +9,10 @@ from residual.names import suggest
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> str | None:
-    """Takes the parameters whose names match one of `patterns` (as in a shell: * ? [ ]) out of training.
+    """Excludes the parameters whose names match one of `patterns` (shell-style: * ? [ ]) from training.
 
-    Returns what to say about it; None without patterns. Raises ValueError for a pattern that matches nothing, with the
-    nearest names, and if nothing would be left to train.
+    Returns a message; None without patterns. Raises ValueError for a pattern that matches nothing, with the closest
+    names, and if no parameter would be left to train.
     """
     if not patterns:
         return None
@@ -38,7 +38,7 @@ def frozen_names(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
 
 
 def _patterns(names: Sequence[str]) -> list[str]:
-    """Every name, and every part of the network with all below it."""
+    """All names, and a pattern for every module with its parameters."""
     parts = [name.split(".") for name in names]
     branches = {".".join(part[:depth]) + ".*": None for part in parts for depth in range(1, len(part))}
     return [*branches, *names]

@@ -1,4 +1,4 @@
-"""One run per folder: a lock that the system itself releases when the process that holds it ends, however it ends."""
+"""Lock of a run folder: one process at a time. The operating system releases it when the process ends or is killed."""
 
 import errno
 import json
@@ -16,12 +16,12 @@ CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that took a lock last; whether it still holds it, only trying tells."""
+    """The last holder of a lock. It may no longer hold it; only acquiring the lock tells."""
 
     host: str
     pid: int
     parent: int
-    """process id of what launched it"""
+    """process id of its launcher"""
     since: str
     """when, ISO 8601"""
 
@@ -33,24 +33,24 @@ class Holder:
 
     @classmethod
     def read(cls, path: Path) -> "Holder | None":
-        """What the lock file says; None if it is not there, or says nothing that can be understood."""
+        """The content of a lock file; None if it does not exist or cannot be read."""
         with suppress(OSError, ValueError, TypeError):
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         return None
 
 
 class RunLock:
-    """The lock of a run folder: the file `path`, whose content says who holds it."""
+    """The lock of a run folder: the file `path`, whose content describes the holder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.before: Holder | None = None
-        """who held it before"""
-        # a soft lock, filelock's substitute where the system has none, would outlive a killed process
+        """the previous holder"""
+        # without soft locks, filelock's fallback on systems without locks: they would outlive a killed process
         self._lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
 
     def acquire(self) -> bool:
-        """Take the lock, without waiting. False if the file system has no locks. Raises ValueError if it is taken."""
+        """Acquire the lock without waiting. False if the file system has no locks. Raises ValueError if it is taken."""
         self.before = Holder.read(self.path)
         locked = True
         try:
@@ -61,12 +61,12 @@ class RunLock:
             if error.errno not in CANNOT_LOCK:
                 raise
             locked = False
-        with suppress(OSError):  # what it says is a help; the lock does not depend on it
+        with suppress(OSError):  # only for messages; the lock does not depend on the content
             self.path.write_text(json.dumps(asdict(Holder.this())) + "\n", encoding="utf-8")
         return locked
 
     def release(self) -> None:
-        """Let go of the lock, if it is held. The file stays, so that no two processes can hold two files."""
+        """Release the lock, if it is held. The file stays, so that two processes cannot lock two different files."""
         self._lock.release(force=True)
 
 

@@ -1,4 +1,4 @@
-"""What a run reports: the progress bar, log.jsonl, and accelerate's trackers."""
+"""The log of a run: progress bar, log.jsonl, and accelerate's trackers."""
 
 import json
 import sys
@@ -11,18 +11,18 @@ from accelerate.tracking import GeneralTracker, filter_trackers
 from tqdm import tqdm
 
 from training.config import TrainConfig
+from training.disk_space import append_line, ignore_disk_full, is_full
 from training.files import write_text
-from training.room import append_line, is_full, unless_full
 
 
-def say(text: str) -> None:
-    """Print one line, above the progress bar if there is one. A full disk, if it is written to one, does no harm."""
-    with unless_full():
+def print_line(text: str) -> None:
+    """Print one line, above the progress bar if there is one. A full disk behind the standard output is ignored."""
+    with ignore_disk_full():
         tqdm.write(text)
 
 
 def truncate(path: Path, images: int) -> None:
-    """Drop the lines of log.jsonl that were written after `images` images, and a line that a crash cut short."""
+    """Remove the lines of log.jsonl that were written after `images` images, and a line that a crash truncated."""
     if path.exists():
         kept = [json.dumps(row) for row in read(path) if row["images"] <= images]
         write_text(path, "".join(f"{line}\n" for line in kept))
@@ -39,7 +39,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError:
-            return  # the line that was being written when the process died, or when the machine lost power
+            return  # a line truncated by a crash
 
 
 BAR = "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"
@@ -52,7 +52,7 @@ SHOWN = {
 
 
 class RunLog:
-    """Where the numbers of a run go; only the main process writes."""
+    """Writes the numbers of a run; only the main process writes."""
 
     def __init__(
         self, path: Path, tracker_folder: Path, config: TrainConfig, images_seen: int, accelerator: Accelerator
@@ -74,27 +74,27 @@ class RunLog:
 
     def advance(self, images: int) -> None:
         """Move the progress bar."""
-        with unless_full():
+        with ignore_disk_full():
             self.bar.update(images)
 
     def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: bool) -> None:
-        """One line in log.jsonl, the numbers to the trackers (over images seen), and the `SHOWN` beside the bar.
+        """Write one line to log.jsonl, the numbers to the trackers (over images seen), and `SHOWN` to the progress bar.
 
-        On a full disk the line is left out, and a tracker that cannot write gets no more of this run.
+        On a full disk the line is left out, and a tracker that cannot write is disabled for the rest of the run.
         """
         for tracker in list(self.accelerator.trackers) if numbers else []:
             self._track(tracker, lambda tracker: tracker.log(dict(numbers), step=images_seen))
         if self.accelerator.is_main_process:
             row = {"images": images_seen, "update": update, **marks, **numbers}
             if not append_line(self.path, json.dumps(row)) and not self.was_full:
-                say(f"the disk is full: {self.path} lacks what came after {images_seen:,} images")
+                print_line(f"the disk is full: {self.path} lacks the lines after {images_seen:,} images")
                 self.was_full = True
             if shown := [text.format(numbers[name]) for name, text in SHOWN.items() if name in numbers]:
                 self.bar.set_postfix_str(" ".join(shown), refresh=False)
 
     def close(self) -> None:
         """Close the bar and the trackers."""
-        with unless_full():
+        with ignore_disk_full():
             self.bar.close()
         for tracker in list(self.accelerator.trackers):
             self._track(tracker, lambda tracker: tracker.finish())
@@ -107,4 +107,4 @@ class RunLog:
             if not is_full(error):
                 raise
             self.accelerator.trackers.remove(tracker)
-            say(f"the disk is full: {tracker.name} gets no more numbers of this run")
+            print_line(f"the disk is full: {tracker.name} gets no more numbers of this run")

@@ -1,4 +1,4 @@
-"""What training keeps in memory whatever the batch, and whether the machine has that much."""
+"""Memory of model, gradients, optimizer and EMA, independent of the batch, compared with that of the device."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ def require_memory(
     """Raises ValueError if model and optimizer alone would not fit into the memory of `device`.
 
     `outline` makes the model on the meta device; `freeze` as in `training.freeze`, `optimizer_slots` as in
-    `TrainConfig`.
+    `Optimizer.slots`.
     """
-    there_is = total_bytes(device)
-    if there_is is None:
+    available = total_bytes(device)
+    if available is None:
         return
     try:
         model = outline()
@@ -31,20 +31,20 @@ def require_memory(
     except (RuntimeError, TypeError) as error:  # a product of sizes, or a size, beyond 64 bits
         if "overflow" not in str(error).lower():
             raise
-        needed, what = there_is + 1, "more memory than can be counted"
-    if needed > there_is:
+        needed, what = available + 1, "more than 2^63 bytes"
+    if needed > available:
         raise ValueError(
-            f"this model takes {what} to train, but {device.type} has {show_size(there_is)} for each process; "
-            "make it smaller, or take a larger machine"
+            f"training this model takes {what}, but {device.type} has {show_size(available)} for each process; "
+            "use a smaller model or a larger machine"
         )
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """Memory of the device, used or not, for each of its processes; None where the system does not tell."""
+    """Memory of the device, used or not, for each of its processes; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    there_is = machine_bytes()
-    return None if there_is is None else there_is // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    available = machine_bytes()
+    return None if available is None else available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def machine_bytes() -> int | None:

@@ -1,4 +1,4 @@
-"""Loss, gradient norm and speed of an interval, measured without a host sync per update."""
+"""Measures loss, gradient norm and speed over an interval, without a host sync per update."""
 
 import math
 import time
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Meter:
-    """Loss and gradient norm summed on the device, and the time between two readings: no host sync per update."""
+    """Sums loss and gradient norm on the device, and measures the time between two readings."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(2, device=device)
@@ -26,7 +26,7 @@ class Meter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens inside is not training time."""
+        """Time inside the block is not counted as training time."""
         begin = time.perf_counter()
         yield
         self._paused_s += time.perf_counter() - begin
@@ -37,7 +37,7 @@ class Meter:
         return {"loss": loss, "gradient_norm": norm}
 
     def speed(self, batch: int, waited_seconds: float) -> dict[str, float]:
-        """Images per second, and the share of the time that was spent waiting for data (`waited_seconds` so far)."""
+        """Images per second, and the share of time spent waiting for data (`waited_seconds` in total)."""
         elapsed = time.perf_counter() - self._since - self._paused_s
         return {
             "images_per_second": batch * self._updates / elapsed,
@@ -45,7 +45,7 @@ class Meter:
         }
 
     def restart(self, waited_seconds: float) -> None:
-        """Begin a new interval."""
+        """Start a new interval."""
         self._sums.zero_()
         self._updates = 0
         self._waited_seconds, self._paused_s, self._since = waited_seconds, 0.0, time.perf_counter()
@@ -55,6 +55,6 @@ class Meter:
         if not all(map(math.isfinite, means.values())):
             raise ValueError(
                 f"training diverged: in the last {self._updates} updates the mean loss is {means['loss']} and the mean "
-                f"gradient norm is {means['gradient_norm']}; nothing was saved since. Lower train.learning_rate, or "
-                "raise train.warmup_images, and start over with --fresh"
+                f"gradient norm is {means['gradient_norm']}; nothing was saved since. Lower optimizer.learning_rate, "
+                "or raise schedule.warmup_images, and start over with --fresh"
             )

@@ -1,32 +1,107 @@
-"""The optimizers: what they keep for each weight, and which weights they let decay."""
+"""Optimizers: their settings, how they are made, and the tensors that they keep for each weight."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from training.config import TrainConfig
+from training.settings import require
 
 
-def make_optimizer(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of `weights` that the config describes.
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(ABC):
+    """The settings of an optimizer. Entries of `OPTIMIZERS` derive from this class."""
 
-    Without `decay_vectors` only weights of two axes or more decay: neither norms nor biases (He et al. 2019, section
-    3.1).
-    """
-    groups = [{"params": weights, "weight_decay": config.weight_decay}]
-    if not config.decay_vectors:
-        groups[0]["params"] = [weight for weight in weights if weight.ndim > 1]
-        groups.append({"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0})
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=True
-    )
+    learning_rate: float = 2e-4
+    """peak learning rate"""
+    weight_decay: float = 0.0
+    """weight decay: decoupled for AdamW, L2 penalty for SGD"""
+    decay_vectors: bool = True
+    """apply weight decay to parameters with one axis, too: biases, and scales and shifts of norms"""
+    max_grad_norm: float | None = 1.0
+    """gradient clipping: maximum norm of the gradient of all weights. null: no clipping"""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, self, "learning_rate", "give a rate above 0")
+        require(self.weight_decay >= 0, self, "weight_decay", "give 0 or more")
+        norm = self.max_grad_norm
+        require(norm is None or norm > 0, self, "max_grad_norm", "give a norm above 0, or null for no clipping")
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """Tensors of the size of a weight that are kept for each weight."""
+
+    @abstractmethod
+    def make(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of these weights."""
+
+    @abstractmethod
+    def new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """Zeros of the shapes that the optimizer keeps for a weight, by name; a checkpoint is read into them."""
+
+    def groups(self, weights: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameter groups. Without `decay_vectors` only weights of two axes or more decay (He et al. 2019, 3.1)."""
+        if self.decay_vectors:
+            return [{"params": weights, "weight_decay": self.weight_decay}]
+        return [
+            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
 
 
-def new_slots(weight: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
-    """What the optimizer keeps for a weight after its first step, all zero: memory for a checkpoint's values."""
-    zero = {"step": torch.zeros((), dtype=torch.float32, device=weight.device)} if config.optimizer == "adamw" else {}
-    names = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}[config.optimizer][
-        : config.optimizer_slots
-    ]
-    return zero | {name: torch.zeros_like(weight) for name in names}
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay rates of the running means of the gradient and of its square"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(all(0 <= beta < 1 for beta in self.betas), self, "betas", "give two numbers in [0, 1)")
+
+    @property
+    def slots(self) -> int:
+        return 2
+
+    def make(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.groups(weights), lr=self.learning_rate, betas=self.betas, fused=True)
+
+    def new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        step = torch.zeros((), dtype=torch.float32, device=weight.device)
+        return {"step": step, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = 0.9
+    """decay rate of the running sum of gradients. 0: no momentum"""
+    nesterov: bool = False
+    """Nesterov momentum (Sutskever et al. 2013)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, self, "momentum", "give at least 0 and below 1")
+        require(self.momentum > 0 or not self.nesterov, self, "nesterov", "it needs momentum above 0")
+
+    @property
+    def slots(self) -> int:
+        return int(self.momentum > 0)
+
+    def make(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.groups(weights), lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=True
+        )
+
+    def new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(weight)} if self.slots else {}
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
+"""kind -> settings; may be extended before a command line is parsed"""

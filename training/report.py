@@ -1,4 +1,4 @@
-"""What `--dry-run` tells: the settings, and how large, how long and how costly the run will be."""
+"""The report of `--dry-run`: settings, model size, memory, length and learning rates."""
 
 import copy
 from collections.abc import Mapping
@@ -8,23 +8,25 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
-from training.config import TrainConfig
+from training.checkpoint import kept_checkpoints
+from training.config import TrainingSettings
 from training.memory import checkpoint_bytes, state_bytes
-from training.schedule import learning_rate
 from training.task import Task
 from training.units import show_count, show_size
 from training.yaml_file import write_yaml
 
 
-def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images: int, processes: int = 1) -> str:
-    """All that is known of a run before it starts, for a screen of 80 columns.
+def report(resolved: Mapping[str, Any], task: Task, settings: TrainingSettings, images: int, processes: int = 1) -> str:
+    """The report of a run before it starts, for a terminal of 80 columns.
 
-    `settings` is the resolved config, `images` how many the data set has. Memory is an estimate: what the optimizer and
-    autograd keep, without the libraries' workspaces. Raises ValueError for a batch that the processes cannot share.
+    `resolved` has all settings as plain values, `images` is the size of the data set. Memory is an estimate: tensors of
+    the optimizer and of autograd, without the libraries' workspaces. Raises ValueError for a
+    batch that the processes cannot share.
     """
+    config = settings.train
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
-    slots = config.optimizer_slots
+    slots = settings.optimizer.slots
     count, state = parameters(task.model), state_bytes(task.model, slots)
     one = activation_bytes(task.model, *task.example(2, "meta")) // 2  # a batch norm needs two
     activations = one * micro_batch
@@ -40,34 +42,26 @@ def report(settings: Mapping[str, Any], task: Task, config: TrainConfig, images:
         "memory, estimated": f"{show_size(state + activations)} on each process, of it",
         "  model and optimizer": f"{show_size(state)} (weights, gradients, optimizer, EMA)",
         "  activations": f"{show_size(activations)} in float32 ({micro_batch} x {show_size(one)})",
-        "checkpoint": f"{show_size(checkpoint_bytes(task.model, slots))} on disk, {checkpoints_kept(config)}",
+        "checkpoint": f"{show_size(checkpoint_bytes(task.model, slots))} on disk, {kept_checkpoints(config)}",
         "updates": f"{config.updates:,} of {split}",
         "length": f"{seen:,} images: each of the {images:,} about {seen / images:,.1f} times",
     }
-    rates = [f"{point:>15,}   {learning_rate(config, point):.3e}" for point in rate_points(config)]
+    rates = [f"{point:>15,}   {settings.learning_rate(point):.3e}" for point in rate_points(settings)]
     lines = [*(f"{name:<24}{text}" for name, text in rows.items()), "", "    images seen   learning rate", *rates]
-    return "\n".join([write_yaml(settings), *lines])
-
-
-def checkpoints_kept(config: TrainConfig) -> str:
-    """How many checkpoints lie on the disk in the end, as a text."""
-    if config.keep_every_images is None:
-        return f"{config.keep_last} are kept"
-    for_good = 1 + config.updates * config.batch // config.keep_every_images  # that of the start, too
-    return f"{config.keep_last} are kept, and {for_good:,} for good"
+    return "\n".join([write_yaml(resolved), *lines])
 
 
 def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass of `model(*inputs)` in training, parameters and buffers excluded.
+    """Bytes that autograd stores for the backward pass of `model(*inputs)`, without parameters and buffers.
 
-    Found by a forward pass on the meta device, which computes nothing; tensors that share memory count once.
+    Measured by a forward pass on the meta device, which computes nothing. Tensors that share memory count once.
     """
     shadow = copy.deepcopy(model).to("meta").train()
     kept: dict[int, UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that no other storage takes its address
+        kept[storage._cdata] = storage  # a reference, so that no other storage gets the same address
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -77,9 +71,10 @@ def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def rate_points(config: TrainConfig, after_warmup: int = 8) -> list[int]:
-    """Images seen before some updates of the run: the first and the last, within, at and evenly after the warm-up."""
+def rate_points(settings: TrainingSettings, after_warmup: int = 8) -> list[int]:
+    """Images seen before some updates: the first, the last, within and at the end of the warm-up, evenly after it."""
+    config = settings.train
     last = (config.updates - 1) * config.batch
-    edge = min(config.warmup_images, last)
+    edge = min(settings.schedule.warmup_images, last)
     points = [0, edge // 2, *(edge + (last - edge) * i // after_warmup for i in range(after_warmup + 1))]
     return sorted({-(-point // config.batch) * config.batch for point in points})

@@ -1,51 +1,38 @@
-"""The folder of one run, and whether the same command starts, resumes or has finished it.
+"""The folder of one run: opens it, and decides whether the run is new, resumed or finished.
 
 ```
-RUN/config.yaml    the resolved config of the run           RUN/samples/     what evaluations drew
-RUN/log.jsonl      one JSON object per line                 RUN/model/       the averaged model, enough to sample
+RUN/config.yaml    all settings of the run                  RUN/samples/     files of evaluations
+RUN/log.jsonl      one JSON object per line                 RUN/model/       the averaged model, enough to use it
 RUN/checkpoints/   see training/checkpoint.py               RUN/tensorboard/ if it is among the trackers
-RUN/lock           of the process that is at work here
+RUN/lock           of the process that uses the folder
 ```
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from training import checkpoint, files, log
-from training.accelerator import on_main
 from training.checkpoint import Checkpoint
+from training.config import TrainingSettings
+from training.disk_space import raise_disk_full
 from training.lock import Holder, RunLock
-from training.room import room
-
-FORMAT_VERSION = 1
-MAY_CHANGE = {"format_version", "data.cache"} | {
-    f"train.{name}"
-    for name in (
-        "images",
-        "micro_batch",
-        "log_every_images",
-        "eval_every_images",
-        "checkpoint_every_images",
-        "trackers",
-        "keep_last",
-        "keep_every_images",
-    )
-}
+from training.processes import on_main
+from training.run import FORMAT_VERSION
+from training.settings import changeable, flat
+from training.yaml_file import read_yaml, write_yaml
 
 BEFORE = {"lock", "tmp-config.yaml"}
-"""what may lie in a folder that was to become a run's, before its config.yaml does"""
+"""Files that may exist in a new run folder before config.yaml is written."""
 
 Status = Literal["new", "resume", "finished"]
 
 
 class RunFolder:
-    """Names of what lies in a run folder; `open` prepares it, and finds the checkpoint to go on from.
+    """The paths in a run folder. `open` prepares the folder and finds the checkpoint to resume from.
 
-    From `open` to `close`, or the end of the process, no other process can open it.
+    From `open` to `close`, or the end of the process, no other process can open the folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -58,119 +45,109 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.resolved: dict[str, Any] = {}  # this and the following are set by `open`
         self.status: Status | None = None
-        self.start: Checkpoint | None = None
+        self.resume_from: Checkpoint | None = None
         self._lock = RunLock(self.path / "lock")  # held by the main process
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a run to go on with; its newest checkpoint may still turn out to be damaged."""
+        """Whether there is a run to resume. All its checkpoints may still turn out to be damaged."""
         return bool(checkpoint.list_folders(self.checkpoints))
 
-    def open(self, resolved: Mapping[str, Any], fresh: bool = False) -> Status:
-        """Prepare the folder for a run with the plain, YAML-able config `resolved`; to be called on every process.
+    def open(self, settings: TrainingSettings, resolved: Mapping[str, Any], fresh: bool = False) -> Status:
+        """Prepare the folder for a run; to be called on every process. `resolved` are all its settings, plain values.
 
-        "new": nothing to go on from; "resume": `start` is the newest intact checkpoint; "finished": it is the last one.
-        `fresh` moves an existing run aside first, unless that is this very run, started again by its launcher. Raises
-        ValueError if the folder is not a run's, if another process is at work in it, if its config differs in more than
-        `MAY_CHANGE`, if it has checkpoints and none is intact, or if the disk is full.
+        "new": there is no checkpoint; "resume": `resume_from` is the newest valid checkpoint; "finished": it is the
+        last one of the run. `fresh` first moves an existing run aside, unless this is the same run, restarted by its
+        launcher. Raises ValueError if the folder is not a run folder, if another process uses it, if its settings
+        differ in a field that may not change, if it has checkpoints and none is valid, or if the disk is full.
         """
-        self.resolved = _plain(resolved)
-        self.status, self.start = on_main(lambda: self._open(fresh))
+        self.resolved = dict(resolved)
+        self.status, self.resume_from = on_main(lambda: self._open(settings, fresh))
         return self.status
 
     def close(self) -> None:
-        """Let others open the folder."""
+        """Release the folder for other processes."""
         self._lock.release()
 
-    def _open(self, fresh: bool) -> tuple[Status, Checkpoint | None]:
+    def _open(self, settings: TrainingSettings, fresh: bool) -> tuple[Status, Checkpoint | None]:
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file, not a run folder; give another --run")
         if self.path.exists() and not self.config.is_file() and {path.name for path in self.path.iterdir()} - BEFORE:
             raise ValueError(f"{self.path} is not a run folder (no config.yaml); give another --run")
-        self._lock_it()
+        self._acquire_lock()
         try:
             if fresh and self.config.is_file() and not self._restarted():
                 self._move_aside()
-            with room(self.path, 0, "a run"):
-                return self._prepare()
+            with raise_disk_full(self.path, 0, "a run"):
+                return self._prepare(settings)
         except BaseException:
             self.close()
             raise
 
-    def _lock_it(self) -> None:
+    def _acquire_lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():
-            log.say(f"the file system of {self.path} has no locks; see to it that no second run writes there")
+            log.print_line(f"the file system of {self.path} has no locks; make sure that no second run writes to it")
 
     def _restarted(self) -> bool:
-        """Whether the run in the folder was begun by this process's launcher, which now starts it again."""
+        """Whether the launcher of this process began the run in the folder, and now restarts it."""
         before, now = self._lock.before, Holder.this()
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         return again and before is not None and (before.host, before.parent) == (now.host, now.parent)
 
     def _move_aside(self) -> None:
         moved = _free_name(self.path)
-        os.rename(self.path, moved)  # with the lock, which is still held: nobody is at work there
+        os.rename(self.path, moved)  # while the lock is held: no other process uses it
         self._lock.release()
-        log.say(f"moved the old run to {moved}")
-        self._lock_it()
+        log.print_line(f"moved the old run to {moved}")
+        self._acquire_lock()
 
-    def _prepare(self) -> tuple[Status, Checkpoint | None]:
+    def _prepare(self, settings: TrainingSettings) -> tuple[Status, Checkpoint | None]:
         files.recover_folder(self.model)
         checkpoint.clean(self.checkpoints)
         if checkpoint.list_folders(self.checkpoints):
-            self._check_config(self.resolved)
+            self._check_config(changeable(settings))
         elif any(log.read(self.log)):
             raise ValueError(
-                f"{self.path} has a log.jsonl and no checkpoint; put back what was in {self.checkpoints}, "
+                f"{self.path} has a log.jsonl but no checkpoint; restore {self.checkpoints} from a copy, "
                 "or --fresh to start over"
             )
-        start, damaged = checkpoint.newest(self.checkpoints)
+        newest, damaged = checkpoint.newest(self.checkpoints)
         for folder, problem in damaged.items():
             moved = _free_name(folder.with_name(f"damaged-{folder.name}"))
             os.rename(folder, moved)
-            log.say(f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, taking the one before")
-        config = yaml.safe_dump({"format_version": FORMAT_VERSION} | self.resolved, sort_keys=False)
+            log.print_line(
+                f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, using the previous one"
+            )
+        config = write_yaml({"format_version": FORMAT_VERSION} | self.resolved)
         files.write_text(self.config, config)
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
-        if start is None:
+        if newest is None:
             self.log.unlink(missing_ok=True)
             return "new", None
-        log.truncate(self.log, start.images)
-        done = start.images >= self.resolved["train"]["images"] and log.evaluated(self.log, start.images)
-        return ("finished" if done else "resume"), start
+        log.truncate(self.log, newest.images)
+        done = newest.images >= settings.train.images and log.evaluated(self.log, newest.images)
+        return ("finished" if done else "resume"), newest
 
-    def _check_config(self, resolved: dict[str, Any]) -> None:
-        stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        if stored.get("format_version") != FORMAT_VERSION:
+    def _check_config(self, may_change: Collection[str]) -> None:
+        stored = read_yaml(self.config)
+        if (version := stored.pop("format_version", None)) != FORMAT_VERSION:
             raise ValueError(
-                f"{self.config} has format_version {stored.get('format_version')}, this program reads "
-                f"{FORMAT_VERSION}; give another --run, or --fresh to start over"
+                f"{self.config} has format_version {version}, this version reads {FORMAT_VERSION}; continue this run "
+                "with the version that wrote it, give another --run, or --fresh to start over"
             )
-        there, here = dict(_flat(stored)), dict(_flat(resolved))
+        old, new = dict(flat(stored)), dict(flat(self.resolved))
         changed = [
-            f"{name}={there.get(name, 'absent')} there, {here.get(name, 'absent')} now"
-            for name in [*there, *(name for name in here if name not in there)]
-            if name not in MAY_CHANGE and there.get(name, "absent") != here.get(name, "absent")
+            f"{name}={old.get(name, 'absent')} in the folder, {new.get(name, 'absent')} now"
+            for name in [*old, *(name for name in new if name not in old)]
+            if name not in may_change and old.get(name, "absent") != new.get(name, "absent")
         ]
         if changed:
             raise ValueError(
-                f"{self.path} holds a run with another config ({'; '.join(changed)}); "
-                "use the same, give another --run, or --fresh to start over"
+                f"{self.path} holds a run with other settings ({'; '.join(changed)}); "
+                "give the same settings, another --run, or --fresh to start over"
             )
-
-
-def _plain(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    return yaml.safe_load(yaml.safe_dump(dict(resolved)))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _free_name(path: Path) -> Path:

@@ -1,88 +1,53 @@
-"""What training changes: the weights, their average, the optimizer, and the update it stands at."""
+"""The state of a step as named tensors, for checkpoints: weights, averaged weights, optimizer."""
 
-import copy
+from collections.abc import Callable, Mapping
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import Tensor
 
 from residual.weights.keymap import check_state
-from training.accelerator import choose_memory_format, on_main
-from training.checkpoint import Checkpoint, read_tensors
-from training.config import TrainConfig
-from training.ema import Ema
-from training.optimizer import make_optimizer, new_slots
+from training.processes import on_main
+from training.step import Step
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""file -> name -> tensor"""
 
 
-class TrainState:
-    """Model, EMA and optimizer on the devices. `model` is what the loss calls, `trained` the same without wrappers.
+def state_tensors(step: Step) -> Tensors:
+    """The live tensors of a step, not copies."""
+    optimizer = {
+        f"{name}.{slot}": value
+        for name, parameter in step.trained.named_parameters()
+        for slot, value in step.optimizer.state.get(parameter, {}).items()
+    }
+    return {"model": step.trained.state_dict(), "ema": step.ema.model.state_dict(), "optimizer": optimizer}
 
-    Parameters that require no gradient are frozen: the optimizer does not know them, neither does its checkpoint.
+
+@torch.no_grad()
+def restore(step: Step, updates: int, read: Callable[[], Tensors]) -> None:
+    """Set a step to its state after `updates` updates, bit for bit; to be called on every process.
+
+    `read` returns the tensors; it is called on the main process only, which sends them to the others. Raises ValueError
+    with the differences if names or shapes are not those of this step.
     """
-
-    def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.config, self.batch = config, config.batch
-        self.update = 0
-        self.memory_format = choose_memory_format(
-            accelerator.device, accelerator.mixed_precision == "bf16", config.compile
-        )
-        self.trained = model.to(accelerator.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        average = copy.deepcopy(self.trained)  # before accelerate replaces the forward of the other one
-        if config.compile:
-            self.trained.compile()  # in place: the names of the weights stay
-        self.model, self.optimizer = accelerator.prepare(self.trained, make_optimizer(self.trainable, config))
-        average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
-        self.ema = Ema(average, self.trained)
-
-    @property
-    def trainable(self) -> list[nn.Parameter]:
-        """The parameters that are not frozen."""
-        return [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
-
-    @property
-    def images_seen(self) -> int:
-        return self.update * self.batch
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that a checkpoint holds: the live tensors, by file and by name."""
-        names = dict(self.trained.named_parameters())
-        moments = {
-            f"{name}.{moment}": value
-            for name, parameter in names.items()
-            for moment, value in self.optimizer.state.get(parameter, {}).items()
-        }
-        return {"model": self.trained.state_dict(), "ema": self.ema.model.state_dict(), "optimizer": moments}
-
-    @torch.no_grad()
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to `checkpoint`, bit for bit. The main process reads it and sends it to the others.
-
-        Raises ValueError, showing the difference, if its names or shapes are not those of this model.
-        """
-        if checkpoint.update > 0:
-            self._allocate_slots()
-        live = self.tensors()
-        on_main(lambda: _copy_into(live, read_tensors(checkpoint), checkpoint))
-        for tensors in live.values():
-            for tensor in tensors.values():
-                tensor.copy_(broadcast(tensor.contiguous()))
-        self.update = checkpoint.update
-
-    def _allocate_slots(self) -> None:
-        for parameter in self.trainable:
-            self.optimizer.state[parameter] = new_slots(parameter, self.config)
+    if updates > 0:
+        for parameter in step.trainable:
+            step.optimizer.state[parameter] = step.settings.optimizer.new_state(parameter)
+    live = state_tensors(step)
+    on_main(lambda: _copy(read(), live))
+    for tensors in live.values():
+        for tensor in tensors.values():
+            tensor.copy_(broadcast(tensor.contiguous()))
+    step.updates = updates
 
 
-def _copy_into(live: dict[str, dict[str, Tensor]], saved: dict[str, dict[str, Tensor]], checkpoint: Checkpoint) -> None:
-    for file, tensors in live.items():
+def _copy(source: Tensors, target: Tensors) -> None:
+    for file, tensors in target.items():
         try:
-            check_state(saved[file], tensors)
+            check_state(source[file], tensors)
         except ValueError as error:
-            raise ValueError(
-                f"{checkpoint.folder / file}.safetensors: {error}; "
-                "give the model that was trained, or --fresh to start over"
-            ) from None
-    for file, tensors in live.items():
+            raise ValueError(f"{file}.safetensors: {error}") from None
+    for file, tensors in target.items():
         for name, tensor in tensors.items():
-            tensor.copy_(saved[file][name])
+            tensor.copy_(source[file][name])

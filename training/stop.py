@@ -1,7 +1,7 @@
-"""Asked to stop: by a signal to any process, or because the launcher died; all processes agree between two updates.
+"""Graceful shutdown. Signals, or the death of the launcher, stop all processes together between two updates.
 
-Nothing is saved in a signal handler: it only takes a note. The loop asks `agreed` between updates, every process
-answers the same, and what was trained is saved by the usual way.
+The signal handler only records the signal. The loop calls `agreed` between updates, which returns the same on every
+process, and then saves a checkpoint as usual.
 """
 
 import os
@@ -11,10 +11,10 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
-from training.accelerator import TIMEOUT
+from training.processes import TIMEOUT
 
 EXIT_CODE = 75
-"""of a run that was asked to stop and has saved: EX_TEMPFAIL, the same command goes on"""
+"""Exit code of a run that was asked to stop and has saved: EX_TEMPFAIL. The same command resumes the run."""
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 LAUNCHER_DIED = "the end of its launcher"
@@ -24,10 +24,10 @@ _PARENT = os.getppid()
 
 
 class Stop:
-    """Within the block `SIGNALS` ask to stop, instead of ending the process. A second Ctrl-C ends it at once.
+    """Inside the block `SIGNALS` request a stop instead of ending the process. A second Ctrl-C ends it at once.
 
-    accelerate's launcher does not hand signals on; so a process that was launched by one that is gone stops, too.
-    Under `nohup` the end of the terminal, SIGHUP, stays without effect.
+    accelerate's launcher does not forward signals, so a process also stops if its launcher is gone. Under `nohup`
+    SIGHUP, the end of the terminal, has no effect.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,8 @@ class Stop:
         self._previous: dict[int, object] = {}
         self._launched = any(name in os.environ for name in _LAUNCHERS)
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if several else None  # no device waits for it
+        # on the CPU, so that no device waits for the votes
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if several else None
 
     def __enter__(self) -> "Stop":
         for number in SIGNALS:
@@ -49,7 +50,7 @@ class Stop:
         self._previous.clear()
 
     def agreed(self) -> str | None:
-        """Why the run is to stop, or None: the same on every process. To be called by all of them."""
+        """The reason to stop, or None; the same on every process. Must be called by all of them."""
         if not self.reason and self._launched and os.getppid() != _PARENT:
             self.reason = REASONS.index(LAUNCHER_DIED)
         reason = self.reason
@@ -62,5 +63,5 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or 1 + SIGNALS.index(number)
         if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)  # the system's: it also ends a process that hangs in a library
+            signal.signal(number, signal.SIG_DFL)  # the default: it also ends a process that hangs in a library
             os.write(2, b"\nstopping after this update; Ctrl-C again: at once\n")

@@ -1,5 +1,6 @@
 """Reads JSON files and config dataclasses, with types checked."""
 
+import contextlib
 import json
 import types
 import typing
@@ -34,10 +35,10 @@ def read_config(config_class: type, fields: Mapping[str, Any], optional: Iterabl
     values = {}
     for name, value in fields.items():
         require_known("field", name, hints)
-        value = _tuples(value)
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name}={value!r} should be {_type_name(hints[name])}")
-        values[name] = value
+        try:
+            values[name] = convert(value, hints[name])
+        except TypeError:
+            raise ValueError(f"{name}={value!r} should be {_type_name(hints[name])}") from None
     if missing := [name for name in hints if name not in values and name not in optional]:
         raise ValueError(
             f"missing field {missing[0]!r}: add it, or save the model again with the version that wrote it"
@@ -45,24 +46,35 @@ def read_config(config_class: type, fields: Mapping[str, Any], optional: Iterabl
     return config_class(**values)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def convert(value: Any, hint: Any) -> Any:
+    """Converts a value read from JSON or YAML to the type `hint`.
+
+    Lists become tuples; integers become floats, whole floats (2e5) integers, and strings paths, where `hint` requires
+    it. Raises TypeError if the value does not fit.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return len(hints) == len(value) and all(map(_fits, value, hints))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        exact = [option for option in arguments if option is type(value)]
+        for option in (*exact, *arguments):
+            with contextlib.suppress(TypeError):
+                return convert(value, option)
+    elif origin is typing.Literal:
+        if any(choice == value and type(choice) is type(value) for choice in arguments):
+            return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            hints = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+            if len(hints) == len(value):
+                return tuple(map(convert, value, hints))
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r} is not {hint}")
 
 
 def _type_name(hint: Any) -> str:

@@ -48,6 +48,5 @@ class DenseNetConfig(ClassifierConfig):
 
     @property
     def feature_info(self) -> list[tuple[int, int]]:
-        """Channels and total stride of the output of each level: the stem (level 0), then the stages."""
         stem, first = (2, 4) if self.stem == "conv7" else (1, 1)
         return [(self.stem_channels, stem), *((width, first << i) for i, width in enumerate(self.widths))]

@@ -34,6 +34,5 @@ class HighwayConfig(ClassifierConfig):
 
     @property
     def feature_info(self) -> list[tuple[int, int]]:
-        """Channels and total stride of the output of each level: the first convolution (level 0), then the stages."""
         channels = (self.widths[0], *self.widths[:-1], self.head_channels)
         return [(width, 1 << max(0, i - 1)) for i, width in enumerate(channels)]

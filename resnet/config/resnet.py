@@ -126,7 +126,6 @@ class ResNetConfig(ClassifierConfig):
 
     @property
     def feature_info(self) -> list[tuple[int, int]]:
-        """Channels and total stride of the output of each level: the stem (level 0), then the stages."""
         found, total = [(self.stem_channels, 1 if self.stem == "conv3" else 2)], _first_stride(self)
         for width, (stride, _) in zip(self.widths, _strides(self), strict=True):
             total *= stride

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from residual.count import parameters
-from resnet import create_model
-from resnet.fpn import FPN, fpn
+from resnet import FPN, create_model
 from tests.golden.fill import fill
 
 
@@ -37,7 +36,7 @@ def plain_pyramid(levels: list[Tensor], state: dict[str, Tensor]) -> list[Tensor
 @pytest.mark.parametrize(("name", "count"), [("resnet50", 3_344_384), ("resnet18", 2_607_104)])
 def test_published_counts(name: str, count: int) -> None:
     with torch.device("meta"):
-        pyramid = fpn(create_model(name))
+        pyramid = FPN(create_model(name))
     assert parameters(pyramid.lateral) + parameters(pyramid.smooth) == count
     assert parameters(pyramid) == count + parameters(pyramid.body)
     assert pyramid.feature_info == [(256, 4), (256, 8), (256, 16), (256, 32), (256, 64)]
@@ -46,7 +45,7 @@ def test_published_counts(name: str, count: int) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (75, 90)])
 def test_the_published_pyramid(size: tuple[int, int]) -> None:
     backbone = create_model("resnet18")
-    pyramid = fpn(backbone, channels=32).eval()
+    pyramid = FPN(backbone, channels=32).eval()
     state = published(pyramid)
     assert pyramid.import_weights(state) == []
     assert_close(pyramid.export_weights("torchvision"), state, rtol=0, atol=0)
@@ -63,7 +62,7 @@ def test_the_published_pyramid(size: tuple[int, int]) -> None:
 
 
 def test_names_are_those_of_torchvision() -> None:
-    names = fpn(create_model("resnet18", norm="frozen")).export_weights("torchvision").keys()
+    names = FPN(create_model("resnet18", norm="frozen")).export_weights("torchvision").keys()
     assert {"body.conv1.weight", "body.layer4.1.bn2.running_var", "body.layer2.0.downsample.0.weight"} <= names
     assert [name for name in names if name.startswith("fpn.")] == [
         f"fpn.{kind}_blocks.{i}.0.{leaf}"
@@ -75,7 +74,7 @@ def test_names_are_those_of_torchvision() -> None:
 
 
 def test_a_detector_of_an_older_version_is_read() -> None:
-    pyramid = fpn(create_model("resnet18", norm="frozen"), channels=8)
+    pyramid = FPN(create_model("resnet18", norm="frozen"), channels=8)
     state = published(pyramid)
     old = {f"backbone.{name.replace('.0.weight', '.weight').replace('.0.bias', '.bias') if 'fpn' in name else name}": t
            for name, t in state.items()}  # fmt: skip
@@ -87,8 +86,8 @@ def test_a_detector_of_an_older_version_is_read() -> None:
 
 
 def test_frozen_weights_fit_a_backbone_that_counts_batches() -> None:
-    state = published(fpn(create_model("resnet18", norm="frozen"), channels=8))
-    pyramid = fpn(create_model("resnet18"), channels=8)
+    state = published(FPN(create_model("resnet18", norm="frozen"), channels=8))
+    pyramid = FPN(create_model("resnet18"), channels=8)
     assert pyramid.import_weights(state) == []
     assert pyramid.export_weights("torchvision")["body.bn1.num_batches_tracked"] == 0
 
@@ -97,7 +96,7 @@ def test_frozen_weights_fit_a_backbone_that_counts_batches() -> None:
 def test_any_classifier_can_be_the_backbone(name: str) -> None:
     """The backbone is shared, not copied, and every parameter of the pyramid gets a gradient."""
     backbone = create_model(name)
-    pyramid = fpn(backbone, channels=8)
+    pyramid = FPN(backbone, channels=8)
     maps = pyramid(torch.randn(2, 3, 32, 32))
     assert [32 // m.shape[-1] for m in maps] == [stride for _, stride in pyramid.feature_info]
     torch.stack([m.square().mean() for m in maps]).sum().backward()
@@ -108,15 +107,15 @@ def test_any_classifier_can_be_the_backbone(name: str) -> None:
 
 def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="channels=0"):
-        fpn(create_model("resnet20"), channels=0)
+        FPN(create_model("resnet20"), channels=0)
     noisy = create_model("resnet20", norm="group", noise=True)
     with pytest.raises(ValueError, match="noise"):
-        fpn(noisy)
+        FPN(noisy)
     with pytest.raises(ValueError, match="torchvision's ResNet cannot express"):
-        fpn(create_model("resnet20")).export_weights("torchvision")
+        FPN(create_model("resnet20")).export_weights("torchvision")
     with pytest.raises(ValueError, match="layout 'timm'"):
-        fpn(create_model("resnet18")).export_weights("timm")
-    pyramid = fpn(create_model("resnet18"), channels=8)
+        FPN(create_model("resnet18")).export_weights("timm")
+    pyramid = FPN(create_model("resnet18"), channels=8)
     state = published(pyramid)
     del state["fpn.layer_blocks.2.0.bias"]
     with pytest.raises(ValueError, match=r"1 missing: fpn\.layer_blocks\.2\.0\.bias"):
@@ -124,7 +123,7 @@ def test_invalid_arguments_are_refused() -> None:
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
-    pyramid = fpn(create_model("resnet18"), channels=8)
+    pyramid = FPN(create_model("resnet18"), channels=8)
     with pytest.raises(ValueError, match=r"1 channels.* 3"):
         pyramid(torch.zeros(1, 1, 64, 64))
     with pytest.raises(ValueError, match=r"16x64 px.* 32 px"):

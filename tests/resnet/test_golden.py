@@ -1,4 +1,4 @@
-"""Logits of the published implementations, for weights that are drawn by name (tests/golden)."""
+"""Logits equal those of the published implementations, for weights that depend on their names (tests/golden)."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ GOLDEN: dict[str, dict[str, Any]] = json.loads(
     gzip.decompress((Path(__file__).parents[1] / "golden" / "zoo.json.gz").read_bytes())
 )
 ROWS = list(GOLDEN)
-# One of each kind in every run, all of them with the slow tests.
+# The fast ones are one of each kind.
 FAST = ["resnet18", "resnext50_32x4d", "resnet18d", "seresnet50", "resnest14d", "resnetv2_50", "resnet50_gn"]
 FAST += ["densenet121"]
 each = pytest.mark.parametrize(
@@ -26,7 +26,7 @@ each = pytest.mark.parametrize(
 
 
 @each
-def test_the_published_logits_and_back_without_a_changed_bit(name: str) -> None:
+def test_published_logits_and_a_bit_identical_export(name: str) -> None:
     golden, net = GOLDEN[name], resnet.create_model(name)
     theirs = {key: fill(key, shape) for key, shape in golden["state_dict"].items()}
     assert net.import_weights(theirs, golden["source"]) == []

@@ -333,7 +333,7 @@ BLOCKS = [
 def test_every_block_compiles_to_one_graph_and_exports(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # otherwise the compiler traces the type checks
     compiled_once(tiny(**changes), images())
     exported_for_any_batch(tiny(**changes), images())
 

@@ -132,14 +132,17 @@ def test_multiply_adds_depend_on_the_stride_of_bottlenecks() -> None:
 
 
 def test_mean_and_deviation_are_published_or_none() -> None:
-    assert on_meta("resnet50").mean == (0.485, 0.456, 0.406)
-    assert on_meta("resnet50").std == (0.229, 0.224, 0.225)
-    assert on_meta("resnetv2_50").mean == on_meta("resnetv2_50").std == (0.5, 0.5, 0.5)
-    assert on_meta("resnet20").mean is None
-    assert on_meta("densenet_bc_100_12").mean == (0.4914, 0.4824, 0.4467)
-    assert on_meta("resnet50", in_channels=1).mean is on_meta("resnet50", in_channels=1).std is None
-    assert on_meta("resnet50", in_channels=1, mean=(0.5,)).mean == (0.5,)
-    assert on_meta("resnet50", in_channels=3).mean is not None
+    def statistics(name: str, **changes: Any) -> tuple[Any, Any]:
+        config = on_meta(name, **changes).config
+        return config.mean, config.std
+
+    assert statistics("resnet50") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert statistics("resnet50", in_channels=3) == statistics("resnet50")
+    assert statistics("resnetv2_50") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert statistics("resnet20") == (None, None)
+    assert statistics("densenet_bc_100_12") == ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
+    assert statistics("resnet50", in_channels=1) == (None, None)
+    assert statistics("resnet50", in_channels=1, mean=(0.5,)) == ((0.5,), None)
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "gn" in name or name.endswith(("d", "e"))])
@@ -195,10 +198,11 @@ class Stripes(resnet.Classifier):
 
 @pytest.mark.usefixtures("names")
 def test_a_custom_network_can_be_registered(tmp_path: Path) -> None:
-    resnet.register_model("stripes", StripesConfig())
-    with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
-        resnet.create_model("stripes")
+    for call in (lambda: resnet.register_model("stripes", StripesConfig()), lambda: resnet.build(StripesConfig())):
+        with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
+            call()
     resnet.NETWORKS["stripes"] = StripesConfig, Stripes
+    resnet.register_model("stripes", StripesConfig())
     net = resnet.create_model("stripes", num_classes=3, in_channels=1)
     net.save_pretrained(tmp_path)
     assert type(resnet.from_pretrained(tmp_path)) is Stripes

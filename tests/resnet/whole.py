@@ -1,4 +1,4 @@
-"""A network as one graph: exported for any batch, compiled without a break."""
+"""Checks that a network can be exported for any batch size and compiled as one graph."""
 
 import jaxtyping
 import pytest
@@ -8,11 +8,11 @@ from torch.testing import assert_close
 
 
 def check_one_graph(net: nn.Module, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports `net` with a batch of 1 to 256 and compiles it whole; both compute what it does. `image` has a batch."""
+    """Exports `net` for batches of 1 to 256 and compiles it; both must equal it. `image` is a batch of images."""
     net = net.eval()
     batch = torch.export.Dim("batch", min=1, max=256)
     program = torch.export.export(net, (image,), dynamic_shapes={"x": {0: batch}}).module()
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # otherwise the compiler traces the type checks
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     with torch.no_grad():
         for size in (1, 5):

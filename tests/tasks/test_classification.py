@@ -31,7 +31,9 @@ from tests.tasks.small import CLASSES, digits
 from tests.training import toy
 from training.config import TrainConfig
 from training.data import DataConfig, Images, PixelFormat, Preprocessing, open_images
+from training.ema import EmaConfig
 from training.loop import fit
+from training.optimizer import SGD
 from training.random import GlobalRandom
 from training.run_folder import RunFolder
 from training.task import Batch, EvaluationContext
@@ -153,7 +155,7 @@ def test_the_batch_of_an_evaluation_matters_and_it_can_be_interrupted(config) ->
     run = small_run(data=data, classification=ClassificationConfig(validation_batch=50))
     task, asked = run.build(open_images(data)), []
     task.model.eval()
-    engine = toy.accelerator(run.train)
+    engine = toy.accelerator(run)
     (evaluation,) = task.evaluations
     assert isinstance(evaluation, AccuracyEvaluation)
     assert evaluation.every_images == run.train.eval_every_images
@@ -255,10 +257,10 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     save_file(theirs.export_weights("torchvision"), tmp_path / "r18.safetensors")
     init = str(tmp_path / "r18.safetensors")
     run = small_run(model=resnet.model_config("resnet18"), init=init, data=DataConfig(size=32))
-    run.check_start()
+    run.check_init()
     images = Images(np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) % 2)
     task = run.build(images)
-    lines = run.start(task)
+    lines = run.load_init(task)
     assert lines[0] == "validation: none, so nothing is evaluated; see data.validation"
     assert lines[1] == f"init: {init}"
     assert len(lines) == 4, "the classifier and the first convolution"
@@ -268,7 +270,7 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     )
     other = replace(run, model=resnet.model_config("resnet50"))
     with pytest.raises(ValueError, match=f"init={re.escape(init)}: .*resnet18"):
-        other.check_start()
+        other.check_init()
 
 
 # --- the model folder ------------------------------------------------------------------------------------------------
@@ -355,29 +357,24 @@ def test_a_model_folder_that_is_not_whole(saved, tmp_path: Path) -> None:
 
 def train(path: Path, run: ClassificationRun) -> None:
     """What train.py does."""
-    engine, images, folder = toy.accelerator(run.train), open_images(run.data), RunFolder(path)
+    engine, images, folder = toy.accelerator(run), open_images(run.data), RunFolder(path)
     with closing(folder):
-        folder.open({"task": "classification", "train": {"images": run.train.images, "micro_batch": None}})
-        fit(run.build(images), images, run.train, folder, engine)
+        folder.open(run, {})
+        fit(run.build(images), images, run, folder, engine)
 
 
 def test_a_run_with_batch_norms_and_sgd_goes_on_bit_for_bit(tmp_path: Path, config) -> None:
-    settings = {
-        "batch": 32,
-        "optimizer": "sgd",
-        "nesterov": True,
-        "learning_rate": 0.05,
-        "weight_decay": 1e-3,
-        "decay_vectors": False,
-        "ema_halflife_images": 64,
-        "precision": "float32",
-        "trackers": (),
-    }
+    optimizer = SGD(nesterov=True, learning_rate=0.05, weight_decay=1e-3, decay_vectors=False)
     changes = ClassificationAugment(flip=True, pad_px=1, cutout_px=2, mixup=0.2, cutmix=1.0)
 
     def run(images: int) -> ClassificationRun:
-        given = TrainConfig(images=images, **settings)
-        return small_run(data=config(validation=0.2), augment=changes, train=given)
+        return small_run(
+            data=config(validation=0.2),
+            augment=changes,
+            train=TrainConfig(images=images, batch=32, precision="float32", trackers=()),
+            optimizer=optimizer,
+            ema=EmaConfig(halflife_images=64),
+        )
 
     train(tmp_path / "straight", run(320))
     train(tmp_path / "pieces", run(128))

@@ -23,8 +23,8 @@ from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import Images
 from training.data.pixel_format import BYTES, PixelFormat
-from training.fields import field_texts
 from training.random import GlobalRandom
+from training.settings import field_texts, sections
 from training.task import Batch, EvaluationContext
 from unet import UNet, list_presets, preset
 
@@ -109,8 +109,9 @@ def test_bad_fields_are_named(make, message):
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun, "classification": ClassificationRun} == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
-    assert set(list_presets()) - set(DiffusionRun.preset_names()) == set(list_presets("edm2-*"))
-    assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
+    presets = sections(DiffusionRun)["model"].metadata["presets"]()
+    assert set(list_presets()) - set(presets) == set(list_presets("edm2-*"))
+    assert presets["ddpm-cifar10"] == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived if name != "data.validation"} == {"model"}
 
 
@@ -370,7 +371,7 @@ def damaged(source, target, change):
         ),
         (lambda d: d.update(timesteps="1000"), "cannot be used: timesteps='1000' should be int"),
         (lambda d: d.update(classes="0123456789"), "cannot be used: classes='0123456789' should be tuple"),
-        (lambda d: d.update(classes=[0, 1]), r"cannot be used: classes=\(0, 1\) should be tuple"),
+        (lambda d: d.update(classes=[0, 1]), r"cannot be used: classes=\[0, 1\] should be tuple"),
         (lambda d: d.pop("pixels"), "diffusion.json does not say 'pixels'; it is not whole"),
         (lambda d: d["pixels"].update(low="0"), "diffusion.json cannot be used: low='0' should be float"),
         (lambda d: d["pixels"].update(high=0), "diffusion.json cannot be used: 0 to 0 is no range"),
@@ -401,7 +402,7 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
     images = Images(array, pixel_format=pixels)
     run = small_run()
     task = train(run, images, 60)
-    assert run.start(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
+    assert run.load_init(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
     evaluate(task, tmp_path)
     with Image.open(tmp_path / "000012345.png") as picture:
         assert picture.mode == "RGB"

@@ -38,7 +38,7 @@ SONG = replace(
 )
 TINY = (
     "model: {base_channels: 16, channel_multipliers: [1, 2], attention_levels: [1], blocks_per_level: 1, groups: 8}\n"
-    "train: {images: 64, batch: 32, warmup_images: 0, trackers: [], precision: float32}\nsample: {num: 0}\n"
+    "train: {images: 64, batch: 32, trackers: [], precision: float32}\nschedule: {warmup_images: 0}\nsample: {num: 0}\n"
 )
 
 
@@ -63,7 +63,7 @@ def net(config: UNetConfig) -> UNet:
 
 def started(run: DiffusionRun, labels: bool = True) -> tuple[UNet, list[str]]:
     task = run.build(digits(labels))
-    said = run.start(task)
+    said = run.load_init(task)
     assert isinstance(task.model, UNet)
     return task.model, said
 
@@ -300,7 +300,7 @@ def test_a_run_without_a_model_yet() -> None:
     Path("run").mkdir()
     Path("run/config.yaml").write_text(json.dumps({"task": "diffusion"}))
     with pytest.raises(ValueError, match="init=run: this run has not saved a model yet"):
-        DiffusionRun.start_config("run")
+        DiffusionRun.init_config("run")
 
 
 @pytest.mark.parametrize(
@@ -345,4 +345,4 @@ def test_a_model_beyond_the_memory_is_refused_before_any_work(capsys: pytest.Cap
 
 def test_nothing_is_started_from_without_init() -> None:
     task = shaken(small_run().build(digits()))
-    assert small_run().start(task) == []
+    assert small_run().load_init(task) == []

@@ -23,8 +23,10 @@ model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, att
         dropout: 0.1}
 diffusion: {schedule: cosine, prediction: v_prediction}
 sample: {num: 4, steps: 2}
-train: {batch: 32, micro_batch: 8, learning_rate: 1e-3, warmup_images: 0, log_every_images: 32, eval_every_images: 3200,
+train: {batch: 32, micro_batch: 8, log_every_images: 32, eval_every_images: 3200,
         trackers: [], precision: float32}
+optimizer: {learning_rate: 1e-3}
+schedule: {warmup_images: 0}
 """
 
 

@@ -85,7 +85,7 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
                 break
             require(code in way.codes, f"{run.folder.name} exits with {code}: {started.printed()[-2000:]}")
             require(
-                f"after {newest.images:,} images, which are saved" in started.printed(),
+                f"after {newest.images:,} images, saved in" in started.printed(),
                 f"{run.folder.name} does not say what it saved: {started.printed()[-2000:]}",
             )
             asked += 1

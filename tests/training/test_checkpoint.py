@@ -12,7 +12,17 @@ import torch
 from torch.testing import assert_close
 
 from training import checkpoint, files
-from training.checkpoint import Facts, changes, newest, prune, publish, read_tensors, stage, verify
+from training.checkpoint import (
+    FORMAT_VERSION,
+    CheckpointMetadata,
+    changes,
+    newest,
+    prune,
+    publish,
+    read_tensors,
+    stage,
+    verify,
+)
 
 
 def content(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
@@ -20,13 +30,13 @@ def content(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
     return {"model": {"weight": image, "scale": torch.tensor(2.0)}, "ema": {"weight": image + 1}, "optimizer": {}}
 
 
-def facts(images: int, **changed) -> Facts:
-    values = {"processes": 2, "data": "abc", "config": {"train": {"micro_batch": None}, "name": "né"}}
-    return Facts(images=images, update=images // 8, batch=8, **values | changed)
+def metadata(images: int, **changed) -> CheckpointMetadata:
+    values = {"processes": 2, "data": "abc", "micro_batch": None, "config": {"name": "né"}}
+    return CheckpointMetadata(images=images, update=images // 8, batch=8, **values | changed)
 
 
 def write(root, images: int, value: float = 1.0):
-    return publish(stage(root, content(value), facts(images)))
+    return publish(stage(root, content(value), metadata(images)))
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -35,7 +45,7 @@ def test_what_is_written_is_read(tmp_path):
     found, damaged = newest(tmp_path)
     assert found is not None
     assert (found.folder, found.images, found.update, found.processes, found.data) == (folder, 80, 10, 2, "abc")
-    assert (found.batch, found.config) == (8, facts(80).config)
+    assert (found.batch, found.config) == (8, metadata(80).config)
     assert found.machine == {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -106,7 +116,7 @@ def test_flipped_bits_are_found_wherever_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new"), [("\\u00e9", "\\u00E9"), ("\n", "\r"), ("}\n", "}")])
-def test_other_bytes_that_say_the_same_are_found(tmp_path, old, new):
+def test_other_bytes_of_the_same_json_are_found(tmp_path, old, new):
     path = write(tmp_path, 8) / "state.json"
     path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
     assert verify(path.parent) == "state.json has changed since it was written (SHA-256)"
@@ -117,42 +127,42 @@ def test_a_planted_file_is_named_and_never_opened(tmp_path, name):
     before, last = write(tmp_path, 8), write(tmp_path, 16)
     (last / name).write_bytes(pickle.dumps(Trap()))
     found, damaged = newest(tmp_path)
-    assert damaged == {last: f"{name} does not belong to it, state.json does not list it"}
+    assert damaged == {last: f"{name} is not listed in state.json"}
     assert found is not None
     assert found.folder == before
     assert set(read_tensors(found)) == {"model", "ema", "optimizer"}
 
 
-def test_a_pickle_under_a_listed_name_is_damage(tmp_path):
+def test_a_pickle_under_a_listed_name_is_damaged(tmp_path):
     folder = write(tmp_path, 8)
     (folder / "optimizer.safetensors").write_bytes(pickle.dumps(Trap()))
     assert "optimizer.safetensors has" in (verify(folder) or "")
 
 
 class Trap:
-    """Whoever unpickles it notices."""
+    """Fails the test when unpickled."""
 
     def __reduce__(self):
         return pytest.fail, ("a pickle was opened",)
 
 
-def test_what_a_file_browser_leaves_is_no_damage(tmp_path):
+def test_hidden_files_are_ignored(tmp_path):
     folder = write(tmp_path, 8)
     (folder / ".DS_Store").write_text("")
     assert verify(folder) is None
 
 
-def test_what_has_changed_since_is_said():
-    before = facts(80, machine={"torch": "2.12", "threads": 2, "python": "3.11"})
-    now = facts(80, processes=1, config={"train": {"micro_batch": 4}}, machine=before.machine | {"python": "3.12"})
+def test_changes_since_the_checkpoint_are_listed():
+    before = metadata(80, machine={"torch": "2.12", "threads": 2, "python": "3.11"})
+    now = metadata(80, processes=1, micro_batch=4, machine=before.machine | {"python": "3.12"})
     assert changes(before, before) == []
     assert changes(before, now) == [
         f"{what}; same images and noise, other dropout, batch norms and rounding"
-        for what in ("processes: 2 when it was saved, 1 now", "train.micro_batch: null when it was saved, 4 now")
+        for what in ("processes: 2 when saved, 1 now", "train.micro_batch: null when saved, 4 now")
     ]
-    assert changes(before, facts(80, machine={"torch": "2.13", "threads": 1, "python": "3.11"})) == [
-        "torch: 2.12 when it was saved, 2.13 now; same images and noise, other rounding",
-        "threads: 2 when it was saved, 1 now; same images and noise, other rounding",
+    assert changes(before, metadata(80, machine={"torch": "2.13", "threads": 1, "python": "3.11"})) == [
+        "torch: 2.12 when saved, 2.13 now; same images and noise, other rounding",
+        "threads: 2 when saved, 1 now; same images and noise, other rounding",
     ]
 
 
@@ -164,22 +174,22 @@ def test_none_intact_is_an_error(tmp_path):
         newest(tmp_path)
 
 
-def test_another_name_is_damage(tmp_path):
-    """A copy that claims to be newer would be taken, and what is trained after it removed as older."""
+def test_a_renamed_checkpoint_is_damaged(tmp_path):
+    """A copy with a higher number would be used, and checkpoints written after it would be removed as older."""
     before, after = write(tmp_path, 80), write(tmp_path, 160)
     shutil.copytree(before, tmp_path / "000000240")
     found, damaged = newest(tmp_path)
     assert found is not None
     assert found.folder == after
-    assert damaged == {tmp_path / "000000240": "state.json is of the checkpoint 000000080"}
+    assert damaged == {tmp_path / "000000240": "state.json belongs to the checkpoint 000000080"}
 
 
-def test_prune_survives_what_cannot_be_removed(tmp_path, monkeypatch):
+def test_prune_ignores_files_that_cannot_be_removed(tmp_path, monkeypatch):
     for images in (8, 16, 24):
         write(tmp_path, images)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(errno.EBUSY, "in use")))
-        prune(tmp_path, keep=2)
+        prune(tmp_path, keep_last=2)
     assert [folder.name for folder in checkpoint.list_folders(tmp_path)] == ["000000024", "000000016"]
     checkpoint.clean(tmp_path)
     assert not list(tmp_path.glob("tmp-*"))
@@ -188,8 +198,8 @@ def test_prune_survives_what_cannot_be_removed(tmp_path, monkeypatch):
 def test_an_unknown_format(tmp_path):
     folder = write(tmp_path, 8)
     path = folder / "state.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
-    assert verify(folder) == "state.json has format_version 3, this program reads 2"
+    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 2'))
+    assert re.search(rf"format_version 2\b.* {FORMAT_VERSION}\b.* version that wrote it", verify(folder) or "")
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
@@ -197,7 +207,7 @@ def test_no_checkpoint_is_no_error(tmp_path):
     assert newest(tmp_path) == (None, {})
 
 
-def test_prune_keeps_the_newest_and_what_is_no_checkpoint(tmp_path):
+def test_prune_keeps_the_newest_and_other_folders(tmp_path):
     for images in (8, 16, 24, 1_000_000_008):
         write(tmp_path, images)
     (tmp_path / "notes").mkdir()
@@ -205,10 +215,10 @@ def test_prune_keeps_the_newest_and_what_is_no_checkpoint(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"000000024", "1000000008", "notes"}
 
 
-def test_prune_keeps_what_is_kept_for_good(tmp_path):
+def test_prune_keeps_permanent_checkpoints(tmp_path):
     for images in (0, 8, 16, 24, 32, 40):
         write(tmp_path, images)
-    prune(tmp_path, 2, for_good=lambda images: images % 16 < 8)
+    prune(tmp_path, 2, is_permanent=lambda images: images % 16 < 8)
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [0, 16, 32, 40]
 
 
@@ -262,7 +272,7 @@ def test_a_crash_anywhere_leaves_a_good_checkpoint_and_a_good_model(tmp_path):
 
 def save(root, images: int) -> None:
     """As the loop does it."""
-    staged = stage(root / "checkpoints", content(images), facts(images))
+    staged = stage(root / "checkpoints", content(images), metadata(images))
     files.replace_folder(root / "model", lambda folder: (folder / "weights").write_text(str(images)))
     publish(staged)
     prune(root / "checkpoints", 2)

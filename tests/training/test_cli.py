@@ -12,11 +12,17 @@ from typing import ClassVar, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from training import cli
-from training.cli import Command, command, parse
-from training.fields import field_texts, kinds, plain, words
-from training.schema import Schema
+from training import script
+from training.cli import Command, Schema, parse, words
+from training.data import ImageSet
+from training.optimizer import OPTIMIZERS, SGD, AdamW
+from training.run import FORMAT_VERSION, Run
+from training.schedule import SCHEDULES
+from training.script import command
+from training.settings import changeable, field_texts, plain, setting, variants
+from training.task import Task
 from training.yaml_file import read_value, read_yaml, write_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +57,16 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wide:
+    """A model of another shape."""
+
+    width: int = 2
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
-    images: int = 1000
+    images: int = setting(1000, may_change=True)
     rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
@@ -60,35 +74,56 @@ class Train:
 
     def __post_init__(self) -> None:
         if self.images < 1:
-            raise ValueError(f"train.images={self.images} is out of range; give at least 1")
+            raise ValueError(f"images={self.images} is out of range; give at least 1")
+
+
+PRESETS = {
+    "small": Model(channels=8, in_channels=1),
+    "large": Model(channels=512, dropout=0.1),
+    "wide": Wide(width=9),
+}
+MODELS: dict[str, type] = {"model": Model, "wide": Wide}
+
+
+class Buildable(Run[Task]):
+    """The methods of a run, which a command line does not call."""
+
+    def outline(self) -> nn.Module:
+        raise NotImplementedError
+
+    def check_init(self) -> None:
+        raise NotImplementedError
+
+    def build(self, images: ImageSet) -> Task:
+        raise NotImplementedError
+
+    def load_init(self, task: Task) -> list[str]:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toy:
-    task: Literal["toy"] = "toy"
-    data: Data = Data()
-    model: Model = field(default_factory=lambda: Model(channels=64))
-    train: Train = Train()
+class Toy(Buildable):
+    data: Data = field(default_factory=Data)  # type: ignore[assignment]
+    model: object = variants(MODELS, default="model", presets=lambda: PRESETS)
+    """which model"""
+    train: Train = field(default_factory=Train)  # type: ignore[assignment]
     derived: ClassVar[dict[str, str]] = {"model.in_channels": "it follows from the images; see data.source"}
 
-    @staticmethod
-    def presets(name: str) -> Model:
-        return {"small": Model(channels=8, in_channels=1), "large": Model(channels=512, dropout=0.1)}[name]
-
-    @staticmethod
-    def preset_names() -> list[str]:
-        return ["small", "large"]
+    @classmethod
+    def init_config(cls, init: str) -> object:
+        if init not in PRESETS:
+            raise ValueError(f"init={init}: there is no such model")
+        return PRESETS[init]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plain:
+class Plain(Buildable):
     """A task without presets, with a setting that nobody can guess."""
 
-    task: Literal["plain"] = "plain"
     goal: str
 
 
-RUNS = {"toy": Toy, "plain": Plain}
+RUNS: dict[str, type[Run]] = {"toy": Toy, "plain": Plain}
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +147,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults():
 
 
 def test_the_defaults_of_a_section_are_those_of_the_run():
-    assert read("task: toy").run.model.channels == 64
+    assert read("task: toy").run.model.channels == 128
 
 
 def test_task_picks_the_dataclass():
@@ -122,10 +157,57 @@ def test_task_picks_the_dataclass():
 
 @pytest.mark.parametrize("by_flag", [False, True])
 def test_a_preset_gives_the_defaults_of_the_model_but_not_the_derived_fields(by_flag: bool):
-    said = read("model: {channels: 16}", "--model.preset", "large") if by_flag else read("model: {preset: large}")
-    assert said.run.model == Model(channels=16 if by_flag else 512, dropout=0.1)
+    parsed = read("model: {channels: 16}", "--model.preset", "large") if by_flag else read("model: {preset: large}")
+    assert parsed.run.model == Model(channels=16 if by_flag else 512, dropout=0.1)
     assert read("model: {preset: small}").run.model.in_channels == Model().in_channels
-    assert "preset" not in said.resolved["model"]
+    assert "preset" not in parsed.resolved["model"]
+
+
+@pytest.mark.parametrize(
+    "given", [("model: {kind: wide, width: 5}",), ("task: toy", "--model.kind", "wide", "--model.width=5")]
+)
+def test_the_kind_chooses_the_dataclass_of_a_section(given: tuple[str, ...]):
+    parsed = read(*given)
+    assert parsed.run.model == Wide(width=5)
+    assert parsed.resolved["model"] == {"kind": "wide", "width": 5, "dropout": 0.0}
+
+
+def test_a_preset_chooses_the_kind():
+    assert read("model: {preset: wide, dropout: 0.5}").run.model == Wide(width=9, dropout=0.5)
+    assert read("model: {preset: wide}", "--model.preset", "null").run.model == Model()
+
+
+def test_the_model_of_init_gives_defaults_and_chooses_the_kind():
+    assert read("init: wide").run.model == Wide(width=9)
+    assert read("init: wide", "--model.preset", "large").run.model == Model(channels=512, dropout=0.1)
+    assert read("{init: wide, model: {width: 3}}").run.model == Wide(width=3)
+
+
+def test_a_resumed_run_does_not_need_the_model_of_init(monkeypatch: pytest.MonkeyPatch):
+    record = Path("runs/some/config.yaml")
+    record.parent.mkdir(parents=True)
+    record.write_text(write_yaml({"format_version": FORMAT_VERSION} | read("init: wide").resolved))
+    monkeypatch.delitem(PRESETS, "wide")
+    assert read("init: wide", "--model.dropout", "0.5").run.model == Wide(width=9, dropout=0.5)
+    for text, flags in (("init: wide", ["--fresh"]), ("init: other", [])):
+        with pytest.raises(ValueError, match=r"^init=(wide|other): there is no such model"):
+            read(text, *flags)
+
+
+def test_a_script_may_add_kinds(monkeypatch: pytest.MonkeyPatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Deep:
+        depth: int = 1
+        """layers"""
+
+    monkeypatch.setitem(MODELS, "deep", Deep)
+    parsed = read("task: toy", "--model.kind", "deep", "--model.depth", "3")
+    assert parsed.run.model == Deep(depth=3)
+    assert read(write_yaml(parsed.resolved)).run == parsed.run
+
+
+def test_fields_that_may_change_are_known_by_dotted_name():
+    assert changeable(read("task: toy").run) == {"train.images"}
 
 
 @pytest.mark.parametrize(
@@ -202,10 +284,13 @@ def test_the_config_has_a_default():
 def test_the_record_of_a_run_continues_it():
     record = Path("runs/old/config.yaml")
     record.parent.mkdir(parents=True)
-    record.write_text(write_yaml({"format_version": 1} | read("train: {images: 3}").resolved))
+    record.write_text(write_yaml({"format_version": FORMAT_VERSION} | read("train: {images: 3}").resolved))
     said = parse(RUNS, ["--config", str(record)])
     assert (said.run.train.images, said.folder) == (3, record.parent)
     assert parse(RUNS, ["--config", str(record), "--run", "runs/new"]).folder == Path("runs/new")
+    record.write_text(record.read_text().replace(f"format_version: {FORMAT_VERSION}", "format_version: 1"))
+    with pytest.raises(ValueError, match=rf"config\.yaml has format_version 1, .*{FORMAT_VERSION}"):
+        parse(RUNS, ["--config", str(record)])
 
 
 # --- the resolved config ---------------------------------------------------------------------------------------------
@@ -220,7 +305,9 @@ TOYS = st.builds(
         cache=st.none() | st.just(Path("a b/c")),
         columns=st.lists(TEXT).map(tuple),
     ),
-    model=st.builds(Model, channels=st.sampled_from([4, 40]), multipliers=st.lists(st.integers()).map(tuple)),
+    model=st.builds(Model, channels=st.sampled_from([4, 40]), multipliers=st.lists(st.integers()).map(tuple))
+    | st.builds(Wide, width=st.integers()),
+    optimizer=st.sampled_from([AdamW(), SGD(nesterov=True)]),
     train=st.builds(Train, rate=st.floats(allow_nan=False), clip=st.none() | st.floats(1e-9, 1e9)),
 )  # fmt: skip
 
@@ -228,20 +315,19 @@ TOYS = st.builds(
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(toy=TOYS)
 def test_the_resolved_config_gives_the_same_run_again(toy: Toy):
-    resolved = plain(toy)
-    del resolved["model"]["in_channels"]
+    resolved = {"task": "toy", **plain(toy)}
+    resolved["model"].pop("in_channels", None)
     again = read(write_yaml(resolved))
     assert again.run == toy
     assert again.resolved == resolved
 
 
 def test_the_resolved_config_is_plain_and_leaves_out_what_is_derived():
-    assert read("data: {size: [8, 9], cache: x}").resolved == {
-        "task": "toy",
-        "data": {"source": "digits", "size": [8, 9], "cache": "x", "flip": False, "columns": []},
-        "model": {"channels": 64, "multipliers": [1, 2, 2], "heads": 1, "dropout": 0.0},
-        "train": {"images": 1000, "rate": 0.001, "betas": [0.9, 0.999], "clip": 1.0, "schedule": "constant"},
-    }
+    resolved = read("data: {size: [8, 9], cache: x}").resolved
+    assert resolved["data"] == {"source": "digits", "size": [8, 9], "cache": "x", "flip": False, "columns": []}
+    assert resolved["model"] == {"kind": "model", "channels": 128, "multipliers": [1, 2, 2], "heads": 1, "dropout": 0.0}
+    assert list(resolved)[:3] == ["task", "init", "freeze"], "values before sections"
+    assert resolved["task"] == "toy"
 
 
 def test_lists_are_written_within_a_line():
@@ -252,96 +338,114 @@ def test_lists_are_written_within_a_line():
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "parts"),  # of the message: what is wrong, and the way out
     [
-        ("--train.imagse 3", "--train.imagse is unknown; did you mean --train.images?"),
-        ("--images 3", "--images is unknown; did you mean --train.images?"),
-        ("--train.channels 3", "--train.channels is unknown; did you mean --model.channels?"),
-        ("--trian.images 3", "--trian.images is unknown; did you mean --train.images?"),
-        ("--dry-runs 3", "--dry-runs is unknown; did you mean --dry-run?"),
-        ("--qqq 3", "--qqq is unknown; see train.py --help"),
-        ("--train.zz 3", "--train.zz is unknown; the section train has images, rate, betas, clip, schedule"),
-        ("--train.image 3", "--train.image is unknown; did you mean --train.images?"),  # no abbreviations
-        ("--train.images many", "--train.images=many does not fit; give INT, such as 1000"),
-        ("--train.images 2.5", "--train.images=2.5 does not fit; give INT, such as 1000"),
-        ("--train.images true", "--train.images=true does not fit; give INT, such as 1000"),
-        ("--train.images null", "--train.images=null does not fit; give INT, such as 1000"),
-        ("--train.rate true", "--train.rate=true does not fit; give NUMBER, such as 0.001"),
-        ("--train.betas 0.9", "--train.betas=0.9 does not fit; give NUMBER,NUMBER, such as 0.9,0.999"),
-        ("--train.schedule cos", "--train.schedule=cos does not fit; give constant|cosine, such as constant"),
-        ("--data.flip 1", "--data.flip=1 does not fit; give true|false, such as false"),
-        ("--data.size 1,2,3", "--data.size=1,2,3 does not fit; give INT,INT|INT|null"),
-        ("--model.heads x", "--model.heads=x does not fit; give INT[,...], such as 1"),
-        ("--model.multipliers 1,true", "--model.multipliers=1,true does not fit; give INT,..., such as 1,2,2"),
-        ("--model.multipliers 1 2 2", "'2' stands alone; write a list as one value: --model.multipliers 1,2"),
-        ("--model.multipliers.0 3", "--model.multipliers.0 is unknown; did you mean --model.multipliers?"),
-        ("--model.multipliers+ 3", "--model.multipliers+ is unknown; did you mean --model.multipliers?"),
-        ("--model.multipliers [1", "'[1' is not a value; put texts with special characters in quotes"),
-        ("--model 3", "--model is a section; set its keys one by one, such as --model.preset"),
-        ("--model.in_channels 3", "--model.in_channels may not be set: it follows from the images; see data.source"),
-        ("--model.channels 6", "model: channels=6 is not a multiple of 4; give 128"),
-        ("--train.images 0", "train.images=0 is out of range; give at least 1"),
-        ("--task to", "task='to' is unknown; did you mean toy?"),
-        ("--task plain", "goal is missing; give it in some.yaml or as --goal"),
-        ("--task plain --goal x --model.preset small", "--model.preset is unknown; there is task, goal, .*"),
-        ("--model.preset smal", "model.preset='smal' is unknown; did you mean small?"),
-        ("--model.preset 9", "model.preset='9' is unknown; there is small, large"),
-        ("--train.images", "--train.images has no value; write --train.images VALUE"),
-        ("--train.images --fresh", "--train.images has no value; write --train.images VALUE"),
-        ("--fresh=no", "--fresh takes no value; leave =no out"),
-        ("-fresh", "'-fresh' stands alone; every flag starts with --"),
-        ("fresh", "'fresh' stands alone; every flag starts with --"),
-        ("--data.flip true ", "'' stands alone; write a list as one value: --data.flip true,"),
-        ("--config b", "--config is given twice (some.yaml, b); give one file and change it by flags"),
-        ("--run a:b", "run folder 'a:b' has a name that not every system can hold; use .* such as --run runs/a-b"),
-        ("--run ..", "run folder '..' has .* such as --run runs/some"),
-        ("--run x.", "run folder 'x.' has .* such as --run runs/x"),
+        ("--train.imagse 3", ["--train.imagse", "--train.images?"]),
+        ("--images 3", ["--images", "--train.images"]),
+        ("--train.channels 3", ["--train.channels", "--model.channels"]),
+        ("--trian.images 3", ["--trian.images", "--train.images"]),
+        ("--dry-runs 3", ["--dry-runs", "--dry-run?"]),
+        ("--qqq 3", ["--qqq", "--help"]),
+        ("--train.zz 3", ["--train.zz", "images, rate, betas, clip, schedule"]),
+        ("--train.image 3", ["--train.image ", "--train.images"]),  # no abbreviations
+        ("--train.images many", ["--train.images=many", "INT", "1000"]),
+        ("--train.images 2.5", ["--train.images=2.5", "INT", "1000"]),
+        ("--train.images true", ["--train.images=true", "INT", "1000"]),
+        ("--train.images null", ["--train.images=null", "INT", "1000"]),
+        ("--train.rate true", ["--train.rate=true", "NUMBER", "0.001"]),
+        ("--train.betas 0.9", ["--train.betas=0.9", "NUMBER,NUMBER", "0.9,0.999"]),
+        ("--train.schedule cos", ["--train.schedule=cos", "constant|cosine"]),
+        ("--data.flip 1", ["--data.flip=1", "true|false", "false"]),
+        ("--data.size 1,2,3", ["--data.size=1,2,3", "INT,INT|INT|null"]),
+        ("--model.heads x", ["--model.heads=x", "INT[,...]", "1"]),
+        ("--model.multipliers 1,true", ["--model.multipliers=1,true", "INT,...", "1,2,2"]),
+        ("--model.multipliers 1 2 2", ["'2'", "--model.multipliers 1,2"]),
+        ("--model.multipliers.0 3", ["--model.multipliers.0", "--model.multipliers?"]),
+        ("--model.multipliers+ 3", ["--model.multipliers+", "--model.multipliers?"]),
+        ("--model.multipliers [1", ["'[1'", "quotes"]),
+        ("--model 3", ["--model=3", "section", "--model.kind"]),
+        ("--model.in_channels 3", ["--model.in_channels", "it follows from the images; see data.source"]),
+        ("--model.channels 6", ["model.channels=6", "give 128"]),
+        ("--train.images 0", ["train.images=0", "at least 1"]),
+        ("--model.kind wid", ["model.kind", "'wid'", "wide"]),
+        ("--model.width 3", ["--model.width", "--model.kind=wide"]),
+        ("--model.kind wide --model.channels 3", ["--model.channels", "--model.kind=model"]),
+        ("--model.kind wide --model.preset small", ["model.kind=wide", "model.preset=small", "model"]),
+        ("--model.kind wide --init small", ["model.kind=wide", "init=small", "model"]),
+        ("--task to", ["task", "'to'", "toy"]),
+        ("--task plain", ["goal", "some.yaml", "--goal"]),
+        ("--task plain --goal x --model.preset small", ["--model.preset"]),
+        ("--model.preset smal", ["model.preset", "'smal'", "small"]),
+        ("--model.preset 9", ["model.preset", "'9'", "small, large"]),
+        ("--train.images", ["--train.images", "--train.images VALUE"]),
+        ("--train.images --fresh", ["--train.images", "--train.images VALUE"]),
+        ("--fresh=no", ["--fresh", "=no"]),
+        ("-fresh", ["'-fresh'", "--"]),
+        ("fresh", ["'fresh'", "--"]),
+        ("--data.flip true ", ["''", "--data.flip true,"]),
+        ("--config b", ["--config", "(some.yaml, b)"]),
+        ("--run a:b", ["'a:b'", "--run runs/a-b"]),
+        ("--run ..", ["'..'", "--run runs/some"]),
+        ("--run x.", ["'x.'", "--run runs/x"]),
     ],
 )  # fmt: skip
-def test_a_bad_flag_is_one_line_with_the_way_out(flags: str, message: str):
-    pattern = re.escape(message).replace(r"\.\*", ".*")
-    with pytest.raises(ValueError, match=f"^{pattern}$") as error:
+def test_a_bad_flag_is_one_line_with_the_way_out(flags: str, parts: list[str]):
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, parts))) as error:
         read("task: toy", *flags.split(" "))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "parts"),
     [
-        ("", "some.yaml is empty; write at least one setting, such as `task: NAME`"),
-        ("# only this\n", "some.yaml is empty; write at least one setting, such as `task: NAME`"),
-        ("3", "some.yaml holds 3, not `key: value` lines; write settings such as `task: NAME`"),
-        ("- a", "some.yaml holds ['a'], not `key: value` lines; write settings such as `task: NAME`"),
-        ("a: [1", "some.yaml, line 1: expected ',' or ']', but got '<stream end>'"),
-        ("\tx: 3", "some.yaml, line 1: found character '\\t' that cannot start any token"),
-        ("a: !x 3", "some.yaml, line 1: could not determine a constructor for the tag '!x'"),
-        ("a: 2024-13-01", "some.yaml cannot be read as YAML: month must be in 1..12"),
-        ("task: toy\ntask: toy", "some.yaml, line 2: task was already given in line 1; keep one of the two"),
-        ("train:\n  rate: 1\n  rate: 2", "some.yaml, line 3: rate was already given in line 2; keep one of the two"),
-        ("train: 3", "some.yaml: train=3 is not a section; write its keys indented below `train:`"),
-        ("train.images: 3", "some.yaml: train.images is not a key; write `images:` indented below `train:`"),
-        ("task: [toy]", "task=['toy'] is unknown; did you mean toy?"),
-        ("modle: {channels: 4}", "some.yaml: modle is unknown; did you mean model?"),
-        ("chanels: 4", "some.yaml: chanels is unknown; did you mean model.channels?"),
-        ("channels: 4", "some.yaml: channels is unknown; did you mean model.channels?"),
-        ("model: {chanels: 4}", "some.yaml: model.chanels is unknown; did you mean model.channels?"),
-        ("model: {in_channels: 4}", "some.yaml: model.in_channels may not be set: it follows from .*"),
-        ("model: {preset: [1]}", "model.preset=[1] is unknown; there is small, large"),
-        ("train: {images: 0777}", "some.yaml, line 1: 0777 is not decimal to YAML 1.1 (017 is 15, .*"),
-        ("train:\n  images: 1:30", "some.yaml, line 2: 1:30 is not decimal to YAML 1.1 .*"),
-        ("a: " + "[" * 5000, "some.yaml cannot be read as YAML: maximum recursion depth exceeded.*"),
-        ("model: {preset: 3}", "model.preset=3 is unknown; there is small, large"),
-        ("model: {multipliers: 4}", "some.yaml: model.multipliers=4 does not fit; give INT,..., such as [1, 2, 2]"),
-        ("train: {images: }", "some.yaml: train.images=null does not fit; give INT, such as 1000"),
-        ("train: {images: true}", "some.yaml: train.images=true does not fit; give INT, such as 1000"),
-        ("train: {images: {a: 1}}", "some.yaml: train.images={'a': 1} does not fit; give INT, such as 1000"),
-        ("data: {source: 3}", "some.yaml: data.source=3 does not fit; give TEXT, such as digits"),
+        ("", ["is empty", "task: NAME"]),
+        ("# only this\n", ["is empty", "task: NAME"]),
+        ("3", ["3", "task: NAME"]),
+        ("- a", ["['a']", "task: NAME"]),
+        ("a: [1", [", line 1", "'<stream end>'"]),
+        ("\tx: 3", [", line 1", "'\\t'"]),
+        ("a: !x 3", [", line 1", "'!x'"]),
+        ("a: 2024-13-01", ["month"]),
+        ("task: toy\ntask: toy", [", line 2", "task", "line 1"]),
+        ("train:\n  rate: 1\n  rate: 2", [", line 3", "rate", "line 2"]),
+        ("train: 3", ["train=3", "section", "train.images"]),
+        ("train.images: 3", ["train.images", "`images:`", "`train:`"]),
+        ("train: {images: 3}\ntrain.images: 3", ["train.images", "`images:`", "`train:`"]),
+        ("modle: {channels: 4}", ["modle.channels", "model.channels"]),
+        ("chanels: 4", ["chanels", "model.channels"]),
+        ("channels: 4", ["channels", "model.channels"]),
+        ("model: {chanels: 4}", ["model.chanels", "model.channels"]),
+        ("model: {in_channels: 4}", ["model.in_channels", "it follows from"]),
+        ("model: {kind: wide, channels: 4}", ["model.channels", "model.kind=model"]),
+        ("train: {images: 0777}", [", line 1", "0777"]),
+        ("train:\n  images: 1:30", [", line 2", "1:30"]),
+        ("a: " + "[" * 5000, ["recursion"]),
+        ("model: {multipliers: 4}", ["model.multipliers=4", "INT,...", "[1, 2, 2]"]),
+        ("train: {images: }", ["train.images=null", "INT", "1000"]),
+        ("train: {images: true}", ["train.images=true", "INT", "1000"]),
+        ("train: {images: {a: 1}}", ["train.images.a", "train.images"]),
+        ("data: {source: 3}", ["data.source=3", "TEXT", "digits"]),
     ],
 )  # fmt: skip
-def test_a_bad_file_is_one_line_with_the_way_out(text: str, message: str):
-    pattern = re.escape(message).replace(r"\.\*", ".*")
-    with pytest.raises(ValueError, match=f"^{pattern}$"):
+def test_a_bad_file_is_one_line_with_the_way_out(text: str, parts: list[str]):
+    with pytest.raises(ValueError, match="^some.yaml.*" + ".*".join(map(re.escape, parts))) as error:
         read(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("task: [toy]", ["task", "toy"]),
+        ("model: {preset: [1]}", ["model.preset", "[1]", "small, large"]),
+        ("model: {preset: 3}", ["model.preset", "3", "small, large"]),
+        ("model: {kind: 3}", ["model.kind", "3", "model, wide"]),
+    ],
+)
+def test_a_bad_choice_is_one_line_with_the_choices(text: str, parts: list[str]):
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, parts))) as error:
+        read(text)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_names_those_there_are(folder: Path):
@@ -375,9 +479,12 @@ def shown(capsys: pytest.CaptureFixture[str], *argv: str, runs: dict = RUNS) -> 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_shows_each_field_with_its_default_and_meaning(flag: str, capsys: pytest.CaptureFixture[str]):
     text = shown(capsys, flag)
-    assert "--model.channels INT  (default: 64)\n      width, of which 100% is used\n" in text
+    assert "--model.channels INT  (default: 128)\n      width, of which 100% is used\n" in text
     assert "data:\n  Where the images come from.\n\n  --data.source TEXT  (default: digits)" in text
-    assert "--model.preset small|large|null  (default: null)" in text
+    assert "--task toy|plain  (default: toy)" in text
+    assert "--model.kind model|wide  (default: model)\n      which model\n" in text
+    assert "      wide: A model of another shape.\n" in text
+    assert "--model.preset small|large|wide|null  (default: null)" in text
     assert "--train.betas NUMBER,NUMBER  (default: 0.9,0.999)" in text
     assert "--train.clip NUMBER|null  (default: 1.0)" in text
     assert "in_channels" not in text
@@ -387,6 +494,7 @@ def test_help_shows_each_field_with_its_default_and_meaning(flag: str, capsys: p
 def test_help_follows_task_preset_and_config(capsys: pytest.CaptureFixture[str]):
     assert "--goal TEXT  (required)" in shown(capsys, "--help", "--task", "plain")
     assert "--model.channels INT  (default: 512)" in shown(capsys, "--model.preset", "large", "--help")
+    assert "--model.width INT  (default: 2)" in shown(capsys, "--help", "--model.kind", "wide")
     Path("p.yaml").write_text("task: plain")
     assert "--goal" in shown(capsys, "--config", "p.yaml", "--help")
 
@@ -407,7 +515,6 @@ def test_types_in_words():
     ]
     assert [words(hint) for hint in hints] == ["INT|null", "INT[,...]", "a|b[,...]", "NUMBER,...", "INT,INT|INT"]
     assert [words(hint) for hint in (Path, bool, Literal[1, 3])] == ["PATH", "true|false", "1|3"]
-    assert kinds(tuple[int, ...] | choice | None) == {int, str, type(None)}  # type: ignore[valid-type]
 
 
 def test_help_texts_are_inherited():
@@ -435,7 +542,7 @@ def test_a_value_error_ends_a_script_with_one_line(capsys: pytest.CaptureFixture
 
 
 def test_a_terminal_that_lacks_a_letter_is_no_error():
-    code = r"from training.cli import command; command(lambda argv: print('\u732b', '\udcff'))([])"
+    code = r"from training.script import command; command(lambda argv: print('\u732b', '\udcff'))([])"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=True)
     assert done.stdout.split() == [rb"\u732b", rb"\udcff"]
@@ -444,10 +551,10 @@ def test_a_terminal_that_lacks_a_letter_is_no_error():
 def test_other_processes_wait_before_they_speak(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     waited: list[float] = []
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setattr(script.time, "sleep", waited.append)
     with pytest.raises(SystemExit, match="2"):
         command(failing)(["x"])
-    assert waited == [cli.PATIENCE_S]
+    assert waited == [script.PATIENCE_S]
     assert capsys.readouterr().err.endswith(" (process 3): error: bad x very\n")
 
 
@@ -509,10 +616,15 @@ def test_every_field_of_the_real_tasks_has_a_help_text():
     from tasks import RUNS as real
 
     for cls in real.values():
-        assert [leaf.name for leaf in Schema(cls).leaves.values() if not leaf.help] == []
+        schemas = [
+            Schema(cls, {}, {"optimizer.kind": kind, "schedule.kind": other})
+            for kind in OPTIMIZERS
+            for other in SCHEDULES
+        ]
+        assert [leaf.name for schema in schemas for leaf in schema.leaves.values() if not leaf.help] == []
         for name in cls.derived:
             section, _, last = name.rpartition(".")
-            assert last in {field.name for field in fields(Schema(cls).sections[section])}
+            assert last in {field.name for field in fields(schemas[0].classes[section])}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

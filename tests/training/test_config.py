@@ -1,50 +1,55 @@
+"""Ranges of the training settings, and batches shared by ranks."""
+
 import re
 
 import pytest
 
 from training.config import TrainConfig
+from training.ema import EmaConfig
+from training.optimizer import SGD, AdamW
+from training.schedule import Constant, Step
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "text"),
+    ("cls", "name", "value", "way_out"),
     [
-        ("images", 0, "train.images=0 is out of range; give at least 1"),
-        ("batch", 0, "train.batch=0 is out of range; give 1 to 16,777,216"),
-        ("batch", 10**40, "is out of range; give 1 to 16,777,216"),
-        ("ema_halflife_images", 0, "train.ema_halflife_images=0 is out of range; give at least 1, or null"),
-        ("log_every_images", 0, "train.log_every_images=0 is out of range; give at least 1"),
-        ("eval_every_images", -1, "train.eval_every_images=-1 is out of range; give at least 1"),
-        ("checkpoint_every_images", 0, "train.checkpoint_every_images=0 is out of range; give at least 1"),
-        ("warmup_images", -1, "train.warmup_images=-1 is out of range; give 0 or more"),
-        ("weight_decay", -0.1, "train.weight_decay=-0.1 is out of range; give 0 or more"),
-        ("seed", -1, "train.seed=-1 is out of range; give 0 or more"),
-        ("seed", 2**64, "train.seed=18446744073709551616 is out of range; give 0 or more, below 2^64"),
-        ("micro_batch", 0, "train.micro_batch=0 is out of range; give at least 1, or null"),
-        ("learning_rate", 0.0, "train.learning_rate=0.0 is out of range; give a rate above 0"),
-        ("learning_rate", float("nan"), "train.learning_rate=nan is out of range; give a rate above 0"),
-        ("betas", (0.9, 1.0), "train.betas=(0.9, 1.0) is out of range; give two numbers in [0, 1)"),
-        ("max_grad_norm", 0.0, "train.max_grad_norm=0.0 is out of range; give a norm above 0, or null for no clipping"),
-        ("ema_rampup", 0.0, "train.ema_rampup=0.0 is out of range; give a share above 0, or null"),
-        (
-            "keep_every_images",
-            75_000,
-            "train.keep_every_images=75000 is out of range; give a multiple of train.checkpoint_every_images=50000, or",
-        ),
-        ("keep_every_images", 0, "train.keep_every_images=0 is out of range; give a multiple of"),
-        ("momentum", 1.0, "train.momentum=1.0 is out of range; give at least 0 and below 1"),
-        ("nesterov", True, "train.nesterov=True is out of range; it needs train.optimizer=sgd with momentum"),
-        ("schedule", "step", "train.milestones_images=() is out of range; they belong to train.schedule=step, which"),
-        ("milestones_images", (5,), "train.milestones_images=(5,) is out of range; they belong to train.schedule=step"),
-        ("milestones_images", (9, 5), "is out of range; give numbers of images from 1 on, each larger than the one"),
-        ("milestones_images", (5, 5), "is out of range; give numbers of images from 1 on, each larger than the one"),
-        ("milestones_images", (0, 5), "is out of range; give numbers of images from 1 on, each larger than the one"),
-        ("step_factor", 1.0, "train.step_factor=1.0 is out of range; give a number between 0 and 1"),
-        ("keep_last", 1, "train.keep_last=1 is out of range; keep at least 2 checkpoints"),
+        (TrainConfig, "images", 0, "1"),
+        (TrainConfig, "batch", 0, "1 to 16,777,216"),
+        (TrainConfig, "batch", 10**40, "1 to 16,777,216"),
+        (TrainConfig, "log_every_images", 0, "1"),
+        (TrainConfig, "eval_every_images", -1, "1"),
+        (TrainConfig, "checkpoint_every_images", 0, "1"),
+        (TrainConfig, "seed", -1, "2^64"),
+        (TrainConfig, "seed", 2**64, "2^64"),
+        (TrainConfig, "micro_batch", 0, "null"),
+        (TrainConfig, "keep_last", 1, "2"),
+        (TrainConfig, "keep_every_images", 75_000, "train.checkpoint_every_images=50000"),
+        (TrainConfig, "keep_every_images", 0, "train.checkpoint_every_images=50000"),
+        (EmaConfig, "halflife_images", 0, "null"),
+        (EmaConfig, "rampup", 0.0, "null"),
+        (AdamW, "weight_decay", -0.1, "0"),
+        (AdamW, "learning_rate", 0.0, "0"),
+        (SGD, "learning_rate", float("nan"), "0"),
+        (AdamW, "betas", (0.9, 1.0), "[0, 1)"),
+        (SGD, "max_grad_norm", 0.0, "null"),
+        (SGD, "momentum", 1.0, "1"),
+        (Constant, "warmup_images", -1, "0"),
+        (Step, "milestones_images", (), "1"),
+        (Step, "milestones_images", (9, 5), "larger"),
+        (Step, "milestones_images", (5, 5), "larger"),
+        (Step, "milestones_images", (0, 5), "1"),
     ],
 )
-def test_out_of_range(name, value, text):
-    with pytest.raises(ValueError, match=re.escape(text)):
-        TrainConfig(**{name: value})
+def test_out_of_range(cls, name, value, way_out):
+    with pytest.raises(ValueError, match=rf"\b{name}={re.escape(str(value))} .*{re.escape(way_out)}"):
+        cls(**{name: value})
+
+
+def test_what_depends_on_another_field():
+    with pytest.raises(ValueError, match=r"nesterov=True .*momentum"):
+        SGD(nesterov=True, momentum=0.0)
+    with pytest.raises(ValueError, match=r"factor=1\.0 .*1"):
+        Step(milestones_images=(5,), factor=1.0)
 
 
 @pytest.mark.parametrize(

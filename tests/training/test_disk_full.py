@@ -1,4 +1,4 @@
-"""A disk that is full, at every point of a run: what was saved stays, what was half written goes, training goes on."""
+"""A full disk at every point of a run: saved files stay, partial files are removed, training continues."""
 
 import errno
 import json
@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 
 from tests.training import toy
 from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
-from training import checkpoint, log, room
+from training import checkpoint, disk_space, log
+from training.disk_space import DiskFull, append_line, is_full
 from training.loop import Loop
 from training.memory import saved_bytes
-from training.room import NoRoom, append_line, is_full
 from training.units import show_size
 
 FULL = [errno.ENOSPC, errno.EFBIG, errno.EDQUOT]
@@ -49,13 +49,13 @@ def saving(tmp_path) -> Iterator[Loop]:
     """A loop after three updates, with checkpoints of the first two and the start."""
     runner = loop(tmp_path, ToyTask(), keep_last=5)
     runner.log = Lines()
-    runner.start()
+    runner.begin()
     for _ in range(2):
-        runner.update(1e-2)
+        runner.step.update()
         assert runner.save()
-    runner.update(1e-2)
+    runner.step.update()
     yield runner
-    runner.feed.close()
+    runner.step.close()
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -64,7 +64,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def save_fails(runner: Loop) -> bool:
-    """Whether the next save finds no room; if so, every checkpoint is as it was, and nothing lies beside them."""
+    """Whether the next save finds the disk full; if so, every checkpoint is as it was, and nothing lies beside them."""
     path = runner.folder.path
     before = content(path / "checkpoints")
     if runner.save():
@@ -77,7 +77,7 @@ def save_fails(runner: Loop) -> bool:
 
 
 def fail_at(patch: pytest.MonkeyPatch, step: int, code: int) -> None:
-    """Let the `step`-th operation that takes room fail with the system's error `code`."""
+    """Let the `step`-th operation that takes disk space fail with the system's error `code`."""
     left = [step]
 
     def failing(function, error):
@@ -97,8 +97,8 @@ def fail_at(patch: pytest.MonkeyPatch, step: int, code: int) -> None:
         patch.setattr(os, name, failing(getattr(os, name), OSError(code, os.strerror(code))))
 
 
-def test_whatever_operation_finds_the_disk_full_the_checkpoints_stay(saving, capsys):
-    """Every operation of a save that takes room fails in turn, with each of the system's errors."""
+def test_checkpoints_stay_whichever_operation_fails(saving, capsys):
+    """Every operation of a save that takes disk space fails in turn, with each of the system's errors."""
     step, failed = 0, True
     while failed:
         with pytest.MonkeyPatch.context() as patch:
@@ -107,8 +107,8 @@ def test_whatever_operation_finds_the_disk_full_the_checkpoints_stay(saving, cap
         step += failed
     assert step >= 20
     out = capsys.readouterr().out
-    text = rf"NOT SAVED after 24 images: no room in {saving.folder.path} for a checkpoint.*: "
-    text += r"\S+ \w+ are needed, \S+ .B are free \(.*\); remove something, .*; training goes on"
+    text = rf"NOT SAVED after 24 images: the disk is full: {saving.folder.path} .*a checkpoint.*: "
+    text += r"\S+ \w+ are needed, \S+ .B are free \(.*\); remove something, .*; training continues"
     assert len(re.findall(text, out)) == step
     assert newest(saving.folder.path).name == "000000024"
 
@@ -123,16 +123,16 @@ def test_files_that_may_not_grow(saving):
         assert saving.save()
 
 
-def test_what_does_not_fit_is_not_begun(saving, monkeypatch, capsys):
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 1000)
+def test_nothing_is_written_without_disk_space(saving, monkeypatch, capsys):
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1000)
     monkeypatch.setattr(checkpoint, "stage", lambda *arguments: pytest.fail("begun"))
     assert save_fails(saving)
-    needed = show_size(saved_bytes(saving.state.trained, 2))
-    text = f"NOT SAVED after 24 images: no room in {saving.folder.path} for a checkpoint and the model: {needed}"
+    needed = show_size(saved_bytes(saving.step.trained, 2))
+    text = f"{saving.folder.path} has no space for a checkpoint and the model: {needed}"
     assert f"{text} are needed, 1 kB are free; remove something, or" in capsys.readouterr().out
 
 
-def test_other_errors_are_not_taken_for_a_full_disk(saving, monkeypatch):
+def test_other_errors_are_raised(saving, monkeypatch):
     def broken(*arguments):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -144,10 +144,10 @@ def test_other_errors_are_not_taken_for_a_full_disk(saving, monkeypatch):
     assert all(is_full(OSError(code, "")) for code in FULL)
 
 
-def test_without_room_for_two_checkpoints_nothing_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 4000)
+def test_a_run_needs_space_for_two_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 4000)
     task = ToyTask()
-    with pytest.raises(NoRoom, match=re.escape(f"no room in {tmp_path} for two checkpoints and the model: ")):
+    with pytest.raises(DiskFull, match=re.escape(f"{tmp_path} has no space for two checkpoints and the model: ")):
         train(tmp_path, task)
     assert (task.batches, task.saved) == ([], 0)
     monkeypatch.undo()
@@ -170,12 +170,12 @@ class Acting(ToyTask):
 def test_the_end_of_a_run_must_be_saved(tmp_path, monkeypatch):
     settings = {"checkpoint_every_images": 4 * BATCH}
     train(tmp_path / "straight", **settings)
-    task = Acting(9, lambda: monkeypatch.setattr(room, "free_bytes", lambda folder: 0))
-    text = "what was trained last is not saved: no room in .*; remove something, .*; the same command goes on"
-    with pytest.raises(NoRoom, match=text):
+    task = Acting(9, lambda: monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 0))
+    text = "the last updates are not saved: .*; remove something, .*; the same command resumes"
+    with pytest.raises(DiskFull, match=text):
         train(tmp_path / "run", task, **settings)
     assert newest(tmp_path / "run").name == "000000064"
-    with pytest.raises(NoRoom, match="for a checkpoint and the model"):
+    with pytest.raises(DiskFull, match="for a checkpoint and the model"):
         train(tmp_path / "run", **settings)
     monkeypatch.undo()
     train(tmp_path / "run", **settings)
@@ -183,10 +183,10 @@ def test_the_end_of_a_run_must_be_saved(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("due", [True, False])
-def test_a_stop_that_cannot_save_says_so(tmp_path, monkeypatch, due):
-    task = Acting(6, lambda: monkeypatch.setattr(room, "free_bytes", lambda folder: 0))
+def test_a_stop_that_cannot_save_is_an_error(tmp_path, monkeypatch, due):
+    task = Acting(6, lambda: monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 0))
     task.signal_at = 6, signal.SIGTERM
-    with pytest.raises(NoRoom, match=r"what was trained last is not saved: no room in .*; the same command goes on"):
+    with pytest.raises(DiskFull, match=r"the last updates are not saved: .*; the same command resumes"):
         train(tmp_path, task, checkpoint_every_images=(2 if due else 4) * BATCH)
     assert newest(tmp_path).name == "000000032"
 
@@ -212,24 +212,24 @@ class Full(GeneralTracker):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_costs_a_run_its_reports_and_no_more(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_costs_only_the_reports_of_a_run(tmp_path, monkeypatch, capsys):
     train(tmp_path / "straight")
     monkeypatch.setattr(log, "append_line", lambda path, line: False)
     monkeypatch.setattr(log, "filter_trackers", lambda *arguments: [Full()])
     task = ToyTask()
-    monkeypatch.setattr(task, "evaluate", Full().log)
+    monkeypatch.setattr(toy.ToyEvaluation, "run", Full().log)
     capsys.readouterr()
     train(tmp_path / "full", task)
     assert hashes(tmp_path / "full") == hashes(tmp_path / "straight")
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "full" in line and line.startswith("the disk")] == [
         "the disk is full: tensorboard gets no more numbers of this run",
-        f"the disk is full: {tmp_path / 'full/log.jsonl'} lacks what came after 8 images",
-        f"the disk is full: {tmp_path / 'full/samples'} lacks the evaluation after 80 images",
+        f"the disk is full: {tmp_path / 'full/log.jsonl'} lacks the lines after 8 images",
+        f"the disk is full: {tmp_path / 'full/samples'} lacks the sum after 80 images",
     ]
     monkeypatch.undo()
     again = train(tmp_path / "full")
-    assert again.evaluated == [80], "made up for by the same command"
+    assert again.evaluated == [80], "repeated by the same command"
 
 
 @pytest.fixture
@@ -257,9 +257,9 @@ def test_a_disk_that_fills_up(small_disk, tmp_path, pages):
 
     def fill():
         saved.update(hashes(run))
-        ballast.write_bytes(bytes(room.free_bytes(small_disk) - pages * PAGE))
+        ballast.write_bytes(bytes(disk_space.free_bytes(small_disk) - pages * PAGE))
 
-    with suppress(NoRoom):
+    with suppress(DiskFull):
         train(run, Acting(3, fill), **settings)
     assert checkpoint.verify(newest(run)) is None
     if newest(run).name == "000000016":

@@ -1,10 +1,11 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from training.ema import Ema
+from training.ema import Ema, EmaConfig
 
 
 def test_against_a_float64_recomputation():
@@ -38,3 +39,17 @@ def test_the_average_is_apart_and_ready_to_use():
     assert not ema.model.training
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
     assert list(ema.model.state_dict()) == list(model.state_dict())
+
+
+def test_a_weight_halves_over_the_halflife():
+    assert EmaConfig(halflife_images=500, rampup=None).decay(10, batch=10) ** 50 == pytest.approx(0.5)
+
+
+def test_rampup_shortens_the_halflife_early_on():
+    config = EmaConfig(halflife_images=500, rampup=0.05)
+    assert config.decay(200, batch=10) == pytest.approx(0.5), "half-life 0.05 * 200 = 10 images, one batch"
+    assert config.decay(10_000, batch=10) == config.decay(1_000_000, batch=10) == pytest.approx(0.5 ** (10 / 500))
+
+
+def test_without_a_halflife_nothing_is_averaged():
+    assert EmaConfig(halflife_images=None).decay(10, batch=10) == 0

@@ -1,9 +1,11 @@
 import json
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from tests.training.toy import accelerator, config
+from training.config import TrainingSettings
 from training.log import RunLog, evaluated, read, truncate
 
 
@@ -29,9 +31,15 @@ def test_evaluated(tmp_path):
     assert evaluated(path, 16)
 
 
+def opened(path: Path, settings: TrainingSettings, images_seen: int) -> RunLog:
+    return RunLog(path / "log.jsonl", path / "tensorboard", settings.train, images_seen, accelerator(settings))
+
+
 def test_rows_and_the_bar(tmp_path, capsys):
     settings = config()
-    with closing(RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings, 8, accelerator(settings))) as log:
+    with closing(
+        RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings.train, 8, accelerator(settings))
+    ) as log:
         log.advance(8)
         log.write(16, 2, {"loss": 0.123456})
         log.write(16, 2, {"score": 2.0}, evaluated=True)
@@ -44,7 +52,7 @@ def test_rows_and_the_bar(tmp_path, capsys):
 
 def test_the_bar_shows_all_numbers_at_80_columns(tmp_path, capsys):
     settings = config(images=102_400_000, batch=128)
-    log = RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings, 3_600_000, accelerator(settings))
+    log = opened(tmp_path, settings, 3_600_000)
     with closing(log):
         log.bar.ncols = 79  # what tqdm takes of a terminal with 80
         log.bar.start_t -= 3600
@@ -62,7 +70,9 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = config(trackers=("tensorboard",))
-    with closing(RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings, 0, accelerator(settings))) as log:
+    with closing(
+        RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings.train, 0, accelerator(settings))
+    ) as log:
         log.write(16, 2, {"loss": 0.5})
     events = EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(16, 0.5)]

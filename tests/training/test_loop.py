@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.toy import BATCH, ToyTask, accelerator, config, hashes, images, loop, newest, tensors, train
 from training.config import TrainConfig
+from training.ema import EmaConfig
 from training.log import read
 from training.loop import fit
+from training.optimizer import OPTIMIZERS
 from training.run_folder import RunFolder
-from training.schedule import ema_keep
+from training.schedule import SCHEDULES
 from training.units import show_size
 
 
@@ -62,7 +64,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, dropout, split, capsys)
     assert text in capsys.readouterr().out
 
 
-def test_a_run_that_dies_between_checkpoints_goes_on_as_if_nothing_happened(tmp_path):
+def test_a_run_that_dies_between_checkpoints_resumes_with_the_same_bits(tmp_path):
     settings = {"checkpoint_every_images": 4 * BATCH, "eval_every_images": 2 * BATCH}
     train(tmp_path / "straight", ToyTask(dropout=0.3), **settings)
     task = ToyTask(dropout=0.3)
@@ -82,7 +84,7 @@ def test_a_run_that_dies_between_checkpoints_goes_on_as_if_nothing_happened(tmp_
     assert rows(tmp_path / "died") == rows(tmp_path / "straight")
 
 
-def test_finished_says_so(tmp_path, capsys):
+def test_a_finished_run_is_left_alone(tmp_path, capsys):
     train(tmp_path)
     text = f"finished: {tmp_path} has seen 80 images; its model is in {tmp_path / 'model'}"
     assert text in capsys.readouterr().out
@@ -90,17 +92,17 @@ def test_finished_says_so(tmp_path, capsys):
     task = train(tmp_path)
     assert task.batches == []
     assert hashes(tmp_path) == before
-    text = f"finished: {tmp_path} has seen 80 images; give more train.images to go on, or --fresh to start over"
+    text = f"finished: {tmp_path} has seen 80 images; raise train.images to continue, or --fresh to start over"
     assert text in capsys.readouterr().out
 
 
-def test_a_longer_run_goes_on(tmp_path):
+def test_a_finished_run_can_be_extended(tmp_path):
     train(tmp_path)
     task = train(tmp_path, images=12 * BATCH)
     assert len(task.batches) == 2
 
 
-def test_when_things_are_due(tmp_path):
+def test_due_intervals(tmp_path):
     path = tmp_path / "run"
     task = train(path, log_every_images=3 * BATCH, eval_every_images=20, checkpoint_every_images=4 * BATCH, keep_last=3)
     rows = list(read(path / "log.jsonl"))
@@ -133,7 +135,7 @@ def test_keep(tmp_path):
     assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["000000072", "000000080"]
 
 
-def test_keep_for_good(tmp_path):
+def test_keep_permanently(tmp_path):
     train(tmp_path, checkpoint_every_images=10, keep_every_images=30)
     saved = [16, 24, 32, 40, 56, 64, 72, 80]  # the first updates at or after multiples of 10
     kept = [0, 32, 64, 72, 80]  # after 0, 30 and 60, and the two newest
@@ -141,17 +143,17 @@ def test_keep_for_good(tmp_path):
     assert [int(folder.name) for folder in sorted((tmp_path / "checkpoints").iterdir())] == kept
 
 
-def test_another_micro_batch_goes_on_and_is_said(tmp_path, capsys):
+def test_another_micro_batch_resumes_and_is_printed(tmp_path, capsys):
     train(tmp_path / "whole")
     train(tmp_path / "changed", images=5 * BATCH)
     train(tmp_path / "changed", micro_batch=4)
-    text = "train.micro_batch: null when it was saved, 4 now; same images and noise, other dropout, batch norms"
+    text = "train.micro_batch: null when saved, 4 now; same images and noise, other dropout, batch norms"
     assert text in capsys.readouterr().out
     assert losses(tmp_path / "changed") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     same_weights(tmp_path / "whole", tmp_path / "changed", 1e-5)
 
 
-def test_what_checkpoints_take_is_said_before_training(tmp_path, capsys):
+def test_the_size_of_checkpoints_is_printed_before_training(tmp_path, capsys):
     train(tmp_path, images=5 * BATCH, keep_last=3)
     size = (
         4 * 4 * sum(p.numel() for p in ToyTask().model.parameters()) + 2 * 8
@@ -159,17 +161,17 @@ def test_what_checkpoints_take_is_said_before_training(tmp_path, capsys):
     line = rf"checkpoints: {show_size(size)} each, 3 are kept; the first took \d+\.\d s; .+B are free"
     assert re.search(line, capsys.readouterr().out)
     train(tmp_path, keep_every_images=10**9)  # a multiple of the interval
-    line = rf"checkpoints: {show_size(size)} each, 2 are kept, and 1 for good; .+B are free"
+    line = rf"checkpoints: {show_size(size)} each, 2 are kept, and 1 permanently; .+B are free"
     assert re.search(line, capsys.readouterr().out)
 
 
 def test_a_checkpoint_is_there_before_the_first_update(tmp_path):
     runner = loop(tmp_path, ToyTask())
-    runner.start()
+    runner.begin()
     assert newest(tmp_path).name == "000000000"
     assert_close(tensors(tmp_path)["first.weight"], ToyTask().model.first.weight.detach(), rtol=0, atol=0)
     assert (tmp_path / "model/model.safetensors").is_file()
-    runner.feed.close()
+    runner.step.close()
 
 
 @pytest.mark.parametrize(
@@ -188,17 +190,17 @@ def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_ever
     assert losses(tmp_path) == (good[:5] if log_every_images == BATCH else []), "no NaN in the log"
 
 
-def test_the_average_is_what_it_says(tmp_path):
-    runner = loop(tmp_path, ToyTask(), ema_halflife_images=30)
-    runner.start()
-    expected = runner.state.trained.first.weight.detach().double()
+def test_the_average_is_that_of_the_trained_weights(tmp_path):
+    runner = loop(tmp_path, ToyTask(), halflife_images=30)
+    runner.begin()
+    expected = runner.step.trained.first.weight.detach().double()
     for _ in range(10):
-        runner.update(1e-2)
-        keep = ema_keep(runner.config, runner.state.images_seen)
-        expected = keep * expected + (1 - keep) * runner.state.trained.first.weight.detach().double()
-    assert_close(runner.state.ema.model.first.weight.double(), expected, rtol=0, atol=1e-6)
-    assert runner.state.ema.model.calls == 10
-    runner.feed.close()
+        runner.step.update()
+        keep = runner.step.settings.ema.decay(runner.step.images_seen, BATCH)
+        expected = keep * expected + (1 - keep) * runner.step.trained.first.weight.detach().double()
+    assert_close(runner.step.ema.model.first.weight.double(), expected, rtol=0, atol=1e-6)
+    assert runner.step.ema.model.calls == 10
+    runner.step.close()
 
 
 class Syncs(TorchDispatchMode):
@@ -218,12 +220,12 @@ def test_an_update_does_not_wait_for_the_device(tmp_path, max_grad_norm):
     runner = loop(tmp_path, ToyTask(), micro_batch=4, max_grad_norm=max_grad_norm)
     with Syncs() as syncs:
         for _ in range(3):
-            loss, _ = runner.update(1e-2)
+            loss = runner.step.update().loss
     assert syncs.count == 0
     with syncs:
         loss.item()
     assert syncs.count == 1, "the counter counts"
-    runner.feed.close()
+    runner.step.close()
 
 
 def final(path, task: ToyTask | None = None, **changes) -> dict[str, torch.Tensor]:
@@ -234,7 +236,7 @@ def final(path, task: ToyTask | None = None, **changes) -> dict[str, torch.Tenso
 CHANGED = {
     "batch": 4, "learning_rate": 2e-2, "warmup_images": 40, "schedule": "cosine", "weight_decay": 0.5,
     "betas": (0.5, 0.9), "max_grad_norm": 0.01, "seed": 1, "precision": "bf16", "optimizer": "sgd", "momentum": 0.5,
-    "nesterov": True, "decay_vectors": False, "milestones_images": (40, 60), "step_factor": 0.5,
+    "nesterov": True, "decay_vectors": False, "milestones_images": (40, 60), "factor": 0.5,
 }  # fmt: skip
 STEPS = {"schedule": "step", "milestones_images": (40,)}
 OTHERS = {  # what else must be so for a field to matter
@@ -242,30 +244,32 @@ OTHERS = {  # what else must be so for a field to matter
     "nesterov": {"optimizer": "sgd"},
     "decay_vectors": {"weight_decay": 0.5},
     "milestones_images": STEPS,
-    "step_factor": STEPS,
+    "factor": STEPS,
 }
-AVERAGED = {"ema_halflife_images": 2, "ema_rampup": None}
+AVERAGED = {"halflife_images": 2, "rampup": None}
 ELSEWHERE = {  # has no effect on the weights; shown by the test named
-    "images": "test_a_longer_run_goes_on",
+    "images": "test_a_finished_run_can_be_extended",
     "micro_batch": "test_accumulation_equals_one_large_batch",
-    "log_every_images": "test_when_things_are_due",
-    "eval_every_images": "test_when_things_are_due",
-    "checkpoint_every_images": "test_when_things_are_due",
+    "log_every_images": "test_due_intervals",
+    "eval_every_images": "test_due_intervals",
+    "checkpoint_every_images": "test_due_intervals",
     "keep_last": "test_keep",
-    "keep_every_images": "test_keep_for_good",
+    "keep_every_images": "test_keep_permanently",
     "compile": "test_compile_changes_the_speed_only",
     "trackers": "test_trackers",
 }
 
 
 def test_every_field_is_shown_to_matter():
-    assert {field.name for field in fields(TrainConfig)} == {*CHANGED, *AVERAGED, *ELSEWHERE}
+    classes = [TrainConfig, EmaConfig, *OPTIMIZERS.values(), *SCHEDULES.values()]
+    names = {field.name for cls in classes for field in fields(cls)} | {"optimizer", "schedule"}
+    assert names == {*CHANGED, *AVERAGED, *ELSEWHERE}
     assert all(name in globals() for name in ELSEWHERE.values())
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_field_changes_the_weights(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("training.accelerator.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr("training.precision.cpu_flags", lambda: {"avx512_bf16"})
     others = OTHERS.get(name, {})
     before, after = final(tmp_path / "a", **others), final(tmp_path / "b", **others | {name: CHANGED[name]})
     assert any(not value.equal(after[key]) for key, value in before.items() if key.startswith("model."))
@@ -307,7 +311,7 @@ def test_trackers(tmp_path):
 
 
 def test_bf16_reaches_the_convolutions_and_not_the_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.accelerator.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr("training.precision.cpu_flags", lambda: {"avx512_bf16"})
     task, seen = ToyTask(), []
     task.model.first.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     train(tmp_path, task, precision="bf16", images=BATCH, eval_every_images=BATCH)
@@ -346,7 +350,7 @@ def test_unexpected_names_are_shown(tmp_path):
 
 def test_other_images_are_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(ValueError, match=r"was trained on other images \(fingerprint \w{12} there, \w{12} now\); give"):
+    with pytest.raises(ValueError, match=r"other images \(fingerprint \w{12}, now \w{12}\).*--run.*--fresh"):
         train(tmp_path, pictures=images(seed=1), images=12 * BATCH)
 
 

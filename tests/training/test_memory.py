@@ -39,9 +39,7 @@ def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> No
     require_memory(outline, [], CPU, 2)
     monkeypatch.setattr(memory, "total_bytes", lambda device: 2399)
     require_memory(outline, [], CPU, 1)
-    with pytest.raises(
-        ValueError, match=r"this model takes 2.4 kB \(weights.* of 120 parameters\) to train, but cpu has"
-    ):
+    with pytest.raises(ValueError, match=r"2\.4 kB \(weights.* of 120 parameters\).* cpu "):
         require_memory(outline, [], CPU, 2)
     require_memory(outline, ["0.*"], CPU, 2)
     monkeypatch.setattr(memory, "total_bytes", lambda device: None)
@@ -49,10 +47,8 @@ def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("width", [2**40, 2**70])
-def test_a_model_beyond_counting_is_refused(width: int) -> None:
-    with pytest.raises(
-        ValueError, match=r"takes more memory than can be counted to train, but cpu has .*; make it small"
-    ):
+def test_a_model_of_more_than_2_to_the_63_bytes_is_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=r"more than .* cpu "):
         require_memory(lambda: outline(width), [], CPU, 2)
 
 

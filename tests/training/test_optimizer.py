@@ -6,11 +6,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.training.toy import BATCH, ToyTask, hashes, tensors, train
-from training.config import TrainConfig
-from training.optimizer import make_optimizer, new_slots
+from training.optimizer import OPTIMIZERS, SGD, AdamW
+from training.settings import kind_of
 
 
-def sgd_by_hand(config: TrainConfig, weight: torch.Tensor, gradients: list[torch.Tensor], decay: float) -> torch.Tensor:
+def sgd_by_hand(config: SGD, weight: torch.Tensor, gradients: list[torch.Tensor], decay: float) -> torch.Tensor:
     """Sutskever et al. 2013 as PyTorch has it: the gradient, decay included, joins the running sum first."""
     total = torch.zeros_like(weight)
     for gradient in gradients:
@@ -26,8 +26,7 @@ def sgd_by_hand(config: TrainConfig, weight: torch.Tensor, gradients: list[torch
 def test_sgd_against_its_equations(momentum, nesterov, decay_vectors):
     if nesterov and not momentum:
         return
-    config = TrainConfig(
-        optimizer="sgd",
+    config = SGD(
         learning_rate=0.1,
         momentum=momentum,
         nesterov=nesterov,
@@ -37,7 +36,7 @@ def test_sgd_against_its_equations(momentum, nesterov, decay_vectors):
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()
     matrix, vector = model.weight.detach().clone(), model.bias.detach().clone()
-    optimizer = make_optimizer(list(model.parameters()), config)
+    optimizer = config.make(list(model.parameters()))
     gradients: list[list[torch.Tensor]] = [[], []]
     for _ in range(4):
         for weight, seen in zip(model.parameters(), gradients, strict=True):
@@ -50,10 +49,10 @@ def test_sgd_against_its_equations(momentum, nesterov, decay_vectors):
 
 @pytest.mark.parametrize("decay_vectors", [False, True])
 def test_adamw_decays_what_it_is_told(decay_vectors):
-    config = TrainConfig(learning_rate=0.1, weight_decay=0.5, decay_vectors=decay_vectors)
+    config = AdamW(learning_rate=0.1, weight_decay=0.5, decay_vectors=decay_vectors)
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
     before = [weight.detach().clone() for weight in model.parameters()]
-    optimizer = make_optimizer(list(model.parameters()), config)
+    optimizer = config.make(list(model.parameters()))
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
@@ -63,26 +62,26 @@ def test_adamw_decays_what_it_is_told(decay_vectors):
 
 
 SETTINGS = [
-    {"optimizer": "sgd", "nesterov": True, "weight_decay": 0.1, "decay_vectors": False},
-    {"optimizer": "sgd", "momentum": 0.0},
-    {"optimizer": "adamw", "decay_vectors": False, "weight_decay": 0.1},
+    SGD(nesterov=True, weight_decay=0.1, decay_vectors=False),
+    SGD(momentum=0.0),
+    AdamW(decay_vectors=False, weight_decay=0.1),
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["nesterov", "plain", "adamw"])
-def test_new_slots_are_those_of_the_optimizer(settings):
-    config = TrainConfig(**settings)
+@pytest.mark.parametrize("config", SETTINGS, ids=["nesterov", "plain", "adamw"])
+def test_the_new_state_has_the_shapes_of_the_state_after_a_step(config):
     weight = nn.Parameter(torch.ones(2, 3))
-    optimizer = make_optimizer([weight], config)
+    optimizer = config.make([weight])
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    found, fresh = optimizer.state.get(weight, {}), new_slots(weight, config)
-    assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in found.items()}
-    assert sum(value.shape == weight.shape for value in fresh.values()) == config.optimizer_slots
+    found, new = optimizer.state.get(weight, {}), config.new_state(weight)
+    assert {name: value.shape for name, value in new.items()} == {name: value.shape for name, value in found.items()}
+    assert sum(value.shape == weight.shape for value in new.values()) == config.slots
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["nesterov", "plain", "adamw"])
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, settings):
+@pytest.mark.parametrize("config", SETTINGS, ids=["nesterov", "plain", "adamw"])
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, config):
+    settings = {"optimizer": kind_of(OPTIMIZERS, config), **vars(config)}
     train(tmp_path / "straight", **settings)
     train(tmp_path / "halves", images=4 * BATCH, **settings)
     train(tmp_path / "halves", ToyTask(), **settings)
@@ -91,7 +90,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, settings):
 
 
 def test_without_an_average_the_model_is_what_was_trained(tmp_path):
-    train(tmp_path, ema_halflife_images=None)
+    train(tmp_path, halflife_images=None)
     trained, average = tensors(tmp_path), tensors(tmp_path, "ema")
     for name, value in trained.items():
         assert_close(average[name], value, rtol=0, atol=0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import TrainConfig
+from tests.training.toy import config as settings_with
+from training.config import TrainingSettings
 from training.memory import tensor_bytes
 from training.report import activation_bytes, rate_points, report
-from training.schedule import learning_rate
 from training.task import Batch, Task
 
 FLOAT = 4
@@ -56,7 +56,7 @@ def test_stored_bytes():
     assert tensor_bytes(net()) == {"parameters": (3 * 8 + 8 * 2) * FLOAT, "buffers": 5 * FLOAT}
 
 
-def lines(config: TrainConfig, processes: int = 1) -> dict[str, str]:
+def lines(config: TrainingSettings, processes: int = 1) -> dict[str, str]:
     text = report({"task": "toy", "train": {"betas": [0.9, 0.99]}}, Vectors(), config, images=400, processes=processes)
     assert text.startswith("task: toy\ntrain:\n  betas: [0.9, 0.99]\n")
     assert max(map(len, text.splitlines())) <= 80
@@ -64,7 +64,7 @@ def lines(config: TrainConfig, processes: int = 1) -> dict[str, str]:
 
 
 def test_the_report_says_what_can_be_counted():
-    told = lines(TrainConfig(images=1000, batch=8, warmup_images=80, keep_last=3))
+    told = lines(settings_with(images=1000, batch=8, warmup_images=80, keep_last=3))
     assert told["parameters"] == "40"
     assert told["multiply-adds"] == "40 per image, forward"
     assert told["model and optimizer"].startswith("840 bytes (")  # 40 numbers x 5, and the buffer twice
@@ -76,30 +76,30 @@ def test_the_report_says_what_can_be_counted():
 
 
 def test_memory_is_that_of_one_process_and_one_pass():
-    told = lines(TrainConfig(batch=64, micro_batch=8), processes=2)
+    told = lines(settings_with(images=200_000, batch=64, micro_batch=8), processes=2)
     assert told["activations"] == "352 bytes in float32 (8 x 44 bytes)"
     assert told["updates"] == "3,125 of 2 processes x 4 passes x 8 images"
     with pytest.raises(ValueError, match="cannot be shared by 3 processes"):
-        lines(TrainConfig(batch=64), processes=3)
+        lines(settings_with(batch=64), processes=3)
 
 
 def test_the_table_of_learning_rates_is_the_schedule():
-    config = TrainConfig(images=10_000, batch=100, warmup_images=1000, learning_rate=0.5, schedule="linear")
+    config = settings_with(images=10_000, batch=100, warmup_images=1000, learning_rate=0.5, schedule="linear")
     text = report({}, Vectors(), config, images=1)
     table = [line.split() for line in text.partition("learning rate\n")[2].splitlines()]
     assert len(table) == 11
     for seen, rate in table:
-        assert float(rate) == pytest.approx(learning_rate(config, int(seen.replace(",", ""))), rel=1e-3)
+        assert float(rate) == pytest.approx(config.learning_rate(int(seen.replace(",", ""))), rel=1e-3)
     assert ["1,000", "5.000e-01"] in table
 
 
 @pytest.mark.parametrize("warmup", [0, 64, 1000, 10_000])
 @pytest.mark.parametrize("images", [1, 64, 1000, 5000])
 def test_rates_are_shown_before_updates_that_happen(images: int, warmup: int):
-    config = TrainConfig(images=images, batch=64, warmup_images=warmup)
+    config = settings_with(images=images, batch=64, warmup_images=warmup)
     points = rate_points(config)
     assert points[0] == 0
-    assert points[-1] == (config.updates - 1) * 64
+    assert points[-1] == (config.train.updates - 1) * 64
     assert all(point % 64 == 0 for point in points)
     assert 1 <= len(points) <= 11
     if warmup < points[-1]:

@@ -81,7 +81,7 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(tmp_path, capsys, number
     task.signal_at = 4, number
     assert train(tmp_path / "pieces", task).finished is False
     assert newest(tmp_path / "pieces").name == f"{4 * BATCH:09d}"
-    saved = f"stopped by {number.name} after 32 images, which are saved in {tmp_path / 'pieces'}; the same command goes"
+    saved = f"stopped by {number.name} after 32 images, saved in {tmp_path / 'pieces'}"
     assert saved in capsys.readouterr().out
     assert train(tmp_path / "pieces", ToyTask(dropout=0.3)).finished is True
     assert hashes(tmp_path / "pieces") == hashes(tmp_path / "straight")

@@ -68,7 +68,7 @@ def test_two_ranks_go_on_where_one_stopped(one, two):
     assert losses(two / "elastic") == pytest.approx(losses(one / "plain"), abs=1e-5)
     same_weights(one / "plain", two / "elastic", 1e-5)
     assert (
-        "processes: 1 when it was saved, 2 now; same images and noise, other dropout, batch norms and rounding"
+        "processes: 1 when saved, 2 now; same images and noise, other dropout, batch norms and rounding"
         in (two / "stdout").read_text()
     )
 
@@ -76,11 +76,11 @@ def test_two_ranks_go_on_where_one_stopped(one, two):
 def test_the_average_is_the_same_on_both_and_on_one(two, tmp_path):
     ranks = [load_file(two / f"average{rank}.safetensors") for rank in range(2)]
     expected = load_file(two / "expected0.safetensors")
-    runner = loop(tmp_path, ToyTask(), ema_halflife_images=30)
+    runner = loop(tmp_path, ToyTask(), halflife_images=30)
     for _ in range(10):
-        runner.update(1e-2)
-    runner.feed.close()
-    for name, value in runner.state.ema.model.named_parameters():
+        runner.step.update()
+    runner.step.close()
+    for name, value in runner.step.ema.model.named_parameters():
         assert_close(ranks[0][name], ranks[1][name], rtol=0, atol=0)
         assert_close(ranks[0][name].double(), expected[name], rtol=0, atol=1e-6)
         assert_close(ranks[0][name], value, rtol=0, atol=1e-5)
@@ -102,4 +102,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as asked)") == 11
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 11

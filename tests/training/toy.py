@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from residual import NormAct
 from tasks.augment import random_flip
 from training.accelerator import make_accelerator
-from training.config import TrainConfig
+from training.config import TrainConfig, TrainingSettings
 from training.data import Images
+from training.ema import EmaConfig
 from training.loop import Loop, fit
+from training.optimizer import OPTIMIZERS
 from training.random import GlobalRandom, seeded
 from training.run_folder import RunFolder
+from training.schedule import SCHEDULES
+from training.settings import plain
 from training.task import Batch, EvaluationContext, Task
 
 BATCH = 8
@@ -117,8 +121,11 @@ def images(seed: int = 0) -> Images:
     return Images(np.random.default_rng(seed).integers(0, 256, (24, 1, 8, 8), np.uint8), np.arange(24) % 3)
 
 
-def config(**changes: object) -> TrainConfig:
-    """Ten updates in float32, each logged, one checkpoint at the end."""
+def config(**changes: object) -> TrainingSettings:
+    """Ten updates in float32, each logged, one checkpoint at the end.
+
+    `changes` are fields of any section (no two share a name), and `optimizer` and `schedule`, the kinds.
+    """
     values: dict = {
         "images": 10 * BATCH,
         "batch": BATCH,
@@ -129,32 +136,40 @@ def config(**changes: object) -> TrainConfig:
         "eval_every_images": 10**9,
         "precision": "float32",
         "trackers": (),
+    } | changes
+    classes = {
+        "train": TrainConfig,
+        "optimizer": OPTIMIZERS[values.pop("optimizer", "adamw")],
+        "schedule": SCHEDULES[values.pop("schedule", "constant")],
+        "ema": EmaConfig,
     }
-    return TrainConfig(**values | changes)
+    sections = {
+        name: cls(**{field.name: values.pop(field.name) for field in fields(cls) if field.name in values})
+        for name, cls in classes.items()
+    }
+    assert not values, f"no section has {', '.join(values)}"
+    return TrainingSettings(**sections)
 
 
-def accelerator(settings: TrainConfig) -> Accelerator:
+def accelerator(settings: TrainingSettings) -> Accelerator:
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    return make_accelerator(settings)
+    return make_accelerator(settings.train)
 
 
-def resolved(settings: TrainConfig, **other: object) -> dict:
-    return {
-        "task": "toy",
-        "train": vars(settings) | {"trackers": list(settings.trackers), "betas": list(settings.betas)},
-    } | other
+def resolved(settings: TrainingSettings, **other: object) -> dict:
+    return {"task": "toy", **plain(settings), **other}
 
 
 def train(path: Path, task: ToyTask | None = None, pictures: Images | None = None, **changes: object) -> ToyTask:
     """What a script does: the same call starts, resumes, or finds the run finished. `task.finished` tells which."""
     settings = config(**changes)
-    task = task or ToyTask(seed=settings.seed)
-    task.evaluations = (ToyEvaluation(task, settings.eval_every_images),)
+    task = task or ToyTask(seed=settings.train.seed)
+    task.evaluations = (ToyEvaluation(task, settings.train.eval_every_images),)
     engine = accelerator(settings)
     folder = RunFolder(path)
     with closing(folder):
-        folder.open(resolved(settings))
+        folder.open(settings, resolved(settings))
         task.finished = fit(task, pictures or images(), settings, folder, engine)
     return task
 
@@ -163,7 +178,7 @@ def loop(path: Path, task: ToyTask, **changes: object) -> Loop:
     settings = config(**changes)
     engine = accelerator(settings)
     folder = RunFolder(path)
-    folder.open(resolved(settings))
+    folder.open(settings, resolved(settings))
     return Loop(task, images(), settings, folder, engine)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from tests.training.toy import BATCH, ToyTask, config, loop, resolved, train
-from training.accelerator import leave_processes, on_main, process_state
 from training.data import DataConfig, open_images
 from training.freeze import freeze
+from training.processes import leave_processes, on_main, process_state
 from training.run_folder import RunFolder
-from training.schedule import ema_keep
 
 
 def main(out: Path) -> None:
@@ -38,7 +37,7 @@ def main(out: Path) -> None:
     report(out / f"diverged{rank}.txt", lambda: train(out / "diverged", task))
     (out / "not a run").mkdir(exist_ok=True)
     (out / "not a run" / "file").write_text("")
-    report(out / f"refused{rank}.txt", lambda: RunFolder(out / "not a run").open(resolved(config())))
+    report(out / f"refused{rank}.txt", lambda: RunFolder(out / "not a run").open(config(), resolved(config())))
     nothing = DataConfig(source=str(out / "nothing"), cache=out / "cache")
     report(out / f"no_images{rank}.txt", lambda: open_images(nothing, on_main=on_main))
     leave_processes()
@@ -46,18 +45,18 @@ def main(out: Path) -> None:
 
 def average(out: Path, rank: int) -> None:
     """Each process's average after ten updates, and what it should be."""
-    runner = loop(out / "average", ToyTask(), ema_halflife_images=30)
-    runner.start()
-    expected = {name: value.detach().double() for name, value in runner.state.trained.named_parameters()}
+    runner = loop(out / "average", ToyTask(), halflife_images=30)
+    runner.begin()
+    expected = {name: value.detach().double() for name, value in runner.step.trained.named_parameters()}
     for _ in range(10):
-        runner.update(1e-2)
-        keep = ema_keep(runner.config, runner.state.images_seen)
-        for name, value in runner.state.trained.named_parameters():
+        runner.step.update()
+        keep = runner.step.settings.ema.decay(runner.step.images_seen, BATCH)
+        for name, value in runner.step.trained.named_parameters():
             expected[name] = keep * expected[name] + (1 - keep) * value.detach().double()
-    found = {name: value.detach().contiguous() for name, value in runner.state.ema.model.named_parameters()}
+    found = {name: value.detach().contiguous() for name, value in runner.step.ema.model.named_parameters()}
     save_file(found, out / f"average{rank}.safetensors")
     save_file({name: value.contiguous() for name, value in expected.items()}, out / f"expected{rank}.safetensors")
-    runner.feed.close()
+    runner.step.close()
 
 
 def report(path: Path, function) -> None:

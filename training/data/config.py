@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.data.preprocessing import Preprocessing
+from training.settings import setting
 
 MAX_SIDE_PX = 8192
 CACHE = Path("~/.cache/residual-diffusion")
@@ -51,7 +52,7 @@ class DataConfig:
     """labels for a folder: lines such as {"file_name": "a/b.png", "label": "cat"}, names relative to data.source"""
     labels: bool | None = None
     """true requires labels, false ignores them, null uses them if there are any"""
-    cache: Path | None = None
+    cache: Path | None = setting(None, may_change=True)
     """folder for the decoded images; null is ~/.cache/residual-diffusion"""
     stream: bool = False
     """true decodes images when they are needed and keeps no cache, for sets too large for one; requires size and

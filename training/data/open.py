@@ -18,7 +18,7 @@ from training.data.stream.stream import ImageSet, stream_images
 def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
     """The images that a run is trained on: memory-mapped from the cache, which is built if needed; or streamed.
 
-    With several processes pass `training.accelerator.on_main`: the main process decodes, the others wait, and an error
+    With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
     if config.stream:

@@ -1,0 +1,56 @@
+import re
+
+import pytest
+import torch
+
+from training import precision
+from training.precision import choose_memory_format, choose_precision, cpu_flags
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags", "expected"),
+    [
+        ("auto", {"avx2"}, ("float32", "this CPU has no bf16 instructions")),
+        ("auto", {"avx512_bf16", "avx2"}, ("bf16", "this CPU with avx512_bf16 has it")),
+        ("bf16", {"amx_bf16"}, ("bf16", "this CPU with amx_bf16 has it")),
+        ("float32", {"amx_bf16"}, ("float32", "as requested")),
+    ],
+)
+def test_precision_follows_the_cpu(monkeypatch, wanted, flags, expected):
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
+    assert choose_precision(wanted, CPU) == expected
+
+
+def test_precision_on_mps():
+    assert choose_precision("auto", torch.device("mps")) == ("float32", "mps has no bf16 instructions")
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", "this CPU"), ("mps", "mps")])
+def test_bf16_without_hardware_is_refused(monkeypatch, device, name):
+    monkeypatch.setattr(precision, "cpu_flags", set)
+    text = f"train.precision=bf16: {name} has no bf16 instructions; use auto or float32"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        choose_precision("bf16", torch.device(device))
+
+
+def test_cpu_flags(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor : 1\nflags : fpu\n")
+    assert cpu_flags(tmp_path / "cpuinfo") == {"fpu", "avx2", "amx_bf16"}
+    assert cpu_flags(tmp_path / "absent") == set()
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "compiled", "last"),
+    [
+        ("cpu", False, False, True),
+        ("cpu", True, False, False),
+        ("cuda", True, False, False),
+        ("cuda", True, True, True),
+        ("mps", False, True, False),
+    ],
+)
+def test_the_faster_layout_is_chosen(device: str, bf16: bool, compiled: bool, last: bool) -> None:
+    expected = torch.channels_last if last else torch.contiguous_format
+    assert choose_memory_format(torch.device(device), bf16, compiled) is expected

@@ -1,0 +1,44 @@
+"""Chooses precision and memory format for the hardware."""
+
+from pathlib import Path
+
+import torch
+
+CPU_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """`(precision, reason)`, where precision is "bf16" or "float32".
+
+    Raises ValueError if bf16 is wanted on hardware that does not support it.
+    """
+    if wanted == "float32":
+        return "float32", "as requested"
+    if device.type == "cuda":
+        found, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        flags = sorted(CPU_BF16_FLAGS & cpu_flags())
+        found, what = bool(flags), f"this CPU with {', '.join(flags)}" if flags else "this CPU"
+    else:
+        found, what = False, device.type
+    if wanted == "bf16" and not found:
+        raise ValueError(f"train.precision=bf16: {what} has no bf16 instructions; use auto or float32")
+    return ("bf16", f"{what} has it") if found else ("float32", f"{what} has no bf16 instructions")
+
+
+def choose_memory_format(device: torch.device, bf16: bool, compiled: bool) -> torch.memory_format:
+    """The faster layout of images and weights: channels last on a CPU in float32, and on CUDA if compiled.
+
+    On a CPU in bf16 channels last is slower; on CUDA, uncompiled, every GroupNorm would copy to the other layout and
+    back.
+    """
+    channels_last = (device.type == "cpu" and not bf16) or (device.type == "cuda" and compiled)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Instruction sets of the CPU by their Linux names; empty on other systems."""
+    if not path.exists():
+        return set()
+    lines = path.read_text().splitlines()
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())

@@ -1,0 +1,88 @@
+"""Processes of a distributed run: joining, calling a function on the main process only, leaving."""
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others: long enough for one of them to decode a large data set."""
+
+
+def process_state() -> PartialState:
+    """Rank, number of processes and device of this process. The first call joins the process group.
+
+    Raises ValueError if a launcher started several processes that do not see each other.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT, **_store())
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != state.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE={launched} processes were launched, but each would train alone; "
+            "without GPUs, set ACCELERATE_USE_CPU=1"
+        )
+    return state
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Call `function` on the main process only; every process waits, and returns its result or raises its error.
+
+    Otherwise an error on the main process would leave the others waiting. Results must be picklable.
+    """
+    outcome: list = [None, None]
+    if process_state().is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    result, raised = broadcast_object_list(outcome)
+    if raised is not None:
+        raise raised
+    return result
+
+
+def leave_processes(accelerator: Accelerator | None = None, exit_code: int = 0) -> None:
+    """Leave the process group and exit: the last call of a script. With several processes it does not return.
+
+    Prepared models hold the process group, so they are released first. A thread of the group that still runs while the
+    interpreter shuts down would abort the process; so with several processes this one exits here, without shutdown.
+    """
+    several = process_state().num_processes > 1
+    if accelerator is not None:
+        accelerator.free_memory()
+        accelerator.end_training()
+    elif several:
+        gc.collect()
+        process_state().destroy_process_group()
+    if several:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    if exit_code:
+        raise SystemExit(exit_code)
+
+
+def _store() -> dict[str, Any]:
+    """A fresh store for processes that torchrun has restarted, free of the addresses of those that died.
+
+    torchrun passes the same store to every attempt (pytorch#135712). Only on a single machine is its count of restarts
+    known to be the same for all processes; on several, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    counts = {name: int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")}
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarted = shared and counts["TORCHELASTIC_RESTART_COUNT"] > 0 and counts["GROUP_WORLD_SIZE"] == 1
+    if not restarted or dist.is_initialized():
+        return {}
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size, is_master=False)
+    prefix = f"restart {counts['TORCHELASTIC_RESTART_COUNT']}"
+    return {"store": dist.PrefixStore(prefix, store), "rank": rank, "world_size": world_size}

@@ -1,0 +1,131 @@
+"""Settings in frozen dataclasses: declares fields and sections, lists them by name, writes them as plain values."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_type_hints
+
+Presets = Callable[[], Mapping[str, Any]]
+
+
+def setting(default: Any, *, may_change: bool = False) -> Any:
+    """Declares a field. A run that is resumed may have another value only if it `may_change`."""
+    return field(default=default, metadata={"may_change": may_change})
+
+
+def section(default: Callable[[], Any], presets: Presets | None = None) -> Any:
+    """Declares a section of a run, a dataclass. `section.preset` takes its defaults from one of the `presets`."""
+    return field(default_factory=default, metadata={"presets": presets})
+
+
+def variants(table: Mapping[str, type], default: str, presets: Presets | None = None) -> Any:
+    """Declares a section whose dataclass is chosen by `section.kind`, a key of `table`.
+
+    The table is read whenever settings are parsed or written, so a user's script may add to it. A preset also chooses
+    the kind.
+    """
+    return field(default_factory=lambda: table[default](), metadata={"table": table, "presets": presets})
+
+
+def require(rule: bool, config: Any, name: str, way_out: str) -> None:
+    """Raises ValueError for the value of the field `name`, unless the rule holds."""
+    if not rule:
+        raise ValueError(f"{name}={getattr(config, name)} is out of range; {way_out}")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value of a run's settings, such as `train.images`."""
+
+    name: str
+    """dotted"""
+    hint: Any
+    """its type"""
+    default: Any
+    """MISSING if the user has to give it"""
+    help: str
+
+
+def given_fields(cls: type) -> Iterator[Field]:
+    """The fields of a dataclass that the caller of its constructor may give."""
+    return (each for each in fields(cls) if each.init)
+
+
+def sections(run: type) -> dict[str, Field]:
+    """The fields of a run that are sections, by name."""
+    hints = get_type_hints(run)
+    return {
+        each.name: each for each in given_fields(run) if each.metadata.get("table") or is_dataclass(hints[each.name])
+    }
+
+
+def leaves(cls: type, section: str = "", default: Any = None) -> list[Leaf]:
+    """The values of one dataclass, in the order of declaration. The instance `default` replaces its defaults."""
+    hints, texts, found = get_type_hints(cls), field_texts(cls), []
+    for each in given_fields(cls):
+        value = each.default_factory() if each.default_factory is not MISSING else each.default
+        value = value if default is None else getattr(default, each.name)
+        name = f"{section}.{each.name}" if section else each.name
+        found.append(Leaf(name, hints[each.name], value, texts.get(each.name, "")))
+    return found
+
+
+def kind_of(table: Mapping[str, type], config: Any) -> str:
+    """The name of a variant, by the type of the instance. Raises ValueError if the table lacks it."""
+    if (name := next((name for name, cls in table.items() if cls is type(config)), None)) is None:
+        raise ValueError(f"{type(config).__name__} is none of the kinds {', '.join(table)}")
+    return name
+
+
+def plain(config: Any) -> Any:
+    """The settings in dicts, lists, str, int, float, bool and None only. Values come before sections."""
+    if isinstance(config, list | tuple):
+        return [plain(item) for item in config]
+    if not is_dataclass(config):
+        return str(config) if isinstance(config, Path) else config
+    tree = {}
+    for each in given_fields(type(config)):
+        value, table = getattr(config, each.name), each.metadata.get("table")
+        tree[each.name] = {"kind": kind_of(table, value), **plain(value)} if table else plain(value)
+    return dict(sorted(tree.items(), key=lambda item: isinstance(item[1], dict)))
+
+
+def changeable(config: Any, prefix: str = "") -> set[str]:
+    """The dotted names of the fields that were declared with `may_change`."""
+    found = set()
+    for each in given_fields(type(config)):
+        if is_dataclass(value := getattr(config, each.name)):
+            found |= changeable(value, f"{prefix}{each.name}.")
+        elif each.metadata.get("may_change"):
+            found.add(prefix + each.name)
+    return found
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted name. Raises ValueError for a key with a dot."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if "." in str(key):
+            parent, _, last = str(key).rpartition(".")
+            raise ValueError(f"{name} is not a key; write `{last}:` indented below `{parent}:`")
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def field_texts(cls: type) -> dict[str, str]:
+    """The string literal under each field, its help text; fields of base classes included."""
+    texts: dict[str, str] = {}
+    for base in filter(is_dataclass, reversed(cls.__mro__)):
+        definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        for statement, below in pairwise(definition.body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = inspect.cleandoc(text)
+    return texts

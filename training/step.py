@@ -1,0 +1,123 @@
+"""One update of the weights: the next batch, loss, gradients, optimizer, averaged model. Needs no folder.
+
+All random numbers follow from (seed, update), not from processes, micro-batches or interruptions, and the loss is the
+mean over the global batch. So two processes, four micro-batches or an interrupted run train the same model. The
+exceptions are dropout and batch norms: a batch norm sees the images of one forward pass.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from training.config import TrainingSettings
+from training.data import BatchReader, ImageSet
+from training.ema import Ema
+from training.precision import choose_memory_format
+from training.random import GlobalRandom, mix, seed_device
+from training.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update computed. The tensors are on the device, so reading them waits for it."""
+
+    loss: Float[Tensor, ""]
+    """mean over the images of this process; the mean over the processes is that over the global batch"""
+    gradient_norm: Float[Tensor, ""]
+    """before clipping"""
+    learning_rate: float
+
+
+class Step:
+    """Trains the model of a task, one global batch per call of `update`; to be used on every process alike.
+
+    ```python
+    with closing(Step(task, images, settings, make_accelerator(settings.train))) as step:
+        for _ in range(1000):
+            result = step.update()
+    task.save(step.ema.model, folder)
+    ```
+
+    Frozen parameters, which require no gradient, are not given to the optimizer.
+    Raises ValueError for a batch that the processes cannot share.
+    """
+
+    def __init__(self, task: Task[Any], images: ImageSet, settings: TrainingSettings, accelerator: Accelerator) -> None:
+        self.task, self.images, self.settings, self.accelerator = task, images, settings, accelerator
+        config, self.rank, ranks = settings.train, accelerator.process_index, accelerator.num_processes
+        self.updates = 0
+        """number of updates so far"""
+        self.micro_batches = config.accumulation(ranks)
+        self.micro_batch = config.batch // ranks // self.micro_batches
+        bf16 = accelerator.mixed_precision == "bf16"
+        self.memory_format = choose_memory_format(accelerator.device, bf16, config.compile)
+        self.trained: nn.Module = task.model.to(  # type: ignore[call-overload]
+            accelerator.device, memory_format=self.memory_format
+        )
+        """the network in training"""
+        average = copy.deepcopy(self.trained)  # before accelerate replaces the forward method
+        if config.compile:
+            self.trained.compile()  # in place: the names of the weights stay
+        self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
+        average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
+        self.ema = Ema(average, self.trained)
+        device = accelerator.device
+        self.reader = BatchReader(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, device)
+
+    def update(self) -> StepResult:
+        """Trains on the next batch, without waiting for the device."""
+        accelerator, seed = self.accelerator, self.settings.train.seed
+        rate, losses = self.settings.learning_rate(self.images_seen), []
+        norm = torch.zeros((), device=accelerator.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for micro_batch in range(self.micro_batches):
+            batch = self._batch(micro_batch)
+            seed_device(mix(seed, self.updates, "dropout", self.rank, micro_batch), accelerator.device)
+            with accelerator.accumulate(self.model):
+                losses.append(self.task.loss(self.model, batch, self._random("task", micro_batch)).mean())
+                accelerator.backward(losses[-1])  # divided by micro_batches here, averaged over the processes by DDP
+                if accelerator.sync_gradients:
+                    norm = self._clip()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        with torch.no_grad():
+            self.task.after_update(self.trained)
+        self.updates += 1
+        self.ema.update(self.settings.ema.decay(self.images_seen, self.settings.train.batch))
+        return StepResult(torch.stack([loss.detach() for loss in losses]).mean(), norm, rate)
+
+    @property
+    def images_seen(self) -> int:
+        return self.updates * self.settings.train.batch
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that are not frozen."""
+        return [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
+
+    def close(self) -> None:
+        """Stop reading images ahead."""
+        self.reader.close()
+
+    def _batch(self, micro_batch: int) -> Batch:
+        stored, label = self.reader.get(self.updates, micro_batch)
+        batch = Batch(self.images.pixel_format.to_unit(stored), label)
+        batch = self.task.prepare(batch, self._random("augment", micro_batch))
+        return replace(batch, image=batch.image.contiguous(memory_format=self.memory_format))
+
+    def _random(self, stream: str, micro_batch: int) -> GlobalRandom:
+        config, first = self.settings.train, (self.rank * self.micro_batches + micro_batch) * self.micro_batch
+        rows = slice(first, first + self.micro_batch)
+        return GlobalRandom(config.seed, self.updates, stream, config.batch, rows, self.accelerator.device)
+
+    def _clip(self) -> Tensor:
+        """Clips the gradient to `optimizer.max_grad_norm`; returns its norm before."""
+        if (limit := self.settings.optimizer.max_grad_norm) is not None:
+            return self.accelerator.clip_grad_norm_(self.trainable, limit)
+        return nn.utils.get_total_norm([weight.grad for weight in self.trainable if weight.grad is not None])
