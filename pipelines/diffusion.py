@@ -33,7 +33,7 @@ from diffusion import (
 from diffusion.guidance import ALL_LEVELS
 from pipelines.folder import check_finite, find_model
 from residual.names import require_known, shorten
-from residual.weights.config import read_config, read_json
+from residual.weights.config import read_config, read_json, require_version
 from training.data.pixel_format import BYTES, PixelFormat
 from unet import EDM2UNet, UNet, from_pretrained
 
@@ -288,11 +288,7 @@ def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, b
     """
     document = read_json(path)
     try:
-        if (version := document["format_version"]) != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version {version!r} was written by another version of this project; this one reads "
-                f"{FORMAT_VERSION}: use the version that wrote it, or train again"
-            )
+        require_version(document["format_version"], FORMAT_VERSION)
         formulation = read_formulation(document["formulation"])
         labels = read_config(_Labels, {name: document[name] for name in ("classes", "null_label")})
         return formulation, labels.classes, labels.null_label, read_config(PixelFormat, document["pixel_format"])
