@@ -35,7 +35,7 @@ from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.folder import check_finite, find_model
 from residual.names import require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
-from unet import EDM2UNet, UNet
+from unet import EDM2UNet, UNet, from_pretrained
 
 T = TypeVar("T")
 Network = UNet | EDM2UNet
@@ -229,7 +229,7 @@ def load_model(path: str | Path) -> DiffusionModel:
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
     formulation, classes, null_label, pixel_format = read_description(folder / DESCRIPTION_FILE)
-    net = UNet.from_pretrained(folder).float()
+    net: Network = from_pretrained(folder).float()
     check_finite(net, folder)
     if getattr(net.config, "learned_variance", False):
         raise ValueError(f"{folder}: a model with learned_variance cannot be sampled yet")
