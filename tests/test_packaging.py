@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import residual
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("residual", "resnet", "unet")
 HEAVY = ("diffusers", "accelerate", "datasets", "jsonargparse", "torchvision")
@@ -78,6 +80,10 @@ def python(home: Path, *arguments: str, cwd: Path) -> str:
     """Run the environment's own interpreter, isolated from this checkout."""
     command = [str(home / "bin" / "python"), "-I", *arguments]
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_wheel_has_the_version_of_the_package(wheel: Path) -> None:
+    assert wheel.name.startswith(f"residual_diffusion-{residual.__version__}-")
 
 
 def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
