@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, overload
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -152,9 +151,3 @@ def init_weights(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def zero_init(module: nn.Module) -> None:
-    """Sets the weight of the last norm or convolution of a branch to zero."""
-    with torch.no_grad():
-        module.weight.zero_()  # type: ignore[operator]

@@ -78,7 +78,6 @@ VARIANTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet20", {"shortcut": "B"}, 272_474),
     ("resnet56", {"shortcut": "B"}, 855_770),
     ("resnet110", {"shortcut": "B"}, 1_730_714),
-    ("resnet20", {"shortcut": "C"}, 283_962),
     ("preact_resnet110", {"shortcut": "B"}, 1_730_522),
     ("resnet56", {"num_classes": 100}, 858_868),
     ("preact_resnet164", {"num_classes": 100}, 1_726_388),
