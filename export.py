@@ -1,4 +1,4 @@
-"""Write a trained diffusion model as a folder that another library reads.
+"""Write a trained diffusion model as a folder for another library.
 
 python export.py RUN_OR_MODEL --to diffusers --out DIR
 diffusers.DDPMPipeline.from_pretrained("DIR")
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from diffusion import SAMPLERS
-from pipelines.diffusion import DiffusionModel, load_model
+from diffusion import DDPM, SCHEDULERS
+from pipelines.diffusion import DiffusionModel, describe_formulation, load_model
 from residual.names import require_known
 from training.script import ScriptParser, command
 from unet import UNet, diffusers_config
@@ -25,16 +25,14 @@ FEW_STEPS = "dpmpp_2m"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = ScriptParser(prog="export.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument(
-        "model", metavar="RUN_OR_MODEL", help="a run folder of train.py (its averaged model), or a model folder"
-    )
+    p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
     p.add_argument("--to", default="diffusers", help=f"the library: {', '.join(TARGETS)} (default: diffusers)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     p.add_argument(
         "--label",
         metavar="CLASS|none",
-        help="of a model with classes: export this class alone (by name or number), or the model without label (none), "
-        "which diffusers' pipelines can run; without this flag all classes are exported, for a loop of your own",
+        help="export one class of a model with classes (by name or number), or the model without labels (none), for "
+        "diffusers' pipelines; without this flag all classes are exported, for a loop of your own",
     )
     return p
 
@@ -57,14 +55,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None) -> None:
-    """Writes a pipeline folder of diffusers: unet/, scheduler/, model_index.json and a card that tells how to use it.
+    """Writes a pipeline folder of diffusers: unet/, scheduler/, model_index.json and a card with instructions.
 
-    With `label` the network always draws that class (or none: the null label) and takes no labels any more: the
-    class's embedding is added to what follows the time embedding's last layer anyway, so it goes into that layer's
-    bias. What `augment.non_leaky` told the network of each image is left out: of an image as it is, that was nothing.
-    Raises ValueError for a network that `UNet2DModel` cannot express.
+    With `label` the exported network takes no labels and always draws that class (or the null label): the class's
+    embedding is added to the output of the time embedding's last layer, so it becomes part of that layer's bias. The
+    augmentation label (`augment.non_leaky`) is left out, because it is zero for images without augmentation.
+
+    Raises ValueError for a network that `UNet2DModel` cannot express, and for a formulation other than DDPM.
     """
-    net = model.net
+    net, formulation = model.net, ddpm_of(model)
     if net.config.augment_channels is not None:
         net = UNet(replace(net.config, augment_channels=None))
         net.load_state_dict({k: v for k, v in model.net.state_dict().items() if k != "embedding.augment.weight"})
@@ -75,25 +74,36 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
         state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + rows[label]
     unet = UNet2DModel(**diffusers_config(config))
     unet.load_state_dict(state)
-    scheduler = DDPMScheduler(**model.schedule.scheduler_config(model.prediction))
+    scheduler = DDPMScheduler(**formulation.scheduler_config())
     DDPMPipeline(unet=unet.eval(), scheduler=scheduler).save_pretrained(folder)
     (folder / "README.md").write_text(card(model, label), encoding="utf-8")
 
 
+def ddpm_of(model: DiffusionModel) -> DDPM:
+    """The formulation of a model that diffusers' DDPM and DDIM pipelines can run. Raises ValueError for others."""
+    if not isinstance(model.formulation, DDPM):
+        raise ValueError(
+            f"objective.kind={describe_formulation(model.formulation)['kind']} cannot be exported, because diffusers' "
+            "unconditional pipelines run ddpm models; draw with sample.py"
+        )
+    return model.formulation
+
+
 def card(model: DiffusionModel, label: int | None) -> str:
-    """The model card: what it is, and code that draws with it."""
+    """The model card: what the model is, and code that draws with it."""
     channels, height, width = model.shape
-    steps = min(50, model.schedule.timesteps)
+    formulation = ddpm_of(model)
+    steps = min(50, formulation.timesteps)
     seen = "" if model.images_seen is None else f" after {model.images_seen:,} training images"
     facts = (
         f"A denoising diffusion model of {height}x{width} images with {channels} "
-        f"channel{'s' if channels > 1 else ''}{seen}; {model.schedule.name} schedule, {model.schedule.timesteps} "
-        f"timesteps, {model.prediction} prediction."
+        f"channel{'s' if channels > 1 else ''}{seen}; {formulation.schedule} schedule, "
+        f"{formulation.timesteps} timesteps, {formulation.prediction} prediction."
     )
     if model.classes is None or label is not None:
         name = "" if label is None or label == model.null else (model.names([label]) or [""])[0]
         only = f" It draws only this class: {name}." if name else ""
-        usage, code = f"{facts}{only}", PIPELINE_CODE.format(steps=steps, timesteps=model.schedule.timesteps)
+        usage, code = f"{facts}{only}", PIPELINE_CODE.format(steps=steps, timesteps=formulation.timesteps)
     else:
         listed = "\n".join(f"- {number}: {name}" for number, name in enumerate(model.classes))
         null = "" if model.null is None else f"\n- {model.null}: no label"
@@ -102,9 +112,9 @@ def card(model: DiffusionModel, label: int | None) -> str:
             f"Labels:\n\n{listed}{null}"
         )
         code = LOOP_CODE.format(classes=len(model.classes), shape=model.shape, steps=steps)
-    row = SAMPLERS[FEW_STEPS]
-    settings = ", ".join(f"{name}={value!r}" for name, value in row.settings.items())
-    faster = f"diffusers.{row.scheduler.__name__}.from_config(scheduler.config, {settings})"
+    scheduler, options = SCHEDULERS[FEW_STEPS]
+    settings = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    faster = f"diffusers.{scheduler.__name__}.from_config(scheduler.config, {settings})"
     return CARD.format(usage=usage, code=code, faster=faster, sampler=FEW_STEPS)
 
 

@@ -1,10 +1,10 @@
-"""How many images a second the cache gives, read as training reads them.
+"""Measures images per second from the cache, read as in training.
 
     python -m benchmarks.cache_read
 
-Random images are laid into a file, which is mapped and read once, so that it is in memory. Then shuffled batches are
-copied into one preallocated tensor, as the feed does, on one core. A whole epoch is measured, in passes; the best and
-the median are printed.
+Writes random images to a file, memory-maps it and reads it once, so that it is in memory. Then copies shuffled batches
+into one preallocated tensor, as `BatchReader` does, on one core. Each pass reads a whole epoch; prints the best and the
+median.
 """
 
 import argparse

@@ -1,38 +1,41 @@
-"""Denoising diffusion: noise schedules, predictions, the loss, denoisers, guidance, samplers. Knows no network."""
+"""Denoising diffusion: noise levels, formulations, the loss, denoisers, guidance, samplers. Knows no network."""
 
-from diffusion.denoiser import Denoiser, NetDenoiser, SigmaDenoiser
-from diffusion.guidance import guided
-from diffusion.objective import drop_labels, squared_error
-from diffusion.precondition import PRECONDITIONINGS, Preconditioned, Preconditioning, edm, iddpm, ve, vp
-from diffusion.prediction import PREDICTIONS, clean_and_noise, noised, target
-from diffusion.sampler import SAMPLERS, denoising, draw
-from diffusion.schedule import PUBLISHED, VARIANCES, Schedule
+from diffusion.denoiser import Condition, Denoiser, NetworkDenoiser, clipped
+from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
+from diffusion.guidance import classifier_free, guided
+from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
+from diffusion.noise import Formulation, NoiseLevel, differences
+from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample
 from diffusion.seeds import generators, image_seed
+from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
 
 __all__ = [
-    "PRECONDITIONINGS",
-    "PREDICTIONS",
-    "PUBLISHED",
+    "DDPM",
+    "EDM",
+    "FORMULATIONS",
     "SAMPLERS",
-    "VARIANCES",
+    "SCHEDULERS",
+    "WEIGHTINGS",
+    "Condition",
+    "DPMSolverPP2M",
     "Denoiser",
-    "NetDenoiser",
-    "Preconditioned",
-    "Preconditioning",
-    "Schedule",
-    "SigmaDenoiser",
-    "clean_and_noise",
-    "denoising",
-    "draw",
+    "Euler",
+    "EulerAncestral",
+    "Flow",
+    "Formulation",
+    "Heun",
+    "NetworkDenoiser",
+    "NoiseLevel",
+    "Sampler",
+    "choose_sampler",
+    "classifier_free",
+    "clipped",
+    "denoising_loss",
+    "differences",
     "drop_labels",
-    "edm",
     "generators",
     "guided",
-    "iddpm",
     "image_seed",
-    "noised",
-    "squared_error",
-    "target",
-    "ve",
-    "vp",
+    "late_start",
+    "sample",
 ]

@@ -1,59 +1,80 @@
-"""The calling conventions for everything that denoises; samplers and guidance know only these.
-
-`Denoiser` speaks of timesteps, at which the image shrinks while the noise grows; `SigmaDenoiser` of noise levels, above
-which the image stays as it is.
-"""
+"""Denoisers: the one calling convention of samplers and guidance, and the wrappers that compose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion.prediction import clean_and_noise
-from diffusion.schedule import Schedule
+from diffusion.noise import Formulation, Images, Times
+
+T = TypeVar("T")
+Network = Callable[..., Tensor]
+"""`net(x, c_noise, label, *, emb, augment)`; keywords that a condition does not set are not passed"""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Everything besides the noisy image and its time that a network can be conditioned on."""
+
+    label: Int[Tensor, "b"] | None = None
+    """class of each image"""
+    image: Float[Tensor, "b c h w"] | None = None
+    """image that is concatenated to the noisy one"""
+    augment: Float[Tensor, "b a"] | None = None
+    """description of how each image was augmented (Karras et al. 2022, appendix F.2)"""
+    emb: Float[Tensor, "b e"] | None = None
+    """vector that is added to the embedding of the noise level"""
+
+
+UNCONDITIONED = Condition()
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """Anything that maps noisy images, their timesteps and labels to its best guess of the clean images.
+    """Maps noisy images, their times and conditions to the expected clean images x0, in the dtype of `x`.
 
-    The guess is not clipped to the range of the images; samplers do that where their method says so.
+    The result is not clipped to the range of images; see `clipped`.
     """
 
-    def __call__(
-        self, x: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], label: Int[Tensor, "b"] | None
-    ) -> Float[Tensor, "b c h w"]: ...
+    def __call__(self, x: Images, time: Times, condition: Condition) -> Images: ...
 
 
-@runtime_checkable
-class SigmaDenoiser(Protocol):
-    """Anything that maps images x = x0 + sigma noise, their noise levels and labels to its best guess of x0.
-
-    `sigma` is in units of the data (images in [-1, 1]). The guess is not clipped.
-    """
-
-    def __call__(
-        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], label: Int[Tensor, "b"] | None
-    ) -> Float[Tensor, "b c h w"]: ...
+def run_network(net: Callable[..., T], x: Images, c_noise: Times, condition: Condition) -> T:
+    """The output of a network for scaled noisy images under a condition."""
+    if condition.image is not None:
+        x = torch.cat([x, condition.image], dim=1)
+    given = {"emb": condition.emb, "augment": condition.augment}
+    return net(x, c_noise, condition.label, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
-class NetDenoiser:
-    """Makes a `Denoiser` of a network `net(x, t, label)`, hiding what it predicts.
+class NetworkDenoiser:
+    """The denoiser that a network implies under the formulation that it was trained with.
 
-    The network must take images of the type of `x`; its answer may be of another, as under autocast.
+    Everything but the network is computed in the dtype of `x`, which should be float32. Of a network that also predicts
+    variances, in further channels, the first channels are used.
     """
 
-    net: Callable[..., Tensor]
-    schedule: Schedule
-    prediction: str = "epsilon"
+    net: Network
+    formulation: Formulation
 
-    def __call__(
-        self, x: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], label: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """The guess of the clean images, in the type of `x`."""
-        alpha, sigma = self.schedule.at(t, x.dtype)
-        x0, _ = clean_and_noise(self.prediction, self.net(x, t, label).to(x.dtype), x, alpha, sigma)
-        return x0
+    def __call__(self, x: Images, time: Times, condition: Condition) -> Images:
+        level = self.formulation.level(time)
+        output = run_network(self.net, level.c_in * x, level.c_noise, condition)
+        return level.split(x, output[:, : x.shape[1]].to(x.dtype))[0]
+
+
+def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Denoised images clipped to a range (Saharia et al. 2022, section 2.3, static thresholding).
+
+    The clipping comes before the solver's step. Otherwise the noise that the step derives from x0 is inconsistent, and
+    errors accumulate.
+    """
+
+    def denoise_clipped(x: Images, time: Times, condition: Condition) -> Images:
+        return denoise(x, time, condition).clamp(low, high)
+
+    return denoise_clipped

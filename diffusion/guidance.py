@@ -1,36 +1,80 @@
-"""Classifier-free guidance: a denoiser made of a denoiser."""
+"""Guidance: a denoiser moved away from a worse one."""
+
+import math
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Condition, Denoiser
+from diffusion.noise import Formulation, Images, Times
+
+ALL_LEVELS = (0.0, math.inf)
 
 
-def guided(denoise: Denoiser, scale: float, null: int) -> Denoiser:
-    """Moves the guess away from the unconditional one: `free + scale (given - free)` (Ho & Salimans 2022, eq. 6, with
-    scale = 1 + w).
+def guided(
+    given: Denoiser,
+    free: Denoiser,
+    scale: float,
+    formulation: Formulation,
+    interval: tuple[float, float] = ALL_LEVELS,
+) -> Denoiser:
+    """`free + scale (given - free)` (Ho & Salimans 2022, eq. 6, with scale = 1 + w).
 
-    The exaggerated guess leaves the range of images, [-1, 1], and is clipped to it before the sampler sees it: clipped
-    by the sampler alone, the noise that is left in x would belong to another image, and grow (Saharia et al. 2022,
-    section 2.3, static thresholding).
-
-    Scale 0 ignores the labels, 1 is plain `denoise`, above 1 exaggerates what is particular to the label. Other scales
-    than these two cost twice the work, in one batch of double size. `null` is the label that means "no label".
-    The denoiser raises ValueError if it is called without labels.
+    `free` is the same network without the label, or a worse network (Karras et al. 2024, autoguidance). Scale 0 is
+    `free`, 1 is `given`, above 1 extrapolates. Guidance is applied where `sigma / alpha` lies in `interval`; elsewhere
+    the result is `given` (Kynkäänniemi et al. 2024). The result leaves the range of images; see `clipped`.
     """
-    if scale == 1:
-        return denoise
 
-    def both(
-        x: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], label: Int[Tensor, "b"] | None
-    ) -> Float[Tensor, "b c h w"]:
-        if label is None:
+    def denoise(x: Images, time: Times, condition: Condition) -> Images:
+        x0 = given(x, time, condition)
+        inside = _inside(formulation, time, interval)
+        return x0 if inside is False else _extrapolated(x0, free(x, time, condition), scale, inside)
+
+    return denoise if scale != 1 else given
+
+
+def classifier_free(
+    denoise: Denoiser,
+    scale: float,
+    null: int,
+    formulation: Formulation,
+    interval: tuple[float, float] = ALL_LEVELS,
+) -> Denoiser:
+    """`guided` by the same network without its label, both evaluated in one batch of double size.
+
+    `null` is the label that means “no label”. Scale 0 ignores the labels and scale 1 is plain `denoise`; neither needs
+    the second evaluation. The denoiser raises ValueError if it is called without labels.
+    """
+
+    def both(x: Images, time: Times, condition: Condition) -> Images:
+        if condition.label is None:
             raise ValueError(f"guidance={scale:g} needs a label for each image; give labels, or guidance 1")
-        free_label = torch.full_like(label, null)
-        if scale == 0:
-            return denoise(x, t, free_label)
-        given, free = denoise(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([label, free_label])).chunk(2)
-        return (free + scale * (given - free)).clamp(-1, 1)
+        inside = _inside(formulation, time, interval)
+        if inside is False:
+            return denoise(x, time, condition)
+        unlabelled = replace(condition, label=torch.full_like(condition.label, null))
+        if scale == 0 and inside is True:
+            return denoise(x, time, unlabelled)
+        x0, free = denoise(x.repeat(2, 1, 1, 1), time.repeat(2), _concatenated(condition, unlabelled)).chunk(2)
+        return _extrapolated(x0, free, scale, inside)
 
-    return both
+    return both if scale != 1 else denoise
+
+
+def _inside(formulation: Formulation, time: Times, interval: tuple[float, float]) -> bool | torch.Tensor:
+    """True or False where all images agree, else a mask (b, 1, 1, 1)."""
+    if interval == ALL_LEVELS:
+        return True
+    ratio = formulation.level(time).ratio
+    mask = (interval[0] <= ratio) & (ratio <= interval[1])
+    return bool(mask.all()) if bool(mask.all()) == bool(mask.any()) else mask
+
+
+def _extrapolated(given: Images, free: Images, scale: float, inside: bool | torch.Tensor) -> Images:
+    moved = free + scale * (given - free)
+    return moved if isinstance(inside, bool) else torch.where(inside, moved, given)
+
+
+def _concatenated(first: Condition, second: Condition) -> Condition:
+    pairs = {name: (value, getattr(second, name)) for name, value in vars(first).items()}
+    return Condition(**{name: None if pair[0] is None else torch.cat(pair) for name, pair in pairs.items()})

@@ -1,14 +1,10 @@
-"""From noise to images, with the schedulers of diffusers.
+"""Samplers: where a chain starts, its times, its solver, and whether denoised images are clipped."""
 
-A scheduler is handed the guess of the clean image (`prediction_type="sample"`), whatever the network predicts, or the
-noise that is left in x where it takes no such guess; that gives the same images as the network's own answer does.
-"""
-
-from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import (
@@ -20,154 +16,291 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.denoiser import Denoiser
-from diffusion.prediction import clean_and_noise
-from diffusion.schedule import Schedule
-from diffusion.seeds import normal
+from diffusion.denoiser import UNCONDITIONED, Condition, Denoiser
+from diffusion.formulations import DDPM
+from diffusion.noise import Formulation, Images, NoiseLevel
+from diffusion.seeds import standard_normal
+from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun, Predict, Solver
 from residual.names import require_known
 
+# The spacings were chosen by measurement (docs/benchmarks.md). With few steps the leading spacing, the published one of
+# DDPM and DDIM, starts below T - 1, and the solvers draw worse. Heun's method keeps it, because the first step from the
+# last timestep of the cosine schedule is too long for it.
+LEADING, TRAILING = {"timestep_spacing": "leading"}, {"timestep_spacing": "trailing"}
+# Thresholding to the default `sample_max_value`, 1, is clipping; Euler's two schedulers have no such option.
+LINSPACE = {"timestep_spacing": "linspace", "thresholding": True}
 
-@dataclass(frozen=True)
-class Sampler:
-    """A scheduler of diffusers, and its settings beside those of the noise schedule."""
+SCHEDULERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    # Song et al. 2021, eq. 12
+    "ddim": (DDIMScheduler, LEADING),
+    # Ho et al. 2020, algorithm 2
+    "ddpm": (DDPMScheduler, LEADING),
+    # Lu et al. 2022, "DPM-Solver++", algorithm 2, and its form with noise (appendix B.3)
+    "dpmpp_2m": (DPMSolverMultistepScheduler, LINSPACE),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, LINSPACE | {"algorithm_type": "sde-dpmsolver++"}),
+    # Zhao et al. 2023, algorithms 5 and 6
+    "unipc": (UniPCMultistepScheduler, LINSPACE),
+    # Karras et al. 2022: algorithm 1 with one and with two evaluations per step
+    "euler": (EulerDiscreteScheduler, TRAILING),
+    "heun": (HeunDiscreteScheduler, LEADING),
+    # k-diffusion's sample_euler_ancestral
+    "euler_ancestral": (EulerAncestralDiscreteScheduler, TRAILING),
+}
+"""The scheduler of diffusers, with its settings, that draws the same images as each sampler does with a DDPM model."""
 
-    scheduler: Any
-    settings: Mapping[str, Any]
-    prediction: str = "sample"
-    """what it is handed"""
 
-    def make(self, schedule: Schedule, steps: int) -> Any:
-        """The scheduler, before the first of `steps`."""
-        names = signature(self.scheduler.__init__).parameters
-        config = {key: v for key, v in schedule.scheduler_config(self.prediction).items() if key in names}
-        scheduler = self.scheduler(**config, **self.settings)
-        scheduler.set_timesteps(steps)
-        return scheduler
+Start = Callable[[NoiseLevel, Images], Images]
+"""the first noisy images of a chain, from standard normal noise"""
+
+
+def pure_noise(level: NoiseLevel, noise: Images) -> Images:
+    """Noise alone, as Euler's samplers in diffusers and EDM start (Karras et al. 2022, algorithm 1)."""
+    return level.sigma * noise
+
+
+def unit_variance(level: NoiseLevel, noise: Images) -> Images:
+    """Noise with the variance of noisy images whose clean images have unit variance."""
+    return level.scale() * noise
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What `sample` needs: a start, falling times, and the chain between them."""
+
+    @property
+    def start(self) -> Start:
+        """The first noisy images."""
+        ...
+
+    @property
+    def spacing(self) -> str:
+        """Spacing of whole timesteps: leading, trailing or linspace."""
+        ...
 
     @property
     def options(self) -> frozenset[str]:
-        """The names of what its steps may be given."""
-        return frozenset(signature(self.scheduler.step).parameters)
+        """Names of the options that `with_options` accepts."""
+        ...
+
+    def with_options(self, **options: float) -> "Sampler":
+        """The sampler with other options."""
+        ...
+
+    def check(self, formulation: Formulation) -> None:
+        """Raises ValueError if models of this formulation cannot be sampled."""
+        ...
+
+    def chain(
+        self,
+        predict: Predict,
+        formulation: Formulation,
+        x: Images,
+        times: Float[Tensor, "times"],
+        generators: list[torch.Generator],
+    ) -> Iterator[Images]:
+        """The images after each step."""
+        ...
 
 
-# Where the steps lie was chosen by measurement (docs/benchmarks.md). With few steps the leading spacing, the published
-# one of DDPM and DDIM, starts below T - 1, and the solvers draw worse; but Heun's would be thrown off by the first step
-# of the cosine schedule. Networks take whole timesteps, which Euler's and Heun's linspace would not give.
-_LEADING, _TRAILING = {"timestep_spacing": "leading"}, {"timestep_spacing": "trailing"}
-# Thresholding to the default `sample_max_value`, 1, is what others call clip_sample; Euler's two have no such thing.
-_LINSPACE = {"timestep_spacing": "linspace", "thresholding": True}
+@dataclass(frozen=True)
+class Integrator:
+    """A sampler of one of our solvers, for any formulation."""
+
+    start: Start
+    spacing: str
+    solver: Solver
+    clip: bool
+    """whether denoised images are clipped, for formulations that allow it"""
+
+    @property
+    def options(self) -> frozenset[str]:
+        return frozenset(field.name for field in fields(self.solver))  # type: ignore[arg-type]
+
+    def with_options(self, **options: float) -> "Integrator":
+        return replace(self, solver=replace(self.solver, **options))  # type: ignore[type-var]
+
+    def check(self, formulation: Formulation) -> None:
+        """Every formulation can be integrated."""
+
+    def chain(
+        self,
+        predict: Predict,
+        formulation: Formulation,
+        x: Images,
+        times: Float[Tensor, "times"],
+        generators: list[torch.Generator],
+    ) -> Iterator[Images]:
+        clip = self.clip and formulation.clips_x0
+
+        def predict_clipped(x: Images, time: Float[Tensor, ""]) -> Images:
+            return predict(x, time).clamp(-1, 1) if clip else predict(x, time)
+
+        return self.solver(
+            predict_clipped, formulation, x, times, lambda: standard_normal(generators, x.shape[1:], x.device)
+        )
+
+
+@dataclass(frozen=True)
+class FromDiffusers:
+    """A sampler that calls a scheduler of diffusers, for what must equal its pipelines. For DDPM models.
+
+    The scheduler receives the denoised image (`prediction_type="sample"`), whatever the network predicts. This class
+    alone knows that diffusers' timesteps are integers.
+    """
+
+    name: str
+    """key of SCHEDULERS"""
+    eta: float = 0.0
+    """noise that DDIM adds, from 0 (none) to 1 (as much as DDPM)"""
+
+    @property
+    def spacing(self) -> str:
+        return SCHEDULERS[self.name][1]["timestep_spacing"]
+
+    @property
+    def options(self) -> frozenset[str]:
+        return frozenset({"eta"} & set(signature(SCHEDULERS[self.name][0].step).parameters))
+
+    def with_options(self, **options: float) -> "FromDiffusers":
+        chosen = replace(self, **options)  # type: ignore[arg-type]
+        if not 0 <= chosen.eta <= 1:
+            raise ValueError(f"eta={chosen.eta:g} is outside 0 (no noise is added) … 1 (as much as DDPM adds)")
+        return chosen
+
+    def check(self, formulation: Formulation) -> None:
+        if not isinstance(formulation, DDPM):
+            others = ", ".join(name for name, sampler in SAMPLERS.items() if isinstance(sampler, Integrator))
+            raise ValueError(
+                f"sampler={self.name} needs the timesteps of a ddpm model, but this model is a "
+                f"{type(formulation).__name__} model; choose: {others}"
+            )
+
+    @property
+    def start(self) -> Start:
+        return lambda level, noise: noise
+
+    def scheduler(self, formulation: DDPM, steps: int) -> Any:
+        """The scheduler, before the first of `steps`."""
+        kind, settings = SCHEDULERS[self.name]
+        config = formulation.scheduler_config() | {"prediction_type": "sample"}
+        accepted = signature(kind.__init__).parameters
+        scheduler = kind(**{key: value for key, value in config.items() if key in accepted}, **settings)
+        scheduler.set_timesteps(steps)
+        return scheduler
+
+    def chain(
+        self,
+        predict: Predict,
+        formulation: Formulation,
+        x: Images,
+        times: Float[Tensor, "times"],
+        generators: list[torch.Generator],
+    ) -> Iterator[Images]:
+        assert isinstance(formulation, DDPM), "checked before"
+        scheduler = self.scheduler(formulation, len(times) - 1)
+        accepted = signature(scheduler.step).parameters
+        given = {"generator": generators, "eta": self.eta}
+        options = {name: value for name, value in given.items() if name in accepted}
+        for timestep, time in zip(scheduler.timesteps, times, strict=False):
+            x = scheduler.step(predict(x, time), timestep, x, return_dict=False, **options)[0]
+            yield x
+
 
 SAMPLERS: dict[str, Sampler] = {
-    # Song et al. 2021, eq. 12
-    "ddim": Sampler(DDIMScheduler, _LEADING),
-    # Ho et al. 2020, algorithm 2
-    "ddpm": Sampler(DDPMScheduler, _LEADING),
-    # Lu et al. 2022, "DPM-Solver++", algorithm 2, and its form with noise (appendix B.3)
-    "dpmpp_2m": Sampler(DPMSolverMultistepScheduler, _LINSPACE),
-    "dpmpp_2m_sde": Sampler(DPMSolverMultistepScheduler, _LINSPACE | {"algorithm_type": "sde-dpmsolver++"}),
-    # Zhao et al. 2023, algorithms 5 and 6
-    "unipc": Sampler(UniPCMultistepScheduler, _LINSPACE),
-    # Karras et al. 2022: algorithm 1 with one and with two calls of the network per step, without churn
-    "euler": Sampler(EulerDiscreteScheduler, _TRAILING),
-    "heun": Sampler(HeunDiscreteScheduler, _LEADING),
-    # k-diffusion's sample_euler_ancestral
-    "euler_ancestral": Sampler(EulerAncestralDiscreteScheduler, _TRAILING, prediction="epsilon"),
+    "ddim": FromDiffusers("ddim"),
+    "ddpm": FromDiffusers("ddpm"),
+    "dpmpp_2m": Integrator(unit_variance, "linspace", DPMSolverPP2M(), clip=True),
+    "dpmpp_2m_sde": FromDiffusers("dpmpp_2m_sde"),
+    "unipc": FromDiffusers("unipc"),
+    "euler": Integrator(pure_noise, "trailing", Euler(), clip=False),
+    "heun": Integrator(unit_variance, "leading", Heun(), clip=True),
+    "euler_ancestral": Integrator(pure_noise, "trailing", EulerAncestral(), clip=False),
 }
+MAX_STEPS = 1_000_000
 
 
-def check(sampler: str, steps: int, schedule: Schedule, eta: float = 0.0) -> None:
-    """Raises ValueError if the sampler is unknown, takes no `eta`, or cannot make this number of steps."""
-    require_known("sampler", sampler, SAMPLERS)
-    if steps < 1:
-        raise ValueError(f"steps={steps} makes no image; give 1 to {schedule.timesteps}")
-    if steps > schedule.timesteps:
-        raise ValueError(
-            f"steps={steps} is more than the {schedule.timesteps} timesteps of the model; "
-            f"give {schedule.timesteps} or fewer"
-        )
-    if not _spaced(sampler, steps, schedule):
-        fewer = next(n for n in range(steps - 1, 0, -1) if _spaced(sampler, n, schedule))
-        raise ValueError(
-            f"steps={steps} cannot be spaced over the {schedule.timesteps} timesteps of the model by sampler {sampler} "
-            f"(a fault of diffusers' rounding); give {fewer}"
-        )
-    if eta != 0 and "eta" not in SAMPLERS[sampler].options:
-        able = ", ".join(name for name, row in SAMPLERS.items() if "eta" in row.options)
-        raise ValueError(f"eta={eta:g} has no meaning for sampler {sampler}; leave it out, or choose: {able}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta:g} is outside 0 (no noise is added) … 1 (as much as DDPM adds)")
+def choose_sampler(name: str, formulation: Formulation, steps: int, **options: float) -> Sampler:
+    """The sampler of this name, with the options that are not zero.
+
+    Raises ValueError if the name is unknown, an option has no meaning for the sampler or is out of range, the sampler
+    cannot draw from such a model, or the number of steps does not fit the model's timesteps.
+    """
+    require_known("sampler", name, SAMPLERS)
+    sampler = SAMPLERS[name]
+    given = {option: value for option, value in options.items() if value != 0}
+    for option, value in given.items():
+        if option not in sampler.options:
+            able = ", ".join(other for other, row in SAMPLERS.items() if option in row.options)
+            raise ValueError(f"{option}={value:g} has no meaning for sampler {name}; leave it out, or choose: {able}")
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{option}={value:g} is out of range; give 0 or more")
+    sampler.check(formulation)
+    _check_steps(name, formulation, steps)
+    return sampler.with_options(**given)
 
 
-def first_timestep(sampler: str, steps: int, schedule: Schedule) -> int:
-    """Where a chain of `steps` starts: the leading spacing is every (T // steps)-th timestep, counted from 0."""
-    if SAMPLERS[sampler].settings["timestep_spacing"] != "leading":
-        return schedule.timesteps - 1
-    return (steps - 1) * (schedule.timesteps // steps)
+def _check_steps(name: str, formulation: Formulation, steps: int) -> None:
+    limit = formulation.timesteps if isinstance(formulation, DDPM) else MAX_STEPS
+    if not 1 <= steps <= limit:
+        reason = "draws no image" if steps < 1 else f"is more than the {limit} timesteps of the model"
+        raise ValueError(f"steps={steps} {reason}; give 1 to {limit}")
+    if not _distinct(name, formulation, steps):
+        fewer = next(n for n in range(steps - 1, 0, -1) if _distinct(name, formulation, n))
+        raise ValueError(f"steps={steps} of sampler {name} would use a timestep of the model twice; give {fewer}")
 
 
-def late_start(sampler: str, steps: int, schedule: Schedule) -> str | None:
-    """A warning if the chain starts far below T - 1, where images are not yet pure noise, with the nearest better
-    number of steps; None if all is well. The leading spacing does it with few steps, and above T / 2."""
-    last = schedule.timesteps - 1
-    good = [n for n in range(1, last + 2) if first_timestep(sampler, n, schedule) >= 0.9 * last]
+def _distinct(name: str, formulation: Formulation, steps: int) -> bool:
+    return bool((formulation.times(steps, SAMPLERS[name].spacing).diff() < 0).all())
+
+
+def late_start(name: str, formulation: Formulation, steps: int) -> str | None:
+    """A warning if the chain starts far below the last timestep, where images are not yet pure noise; else None.
+
+    The warning names the nearest better number of steps. The leading spacing starts late with few steps, and with more
+    than half of the timesteps.
+    """
+    if not isinstance(formulation, DDPM) or SAMPLERS[name].spacing != "leading":
+        return None
+    last = formulation.timesteps - 1
+    first = {n: (n - 1) * (formulation.timesteps // n) for n in range(1, last + 2)}
+    good = [n for n in first if first[n] >= 0.9 * last]
     if steps in good:
         return None
     nearest = min(good, key=lambda n: abs(n - steps))
     return (
-        f"{steps} steps of {sampler} start at timestep {first_timestep(sampler, steps, schedule)} of {last}, where "
-        f"images are not yet pure noise, and may look wrong; {nearest} steps start higher"
+        f"{steps} steps of {name} start at timestep {first[steps]} of {last}, where images are not yet pure noise, "
+        f"and may look wrong; {nearest} steps start higher"
     )
 
 
-def denoising(
+def sample(
     denoise: Denoiser,
-    schedule: Schedule,
+    formulation: Formulation,
+    sampler: Sampler,
     generators: list[torch.Generator],
     shape: tuple[int, int, int],
-    label: Int[Tensor, "b"] | None = None,
+    condition: Condition = UNCONDITIONED,
     *,
-    sampler: str = "ddim",
     steps: int = 50,
-    eta: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Draws one image (c, h, w) per generator: yields the starting noise, then the images after each of the `steps`.
 
-    They are scaled as the network sees them, the last ones, the samples, to [-1, 1], which they may leave by a little.
-    `label` is one class per image; `eta` is how much noise DDIM adds, from 0 (none) to 1. Heun calls the network twice
-    in every step but the last. Raises ValueError as `check` does.
+    Intermediate images are scaled to about unit variance. The last ones, the samples, are in about [-1, 1] (not
+    clipped). `sampler` comes from `choose_sampler`.
     """
-    check(sampler, steps, schedule, eta)
-    row = SAMPLERS[sampler]
-    scheduler = row.make(schedule, steps)
-    given = {"generator": generators, "eta": eta}
-    options = {name: value for name, value in given.items() if name in row.options}
-    x = normal(generators, shape, device) * scheduler.init_noise_sigma
-    for moment in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, moment)
-        if getattr(scheduler, "state_in_first_order", True):  # false in the middle of a step of Heun's
-            yield seen
-        with torch.no_grad():  # not around the yield: the caller's code is none of our business
-            t = moment.to(x.device, torch.long).expand(len(x))
-            answer = denoise(seen, t, label)
-            if row.prediction == "epsilon":
-                _, answer = clean_and_noise("sample", answer, seen, *schedule.at(t, x.dtype))
-            x = scheduler.step(answer, moment, x, return_dict=False, **options)[0]
-    yield x
+    times = formulation.times(steps, sampler.spacing).to(device)
 
+    def predict(x: Images, time: Float[Tensor, ""]) -> Images:
+        with torch.no_grad():  # scoped to the step, so that the caller's grad mode is unchanged across `yield`
+            return denoise(x, time.expand(len(x)), condition)
 
-def draw(
-    denoise: Denoiser, schedule: Schedule, generators: list[torch.Generator], *args: Any, **options: Any
-) -> Tensor:
-    """The last images of `denoising`, which has the same arguments: samples (b, c, h, w) in [-1, 1]."""
-    last = deque(denoising(denoise, schedule, generators, *args, **options), maxlen=1).pop()
-    return last.clamp(-1, 1)
-
-
-def _spaced(sampler: str, steps: int, schedule: Schedule) -> bool:
-    """Whether the scheduler visits as many different timesteps as it makes steps, and none below 0."""
-    timesteps = SAMPLERS[sampler].make(schedule, steps).timesteps
-    return len(timesteps.unique()) == steps and timesteps.min().item() >= 0
+    start = formulation.level(times[:1])
+    x = sampler.start(start, standard_normal(generators, shape, device))
+    yield x / start.scale()
+    chain = sampler.chain(predict, formulation, x, times, generators)
+    for time, images in zip(times[1:], chain, strict=True):
+        yield images / formulation.level(time[None]).scale()

@@ -1,6 +1,6 @@
-"""Random numbers of each image by itself: image k of seed s is the same in every batch and on every process."""
+"""Random numbers per image: image k of seed s is the same in every batch and on every process."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -14,12 +14,14 @@ def image_seed(seed: int, image: int) -> int:
 
 
 def generators(seed: int, images: Iterable[int]) -> list[torch.Generator]:
-    """One CPU generator for each of the images with these numbers; a diffusers pipeline accepts the same list."""
+    """One CPU generator per image number. A diffusers pipeline accepts the same list."""
     return [torch.Generator().manual_seed(image_seed(seed, image)) for image in images]
 
 
-def normal(
-    sources: list[torch.Generator], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+def standard_normal(
+    generators: list[torch.Generator], shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b c h w"]:
     """The next standard normal image (c, h, w) of each generator, drawn exactly as a diffusers pipeline draws it."""
-    return randn_tensor((len(sources), *shape), generator=sources, device=torch.device(device), dtype=torch.float32)
+    return randn_tensor(
+        (len(generators), *shape), generator=generators, device=torch.device(device), dtype=torch.float32
+    )

@@ -1,4 +1,4 @@
-"""A trained diffusion model, as an object that draws images and as a folder that is enough to make it again.
+"""A trained diffusion model: draws images, and is saved as a folder that is enough to sample.
 
 The folder holds config.json and model.safetensors, which are the network's own, and diffusion.json.
 """
@@ -6,24 +6,41 @@ The folder holds config.json and model.safetensors, which are the network's own,
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion import PREDICTIONS, Denoiser, NetDenoiser, Schedule, denoising, generators, guided
-from diffusion.sampler import check
+from diffusion import (
+    DDPM,
+    FORMULATIONS,
+    Condition,
+    Denoiser,
+    Formulation,
+    NetworkDenoiser,
+    Sampler,
+    choose_sampler,
+    classifier_free,
+    clipped,
+    generators,
+    sample,
+)
+from diffusion.guidance import ALL_LEVELS
 from pipelines.folder import check_finite, find_model
 from residual.names import require_known, shorten
-from residual.weights.config import read_config
+from residual.weights.config import read_config, read_json
 from training.data.pixel_format import BYTES, PixelFormat
-from unet import UNet
+from unet import EDM2UNet, UNet
 
-FORMAT_VERSION = 2
+T = TypeVar("T")
+Network = UNet | EDM2UNet
+
+FORMAT_VERSION = 3
 DESCRIPTION_FILE = "diffusion.json"
 NO_LABEL = "none"
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
@@ -31,41 +48,57 @@ _DROPOUT = "train one with diffusion.label_dropout=0.1"
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A denoising network with all that using it takes."""
+    """A denoising network with everything needed to use it."""
 
-    net: UNet
-    schedule: Schedule
-    prediction: str
+    net: Network
+    formulation: Formulation
     shape: tuple[int, int, int]
     """(c, h, w) of its images"""
     classes: tuple[str, ...] | None = None
-    """the names of its classes; none: it takes no labels"""
+    """names of its classes; None: it takes no labels"""
     null: int | None = None
-    """the label that means “no label”, if it has learned to do without"""
-    pixels: PixelFormat = BYTES
-    """what -1 and 1 stood for in the files of its training, and what kind of files they were"""
+    """the label that means “no label”, if the network was also trained without labels"""
+    pixel_format: PixelFormat = BYTES
+    """the values that -1 and 1 stand for in the training data's files, and the type of those files"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
 
-    def check(self, *, sampler: str = "ddim", steps: int = 50, eta: float = 0.0, guidance: float = 1.0) -> None:
-        """Raises ValueError for sampling options that do not go with this model."""
-        check(sampler, steps, self.schedule, eta)
+    @property
+    def default_sampler(self) -> str:
+        """ddim for the timesteps of DDPM, heun for continuous noise levels."""
+        return "ddim" if isinstance(self.formulation, DDPM) else "heun"
+
+    def check(
+        self,
+        *,
+        sampler: str | None = None,
+        steps: int = 50,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] = ALL_LEVELS,
+        **options: float,
+    ) -> Sampler:
+        """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
+        chosen = choose_sampler(sampler or self.default_sampler, self.formulation, steps, **options)
+        if not 0 <= guidance_interval[0] < guidance_interval[1]:
+            low, high = guidance_interval
+            raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
         if guidance == 1:
-            return
+            return chosen
         if not math.isfinite(guidance):
-            raise ValueError(f"guidance={guidance:g} is not a number to multiply with; give 1 (as learned) or more")
+            raise ValueError(f"guidance={guidance:g} is not a finite number; give 1 (as trained) or more")
         if self.classes is None:
             raise ValueError(
                 f"guidance={guidance:g} needs a model with classes; this one has none, leave guidance at 1"
             )
         if self.null is None:
             raise ValueError(
-                f"guidance={guidance:g} needs a model that also learned without labels; "
+                f"guidance={guidance:g} needs a model that was also trained without labels; "
                 f"leave guidance at 1, or {_DROPOUT}"
             )
+        return chosen
 
     def cycle(self, images: Sequence[int]) -> list[int] | None:
-        """A label for each image number, going through the classes in turn; None for a model without classes."""
+        """A label for each image number, the classes in turn; None for a model without classes."""
         return None if self.classes is None else [k % len(self.classes) for k in images]
 
     def label(self, text: str) -> int:
@@ -74,12 +107,12 @@ class DiffusionModel:
         Raises ValueError, with the nearest names, if there is no such class.
         """
         if self.classes is None:
-            raise ValueError(f"label {text!r} is asked of a model that has no classes; leave the label out")
+            raise ValueError(f"label {text!r} was given, but the model has no classes; leave the label out")
         if text in self.classes:
             return self.classes.index(text)
         if text == NO_LABEL:
             if self.null is None:
-                raise ValueError(f"label {NO_LABEL!r} needs a model that also learned without labels; {_DROPOUT}")
+                raise ValueError(f"label {NO_LABEL!r} needs a model that was also trained without labels; {_DROPOUT}")
             return self.null
         if text.removeprefix("-").isdecimal():
             if int(text) in range(len(self.classes)):
@@ -95,36 +128,72 @@ class DiffusionModel:
             return None
         return [NO_LABEL if label == self.null else self.classes[label] for label in labels]
 
+    def denoiser(self, guidance: float = 1.0, guidance_interval: tuple[float, float] = ALL_LEVELS) -> Denoiser:
+        """The denoiser of the network. Where guidance extrapolates, its results are clipped to [-1, 1]."""
+        denoise: Denoiser = NetworkDenoiser(self.net, self.formulation)
+        if self.null is None or guidance == 1:
+            return denoise
+        denoise = classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval)
+        return denoise if guidance == 0 else clipped(denoise)
+
     def denoising(
         self,
         images: Sequence[int],
         labels: Sequence[int] | None,
         *,
         seed: int = 0,
-        guidance: float = 1.0,
         device: torch.device | str = "cpu",
+        steps: int = 50,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] = ALL_LEVELS,
         **options: Any,
     ) -> Iterator[Float[Tensor, "b c h w"]]:
         """Draws the images with these numbers under `seed`: yields their noise, then each step, last the images.
 
-        `labels` has one label per image; without them a model with classes draws the null label. `options` are those
-        of `diffusion.denoising`: sampler, steps, eta. Raises ValueError as `check` does, and for labels unlike these.
+        `labels` has one label per image; without them a model with classes draws the null label. `guidance_interval`
+        is in units of `sigma / alpha`. `options` are sampler, eta and churn. Raises ValueError as `check` does, and for
+        labels that the model does not have.
         """
-        self.check(guidance=guidance, **options)
+        chosen = self.check(steps=steps, guidance=guidance, guidance_interval=guidance_interval, **options)
         self._check_labels(images, labels)
-        denoise: Denoiser = NetDenoiser(self.net, self.schedule, self.prediction)
-        if self.null is not None:
-            denoise = guided(denoise, guidance, self.null)
-        label = None if labels is None else torch.tensor(labels, device=device)
+        denoise = self.denoiser(guidance, guidance_interval)
+        condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
         sources = generators(seed, images)
-        return denoising(denoise, self.schedule, sources, self.shape, label, device=device, **options)
+        return sample(denoise, self.formulation, chosen, sources, self.shape, condition, steps=steps, device=device)
+
+    def draw(self, images: Sequence[int], labels: Sequence[int] | None, **options: Any) -> Float[Tensor, "b c h w"]:
+        """The images at the end of `denoising`, in [-1, 1]."""
+        return deque(self.denoising(images, labels, **options), maxlen=1).pop().clamp(-1, 1)
+
+    def draw_share(
+        self,
+        count: int,
+        labels: Callable[[Sequence[int]], list[int] | None],
+        *,
+        batch: int,
+        rank: int = 0,
+        ranks: int = 1,
+        steps: int = 50,
+        **options: Any,
+    ) -> Iterator[tuple[Sequence[int], int, Float[Tensor, "b c h w"]]]:
+        """One process's share of the images 0 to `count` - 1, `batch` at a time.
+
+        Yields (numbers, step, images) for the noise (step 0) and after every step; at step `steps` the images are
+        finished. All processes yield equally often, so that they can stop together. Numbers of `count` and more fill
+        up the last share. `labels` gives the labels of image numbers, such as `cycle`; `options` as in `denoising`.
+        """
+        mine = range(rank, -(-count // ranks) * ranks, ranks)
+        for start in range(0, len(mine), batch):
+            numbers = mine[start : start + batch]
+            for step, x in enumerate(self.denoising(numbers, labels(numbers), steps=steps, **options)):
+                yield numbers, step, x
 
     def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:
         if not len(images):
-            raise ValueError("no image is asked for; give at least one number of an image")
+            raise ValueError("no image numbers were given; give at least one")
         if labels is None:
             if self.classes is not None and self.null is None:
-                raise ValueError("this model has not learned to do without labels; give one for each image")
+                raise ValueError("this model was not trained without labels; give a label for each image")
             return
         if self.classes is None:
             raise ValueError("this model has no classes; leave the labels out")
@@ -134,35 +203,35 @@ class DiffusionModel:
         if wrong := [label for label in labels if not 0 <= label <= last]:
             raise ValueError(f"label {wrong[0]} is outside 0 … {last}")
 
-    def draw(self, images: Sequence[int], labels: Sequence[int] | None, **options: Any) -> Float[Tensor, "b c h w"]:
-        """The images at the end of `denoising`, in [-1, 1]."""
-        return deque(self.denoising(images, labels, **options), maxlen=1).pop().clamp(-1, 1)
-
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
         document = {
             "format_version": FORMAT_VERSION,
-            "schedule": self.schedule.name,
-            "timesteps": self.schedule.timesteps,
-            "variance": self.schedule.variance,
-            "prediction": self.prediction,
+            "formulation": describe_formulation(self.formulation),
             "classes": self.classes,
-            "pixels": asdict(self.pixels),
+            "null_label": self.null is not None,
+            "pixel_format": asdict(self.pixel_format),
         }
         self.net.save_pretrained(folder)
-        (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n")
+        (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
+    """What all processes have drawn, by image number, without the numbers of `count` and more. On every process."""
+    ordered = sorted(gather_object(list(drawn)), key=lambda pair: pair[0])
+    return [value for number, value in ordered if number < count]
 
 
 def load_model(path: str | Path) -> DiffusionModel:
     """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
-    Raises ValueError, with the reason, if there is none or it is not whole.
+    Raises ValueError, with the reason, if there is none or it is incomplete.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    schedule, prediction, classes, pixels = read_description(folder / DESCRIPTION_FILE)
+    formulation, classes, null_label, pixel_format = read_description(folder / DESCRIPTION_FILE)
     net = UNet.from_pretrained(folder).float()
     check_finite(net, folder)
-    if net.config.learned_variance:
+    if getattr(net.config, "learned_variance", False):
         raise ValueError(f"{folder}: a model with learned_variance cannot be sampled yet")
     if net.config.in_channels != net.config.out_channels:
         raise ValueError(
@@ -173,52 +242,61 @@ def load_model(path: str | Path) -> DiffusionModel:
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
         )
-    return describe(net, schedule, prediction, classes, pixels, images_seen)
+    return describe(net, formulation, classes, null_label, pixel_format, images_seen)
 
 
 def describe(
-    net: UNet,
-    schedule: Schedule,
-    prediction: str,
+    net: Network,
+    formulation: Formulation,
     classes: tuple[str, ...] | None,
-    pixels: PixelFormat = BYTES,
+    null_label: bool,
+    pixel_format: PixelFormat = BYTES,
     images_seen: int | None = None,
 ) -> DiffusionModel:
-    """The model of a network, whose config tells the shape of the images and whether it knows a null label."""
-    null = len(classes) if classes is not None and net.config.null_label else None
+    """The model of a network, whose config gives the shape of the images.
+
+    `null_label`: whether the network was also trained without labels.
+    """
+    null = len(classes) if classes is not None and null_label else None
     shape = (net.config.out_channels, *net.config.size)
-    return DiffusionModel(net, schedule, prediction, shape, classes, null, pixels, images_seen)
+    return DiffusionModel(net, formulation, shape, classes, null, pixel_format, images_seen)
+
+
+def describe_formulation(formulation: Formulation) -> dict[str, Any]:
+    """A formulation as plain values: its kind and its fields."""
+    kind = next(name for name, cls in FORMULATIONS.items() if cls is type(formulation))
+    return {"kind": kind, **asdict(formulation)}  # type: ignore[call-overload]
+
+
+def read_formulation(document: dict[str, Any]) -> Formulation:
+    """The inverse of `describe_formulation`. Raises ValueError for an unknown kind or field, or a missing one."""
+    fields = dict(document)
+    kind = require_known("formulation", str(fields.pop("kind", None)), FORMULATIONS)
+    return read_config(FORMULATIONS[kind], fields)
 
 
 @dataclass(frozen=True)
-class _Description:
-    """What diffusion.json says, but for the pixels."""
-
-    schedule: str
-    timesteps: int
-    variance: str
-    prediction: str
+class _Labels:
     classes: tuple[str, ...] | None
+    null_label: bool
 
 
-def read_description(path: Path) -> tuple[Schedule, str, tuple[str, ...] | None, PixelFormat]:
-    """The noise schedule, the prediction, the classes and the pixels. Raises ValueError for what is not whole.
+def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat]:
+    """Formulation, classes, whether there is a null label, and pixel format of a model folder.
 
-    Version 1 did not tell the pixels, which were bytes.
+    Raises ValueError for what is incomplete, unknown, or of another type.
     """
+    document = read_json(path)
     try:
-        document = json.loads(path.read_text())
-        if document["format_version"] not in (1, FORMAT_VERSION):
+        if (version := document["format_version"]) != FORMAT_VERSION:
             raise ValueError(
-                f"format_version {document['format_version']!r}, this version reads 1 and {FORMAT_VERSION}"
+                f"format_version {version!r} was written by another version of this project; this one reads "
+                f"{FORMAT_VERSION}: use the version that wrote it, or train again"
             )
-        fields = {name: document[name] for name in ("schedule", "timesteps", "variance", "prediction", "classes")}
-        found = read_config(_Description, fields)
-        require_known("prediction", found.prediction, PREDICTIONS)
-        schedule = Schedule(name=found.schedule, timesteps=found.timesteps, variance=found.variance)
-        pixels = BYTES if document["format_version"] == 1 else read_config(PixelFormat, document["pixels"])
-        return schedule, found.prediction, found.classes, pixels
+        formulation = read_formulation(document["formulation"])
+        labels = read_config(_Labels, {name: document[name] for name in ("classes", "null_label")})
+        return formulation, labels.classes, labels.null_label, read_config(PixelFormat, document["pixel_format"])
     except KeyError as error:
-        raise ValueError(f"{path} does not say {error}; it is not whole") from None
+        raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from None

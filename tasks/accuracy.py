@@ -39,11 +39,11 @@ def accuracy(
     options = {"average": "micro", "ignore_index": SURPLUS, "validate_args": False}
     shares = {name: MulticlassAccuracy(classes, top_k=k, **options).to(device) for name, k in best.items()}
     loss = MeanMetric().to(device)
-    with closing(BatchReader(images, 0, batch * ranks, rank, ranks, device=device)) as feed:
+    with closing(BatchReader(images, 0, batch * ranks, rank, ranks, device=device)) as reader:
         for step in range(-(-len(images) // (batch * ranks))):
             if interrupted():
                 return None
-            stored, label = feed.get(step)
+            stored, label = reader.get(step)
             assert label is not None, "the images were checked when the task was built"
             first = (step * ranks + rank) * batch
             label[max(0, len(images) - first) :] = SURPLUS  # positions after the last image start over

@@ -1,55 +1,45 @@
-"""Training a U-Net to denoise (Ho et al. 2020)."""
+"""Training a U-Net to denoise (Ho et al. 2020; Karras et al. 2022; Lipman et al. 2023)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion import Schedule, drop_labels, squared_error
-from diffusion.sampler import check
-from pipelines.diffusion import DiffusionModel, describe
+from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, denoising_loss, drop_labels
+from pipelines.diffusion import DiffusionModel, Network, describe
 from pipelines.pictures import hidden_note
+from residual.magnitude import normalize_weights
 from tasks.augment import random_flip
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
+from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky
-from tasks.start import read_start, start_config
 from training.data import ImageSet
 from training.random import GlobalRandom, seeded
 from training.run import Run
-from training.settings import section
+from training.settings import variants
 from training.task import Batch, Evaluation, Task
-from unet import UNet, UNetConfig, list_presets
+from unet import EDM2Config, EDM2UNet, UNetConfig, build, list_presets
+
+MODELS: dict[str, type] = {"unet": UNetConfig, "edm2": EDM2Config}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """What the network learns: how images are noised, and what of that it predicts."""
+    """The loss, for every objective."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
-    """how the noise grows with the timestep: linear (Ho et al. 2020), scaled_linear (Rombach et al. 2022), cosine
-    (Nichol and Dhariwal 2021)"""
-    timesteps: int = 1000
-    """number of noise levels"""
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
-    """noise added by each step of the DDPM sampler: beta (large) or the posterior's (small)"""
-    prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    """what the network answers: the noise, the clean image, or their mixture v (Salimans and Ho 2022)"""
     label_dropout: float = 0.1
-    """share of images that are shown without their label, which guidance needs; 0: none, and no guidance"""
+    """share of images whose label is hidden from the network, which guidance needs; 0: none, and no guidance"""
+    weighting: Literal["output", "noise", "x0", "v"] = "output"
+    """whose squared error counts: that of the network's output, of the noise, of the clean image, or of v"""
 
     def __post_init__(self) -> None:
-        _ = self.noise
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout={self.label_dropout} is not a share; give at least 0 and below 1")
-
-    @property
-    def noise(self) -> Schedule:
-        """The noise schedule that the fields describe."""
-        return Schedule(name=self.schedule, timesteps=self.timesteps, variance=self.variance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +75,11 @@ class DiffusionTask(Task[DiffusionBatch]):
     def __init__(
         self,
         model: DiffusionModel,
-        label_dropout: float,
+        config: DiffusionConfig,
         augment: DiffusionAugment,
         evaluations: tuple[Evaluation, ...] = (),
     ) -> None:
-        self.diffusion, self.label_dropout, self.augment, self.evaluations = model, label_dropout, augment, evaluations
+        self.diffusion, self.config, self.augment, self.evaluations = model, config, augment, evaluations
         self.model = model.net
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
@@ -102,38 +92,40 @@ class DiffusionTask(Task[DiffusionBatch]):
         return DiffusionBatch(image, batch.label, label)
 
     def loss(self, model: nn.Module, batch: DiffusionBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
-        """Squared error of each image's prediction at a random timestep; some labels are dropped."""
-        about, label = self.diffusion, None
-        t, noise = random.integers(about.schedule.timesteps), random.normal(*about.shape)
-        if about.classes is not None:
+        """The denoising loss of each image at a random noise level; some labels are dropped."""
+        trained, label = self.diffusion, None
+        time, noise = trained.formulation.draw_time(random), random.normal(*trained.shape)
+        if trained.classes is not None:
             assert batch.label is not None, "the images were checked when the task was built"
-            label = drop_labels(batch.label, random.uniform(), self.label_dropout, null=len(about.classes))
-        net = model if batch.augment is None else partial(model, augment=batch.augment)
-        return squared_error(net, batch.image, t, noise, label, schedule=about.schedule, prediction=about.prediction)
+            label = drop_labels(batch.label, random.uniform(), self.config.label_dropout, null=len(trained.classes))
+        net = partial(model, return_logvar=True) if isinstance(self.model, EDM2UNet) else model
+        condition = Condition(label=label, augment=batch.augment)
+        weighting = WEIGHTINGS[self.config.weighting]
+        return denoising_loss(net, trained.formulation, batch.image, noise, time, condition, weighting)
+
+    def after_update(self, model: nn.Module) -> None:
+        """Weights of EDM2's network go back to unit magnitude (Karras et al. 2024, eq. 66)."""
+        if isinstance(model, EDM2UNet):
+            normalize_weights(model)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes the model folder of `model`, the averaged network."""
-        self._with(model).save(folder)
+        assert isinstance(model, Network), "the averaged model is a copy of self.model"
+        replace(self.diffusion, net=model).save(folder)
 
     def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
-        """Noisy images, timesteps and (where the network takes them) labels."""
+        """Noisy images, noise levels and (where the network takes them) labels."""
         x = torch.zeros(batch, *self.diffusion.shape, device=device)
-        t = torch.zeros(batch, dtype=torch.long, device=device)
-        return (x, t) if self.diffusion.classes is None else (x, t, t)
-
-    def _with(self, model: nn.Module) -> DiffusionModel:
-        assert isinstance(model, UNet), "the averaged model is a copy of self.model"
-        return replace(self.diffusion, net=model)
+        c_noise = torch.zeros(batch, device=device)
+        return (x, c_noise) if self.diffusion.classes is None else (x, c_noise, c_noise.long())
 
 
 _FROM_IMAGES = "it follows from the images; see data.channels, data.size and data.labels"
 
 
-def _presets() -> dict[str, UNetConfig]:
-    """The published networks that can be trained; those of EDM2 need their own preconditioning."""
-    return {
-        name: found.config for name, found in list_presets(UNetConfig).items() if isinstance(found.config, UNetConfig)
-    }
+def _presets() -> Mapping[str, Any]:
+    """The published networks, by name."""
+    return {name: found.config for name, found in list_presets().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +135,10 @@ class DiffusionRun(Run[DiffusionTask]):
     init: str | None = None
     """a trained network to start from: a run folder, a model folder (ours or diffusers'), an id on the hub, all of
     which also give the defaults of the section model, or a safetensors file with another library's names"""
-    init_layout: Literal["diffusers", "adm", "adm-new-order", "edm"] | None = None
-    """of a safetensors file: whose names it has; null: found by the names, which cannot tell the two of adm apart"""
-    model: UNetConfig = section(UNetConfig, presets=_presets)
+    init_layout: Literal["diffusers", "adm", "adm-new-order", "edm", "edm2"] | None = None
+    """layout of the names in a safetensors file; null: found by the names, which do not distinguish the two of adm"""
+    model: UNetConfig | EDM2Config = variants(MODELS, "unet", presets=_presets)
+    objective: Formulation = variants(FORMULATIONS, "ddpm")
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     augment: DiffusionAugment = field(default_factory=DiffusionAugment)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -163,67 +156,70 @@ class DiffusionRun(Run[DiffusionTask]):
     def __post_init__(self) -> None:
         if self.init_layout is not None and self.init is None:
             raise ValueError(f"init_layout={self.init_layout} without init; give the file with --init")
-        try:
-            check(self.sample.sampler, self.sample.steps, self.diffusion.noise)
-        except ValueError as error:
-            raise ValueError(f"sample: {error}") from None
 
     @classmethod
-    def init_config(cls, init: str) -> UNetConfig | None:
+    def init_config(cls, init: str) -> UNetConfig | EDM2Config | None:
         """The config of the network in the folder `init`; None for a file of weights."""
-        return start_config(init)
+        return init_config(init)
 
-    def outline(self) -> UNet:
-        """The network on the meta device, as far as it is known before the images are: enough to say how large it is.
-
-        Raises ValueError as `UNet` does.
-        """
-        side = 2 ** (self.model.depth - 1)
+    def outline(self) -> Network:
+        """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
+        side = 2 ** (len(self.model.channel_multipliers) - 1)
         with torch.device("meta"):
-            return UNet(replace(self.model, size=(side, side)))
+            return build(replace(self.model, size=(side, side)))
 
     def check_init(self) -> None:
         """Raises ValueError as `load_init` does. The shape of the images does not matter, so none are needed."""
         if self.init is not None:
-            read_start(self.outline(), self.init, self.init_layout, self.diffusion.noise, self.diffusion.prediction)
+            read_init(self.outline(), self.init, self.init_layout, self.objective)
 
     def load_init(self, task: DiffusionTask) -> list[str]:
-        """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
-        fit, or were trained for something else."""
-        about, note = task.diffusion, hidden_note(task.diffusion.shape[0])
-        said = [] if note is None else [f"samples: {note}"]
+        """Loads the weights of `init` into the network of `task`; returns messages to print.
+
+        Raises ValueError if they do not fit, or were trained under another formulation.
+        """
+        note = hidden_note(task.diffusion.shape[0])
+        messages = [] if note is None else [f"samples: {note}"]
         if self.init is None:
-            return said
-        weights, adapted = read_start(about.net, self.init, self.init_layout, about.schedule, about.prediction)
-        about.net.load_state_dict(weights)
-        return said + adapted
+            return messages
+        weights, adapted = read_init(task.model, self.init, self.init_layout, self.objective)
+        task.model.load_state_dict(weights)
+        return messages + adapted
 
     def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
-        if self.model.learned_variance:
-            raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")
-        if self.model.time_embedding == "log_fourier":
-            raise ValueError("model.time_embedding=log_fourier cannot be trained on timesteps, the first of which is 0")
         channels, height, width = images.shape
         if reason := self.model.size_error(height, width):
-            arrays = "arrays are read as (channels, height, width), and stay as they are"
+            arrays = "arrays are read as (channels, height, width) and are not resized"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
-        config = replace(
-            self.model,
-            in_channels=channels,
-            out_channels=channels,
-            size=(height, width),
-            classes=None if images.classes is None else len(images.classes),
-            null_label=self.diffusion.label_dropout > 0,
-            augment_channels=9 if self.augment.non_leaky > 0 else None,
-        )
+        classes = None if images.classes is None else len(images.classes)
+        config = replace(self.model, in_channels=channels, out_channels=channels, size=(height, width), classes=classes)
         with seeded(self.train.seed, "model"):
-            net = UNet(config)
-        model = describe(net, self.diffusion.noise, self.diffusion.prediction, images.classes, images.pixel_format)
+            net = build(self._with_inputs(config))
+        null_label = self.diffusion.label_dropout > 0
+        model = describe(net, self.objective, images.classes, null_label, images.pixel_format)
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:
             raise ValueError(f"sample: {error}") from None
         grid = GridEvaluation(model, self.sample, self.train.eval_every_images)
-        return DiffusionTask(model, self.diffusion.label_dropout, self.augment, (grid,))
+        return DiffusionTask(model, self.diffusion, self.augment, (grid,))
+
+    def _with_inputs(self, config: UNetConfig | EDM2Config) -> UNetConfig | EDM2Config:
+        """The config with the inputs that the run's settings need. Raises ValueError for what cannot be trained."""
+        if isinstance(config, EDM2Config):
+            if self.augment.non_leaky > 0:
+                raise ValueError(
+                    f"augment.non_leaky={self.augment.non_leaky} needs a network with an augmentation label, which "
+                    "model.kind=edm2 is not; give 0, or model.kind=unet"
+                )
+            return config
+        if config.learned_variance:
+            raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")
+        if config.time_embedding == "log_fourier":
+            raise ValueError(
+                "model.time_embedding=log_fourier needs noise levels above 0, which no objective gives; give fourier"
+            )
+        augment_channels = 9 if self.augment.non_leaky > 0 else None
+        return replace(config, null_label=self.diffusion.label_dropout > 0, augment_channels=augment_channels)

@@ -4,14 +4,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from accelerate.utils import gather_object
 from torch import nn
 
-from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion import DiffusionModel, Network, gather_drawn
 from pipelines.grid import draw_grid
 from pipelines.pictures import to_uint8
 from training.task import EvaluationContext
-from unet import UNet
 
 MAX_IN_GRID = 10_000
 """of the small images of a grid: nearly 7,000 px each way"""
@@ -19,16 +17,17 @@ MAX_IN_GRID = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """The grid of images that is drawn by the averaged model at every evaluation, always from the same noise."""
+    """The grid of images that the averaged model draws at every evaluation, always from the same noise."""
 
     num: int = 64
     """images in the grid; their labels go through the classes in turn. 0: no grid"""
     steps: int = 50
     """steps of the sampler"""
-    sampler: str = "ddim"
-    """ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler, heun (calls the network twice per step) or euler_ancestral"""
+    sampler: str | None = None
+    """ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler, heun (evaluates the network twice per step) or euler_ancestral;
+    null: ddim for the objective ddpm, heun for others"""
     guidance: float = 1.0
-    """strength of the labels: 0 none, 1 as learned, more exaggerates them (and takes twice the time)"""
+    """strength of the labels: 0 none, 1 as trained, above 1 stronger (and twice the time)"""
     batch: int = 64
     """images per forward pass on each process"""
 
@@ -50,33 +49,29 @@ class GridEvaluation:
     name: ClassVar[str] = "grid"
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
-        """Draws the grid `context.folder`/<images seen>.png with the weights of `model`, on all processes together.
-
-        Every process draws equally many images, surplus ones included, so that all can stop at the same step.
-        """
-        assert isinstance(model, UNet), "the averaged model is a copy of the trained one"
+        """Draws the grid `context.folder`/<images seen>.png with the weights of `model`, on all processes together."""
+        assert isinstance(model, Network), "the averaged model is a copy of the trained one"
         trained, config, accelerator = replace(self.model, net=model), self.config, context.accelerator
-        processes = accelerator.num_processes
-        my_images = range(accelerator.process_index, -(-config.num // processes) * processes, processes)
-        drawn = []
-        for start in range(0, len(my_images), config.batch):
-            images = my_images[start : start + config.batch]
-            for x in trained.denoising(
-                images,
-                trained.cycle(images),
-                guidance=config.guidance,
-                sampler=config.sampler,
-                steps=config.steps,
-                device=accelerator.device,
-            ):
-                if context.interrupted():
-                    return None
-                last = x
-            drawn += list(zip(images, to_uint8(last), strict=True))
-        ordered = sorted(gather_object(drawn), key=lambda pair: pair[0])[: config.num]
-        if not ordered:
+        drawn: list[tuple[int, np.ndarray]] = []
+        for numbers, step, x in trained.draw_share(
+            config.num,
+            trained.cycle,
+            batch=config.batch,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
+            guidance=config.guidance,
+            sampler=config.sampler,
+            steps=config.steps,
+            device=accelerator.device,
+        ):
+            if context.interrupted():
+                return None
+            if step == config.steps:
+                drawn += zip(numbers, to_uint8(x), strict=True)
+        images = gather_drawn(drawn, config.num)
+        if not images:
             return {}
-        pixels = np.stack([pixels for _, pixels in ordered])
+        pixels = np.stack(images)
         if accelerator.is_main_process:
             context.folder.mkdir(parents=True, exist_ok=True)
             names = trained.names(trained.cycle(range(config.num)))

@@ -24,7 +24,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "pipelines": (
         {"residual", "resnet", "unet", "diffusion", "training"},
-        BASE | {"PIL"},
+        BASE | {"accelerate", "PIL"},
     ),
     "tasks": (
         {"residual", "resnet", "unet", "diffusion", "training", "pipelines"},

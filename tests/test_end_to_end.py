@@ -18,7 +18,8 @@ data: {source: digits}
 augment: {flip: true}
 model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], groups: 4,
         conditioning: scale_shift}
-diffusion: {schedule: cosine, prediction: v_prediction, label_dropout: 0.2}
+objective: {schedule: cosine, prediction: v}
+diffusion: {label_dropout: 0.2}
 sample: {num: 0}
 train: {images: 320, batch: 32, log_every_images: 32, checkpoint_every_images: 192, trackers: [], precision: float32}
 optimizer: {learning_rate: 1e-3}

@@ -26,6 +26,9 @@ CASES = {
     'ResNetConfig(stride_in="2x2")': "no stride_in '2x2'; one of: 3x3, 1x1",
     'ResNetConfig(norm="layer")': "no norm 'layer'; one of: batch, group, frozen",
     'ResNetConfig(act="tanh")': "no act 'tanh'; one of: relu, silu",
+    'DDPM(schedule="cosin")': "unknown schedule 'cosin'; did you mean cosine? (of: linear, scaled_linear, cosine)",
+    'DDPM(prediction="noise")': "unknown prediction 'noise'; give one of: epsilon, x0, v",
+    'DDPM(variance="fixed_larg")': "unknown variance 'fixed_larg'; did you mean fixed_large or fixed_small?",
     'DenseNetConfig(stem="deep")': "no stem 'deep'; one of: conv7, conv3",
 }
 SCRIPT = """
@@ -33,6 +36,7 @@ import sys
 from residual import *
 from resnet import *
 from unet import *
+from diffusion import *
 for line in sys.stdin.read().splitlines():
     try:
         eval(line)

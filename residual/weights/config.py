@@ -5,6 +5,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def read_config(config_class: type, fields: Mapping[str, Any], optional: Iterable[str] = ()) -> Any:
+def read_config(config_class: type, document: Mapping[str, Any], optional: Iterable[str] = ()) -> Any:
     """Builds a config dataclass from plain JSON values, each checked against the field's type. Lists become tuples.
 
     All fields must be given, except those in `optional`: a default that changes later would change the network.
@@ -32,8 +33,9 @@ def read_config(config_class: type, fields: Mapping[str, Any], optional: Iterabl
     Raises ValueError with the field that is unknown (and the closest names), of the wrong type, or missing.
     """
     hints = typing.get_type_hints(config_class)
+    hints = {field.name: hints[field.name] for field in fields(config_class)}  # without class variables
     values = {}
-    for name, value in fields.items():
+    for name, value in document.items():
         require_known("field", name, hints)
         try:
             values[name] = convert(value, hints[name])

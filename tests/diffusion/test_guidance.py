@@ -1,43 +1,90 @@
+import math
+
 import pytest
 import torch
+from torch.testing import assert_close
 
-from diffusion import guided
+from diffusion import EDM, Condition, classifier_free, guided
 
-X, T, LABEL, NULL = torch.linspace(-2, 2, 12).view(3, 1, 2, 2), torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2]), 4
-
-
-def denoise(x, t, label):
-    """Depends on all that it is given, image by image."""
-    return (x + 0.1 * t.view(-1, 1, 1, 1) + 0.2 * label.view(-1, 1, 1, 1)).tanh()
+X, T, NULL = torch.linspace(-2, 2, 12).view(3, 1, 2, 2), torch.tensor([0.1, 1.0, 10.0]), 4
+LABEL = Condition(torch.tensor([0, 1, 2]))
+UNLABELLED = Condition(torch.full((3,), NULL))
 
 
-def test_scale_1_is_the_plain_denoiser_and_0_the_unconditional_one():
-    torch.testing.assert_close(guided(denoise, 1.0, NULL)(X, T, LABEL), denoise(X, T, LABEL), rtol=0, atol=0)
-    free = denoise(X, T, torch.full_like(LABEL, NULL))
-    torch.testing.assert_close(guided(denoise, 0.0, NULL)(X, T, LABEL), free, rtol=0, atol=0)
+def denoise(x, time, condition):
+    """Depends on everything it receives, image by image."""
+    return (x + 0.1 * time.view(-1, 1, 1, 1) + 0.2 * condition.label.view(-1, 1, 1, 1)).tanh()
+
+
+def worse(x, time, condition):
+    return 0.5 * denoise(x, time, condition)
+
+
+def cfg(scale: float, **options):
+    return classifier_free(denoise, scale, NULL, EDM(), **options)
+
+
+def test_scale_1_is_the_plain_denoiser_and_0_the_unconditional_one() -> None:
+    assert_close(cfg(1.0)(X, T, LABEL), denoise(X, T, LABEL), rtol=0, atol=0)
+    assert_close(cfg(0.0)(X, T, LABEL), denoise(X, T, UNLABELLED), rtol=0, atol=0)
+    assert_close(guided(denoise, worse, 1.0, EDM())(X, T, LABEL), denoise(X, T, LABEL), rtol=0, atol=0)
+    assert_close(guided(denoise, worse, 0.0, EDM())(X, T, LABEL), worse(X, T, LABEL), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 7.5, -1.0])
-def test_other_scales_go_along_the_line_through_both_within_the_range_of_images(scale):
-    given, free = denoise(X, T, LABEL), denoise(X, T, torch.full_like(LABEL, NULL))
-    line = free + scale * (given - free)
-    assert scale < 7 or line.abs().max() > 1
-    torch.testing.assert_close(guided(denoise, scale, NULL)(X, T, LABEL), line.clamp(-1, 1))
+def test_other_scales_lie_on_the_line_through_both_denoisers(scale: float) -> None:
+    given, free = denoise(X, T, LABEL), denoise(X, T, UNLABELLED)
+    assert_close(cfg(scale)(X, T, LABEL), free + scale * (given - free))
+    bad = worse(X, T, LABEL)
+    assert_close(guided(denoise, worse, scale, EDM())(X, T, LABEL), bad + scale * (given - bad))
 
 
-def test_both_guesses_come_from_one_batch():
-    sizes = []
+def test_classifier_free_guidance_is_guidance_by_the_unlabelled_network() -> None:
+    def unlabelled(x, time, condition):
+        return denoise(x, time, UNLABELLED)
 
-    def counting(x, t, label):
-        sizes.append(len(x))
-        return denoise(x, t, label)
-
-    guided(counting, 2.0, NULL)(X, T, LABEL)
-    guided(counting, 0.0, NULL)(X, T, LABEL)
-    assert sizes == [6, 3]
+    assert_close(cfg(3.0)(X, T, LABEL), guided(denoise, unlabelled, 3.0, EDM())(X, T, LABEL))
 
 
 @pytest.mark.parametrize("scale", [0.0, 3.0])
-def test_guidance_without_labels_is_refused(scale):
-    with pytest.raises(ValueError, match=f"guidance={scale:g} needs a label"):
-        guided(denoise, scale, NULL)(X, T, None)
+@pytest.mark.parametrize("make", [cfg, lambda scale, **options: guided(denoise, worse, scale, EDM(), **options)])
+def test_guidance_acts_within_an_interval_of_noise_levels_alone(make, scale: float) -> None:
+    everywhere, nowhere = make(scale)(X, T, LABEL), denoise(X, T, LABEL)
+    within = make(scale, interval=(0.5, 5.0))(X, T, LABEL)
+    assert_close(within[1], everywhere[1])
+    assert_close(within[[0, 2]], nowhere[[0, 2]])
+    assert_close(make(scale, interval=(20.0, 30.0))(X, T, LABEL), nowhere, rtol=0, atol=0)
+    assert_close(make(scale, interval=(0.0, math.inf))(X, T, LABEL), everywhere, rtol=0, atol=0)
+
+
+def test_both_denoised_images_come_from_one_batch_and_only_where_both_are_needed() -> None:
+    sizes = []
+
+    def counting(x, time, condition):
+        sizes.append(len(x))
+        return denoise(x, time, condition)
+
+    for scale, interval in [(2.0, (0.0, math.inf)), (0.0, (0.0, math.inf)), (2.0, (20.0, 30.0))]:
+        classifier_free(counting, scale, NULL, EDM(), interval)(X, T, LABEL)
+    assert sizes == [6, 3, 3]
+
+
+def test_every_part_of_the_condition_reaches_both() -> None:
+    seen = []
+
+    def remembering(x, time, condition):
+        seen.append(condition)
+        return x
+
+    condition = Condition(LABEL.label, emb=torch.arange(6.0).view(3, 2), augment=torch.arange(9.0).view(3, 3))
+    classifier_free(remembering, 2.0, NULL, EDM())(X, T, condition)
+    assert seen[0].label.tolist() == [0, 1, 2, 4, 4, 4]
+    assert_close(seen[0].emb, condition.emb.repeat(2, 1))
+    assert_close(seen[0].augment, condition.augment.repeat(2, 1))
+    assert seen[0].image is None
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_guidance_without_labels_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"guidance={scale:g}.*label"):
+        cfg(scale)(X, T, Condition())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.diffusion import DiffusionConfig
+from diffusion import DDPM
 from tests.tasks.small import digits, small_run, train
 
 
@@ -21,7 +21,7 @@ def conditional(tmp_path_factory) -> Path:
 def unconditional(tmp_path_factory) -> Path:
     """The model folder of a net without labels, with another prediction and schedule."""
     folder = tmp_path_factory.mktemp("unconditional")
-    config = DiffusionConfig(prediction="v_prediction", schedule="cosine", variance="fixed_small")
-    task = train(small_run(diffusion=config), digits(labels=False), 150)
+    objective = DDPM(prediction="v", schedule="cosine", variance="fixed_small")
+    task = train(small_run(objective=objective), digits(labels=False), 150)
     task.save(task.model, folder)
     return folder

@@ -31,7 +31,9 @@ from tests.tasks.small import CLASSES, digits
 from tests.training import toy
 from training.config import TrainConfig
 from training.data import DataConfig, Images, PixelFormat, Preprocessing, open_images
+from training.ema import EmaConfig
 from training.loop import fit
+from training.optimizer import SGD
 from training.random import GlobalRandom
 from training.run_folder import RunFolder
 from training.task import Batch, EvaluationContext

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sample
-from diffusion import SAMPLERS, Schedule, squared_error
+from diffusion import DDPM, EDM, SAMPLERS, Condition, Flow, Formulation, denoising_loss
 from pipelines.diffusion import describe, load_model
 from tasks import RUNS
 from tasks.classification import ClassificationRun
@@ -22,11 +22,11 @@ from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, D
 from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import Images
-from training.data.pixel_format import BYTES, PixelFormat
+from training.data.pixel_format import PixelFormat
 from training.random import GlobalRandom
-from training.settings import field_texts
+from training.settings import field_texts, sections
 from training.task import Batch, EvaluationContext
-from unet import UNet, UNetConfig, list_presets, preset
+from unet import UNet, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,13 +64,13 @@ def test_weights_come_from_the_seed():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": replace(SMALL, learned_variance=True)}, "model.learned_variance=true cannot be trained yet"),
+        ({"model": replace(SMALL, learned_variance=True)}, r"model\.learned_variance=true"),
         ({"model": replace(SMALL, size=(32, 32), channel_multipliers=(1, 1, 1, 1, 1))},
-         r"images of digits: 8x8 px cannot be halved 4 times .* nearest size that can is 16x16.*; data.size resizes"),
-        ({"sample": SampleConfig(sampler="dim")}, "sample: unknown sampler 'dim'; did you mean ddim"),
-        ({"sample": SampleConfig(steps=2000)}, "sample: steps=2000 is more than the 1000 timesteps"),
+         r"digits.*8x8 px.*16x16.*data\.size"),
+        ({"sample": SampleConfig(sampler="dim")}, "sample: .*sampler 'dim'.*ddim"),
+        ({"sample": SampleConfig(steps=2000)}, "sample: steps=2000 .*1000"),
         ({"sample": SampleConfig(guidance=2.0), "diffusion": DiffusionConfig(label_dropout=0.0)},
-         "guidance=2 needs a model that also learned without labels; leave guidance at 1, or train one with"),
+         r"sample: guidance=2 .*diffusion\.label_dropout"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_training(fields, message):
@@ -78,27 +78,26 @@ def test_what_does_not_fit_is_refused_before_training(fields, message):
         small_run(**fields).build(digits())
 
 
-def test_arrays_with_channels_last_are_told_how_they_are_read():
+def test_arrays_with_channels_last_are_refused_with_their_order():
     images = Images(np.zeros((2, 8, 8, 3), np.uint8), pixel_format=PixelFormat(file="npy"))
-    with pytest.raises(ValueError, match=r"8x3 px cannot .*; arrays are read as \(channels, height, width\), and stay"):
+    with pytest.raises(ValueError, match=r"8x3 px.*\(channels, height, width\)"):
         small_run().build(images)
 
 
 def test_guidance_without_classes_is_refused():
-    with pytest.raises(ValueError, match="guidance=2 needs a model with classes; this one has none"):
+    with pytest.raises(ValueError, match=r"guidance=2 .*classes"):
         small_run(sample=SampleConfig(guidance=2.0)).build(digits(labels=False))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DiffusionConfig(label_dropout=1.0), "label_dropout=1.0 is not a share; give at least 0 and below 1"),
-        (lambda: DiffusionConfig(timesteps=5), "timesteps=5 is too few for the linear schedule"),
+        (lambda: DiffusionConfig(label_dropout=1.0), r"label_dropout=1\.0"),
         (lambda: DiffusionAugment(non_leaky=1.5), r"augment\.non_leaky=1\.5"),
         (lambda: DiffusionAugment(non_leaky=0.12, flip=True), r"augment\.flip=true.*augment\.non_leaky=0\.12"),
-        (lambda: SampleConfig(num=-1), "num=-1, batch=64: give num 0 or more"),
-        (lambda: SampleConfig(num=10**12), "num=1000000000000 is more than a grid can show; give at most 10000"),
-        (lambda: SampleConfig(batch=0), "num=64, batch=0: give num 0 or more, batch 1 or more"),
+        (lambda: SampleConfig(num=-1), "num=-1.*0 or more"),
+        (lambda: SampleConfig(num=10**12), "num=1000000000000 .*10000"),
+        (lambda: SampleConfig(batch=0), "batch=0.*1 or more"),
     ],
 )
 def test_bad_fields_are_named(make, message):
@@ -109,14 +108,15 @@ def test_bad_fields_are_named(make, message):
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun, "classification": ClassificationRun} == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
-    assert list(DiffusionRun.preset_names()) == list(list_presets(UNetConfig))
-    assert DiffusionRun.presets("ddpm-cifar10") == preset("ddpm-cifar10")
+    presets = sections(DiffusionRun)["model"].metadata["presets"]()
+    assert list(presets) == list(list_presets())
+    assert presets["ddpm-cifar10"] == preset("ddpm-cifar10")
     assert {name.partition(".")[0] for name in DiffusionRun.derived if name != "data.validation"} == {"model"}
 
 
 def test_help_names_every_sampler():
     named = re.split(r"\W+", field_texts(SampleConfig)["sampler"])
-    assert [name for name in named if name in SAMPLERS] == [*SAMPLERS]
+    assert [name for name in dict.fromkeys(named) if name in SAMPLERS] == [*SAMPLERS]
 
 
 # --- the loss ---
@@ -128,7 +128,7 @@ def test_loss_is_that_of_the_parts_it_is_made_of():
     t, noise = draws.integers(1000), draws.normal(1, 8, 8)
     label = torch.where(draws.uniform() < 0.5, 10, given.label)
     assert 0 < (label == 10).sum() < 8
-    expected = squared_error(task.model, given.image, t, noise, label, schedule=task.diffusion.schedule)
+    expected = denoising_loss(task.model, DDPM(), given.image, noise, t.float(), Condition(label))
     torch.testing.assert_close(task.loss(task.model, given, random()), expected)
 
 
@@ -142,22 +142,42 @@ def test_loss_does_not_depend_on_how_the_batch_is_divided():
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
+def losses(**fields) -> torch.Tensor:
+    task = shaken(small_run(**fields).build(digits()))
+    return task.loss(task.model, batch(), random()).detach()
+
+
 @pytest.mark.parametrize(
-    "config",
+    ("base", "objective"),
     [
-        DiffusionConfig(schedule="cosine"),
-        DiffusionConfig(schedule="scaled_linear"),
-        DiffusionConfig(timesteps=100),
-        DiffusionConfig(prediction="sample"),
-        DiffusionConfig(prediction="v_prediction"),
+        (DDPM(), DDPM(schedule="cosine")),
+        (DDPM(), DDPM(schedule="scaled_linear")),
+        (DDPM(), DDPM(timesteps=100)),
+        (DDPM(), DDPM(prediction="x0")),
+        (DDPM(), DDPM(prediction="v")),
+        (DDPM(), EDM()),
+        (DDPM(), Flow()),
+        (EDM(), EDM(sigma_data=1.0)),
+        (EDM(), EDM(p_mean=0.0)),
+        (EDM(), EDM(p_std=0.5)),
+        (Flow(), Flow(time_scale=1.0)),
     ],
+    ids=str,
 )
-def test_every_choice_changes_the_loss(config):
-    losses = []
-    for diffusion in (DiffusionConfig(), config):
-        task = shaken(small_run(diffusion=diffusion).build(digits()))
-        losses.append(task.loss(task.model, batch(), random()).detach())
-    assert not torch.allclose(*losses)
+def test_every_objective_changes_the_loss(base: Formulation, objective: Formulation) -> None:
+    assert not torch.allclose(losses(objective=base), losses(objective=objective))
+
+
+@pytest.mark.parametrize("weighting", ["noise", "x0", "v"])
+def test_the_weighting_changes_the_loss_except_that_of_the_prediction(weighting: str) -> None:
+    found = {
+        prediction: torch.allclose(
+            losses(objective=DDPM(prediction=prediction)),
+            losses(objective=DDPM(prediction=prediction), diffusion=DiffusionConfig(weighting=weighting)),
+        )
+        for prediction in ("epsilon", "x0", "v")
+    }
+    assert found == {"epsilon": weighting == "noise", "x0": weighting == "x0", "v": weighting == "v"}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9])
@@ -175,7 +195,7 @@ def test_labels_are_ignored_by_a_model_without_classes():
     assert task.loss(task.model, replace(batch(), label=None), random()).shape == (8,)
 
 
-def test_loss_is_float32_whatever_the_network_answers():
+def test_loss_is_float32_whatever_the_network_computes_in():
     task = small_run().build(digits())
     task.model.register_forward_hook(lambda module, inputs, output: output.bfloat16())
     assert task.loss(task.model, batch(), random()).dtype == torch.float32
@@ -258,8 +278,8 @@ def test_every_choice_changes_the_grid(tmp_path, sample):
 
 def test_the_variance_of_ddpm_is_that_of_the_config(tmp_path):
     sample = SampleConfig(num=13, steps=5, sampler="ddpm")
-    small = DiffusionConfig(variance="fixed_small")
-    assert evaluated(tmp_path, sample, diffusion=small)[0] != evaluated(tmp_path, sample)[0]
+    small = DDPM(variance="fixed_small")
+    assert evaluated(tmp_path, sample, objective=small)[0] != evaluated(tmp_path, sample)[0]
 
 
 def test_the_grid_is_drawn_in_batches(tmp_path):
@@ -274,9 +294,9 @@ def test_no_images_no_grid(tmp_path):
 @pytest.mark.parametrize("asked", [1, 4, 17])
 def test_an_evaluation_that_is_interrupted_draws_nothing_more(tmp_path, asked):
     task = small_run(sample=SampleConfig(num=13, steps=5, batch=5)).build(digits())
-    answers = iter([False] * (asked - 1) + [True])
-    assert evaluate(task, tmp_path, lambda: next(answers)) is None
-    assert list(answers) == []
+    interrupted = iter([False] * (asked - 1) + [True])
+    assert evaluate(task, tmp_path, lambda: next(interrupted)) is None
+    assert list(interrupted) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -320,14 +340,13 @@ def test_two_processes_draw_the_grid_of_one(conditional, tmp_path):
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_saved_model_comes_back_whole(tmp_path, labels):
-    config = DiffusionConfig(
-        schedule="cosine", timesteps=50, prediction="v_prediction", variance="fixed_small", label_dropout=0.0
-    )
-    task = shaken(small_run(diffusion=config, sample=SampleConfig(steps=5)).build(digits(labels)))
+    objective, config = DDPM(schedule="cosine", timesteps=50, prediction="v"), DiffusionConfig(label_dropout=0.0)
+    run = small_run(objective=objective, diffusion=config, sample=SampleConfig(steps=5))
+    task = shaken(run.build(digits(labels)))
     task.save(task.model, tmp_path)
     model = load_model(tmp_path)
-    assert model.schedule == config.noise
-    assert (model.prediction, model.shape, model.null, model.images_seen) == ("v_prediction", (1, 8, 8), None, None)
+    assert model.formulation == objective
+    assert (model.shape, model.null, model.images_seen) == ((1, 8, 8), None, None)
     assert model.classes == (CLASSES if labels else None)
     assert not model.net.training
     options = {"steps": 3, "seed": 5}
@@ -338,7 +357,7 @@ def test_a_saved_model_comes_back_whole(tmp_path, labels):
 
 def test_a_run_folder_gives_its_model_and_the_images_it_has_seen(conditional, tmp_path):
     (tmp_path / "config.yaml").write_text("task: diffusion\n")
-    with pytest.raises(ValueError, match=r"no model in .*: its training has not saved one yet"):
+    with pytest.raises(ValueError, match=r"no model in .*"):
         load_model(tmp_path)
     os.symlink(conditional, tmp_path / "model")
     assert load_model(tmp_path).images_seen is None
@@ -359,39 +378,30 @@ def damaged(source, target, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda d: d.update(format_version=9),
-            "diffusion.json cannot be used: format_version 9, this version reads 1 and 2",
-        ),
-        (lambda d: d.pop("schedule"), "diffusion.json does not say 'schedule'; it is not whole"),
-        (
-            lambda d: d.update(prediction="epsilom"),
-            "cannot be used: unknown prediction 'epsilom'; did you mean epsilon",
-        ),
-        (lambda d: d.update(timesteps="1000"), "cannot be used: timesteps='1000' should be int"),
-        (lambda d: d.update(classes="0123456789"), "cannot be used: classes='0123456789' should be tuple"),
-        (lambda d: d.update(classes=[0, 1]), r"cannot be used: classes=\(0, 1\) should be tuple"),
-        (lambda d: d.pop("pixels"), "diffusion.json does not say 'pixels'; it is not whole"),
-        (lambda d: d["pixels"].update(low="0"), "diffusion.json cannot be used: low='0' should be float"),
-        (lambda d: d["pixels"].update(high=0), "diffusion.json cannot be used: 0 to 0 is no range"),
-        (lambda d: d.update(pixels=None), "diffusion.json cannot be used: "),
-        (lambda d: d.update(classes=["a"]), "names 1 classes, config.json has 10"),
-        (lambda d: d.update(classes=None), "names 0 classes, config.json has 10"),
+        (lambda d: d.update(format_version=9), "format_version 9 .*3"),
+        (lambda d: d.update(format_version=2), "format_version 2 .*3"),
+        (lambda d: d.pop("formulation"), "'formulation'"),
+        (lambda d: d["formulation"].pop("kind"), "formulation 'None'.*ddpm, edm, flow"),
+        (lambda d: d["formulation"].update(kind="edn"), "formulation 'edn'.*edm"),
+        (lambda d: d["formulation"].pop("schedule"), "'schedule'"),
+        (lambda d: d["formulation"].update(prediction="epsilom"), "prediction='epsilom'.*epsilon"),
+        (lambda d: d["formulation"].update(timesteps="1000"), "timesteps='1000'.*int"),
+        (lambda d: d["formulation"].update(timestep=1000), "'timestep'.*timesteps"),
+        (lambda d: d.update(classes="0123456789"), "classes='0123456789'.*tuple"),
+        (lambda d: d.update(classes=[0, 1]), r"classes=\[0, 1\].*tuple"),
+        (lambda d: d.pop("pixel_format"), "'pixel_format'"),
+        (lambda d: d["pixel_format"].update(low="0"), "low='0'.*float"),
+        (lambda d: d["pixel_format"].update(high=0), "0 to 0"),
+        (lambda d: d.update(pixel_format=None), "diffusion.json"),
+        (lambda d: d.update(null_label="yes"), "null_label='yes'.*bool"),
+        (lambda d: d.update(classes=["a"]), "1 classes, config.json has 10"),
+        (lambda d: d.update(classes=None), "0 classes, config.json has 10"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused(conditional, tmp_path, change, message):
+def test_an_incomplete_folder_is_refused(conditional, tmp_path, change, message):
     damaged(conditional, tmp_path / "model", change)
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path / "model")
-
-
-def test_a_model_that_does_not_tell_its_pixels_was_of_bytes(conditional, tmp_path):
-    def older(document):
-        assert document.pop("pixels") == {"dtype": "uint8", "low": 0.0, "high": 255.0, "file": "png"}
-        document["format_version"] = 1
-
-    damaged(conditional, tmp_path / "model", older)
-    assert load_model(tmp_path / "model").pixels == BYTES
 
 
 def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, capsys):
@@ -406,7 +416,7 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
     with Image.open(tmp_path / "000012345.png") as picture:
         assert picture.mode == "RGB"
     task.save(task.model, tmp_path / "model")
-    assert load_model(tmp_path / "model").pixels == pixels
+    assert load_model(tmp_path / "model").pixel_format == pixels
     sample.main(
         [str(tmp_path / "model"), "--num", "2", "--steps", "20", "--out", str(tmp_path / "out"), "--device", "cpu"]
     )
@@ -421,7 +431,7 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
 def test_text_that_is_not_json_is_refused(conditional, tmp_path):
     damaged(conditional, tmp_path / "model", lambda document: None)
     (tmp_path / "model" / "diffusion.json").write_text("{")
-    with pytest.raises(ValueError, match=r"diffusion.json cannot be used: Expecting"):
+    with pytest.raises(ValueError, match=r"diffusion\.json.*JSON"):
         load_model(tmp_path / "model")
 
 
@@ -431,7 +441,7 @@ def test_weights_of_a_diverged_training_are_refused(conditional, tmp_path):
     state = load_file(file)
     state["embedding.linear1.weight"][0, 0] = float("nan")
     save_file(state, file)
-    with pytest.raises(ValueError, match=r"weight embedding.linear1.weight is not finite, so its training diverged"):
+    with pytest.raises(ValueError, match=r"embedding\.linear1\.weight.*not finite"):
         load_model(tmp_path / "model")
 
 
@@ -446,15 +456,15 @@ def test_weights_of_any_type_are_sampled_in_float32(conditional, tmp_path, dtype
 
 def test_a_network_that_needs_more_than_noise_is_refused(tmp_path):
     net = UNet(replace(SMALL, in_channels=4, out_channels=1))
-    describe(net, Schedule(), "epsilon", None).save(tmp_path)
-    with pytest.raises(ValueError, match=r"takes 4 channels and draws 1 cannot be sampled here"):
+    describe(net, DDPM(), None, False).save(tmp_path)
+    with pytest.raises(ValueError, match=r"4 channels .*draws 1"):
         load_model(tmp_path)
 
 
 def test_folders_that_are_no_models_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no folder .*nowhere.*; give a run folder"):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no model in .*: it has neither config.yaml nor diffusion.json; give a run"):
+    with pytest.raises(ValueError, match=r"config\.yaml.*diffusion\.json"):
         load_model(tmp_path)
 
 
@@ -476,9 +486,9 @@ def test_a_name_counts_before_a_number(conditional):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("thre", "unknown class 'thre'; did you mean three"),
-        ("10", "label 10 is outside 0 … 9; the classes are: zero, one, two"),
-        ("-1", "label -1 is outside 0 … 9"),
+        ("thre", "class 'thre'.*three"),
+        ("10", "label 10 .*0 … 9.*zero, one, two"),
+        ("-1", "label -1 .*0 … 9"),
     ],
 )
 def test_unknown_labels_are_refused(conditional, text, message):
@@ -486,22 +496,22 @@ def test_unknown_labels_are_refused(conditional, text, message):
         load_model(conditional).label(text)
 
 
-def test_labels_that_a_model_has_not_learned_are_refused(conditional, unconditional):
-    with pytest.raises(ValueError, match="label '3' is asked of a model that has no classes; leave the label out"):
+def test_labels_that_a_model_was_not_trained_with_are_refused(conditional, unconditional):
+    with pytest.raises(ValueError, match=r"label '3'.*no classes"):
         load_model(unconditional).label("3")
-    with pytest.raises(ValueError, match="label 'none' needs a model that also learned without labels; train one with"):
+    with pytest.raises(ValueError, match=r"label 'none'.*diffusion\.label_dropout"):
         replace(load_model(conditional), null=None).label("none")
-    with pytest.raises(ValueError, match="guidance=3 needs a model with classes"):
+    with pytest.raises(ValueError, match=r"guidance=3 .*classes"):
         load_model(unconditional).draw(range(1), None, guidance=3.0)
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        ([], [], "no image is asked for"),
-        ([0, 1], [3], "1 labels for 2 images; give one for each"),
-        ([0, 1], [3, 11], "label 11 is outside 0 … 10"),
-        ([0], [-1], "label -1 is outside 0 … 10"),
+        ([], [], "image numbers"),
+        ([0, 1], [3], "1 labels for 2 images"),
+        ([0, 1], [3, 11], "label 11 .*0 … 10"),
+        ([0], [-1], "label -1 .*0 … 10"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_any_work(conditional, images, labels, message):
@@ -509,13 +519,13 @@ def test_labels_that_do_not_fit_are_refused_before_any_work(conditional, images,
         load_model(conditional).denoising(images, labels)
 
 
-def test_labels_must_be_given_or_left_out_as_learned(conditional, unconditional):
+def test_labels_must_be_given_or_left_out_as_trained(conditional, unconditional):
     always = replace(load_model(conditional), null=None)
-    with pytest.raises(ValueError, match="has not learned to do without labels; give one for each image"):
+    with pytest.raises(ValueError, match="trained without labels"):
         always.denoising([0], None)
-    with pytest.raises(ValueError, match="label 10 is outside 0 … 9"):
+    with pytest.raises(ValueError, match=r"label 10 .*0 … 9"):
         always.denoising([0], [10])
-    with pytest.raises(ValueError, match="this model has no classes; leave the labels out"):
+    with pytest.raises(ValueError, match="no classes"):
         load_model(unconditional).denoising([0], [0])
 
 
@@ -545,6 +555,6 @@ def test_the_augmentation_label_reaches_the_network_and_zero_is_the_default():
     assert not torch.isclose(losses(torch.ones(4, 9)), plain).any()
 
 
-def test_a_network_of_log_time_is_not_trained_on_timesteps():
-    with pytest.raises(ValueError, match="log_fourier cannot be trained on timesteps"):
+def test_a_network_of_log_time_is_not_trained():
+    with pytest.raises(ValueError, match=r"model\.time_embedding=log_fourier"):
         small_run(model=replace(SMALL, time_embedding="log_fourier")).build(digits())

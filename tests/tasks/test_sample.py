@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import sample
-from diffusion import SAMPLERS, Schedule
+from diffusion import DDPM, SAMPLERS
 from pipelines.diffusion import describe, load_model
 from pipelines.pictures import to_uint8
 from tests.tasks.small import SMALL
@@ -102,14 +102,14 @@ def test_the_grid_can_be_left_out_and_moved(conditional, tmp_path, capsys):
 def test_a_long_animation_is_thinned(conditional, tmp_path):
     run(conditional, tmp_path, "--num", 1, "--steps", 60, "--animation")
     with Image.open(tmp_path / "animation.gif") as animation:
-        assert animation.n_frames <= sample.MOST_FRAMES
+        assert animation.n_frames <= sample.MAX_FRAMES
         animation.seek(animation.n_frames - 1)
         last = np.array(animation.convert("L")).astype(int)
     assert abs(last - np.array(Image.open(tmp_path / "grid.png")).astype(int)).max() <= 1
 
 
 def test_a_huge_grid_stops_at_its_first_images(conditional, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "MOST_IN_GRID", 4)
+    monkeypatch.setattr(sample, "MAX_IN_GRID", 4)
     run(conditional, tmp_path / "few", "--num", 4, "--steps", 2)
     run(conditional, tmp_path / "many", "--num", 6, "--steps", 2, "--batch", 3)
     grids = [np.array(Image.open(tmp_path / name / "grid.png")).astype(int) for name in ("few", "many")]
@@ -131,28 +131,30 @@ def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, c
     run(conditional, tmp_path, "--num", 2, "--steps", 1)
     printed = capsys.readouterr().out
     assert "note: 1 steps of ddim start at timestep 0 of 999" in printed
-    assert f"note: {tmp_path} also holds 3 images that are not of this command" in printed
+    assert f"note: {tmp_path} also holds 3 images that this command did not write" in printed
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num", "0"], "num=0 makes no image; give at least 1"),
-        (["--num", "1000000000000"], "num=1000000000000 is more than 10000000 files; draw them in parts"),
-        (["--batch", "0"], "batch=0 makes no image; give at least 1"),
-        (["--steps", "0"], "steps=0 makes no image; give 1 to 1000"),
-        (["--steps", "1001"], "steps=1001 is more than the 1000 timesteps of the model; give 1000 or fewer"),
-        (["--sampler", "dddim"], "unknown sampler 'dddim'; did you mean ddim or ddpm? (of: ddim, ddpm, dpmpp_2m, "),
-        (["--sampler", "ddpm", "--eta", "0.5"], "eta=0.5 has no meaning for sampler ddpm"),
-        (["--label", "10"], "label 10 is outside 0 … 9; the classes are: zero, one"),
-        (["--label", "thre"], "unknown class 'thre'; did you mean three"),
-        (["--label", "none", "--guidance", "2"], "guidance=2 strengthens a label, but label is none"),
-        (["--out", __file__], "is a file; give a folder"),
-        (["--guidance", "nan"], "guidance=nan is not a number to multiply with"),
-        (["--device", "meta"], "device='meta' cannot be used: "),
-        (["--device", "tpux"], "device='tpux' cannot be used: "),
-        (["--num", "x"], "argument --num: invalid int value: 'x'; see sample.py --help"),
-        (["--lable", "3"], "unrecognized arguments: --lable 3; see sample.py --help"),
+        (["--num", "0"], "num=0"),
+        (["--num", "1000000000000"], "num=1000000000000"),
+        (["--batch", "0"], "batch=0"),
+        (["--steps", "0"], "steps=0"),
+        (["--steps", "1001"], "steps=1001"),
+        (["--sampler", "dddim"], "sampler 'dddim'; did you mean ddim"),
+        (["--sampler", "ddpm", "--eta", "0.5"], "eta=0.5"),
+        (["--churn", "1"], "churn=1"),
+        (["--guidance-interval", "2", "1"], "guidance_interval=2,1"),
+        (["--label", "10"], "label 10"),
+        (["--label", "thre"], "class 'thre'; did you mean three"),
+        (["--label", "none", "--guidance", "2"], "guidance=2"),
+        (["--out", __file__], __file__),
+        (["--guidance", "nan"], "guidance=nan"),
+        (["--device", "meta"], "device='meta'"),
+        (["--device", "tpux"], "device='tpux'"),
+        (["--num", "x"], "--num: invalid int value: 'x'"),
+        (["--lable", "3"], "--lable 3"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(conditional, tmp_path, capsys, flags, message):
@@ -168,11 +170,11 @@ def test_bad_input_is_one_line_and_exit_code_2(conditional, tmp_path, capsys, fl
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--label", "3"], "label '3' is asked of a model that has no classes; leave the label out"),
-        (["--guidance", "2"], "guidance=2 needs a model with classes"),
+        (["--label", "3"], "label '3'"),
+        (["--guidance", "2"], "guidance=2"),
     ],
 )
-def test_labels_are_not_asked_of_a_model_without_classes(unconditional, tmp_path, capsys, flags, message):
+def test_options_for_labels_need_a_model_with_classes(unconditional, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit):
         sample.main([str(unconditional), "--out", str(tmp_path), *flags])
     assert message in capsys.readouterr().err
@@ -181,7 +183,7 @@ def test_labels_are_not_asked_of_a_model_without_classes(unconditional, tmp_path
 def untrained(folder, channels, pixels):
     """The folder of a model of such images, and what it draws (1 step of DDIM from 16 numbers)."""
     net = UNet(replace(SMALL, in_channels=channels, out_channels=channels))
-    model = describe(net, Schedule(), "epsilon", None, pixels)
+    model = describe(net, DDPM(), None, False, pixels)
     model.save(folder)
     return model.draw(range(2), None, steps=1)
 

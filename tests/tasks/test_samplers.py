@@ -1,6 +1,7 @@
 """Every sampler draws what diffusers' own pipeline draws with the same scheduler, by nets that have learned digits."""
 
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, LDMPipeline
 
-from diffusion import SAMPLERS, generators
+from diffusion import SAMPLERS, SCHEDULERS, generators
 from export import save_diffusers
 from pipelines.diffusion import DiffusionModel, load_model
 
@@ -25,16 +26,16 @@ class Identity(torch.nn.Module):
 
 
 def pipeline_images(folder: Path, sampler: str, steps: int, count: int) -> torch.Tensor:
-    """The images of an exported folder, by the one unconditional pipeline that calls every scheduler as it wants to be.
+    """The images of an exported folder, drawn by the unconditional pipeline that supports every scheduler.
 
-    But it does not hand its generators to the steps, of which some draw noise, and asks how strong the first noise
-    should be before it says how many steps there are, which Heun's answer depends on.
+    The pipeline does not pass its generators to the steps, some of which draw noise, and reads `init_noise_sigma`
+    before it sets the number of steps, on which that value depends for Heun's method. Both are done here.
     """
-    row, exported = SAMPLERS[sampler], DDPMPipeline.from_pretrained(folder)
-    scheduler = row.scheduler.from_config(exported.scheduler.config, **row.settings)
+    (kind, settings), exported = SCHEDULERS[sampler], DDPMPipeline.from_pretrained(folder)
+    scheduler = kind.from_config(exported.scheduler.config, **settings)
     sources = generators(3, range(count))
     scheduler.set_timesteps(steps)
-    if "generator" in row.options:
+    if "generator" in signature(kind.step).parameters:
         scheduler.step = partial(scheduler.step, generator=sources)
     pipeline = LDMPipeline(vqvae=Identity(), unet=exported.unet, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)

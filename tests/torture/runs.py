@@ -21,7 +21,7 @@ data: {source: digits, cache: cache}
 augment: {flip: true}
 model: {base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1], groups: 4,
         dropout: 0.1}
-diffusion: {schedule: cosine, prediction: v_prediction}
+objective: {schedule: cosine, prediction: v}
 sample: {num: 4, steps: 2}
 train: {batch: 32, micro_batch: 8, log_every_images: 32, eval_every_images: 3200,
         trackers: [], precision: float32}

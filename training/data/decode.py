@@ -153,13 +153,13 @@ def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator
     """
     todo = iter(items)
     start = time.perf_counter()
-    first = [attempt_file(item, preprocessing) for item in islice(todo, CHUNK)]
+    first = [attempt(item, preprocessing) for item in islice(todo, CHUNK)]
     quick = time.perf_counter() - start < QUICK_SECONDS * len(first)
     yield from first
     if quick:
-        yield from (attempt_file(item, preprocessing) for item in todo)
+        yield from (attempt(item, preprocessing) for item in todo)
     else:
-        yield from in_threads(partial(attempt_file, preprocessing=preprocessing), todo, min(16, os.cpu_count() or 1))
+        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo, min(16, os.cpu_count() or 1))
 
 
 def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: int) -> Generator[T, None, None]:
@@ -179,13 +179,8 @@ def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: in
                 future.cancel()
 
 
-def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> np.ndarray | str:
-    """`decode`, with an error as text."""
-    return attempt_file(item, preprocessing, random)[1]
-
-
-def attempt_file(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:
-    """`decode_file`, with an error as text."""
+def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:
+    """`decode_file` of an item, with an error as text."""
     try:
         return item, *decode_file(item.data, preprocessing, random)
     except MemoryError:

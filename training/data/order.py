@@ -1,6 +1,6 @@
 """The order of images: a pure function of seed and position, so that no loader has a state to save."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,9 +14,13 @@ def image_index(position: Int64[np.ndarray, "b"], n: int, seed: int) -> Int64[np
     """Number of the image at each position of the endless sequence of a run over `n` images.
 
     Position p holds image perm(seed, p // n)[p % n]: every epoch is a fresh permutation, drawn with the counter-based
-    generator Philox (Salmon et al. 2011) keyed by seed and epoch. Raises ValueError for a negative position or seed.
+    generator Philox (Salmon et al. 2011) keyed by seed and epoch. Raises ValueError for a negative position or seed, or
+    without images.
     """
-    return ShardOrder([n], 1).index(position, seed)
+    index = np.empty_like(position)
+    for epoch, chosen, offsets in epochs(position, n, seed):
+        index[chosen] = image_order(seed, epoch, n)[offsets]
+    return index
 
 
 class ShardOrder:
@@ -24,7 +28,6 @@ class ShardOrder:
 
     Each epoch draws an order of the shards and takes `group` of them at a time; the images of a group are shuffled
     together. If one group holds all shards, the order is that of a set without shards, `image_index`.
-    Raises ValueError for a set without images.
     """
 
     def __init__(self, sizes: Sequence[int], group: int):
@@ -33,25 +36,20 @@ class ShardOrder:
         self.starts = np.cumsum([0, *sizes], dtype=np.int64)
         """number of the first image of each shard; the last entry is the number of images"""
         self.count = int(self.starts[-1])
-        if self.count < 1:
-            raise ValueError(f"{self.count} images: there must be at least one")
 
     def index(self, position: Int64[np.ndarray, "b"], seed: int) -> Int64[np.ndarray, "b"]:
-        """Number of the image at each position of a run. Raises ValueError for a negative position or seed."""
-        if seed < 0 or (len(position) and position.min() < 0):
-            raise ValueError(f"seed {seed} and positions from {position.min(initial=0)} on must not be negative")
-        epochs, offsets = np.divmod(position, self.count)
+        """Number of the image at each position of a run. Raises ValueError as `image_index` does."""
         index = np.empty_like(position)
-        for epoch in np.unique(epochs).tolist():
+        for epoch, chosen, offsets in epochs(position, self.count, seed):
             edges = self._edges(seed, epoch)
             groups = np.searchsorted(edges, offsets, side="right") - 1
-            for group in np.unique(groups[epochs == epoch]).tolist():
-                chosen = (epochs == epoch) & (groups == group)
+            for group in np.unique(groups).tolist():
+                inside = groups == group
                 shards = self._shards(seed, epoch, group)
                 ends = np.cumsum(self.sizes[shards])
-                place = image_order(seed, epoch, int(ends[-1]), group)[offsets[chosen] - edges[group]]
+                place = image_order(seed, epoch, int(ends[-1]), group)[offsets[inside] - edges[group]]
                 shard = np.searchsorted(ends, place, side="right")
-                index[chosen] = place - ends[shard] + self.starts[shards[shard] + 1]
+                index[chosen[inside]] = place - ends[shard] + self.starts[shards[shard] + 1]
         return index
 
     def window(self, position: int, seed: int) -> list[int]:
@@ -68,13 +66,27 @@ class ShardOrder:
 
     def _shards(self, seed: int, epoch: int, group: int) -> Int64[np.ndarray, "g"]:
         """The shards of a group, in the order of the set."""
-        order = shard_order(seed, epoch, len(self.sizes))
+        order = shard_order(seed, epoch, len(self.sizes), SHARD_STREAM)
         return np.sort(order[group * self.group : (group + 1) * self.group])
 
     def _edges(self, seed: int, epoch: int) -> Int64[np.ndarray, "groups_and_1"]:
         """Offset in its epoch at which each group starts, and the end of the last one."""
-        sizes = self.sizes[shard_order(seed, epoch, len(self.sizes))]
+        sizes = self.sizes[shard_order(seed, epoch, len(self.sizes), SHARD_STREAM)]
         return np.cumsum([0, *np.add.reduceat(sizes, np.arange(0, len(sizes), self.group))])
+
+
+def epochs(
+    position: Int64[np.ndarray, "b"], n: int, seed: int
+) -> Iterator[tuple[int, Int64[np.ndarray, "part"], Int64[np.ndarray, "part"]]]:
+    """For each epoch of `n` images in `position`: its number, the indices into `position`, and their offsets in it."""
+    if n < 1:
+        raise ValueError(f"{n} images: there must be at least one")
+    if seed < 0 or (len(position) and position.min() < 0):
+        raise ValueError(f"seed {seed} and positions from {position.min(initial=0)} on must not be negative")
+    number, offset = np.divmod(position, n)
+    for epoch in np.unique(number).tolist():
+        chosen = np.flatnonzero(number == epoch)
+        yield epoch, chosen, offset[chosen]
 
 
 def permutation(seed: int, epoch: int, n: int, stream: int = 0) -> Int64[np.ndarray, "n"]:
@@ -84,15 +96,5 @@ def permutation(seed: int, epoch: int, n: int, stream: int = 0) -> Int64[np.ndar
 
 
 # A batch that crosses an edge needs the permutations on both sides of it. They are shared: do not write to them.
-
-
-@lru_cache(maxsize=2)
-def image_order(seed: int, epoch: int, n: int, group: int) -> Int64[np.ndarray, "n"]:
-    """The permutation of the `n` images of a group."""
-    return permutation(seed, epoch, n, group)
-
-
-@lru_cache(maxsize=2)
-def shard_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
-    """The permutation of `n` shards."""
-    return permutation(seed, epoch, n, SHARD_STREAM)
+image_order = lru_cache(maxsize=2)(permutation)
+shard_order = lru_cache(maxsize=2)(permutation)

@@ -83,7 +83,7 @@ class ImageReport:
 
 def inspect(item: Item, preprocessing: Preprocessing) -> ImageReport:
     """Decodes an image, and collects its properties before that."""
-    decoded = attempt(item, preprocessing)
+    _, decoded, _ = attempt(item, preprocessing)
     if isinstance(decoded, str):
         return ImageReport(item.name, item.label, decoded)
     data = item.data.path if isinstance(item.data, ArrayFile) else item.data

@@ -131,7 +131,7 @@ class StreamedImages:
             for step in range(len(items)):
                 row = (int(found[slot]) - start + (step > 0)) % len(items)
                 found[slot] = start + row
-                decoded = attempt(items[row], self._preprocessing, None if random is None else random[slot])
+                _, decoded, _ = attempt(items[row], self._preprocessing, None if random is None else random[slot])
                 if not isinstance(decoded, str):
                     out[slot] = decoded
                     break

@@ -14,10 +14,11 @@ from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 import train as script
+from diffusion import DDPM
 from export import save_diffusers
 from pipelines.diffusion import load_model
 from tasks import RUNS
-from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionRun
+from tasks.diffusion import DiffusionAugment, DiffusionRun
 from tests.tasks.small import SMALL, digits, shaken, small_run
 from training.cli import parse
 from unet import UNet, UNetConfig, diffusers_config
@@ -90,7 +91,7 @@ def test_a_pipeline_of_diffusers_at_the_root_or_under_unet(conditional: Path) ->
     assert said[1:] == ["init: labels: number 10 of the 11 there is taken for “no label” here"]
     network, said = started(small_run(init="pipeline/unet"))
     same(network, model.net)
-    assert said[0].endswith("; it does not say for what it was trained, the run trains epsilon, linear noise")
+    assert said[0].endswith(f"; its formulation is unknown, the run trains {DDPM()}")
     shutil.copytree("pipeline/unet", "root")
     shutil.copy("pipeline/scheduler/scheduler_config.json", "root")
     assert started(small_run(init="root"))[1][0] == "init: root, 1 x 8 x 8, 11 classes"
@@ -146,10 +147,12 @@ def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: st
 
     network, line = through_init(told, 0.0)
     assert network.config.augment_channels is None
-    assert line == "init: augmentation: what the network is told of it is left out; augment.non_leaky keeps it"
+    assert (
+        line == "init: augmentation: the weights of the augmentation label are left out; augment.non_leaky keeps them"
+    )
     network, line = through_init(plain, 0.1)
     assert network.config.augment_channels == 9
-    assert line == "init: augmentation: the network was told nothing of it there; that starts at zero"
+    assert line == "init: augmentation: the network had no augmentation label; its weights start at zero"
     told.save_pretrained("there")
     kept, said = started(small_run(model=SONG, init="there", augment=DiffusionAugment(non_leaky=0.1)), labels=False)
     same(kept, told)
@@ -227,37 +230,34 @@ def test_patterns_may_begin_with_a_star() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction": "v_prediction"},
-         r"trained for another answer than this run would train \(diffusion.prediction=epsilon there, v_prediction "
-         r"here\); give --diffusion.prediction epsilon"),
+        ({"prediction": "v"},
+         r"objective\.prediction is epsilon .* v .*--objective\.prediction epsilon"),
         ({"schedule": "cosine", "timesteps": 500},
-         r"diffusion.schedule=linear there, cosine here; diffusion.timesteps=1000 there, 500 here\); "
-         "give --diffusion.schedule linear --diffusion.timesteps 1000"),
+         r"objective\.schedule is linear .* cosine .*objective\.timesteps is 1000 .* 500 .*"
+         r"--objective\.schedule linear --objective\.timesteps 1000"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("theirs", [False, True])
-def test_another_target_is_refused(conditional: Path, change: dict, message: str, theirs: bool) -> None:
+def test_another_formulation_is_refused(conditional: Path, change: dict, message: str, theirs: bool) -> None:
     if theirs:
         save_diffusers(load_model(conditional), Path("pipeline"))
     init = "pipeline" if theirs else str(conditional)
     with pytest.raises(ValueError, match=message):
-        started(small_run(init=init, diffusion=DiffusionConfig(**change)))
+        started(small_run(init=init, objective=DDPM(**change)))
 
 
 @pytest.mark.parametrize(
     ("betas", "message"),
     [
-        ({"beta_end": 0.03}, r"diffusion.schedule=\(linear from 0.0001 to 0.03\) there, linear here"),
+        ({"beta_end": 0.03}, "linear betas from 0.0001 to 0.03"),
+        ({"beta_schedule": "sigmoid"}, "sigmoid betas from 0.0001 to 0.02"),
+        ({"trained_betas": [0.1] * 1000}, "its own betas"),
+        ({"prediction_type": "flow"}, "prediction_type=flow"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, r"--objective\.schedule cosine"),
         (
-            {"beta_schedule": "sigmoid"},
-            r"schedule=\(sigmoid from 0.0001 to 0.02\) there.*there is no such schedule here",
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+            r"objective\.schedule is scaled_linear .*linear.*--objective\.schedule scaled_linear",
         ),
-        ({"trained_betas": [0.1] * 1000}, "schedule=trained_betas there"),
-        (
-            {"beta_schedule": "squaredcos_cap_v2"},
-            "schedule=cosine there, linear here.; give --diffusion.schedule cosine",
-        ),
-        ({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, "schedule=scaled_linear there"),
     ],
 )
 def test_other_betas_are_refused(betas: dict, message: str) -> None:
@@ -275,9 +275,9 @@ def test_other_betas_are_refused(betas: dict, message: str) -> None:
         (lambda: save_file(net(ADM).export_weights("adm"), "w.safetensors"), {"init": "w.safetensors"},
          "its names fit adm and adm-new-order, .*; give --init_layout adm .* or adm-new-order"),
         (lambda: save_file(net(ADM).state_dict(), "w.safetensors"), {"init": "w.safetensors"},
-         "its names are our own; give the folder that it lies in"),
+         "names are those of this project"),
         (lambda: save_file({"x": torch.zeros(1)}, "w.safetensors"), {"init": "w.safetensors"},
-         "its names, such as 'x', are of no layout that is known here"),
+         "such as 'x'"),
         (lambda: save_file(net(SMALL).export_weights("diffusers"), "w.safetensors"),
          {"init": "w.safetensors", "init_layout": "adm"},
           "layout 'adm' does not fit: .* look like those of 'diffusers'"),
@@ -286,7 +286,7 @@ def test_other_betas_are_refused(betas: dict, message: str) -> None:
         (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "model": replace(SMALL, eps=1e-6)},
          "init=m: the networks differ in eps=1e-05 there, 1e-06 here"),
         (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "init_layout": "adm"},
-         "a folder tells its layout; leave out init_layout=adm"),
+         "init_layout=adm"),
         (lambda: Path("m").mkdir(), {"init": "m"}, "init=m: m is not a model folder: it has no config.json"),
     ],
 )  # fmt: skip
@@ -299,7 +299,7 @@ def test_what_cannot_be_started_from_is_refused(make, fields: dict, message: str
 def test_a_run_without_a_model_yet() -> None:
     Path("run").mkdir()
     Path("run/config.yaml").write_text(json.dumps({"task": "diffusion"}))
-    with pytest.raises(ValueError, match="init=run: this run has not saved a model yet"):
+    with pytest.raises(ValueError, match="init=run"):
         DiffusionRun.init_config("run")
 
 
@@ -328,7 +328,7 @@ def test_it_is_refused_before_images_are_read(make, init: str, message: str, cap
 
 
 def test_a_layout_needs_a_file() -> None:
-    with pytest.raises(ValueError, match="init_layout=adm without init; give the file with --init"):
+    with pytest.raises(ValueError, match="init_layout=adm"):
         DiffusionRun(init_layout="adm")
 
 

@@ -1,0 +1,56 @@
+"""The training loss, written once for every formulation, and its weightings."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffusion.denoiser import UNCONDITIONED, Condition, run_network
+from diffusion.noise import Formulation, Images, NoiseLevel, PerImage, Times
+
+Weighting = Callable[[NoiseLevel], PerImage]
+"""weight of each image's squared error of x0; so one weighting gives one loss, whatever the network predicts"""
+
+WEIGHTINGS: dict[str, Weighting | None] = {
+    # the squared error of the network's output as it is: Ho et al. 2020, eq. 14; Karras et al. 2022, eq. 8
+    "output": None,
+    # the squared error of the noise, of the clean image, and of v
+    "noise": lambda level: level.ratio**-2,
+    "x0": lambda level: torch.ones_like(level.sigma),
+    "v": lambda level: (level.alpha**2 + level.sigma**2) / level.sigma**2,
+}
+
+
+def denoising_loss(
+    net: Callable[..., Tensor | tuple[Tensor, Tensor]],
+    formulation: Formulation,
+    x0: Images,
+    noise: Images,
+    time: Times,
+    condition: Condition = UNCONDITIONED,
+    weighting: Weighting | None = None,
+) -> Float[Tensor, "b"]:
+    """Weighted mean squared error of each image, in the dtype of `x0` (float32 in training).
+
+    `x0` in [-1, 1], `noise` standard normal, `time` in the unit of the formulation. A weighting is given on the error
+    of x0, which is `(sigma / determinant)²` times that of the output; None counts the error of the output as it is.
+
+    A network may return its output and the logarithm u of the error's expected size. The loss is then
+    `error exp(-u) + u` (Karras et al. 2024, eq. 14).
+    """
+    level = formulation.level(time)
+    output = run_network(net, level.c_in * level.noisy(x0, noise), level.c_noise, condition)
+    output, logvar = output if isinstance(output, tuple) else (output, None)
+    error = (output.to(x0.dtype) - level.target(x0, noise)).square().mean(dim=(1, 2, 3))
+    if weighting is not None:
+        error = (weighting(level) * (level.sigma / level.determinant).square()).flatten() * error
+    return error if logvar is None else error * (-logvar).exp() + logvar
+
+
+def drop_labels(label: Int[Tensor, "b"], uniform: Float[Tensor, "b"], share: float, null: int) -> Int[Tensor, "b"]:
+    """The labels, with those where `uniform < share` replaced by `null` (Ho & Salimans 2022, algorithm 1).
+
+    A network trained on them can be used with and without labels, as classifier-free guidance requires.
+    """
+    return torch.where(uniform < share, null, label)
