@@ -50,6 +50,8 @@ class UNet(Pretrained):
         super().__init__(config)
         if reason := config.size_error(*config.size):
             raise ValueError(f"size={config.size}: {reason}")
+        self.stride = 2 ** (config.depth - 1)
+        """in pixels, of the lowest level"""
         first, last = config.levels[0], config.levels[-1]
         self.embedding = Embedding(config)
         stem = Chain(conv=nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
@@ -92,8 +94,8 @@ class UNet(Pretrained):
         Raises ValueError for a size that the levels cannot halve, and for a label where there are no classes or a
         missing one where there is no null label.
         """
-        if reason := self.config.size_error(*x.shape[2:]):
-            raise ValueError(reason)
+        if any(side == 0 or side % self.stride for side in x.shape[2:]):
+            raise ValueError(self.config.size_error(*x.shape[2:]))
         e = self.embedding(t, label, emb, augment)
         skips = self.encode(x, e)
         x = self.middle(skips[-1], e)

@@ -337,9 +337,7 @@ def test_a_model_beyond_the_memory_is_refused_before_any_work(capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"):
         script.main(["--config", "plain.yaml", "--model.base_channels", "1048576", "--data.source", "nothing"])
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(
-        r"error: .* 47\.9 PB \(.*2\.39 P parameters\)", line
-    )
+    assert re.search(r"error: .* 47\.9 PB \(.*2\.39 P parameters\)", line)
     assert not (folder / "runs").exists()
 
 

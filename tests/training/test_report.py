@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.toy import config as settings_with
-from training.config import TrainingSettings
 from training.memory import tensor_bytes
 from training.report import activation_bytes, rate_points, report
+from training.step import TrainingSettings
 from training.task import Batch, Task
 
 FLOAT = 4
