@@ -1,10 +1,10 @@
-"""Say how often a trained classifier is right.
+"""Evaluate a trained classifier.
 
 python evaluate.py RUN
 python evaluate.py RUN --data.source my_images --data.validation test
 torchrun --nproc_per_node 4 -- evaluate.py RUN
 
-The averaged model looks at the images that were held out, or at others of the same classes, each of them once.
+Prints accuracy and loss of the averaged model on the held-out images, or on other images of the same classes.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ ALLOWED = ("data.", "classification.validation_batch")
 
 @command
 def main(argv: Sequence[str]) -> None:
-    """From the command line to a line for each figure."""
+    """Reads the command line, evaluates, prints one line per figure."""
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\n{USAGE}")
         raise SystemExit(0 if argv else 2)
@@ -35,11 +35,11 @@ def main(argv: Sequence[str]) -> None:
     classifier = load_classifier(folder)
     images = open_validation(run.data, on_main=on_main)
     if images is None:
-        raise ValueError(f"nothing was held out of {folder}; give --data.validation, such as test or 0.2")
-    images = as_trained(classifier.shape, classifier.pixels, classifier.classes, images)
+        raise ValueError(f"no images were held out of {folder}; give --data.validation, such as test or 0.2")
+    images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
     classifier.net.to(state.device)
     found = accuracy(classifier, images, run.classification.validation_batch)
-    assert found is not None, "nobody interrupts"
+    assert found is not None, "no interrupt callback was given"
     if state.is_main_process:
         print(f"model: {folder} at {classifier.images_seen or 0:,} images seen\nimages: {images}")
         for name, value in found.items():
@@ -49,13 +49,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
-    """The settings of a run, with those that `flags` change. Raises ValueError for what is no run of a classifier."""
+    """The settings of a run, changed by `flags`. Raises ValueError for a folder that is not a run of a classifier."""
     config = Path(folder, "config.yaml")
     if not config.is_file():
         raise ValueError(f"{folder!r} is not a run folder (no config.yaml); give one of train.py; {USAGE}")
     own, given = read_flags(flags)
     if wrong := next((name for name in (*own, *given) if not name.startswith(ALLOWED)), None):
-        raise ValueError(f"'--{wrong}' is not for an evaluation; {USAGE}")
+        raise ValueError(f"'--{wrong}' cannot be used with evaluate.py; {USAGE}")
     parsed = parse(RUNS, ["--config", str(config), "--run", folder, *flags])
     if not isinstance(parsed.run, ClassificationRun):
         raise ValueError(f"{folder} is a run of {parsed.task}; only classifiers can be evaluated so far")

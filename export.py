@@ -64,6 +64,8 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
     Raises ValueError for a network that `UNet2DModel` cannot express, and for a formulation other than DDPM.
     """
     net, formulation = model.net, ddpm_of(model)
+    if not isinstance(net, UNet):
+        raise ValueError(f"diffusers' UNet2DModel cannot express a {type(net).__name__}; export a model of kind unet")
     if net.config.augment_channels is not None:
         net = UNet(replace(net.config, augment_channels=None))
         net.load_state_dict({k: v for k, v in model.net.state_dict().items() if k != "embedding.augment.weight"})

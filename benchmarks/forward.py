@@ -22,7 +22,10 @@ import unet
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--preset", default="ddpm-cifar10", choices=unet.list_presets(unet.UNetConfig), help="network to time"
+        "--preset",
+        default="ddpm-cifar10",
+        choices=[name for name in unet.list_presets() if isinstance(unet.preset(name), unet.UNetConfig)],
+        help="network to time",
     )
     parser.add_argument("--batch", type=int, default=4, help="images per forward pass")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the preset's own by default")

@@ -1,4 +1,4 @@
-"""A trained classifier, as an object that names images and as a folder that is enough to make it again.
+"""A trained classifier: names the classes of images, and is saved as a folder that is enough to classify.
 
 The folder holds config.json and model.safetensors, which are the network's own, and classification.json.
 """
@@ -15,29 +15,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipelines.folder import check_finite, find_model
-from residual.weights.config import read_config, read_json
-from resnet import ResNet
+from residual.weights.config import read_config, read_json, require_version
+from resnet import Classifier, from_pretrained
 from training.data.decode import decode
 from training.data.pixel_format import PixelFormat
 from training.data.preprocessing import Preprocessing
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DESCRIPTION_FILE = "classification.json"
-AT_A_TIME = 64
-"""images of one forward pass of `predict`"""
+PREDICT_BATCH = 64
+"""images per forward pass of `predict`"""
 
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """A network that tells classes apart, with all that using it takes."""
+    """A classification network with everything needed to use it."""
 
-    net: ResNet
+    net: Classifier
     classes: tuple[str, ...]
-    """their names"""
+    """names of the classes"""
     preprocessing: Preprocessing
-    """of pictures in training, without random crops; its size and channels are set"""
-    pixels: PixelFormat
-    """what -1 and 1 stood for in the files of its training"""
+    """how pictures are decoded, without random crops; its size and channels are set"""
+    pixel_format: PixelFormat
+    """the values that -1 and 1 stand for in the training data's files"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
 
@@ -50,9 +50,9 @@ class ImageClassifier:
         return (channels, *size)
 
     def normalise(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1] as the network takes them: less its mean, divided by its deviation, both of [0, 1]."""
-        config = self.net.config
-        mean, std = (channel_values(values, x.device) for values in (config.mean, config.std))
+        """Images in [-1, 1] as the network takes them: minus its mean, divided by its deviation, both for [0, 1]."""
+        config, unknown = self.net.config, (0.5,) * x.shape[1]
+        mean, std = (channel_values(values or unknown, x.device) for values in (config.mean, config.std))
         return ((x + 1) / 2 - mean) / std
 
     @torch.no_grad()
@@ -61,21 +61,23 @@ class ImageClassifier:
         return self.net(self.normalise(x)).float().softmax(dim=1)
 
     def predict(self, images: Sequence[str | Path | bytes | np.ndarray]) -> list[tuple[str, float]]:
-        """The likeliest class of each picture, by name, and its probability.
+        """The most likely class of each picture, by name, and its probability.
 
-        A picture is a file's name, the bytes of a file, or uint8 pixels (h, w) or (h, w, 3); all are scaled and cut as
-        the images of the evaluations were. Raises ValueError for a picture that cannot be read, and for a network that
-        was trained on arrays, of which `probabilities` asks.
+        A picture is the name of a file, the bytes of a file, or uint8 pixels (h, w) or (h, w, 3). All are scaled and
+        cropped as in evaluations. Raises ValueError for a picture that cannot be read, and for a network that was
+        trained on arrays, for which `probabilities` is meant.
         """
         if isinstance(images, str | bytes):
             raise ValueError(f"predict takes a list of pictures; give [{str(images)[:60]!r}]")
-        if self.pixels.file != "png":
-            raise ValueError("this model was trained on arrays; scale yours by `pixels.to_unit`, for `probabilities`")
+        if self.pixel_format.file != "png":
+            raise ValueError(
+                "this model was trained on arrays; scale yours by `pixel_format.to_unit` and call `probabilities`"
+            )
         device = next(self.net.parameters()).device
         found: list[tuple[int, float]] = []
-        for start in range(0, len(images), AT_A_TIME):
-            stored = np.stack([self._read(image) for image in images[start : start + AT_A_TIME]])
-            best = self.probabilities(self.pixels.to_unit(torch.from_numpy(stored).to(device))).max(dim=1)
+        for start in range(0, len(images), PREDICT_BATCH):
+            stored = np.stack([self._read(image) for image in images[start : start + PREDICT_BATCH]])
+            best = self.probabilities(self.pixel_format.to_unit(torch.from_numpy(stored).to(device))).max(dim=1)
             found += zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(self.classes[index], probability) for index, probability in found]
 
@@ -94,7 +96,7 @@ class ImageClassifier:
             "format_version": FORMAT_VERSION,
             "classes": self.classes,
             "preprocessing": asdict(self.preprocessing),
-            "pixels": asdict(self.pixels),
+            "pixel_format": asdict(self.pixel_format),
         }
         self.net.save_pretrained(folder)
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -102,39 +104,37 @@ class ImageClassifier:
 
 @lru_cache(maxsize=16)
 def channel_values(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
-    """One number per channel, copied to the device once: a copy waits for it."""
+    """One number per channel on the device. Cached, since each copy to a device waits for it."""
     return torch.tensor(values, device=device)[:, None, None]
 
 
 def load_classifier(path: str | Path) -> ImageClassifier:
     """The classifier of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
-    Raises ValueError, with the reason, if there is none or it is not whole.
+    Raises ValueError, with the reason, if there is none or it is incomplete.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    classes, preprocessing, pixels = _read_description(folder / DESCRIPTION_FILE)
-    net = ResNet.from_pretrained(folder).float()
+    classes, preprocessing, pixel_format = _read_description(folder / DESCRIPTION_FILE)
+    net = from_pretrained(folder).float()
+    if not isinstance(net, Classifier):
+        raise ValueError(f"{folder} holds a {type(net).__name__}, which is not a classifier; give the folder of one")
     check_finite(net, folder)
     if net.config.num_classes != len(classes):
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes)} classes, config.json has {net.config.num_classes}"
         )
-    return ImageClassifier(net, classes, preprocessing, pixels, images_seen)
+    return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen)
 
 
 def _read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat]:
     document = read_json(path)
     try:
-        if (version := document["format_version"]) != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version {version!r} is of another version of this project, which reads {FORMAT_VERSION}; "
-                "save the model again with this version"
-            )
+        require_version(document["format_version"], FORMAT_VERSION)
         preprocessing = read_config(Preprocessing, document["preprocessing"])
         if preprocessing.size is None or preprocessing.channels is None:
             raise ValueError("preprocessing has no size or channels; save the model again")
-        return tuple(document["classes"]), preprocessing, read_config(PixelFormat, document["pixels"])
+        return tuple(document["classes"]), preprocessing, read_config(PixelFormat, document["pixel_format"])
     except KeyError as error:
-        raise ValueError(f"{path} does not say {error}; it is not whole") from None
+        raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from None

@@ -33,9 +33,9 @@ from diffusion import (
 from diffusion.guidance import ALL_LEVELS
 from pipelines.folder import check_finite, find_model
 from residual.names import require_known, shorten
-from residual.weights.config import read_config, read_json
+from residual.weights.config import read_config, read_json, require_version
 from training.data.pixel_format import BYTES, PixelFormat
-from unet import EDM2UNet, UNet
+from unet import EDM2UNet, UNet, from_pretrained
 
 T = TypeVar("T")
 Network = UNet | EDM2UNet
@@ -229,7 +229,7 @@ def load_model(path: str | Path) -> DiffusionModel:
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
     formulation, classes, null_label, pixel_format = read_description(folder / DESCRIPTION_FILE)
-    net = UNet.from_pretrained(folder).float()
+    net: Network = from_pretrained(folder).float()
     check_finite(net, folder)
     if getattr(net.config, "learned_variance", False):
         raise ValueError(f"{folder}: a model with learned_variance cannot be sampled yet")
@@ -288,11 +288,7 @@ def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, b
     """
     document = read_json(path)
     try:
-        if (version := document["format_version"]) != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version {version!r} was written by another version of this project; this one reads "
-                f"{FORMAT_VERSION}: use the version that wrote it, or train again"
-            )
+        require_version(document["format_version"], FORMAT_VERSION)
         formulation = read_formulation(document["formulation"])
         labels = read_config(_Labels, {name: document[name] for name in ("classes", "null_label")})
         return formulation, labels.classes, labels.null_label, read_config(PixelFormat, document["pixel_format"])

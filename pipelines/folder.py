@@ -1,4 +1,4 @@
-"""Folders with a trained model: its network's files, and one that describes what else using it takes."""
+"""Folders with a trained model: the files of its network, and one that describes the rest."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
-    """The model folder of a run folder (its newest) or `path` itself; of a run, the images that it has seen.
+    """The model folder of a run folder (its newest), or `path` itself; and the images seen, of a run.
 
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
-    none.
+    no such model.
     """
     path = Path(path)
     if not path.is_dir():
@@ -17,7 +17,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     is_run = (path / "config.yaml").is_file()
     folder = path / "model" if is_run else path
     if not (folder / description).is_file():
-        other = f"its model has no {description}, so it is of another task"
+        other = f"its model has no {description}, so it belongs to another task"
         of_run = other if folder.is_dir() else "its training has not saved one yet"
         reason = of_run if is_run else f"it has neither config.yaml nor {description}"
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
@@ -25,12 +25,12 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
 
 
 def check_finite(net: nn.Module, folder: Path) -> None:
-    """Raises ValueError for weights that are not numbers."""
+    """Raises ValueError for weights that are not finite."""
     if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
         raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
 
 
 def images_seen(run: Path) -> int | None:
-    """The newest checkpoint's number; the model folder is written along with each."""
+    """The number of the newest checkpoint. The model folder is written together with each checkpoint."""
     numbers = [int(folder.name) for folder in run.glob("checkpoints/*") if folder.name.isdecimal()]
     return max(numbers, default=None)

@@ -10,24 +10,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipelines.classification import ImageClassifier
-from resnet import ResNet
+from resnet import Classifier
 from training.data import BatchReader, ImageSet
 from training.processes import process_state
 from training.task import EvaluationContext
 
 SURPLUS = -1
-"""the label of an image that was looked at before"""
+"""label of an image that was counted before"""
 
 
 @torch.no_grad()
 def accuracy(
     classifier: ImageClassifier, images: ImageSet, batch: int, interrupted: Callable[[], object] = lambda: False
 ) -> dict[str, float] | None:
-    """Shares of images whose label is the likeliest class (`top1`) or among the five likeliest (`top5`, where there are
-    more classes), and the mean cross-entropy (`validation_loss`), each image counted once, over all processes.
+    """Accuracy and loss over all images, each counted once, on all processes together.
 
-    To be called on every process, each of which takes `batch` images at a time. Every one asks `interrupted()` equally
-    often; None if it was. The classifier's network is in eval mode, and on the device.
+    `top1` is the share of images whose label is the most likely class, `top5` (with more than five classes) the share
+    whose label is among the five most likely ones, `validation_loss` the mean cross-entropy. None if `interrupted()`
+    was true.
+
+    Call it on every process; each takes `batch` images at a time, and all call `interrupted()` equally often. The
+    network of the classifier must be in eval mode and on the device.
     """
     from torchmetrics import MeanMetric
     from torchmetrics.classification import MulticlassAccuracy
@@ -72,5 +75,5 @@ class AccuracyEvaluation:
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """See `accuracy`."""
-        assert isinstance(model, ResNet), "the averaged model is a copy of the trained one"
+        assert isinstance(model, Classifier), "the averaged model is a copy of the trained one"
         return accuracy(replace(self.classifier, net=model), self.images, self.batch, context.interrupted)

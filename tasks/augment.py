@@ -21,7 +21,7 @@ def random_flip(image: Images, random: GlobalRandom) -> Images:
 
 
 def padded_crop(image: Images, random: GlobalRandom, pad_px: int, padding: str = "zeros") -> Images:
-    """Each image moved by up to `pad_px` pixels each way: padded on all sides and cut to its size again.
+    """Each image shifted by up to `pad_px` pixels in each direction: padded on all sides, then cropped to its size.
 
     He et al. 2015, section 4.2 (with zeros); "reflect" fills with the mirrored border (Zagoruyko and Komodakis 2016).
     """
@@ -36,7 +36,7 @@ def padded_crop(image: Images, random: GlobalRandom, pad_px: int, padding: str =
 
 
 def cutout(image: Images, random: GlobalRandom, side_px: int) -> Images:
-    """A square of each image replaced by the mean colour; its middle is any pixel, so it may reach over the border.
+    """A square of each image replaced by the mean colour. Its centre is any pixel, so it may cross the border.
 
     DeVries and Taylor 2017.
     """
@@ -49,12 +49,12 @@ def cutout(image: Images, random: GlobalRandom, side_px: int) -> Images:
 def mixed(
     image: Images, label: Int[Tensor, "b"], random: GlobalRandom, mixup: float, cutmix: float
 ) -> tuple[Images, Int[Tensor, "b"], Float[Tensor, "b"]]:
-    """Each image mixed with its neighbour, that neighbour's label, and what share of the image is still its own.
+    """Each image mixed with its neighbour, the label of that neighbour, and the share of the image that is its own.
 
-    Neighbours are images 2k and 2k + 1 of the batch, so an even part of it is all that is needed. `mixup` blends both
-    (Zhang et al. 2018), `cutmix` lays a box of the neighbour on the image (Yun et al. 2019, algorithm A1); the number
-    is the concentration of the Beta distribution of the share, 0 for never. With both, each image takes one or the
-    other. Raises ValueError for an odd number of images.
+    Neighbours are images 2k and 2k + 1 of the batch, so any even part of a batch can be mixed. `mixup` blends both
+    (Zhang et al. 2018). `cutmix` pastes a box of the neighbour (Yun et al. 2019, algorithm A1). Each number is the
+    concentration of the share's Beta distribution, 0 for never. With both, each image gets one of the two.
+    Raises ValueError for an odd number of images.
     """
     if len(image) % 2:
         raise ValueError(f"{len(image)} images cannot be mixed in pairs; give train.micro_batch an even number")
@@ -79,9 +79,9 @@ def _blend(image: Images, other: Images, share: Float[Tensor, "b"]) -> Images:
 def _box(
     image: Images, share: Float[Tensor, "b"], random: GlobalRandom
 ) -> tuple[Bool[Tensor, "b 1 h w"], Float[Tensor, "b"]]:
-    """A box with 1 - `share` of the area, of the image's shape, about any point; and the share that is left, exactly.
+    """A box with the share 1 - `share` of the area, centred at any point, and the exact share outside the box.
 
-    What reaches over the border is cut off.
+    The box has the aspect ratio of the image, and is cut off at the border.
     """
     height, width = image.shape[2:]
     side = (1 - share).sqrt()
@@ -96,7 +96,7 @@ def _box(
 
 
 def _inside(image: Images, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Bool[Tensor, "b 1 h w"]:
-    """Which pixels lie in each image's box; the lower and right edges are outside."""
+    """Mask of the pixels inside each image's box; the bottom and right edges are outside."""
     row, column = (torch.arange(size, device=image.device) for size in image.shape[2:])
     rows = (row >= top[:, None]) & (row < bottom[:, None])
     columns = (column >= left[:, None]) & (column < right[:, None])

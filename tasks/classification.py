@@ -1,4 +1,4 @@
-"""Training a network of the zoo to name what images show."""
+"""Training a network of the zoo to classify images."""
 
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -12,15 +12,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier
-from resnet import ResNet, ResNetConfig, import_weights, list_models, model_config
+from resnet import NETWORKS, Classifier, ClassifierConfig, build, import_weights, list_models, model_config
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
 from training.data import ImageSet, PixelFormat, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
 from training.run import Run
-from training.settings import section
+from training.settings import variants
 from training.task import Batch, Evaluation, Task
+
+MODELS: dict[str, type] = {name: config for name, (config, _) in NETWORKS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ class ClassificationTask(Task[ClassificationBatch]):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes the model folder of `model`, the averaged network."""
-        assert isinstance(model, ResNet), "the averaged model is a copy of self.model"
+        assert isinstance(model, Classifier), "the averaged model is a copy of self.model"
         replace(self.classifier, net=model).save(folder)
 
     def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
@@ -131,27 +133,27 @@ class ClassificationTask(Task[ClassificationBatch]):
         return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.label_smoothing)
 
 
-def _presets() -> dict[str, ResNetConfig]:
-    """The models of the zoo that can be trained."""
+def _presets() -> dict[str, ClassifierConfig]:
+    """The classifiers of the zoo, by name."""
     configs = ((name, model_config(name)) for name in list_models())
-    return {name: config for name, config in configs if isinstance(config, ResNetConfig)}
+    return {name: config for name, config in configs if isinstance(config, ClassifierConfig)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRun(Run[ClassificationTask]):
-    """Trains a ResNet to classify."""
+    """Trains a network to classify."""
 
     init: str | None = None
     """published weights to start from: a safetensors file with torchvision's or timm's names. With another number of
     classes the last layer starts fresh, with other channels the first one is adapted"""
-    model: ResNetConfig = section(ResNetConfig, presets=_presets)
+    model: ClassifierConfig = variants(MODELS, "resnet", presets=_presets)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": "it follows from the images; see data.channels",
         "model.num_classes": "it follows from the images; see data.labels",
-        "model.noise": "a classifier of noisy images is not trained here yet",
+        "model.noise": "classifiers of noisy images cannot be trained yet",
     }
 
     def __post_init__(self) -> None:
@@ -159,13 +161,10 @@ class ClassificationRun(Run[ClassificationTask]):
             raise ValueError("data.labels=false leaves a classifier nothing to learn; give true or null")
         self._check_pairs(self.train.batch, f"train.batch={self.train.batch}")
 
-    def outline(self) -> ResNet:
-        """The network on the meta device, as far as it is known before the images are: enough to say how large it is.
-
-        Raises ValueError as `ResNet` does.
-        """
+    def outline(self) -> Classifier:
+        """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
         with torch.device("meta"):
-            return ResNet(self.model)
+            return build(self.model)
 
     def check_init(self) -> None:
         """Raises ValueError as `load_init` does. The shape of the images does not matter, so none are needed."""
@@ -173,8 +172,10 @@ class ClassificationRun(Run[ClassificationTask]):
             self._read_init(self.outline(), self.init)
 
     def load_init(self, task: ClassificationTask) -> list[str]:
-        """Gives the network of `task` the weights of `init`; returns lines to print. Raises ValueError if they do not
-        fit."""
+        """Loads the weights of `init` into the network of `task`; returns messages to print.
+
+        Raises ValueError if they do not fit.
+        """
         images = [each.images for each in task.evaluations if isinstance(each, AccuracyEvaluation)]
         found = images[0] if images else "none, so nothing is evaluated; see data.validation"
         return [f"validation: {found}", *(self._read_init(task.model, self.init) if self.init is not None else [])]
@@ -186,18 +187,18 @@ class ClassificationRun(Run[ClassificationTask]):
         self._check_pairs(share, f"what a process takes of train.batch at a time, {share} images,")
         if images.classes is None:
             raise ValueError(
-                f"images of {self.data.source} have no labels, without which there is nothing to learn; put them into "
-                "sub-folders, one per class, or see data.label_file and data.label_column"
+                f"images of {self.data.source} have no labels, which a classifier needs; put them into sub-folders, "
+                "one per class, or see data.label_file and data.label_column"
             )
         if len(images.classes) < 2:
             raise ValueError(f"images of {self.data.source} are all of one class ({images.classes[0]}); give two")
         channels, height, width = images.shape
         mean, std = (self._scale(values, channels) for values in (self.model.mean, self.model.std))
         config = replace(self.model, in_channels=channels, num_classes=len(images.classes), mean=mean, std=std)
-        if (smallest := config.feature_info[-1][1]) > min(height, width):
+        if config.min_size_px > min(height, width):
             raise ValueError(
-                f"images of {height} x {width} px are smaller than the network's total stride of {smallest} px; "
-                "enlarge them by data.size, or take a network for small images, such as --model.preset resnet20"
+                f"images of {height} x {width} px are smaller than the network's total stride of {config.min_size_px} "
+                "px; enlarge them by data.size, or use a network for small images, such as --model.preset resnet20"
             )
         if self.augment.pad_px >= min(height, width):
             raise ValueError(f"augment.pad_px={self.augment.pad_px} moves {height} x {width} px out of view")
@@ -206,7 +207,7 @@ class ClassificationRun(Run[ClassificationTask]):
         preprocessing = replace(self.data.preprocessing.deterministic(), size=(height, width), channels=channels)
         validation = open_validation(self.data, on_main=on_main)
         with seeded(self.train.seed, "model"):
-            net = ResNet(config)
+            net = build(config)
         classifier = ImageClassifier(net, images.classes, preprocessing, images.pixel_format)
         evaluations: tuple[Evaluation, ...] = ()
         if validation is not None:
@@ -217,7 +218,7 @@ class ClassificationRun(Run[ClassificationTask]):
 
     @staticmethod
     def _scale(given: tuple[float, ...] | None, channels: int) -> tuple[float, ...]:
-        """Mean or deviation of the images, if it is known of so many channels; else what leaves [-1, 1] as it is."""
+        """Mean or deviation of the images, if it is known for these channels; else the values that keep [-1, 1]."""
         return given if given is not None and len(given) == channels else (0.5,) * channels
 
     def _check_pairs(self, count: int, what: str) -> None:
@@ -225,7 +226,7 @@ class ClassificationRun(Run[ClassificationTask]):
             raise ValueError(f"{what} is odd, but mixup and cutmix take images in pairs; give an even number")
 
     @staticmethod
-    def _read_init(net: ResNet, init: str) -> list[str]:
+    def _read_init(net: Classifier, init: str) -> list[str]:
         try:
             adapted = import_weights(net, init)
         except ValueError as error:
@@ -236,24 +237,24 @@ class ClassificationRun(Run[ClassificationTask]):
 def as_trained(
     shape: tuple[int, int, int], pixel_format: PixelFormat, classes: tuple[str, ...], images: ImageSet
 ) -> ImageSet:
-    """The images of an evaluation, their classes numbered as those that were trained on: by name, some may be missing.
+    """The images of an evaluation, with their classes numbered as in training: by name, and some may be missing.
 
-    Raises ValueError for images of another shape, without labels, or with one that was not trained on.
+    Raises ValueError for images of another shape, without labels, or with a class that was not trained on.
     """
     if images.shape != shape or images.pixel_format != pixel_format:
         raise ValueError(
             f"images of data.validation are {images.shape} (channels, height, width) of {images.pixel_format.dtype}, "
-            f"those that are trained on {shape} of {pixel_format.dtype}; set data.size, data.channels and data.bits"
+            f"training images are {shape} of {pixel_format.dtype}; set data.size, data.channels and data.bits"
         )
     if images.classes is None or images.labels is None:
-        raise ValueError("images of data.validation have no labels, so nothing tells what is right; name another part")
+        raise ValueError("images of data.validation have no labels, so accuracy is not defined; name another part")
     number = {name: index for index, name in enumerate(classes)}
     numbers = np.array([number.get(name, -1) for name in images.classes])[images.labels]
     if len(unknown := np.flatnonzero(numbers < 0)):
         name = images.classes[images.labels[unknown[0]]]
         raise ValueError(
-            f"image {unknown[0]} of data.validation is of class {name!r}, which is none of the {len(classes)} that are "
-            f"trained on ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}); correct or remove it"
+            f"image {unknown[0]} of data.validation has the class {name!r}, which is none of the {len(classes)} "
+            f"training classes ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}); correct or remove it"
         )
     renumbered = copy(images)
     renumbered.classes, renumbered.labels = classes, numbers

@@ -23,9 +23,9 @@ from training.random import GlobalRandom, seeded
 from training.run import Run
 from training.settings import variants
 from training.task import Batch, Evaluation, Task
-from unet import EDM2Config, EDM2UNet, UNetConfig, build, list_presets
+from unet import NETWORKS, EDM2Config, EDM2UNet, UNetConfig, build, list_presets, preset
 
-MODELS: dict[str, type] = {"unet": UNetConfig, "edm2": EDM2Config}
+MODELS: dict[str, type] = {kind: config for kind, (config, _) in NETWORKS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ _FROM_IMAGES = "it follows from the images; see data.channels, data.size and dat
 
 def _presets() -> Mapping[str, Any]:
     """The published networks, by name."""
-    return {name: found.config for name, found in list_presets().items()}
+    return {name: preset(name) for name in list_presets()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def outline(self) -> Network:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
-        side = 2 ** (len(self.model.channel_multipliers) - 1)
+        side = 2 ** (self.model.skeleton.depth - 1)
         with torch.device("meta"):
             return build(replace(self.model, size=(side, side)))
 
@@ -189,7 +189,7 @@ class DiffusionRun(Run[DiffusionTask]):
     def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
         channels, height, width = images.shape
-        if reason := self.model.size_error(height, width):
+        if reason := self.model.skeleton.size_error(height, width):
             arrays = "arrays are read as (channels, height, width) and are not resized"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")

@@ -55,7 +55,7 @@ def test_the_python_about_the_zoo_runs(tmp_path: Path, monkeypatch: pytest.Monke
     save_file(resnet.create_model("resnet50").export_weights("torchvision"), tmp_path / "resnet50.safetensors")
     names: dict = {"torch": torch}
     exec(ZOO, names)
-    assert "1000 classes there and 10 here" in capsys.readouterr().out
+    assert "1000 classes in the file and 10 in this network" in capsys.readouterr().out
     assert names["c5"].shape == (2, 2048, 7, 7)
 
 

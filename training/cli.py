@@ -1,5 +1,6 @@
 """The command line of a training run: one YAML file, every setting of which can also be given as a flag."""
 
+import contextlib
 import re
 import shutil
 import sys
@@ -8,7 +9,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
@@ -64,31 +65,28 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     if path is None and "help" not in own:
         raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")
     file, version = _read(path) if path else ({}, None)
-
     task = str(flags.pop("task", file.pop("task", next(iter(runs)))))
     run_class = runs[require_known("task", task, runs)]
     folder = Path(own["run"]) if "run" in own else Path("runs", path.stem if path else "help")
     if version is not None and path and "run" not in own:
         folder = path.parent  # the config.yaml of a run folder continues that run
-    try:
-        schema = Schema(run_class, file, flags, path)
-    except ValueError:
-        # a run that is resumed no longer needs the model that it was initialised from
-        record, _ = _read(folder / "config.yaml") if (folder / "config.yaml").is_file() else ({}, None)
-        if "fresh" in own or "init" not in record or record["init"] != flags.get("init", file.get("init")):
-            raise
-        stored = {name: value for name, value in record.items() if name.startswith("model.")}
-        schema = Schema(run_class, stored | file, flags, path, use_init=False)
+    is_resumable = (folder / "config.yaml").is_file() and "fresh" not in own
+    schema = Schema(run_class, file, flags, path, folder / "config.yaml" if is_resumable else None)
     if "help" in own or path is None:
         if rank() == 0:
             print(schema.help(task, list(runs)))
         raise SystemExit(0)
-
+    if not RUN_NAME.fullmatch(folder.name):
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-") or path.stem
+        raise ValueError(
+            f"run folder {str(folder)!r} has a name that some systems cannot store; "
+            f"use letters, digits and inner _ . , + = @ -, such as --run {Path('runs', name)}"
+        )
     run = schema.build()
     resolved = {"task": task, **plain(run)}
     for section, _, name in (name.rpartition(".") for name in run_class.derived):
         resolved[section].pop(name, None)
-    return Command(task, run, _checked(folder, path), "fresh" in own, "dry-run" in own, "validate" in own, resolved)
+    return Command(task, run, folder, "fresh" in own, "dry-run" in own, "validate" in own, resolved)
 
 
 def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -98,9 +96,9 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """
     own: dict[str, str] = {}
     flags: dict[str, str] = {}
-    words, last = list(argv), ""
+    words, last = ["--help" if word == "-h" else word for word in argv], ""
     while words:
-        word = words.pop(0).replace("-h", "--help", 1) if words[0] == "-h" else words.pop(0)
+        word = words.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             is_item = last and not word.startswith("-")
@@ -123,8 +121,10 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
 class Schema(Generic[R]):
     """The settings that can be given for a run, with the `kind` and the `preset` of each section already chosen.
 
-    `file` and `flags` are what is given, by dotted name. Raises ValueError for an unknown kind or preset, for two that
-    contradict each other, and as `Run.init_config` does.
+    `file` and `flags` are what is given, by dotted name. `record` is the config.yaml of a run to resume, which
+    no longer needs the model that it was initialised from.
+
+    Raises ValueError for an unknown kind or preset, for two that contradict each other, and as `Run.init_config` does.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class Schema(Generic[R]):
         file: Mapping[str, Any],
         flags: Mapping[str, str],
         path: Path | None = None,
-        use_init: bool = True,
+        record: Path | None = None,
     ) -> None:
-        self.run, self.file, self.flags, self.path, self.use_init = run, file, flags, path, use_init
+        self.run, self.file, self.flags, self.path, self.record = run, file, flags, path, record
         self.sections = sections(run)
         self.classes: dict[str, type] = {}
         top = {leaf.name: leaf for leaf in leaves(run)}
@@ -146,26 +146,24 @@ class Schema(Generic[R]):
 
     def _section(self, declared: Field, leaf: Leaf) -> list[Leaf]:
         """Chooses kind and preset of a section, and lists its values."""
-        name, table = leaf.name, declared.metadata.get("table")
+        name, table, pseudo = leaf.name, declared.metadata.get("table"), list[Leaf]()
         presets: Mapping[str, Any] = (declared.metadata.get("presets") or dict)()
-        preset, init = self._first(f"{name}.preset"), self._first("init") if self.use_init and name == "model" else None
-        default, source = None, ""
-        if preset is not None and presets:
+        preset = self._first(f"{name}.preset") if presets else None
+        default, source = None, f"init={self._first('init')}"
+        if preset is not None:
             default, source = presets[require_known(f"{name}.preset", str(preset), presets)], f"{name}.preset={preset}"
-        elif isinstance(init, str):
-            default, source = self.run.init_config(init), f"init={init}"
+        elif name == "model":
+            default = self._init_config(self._first("init"))
         basis = leaf.default if default is None else default
         cls = leaf.hint if basis is MISSING else type(basis)
-        pseudo: list[Leaf] = []
         if table:
             kind = self._first(f"{name}.kind") or kind_of(table, basis)
             cls = table[require_known(f"{name}.kind", str(kind), table)]
             if default is not None and type(default) is not cls:
-                raise ValueError(
-                    f"{name}.kind={kind} contradicts {source}, which is {kind_of(table, default)}; leave one out"
-                )
-            help_text = "\n\n".join([leaf.help, *(f"{key}: {_summary(each)}" for key, each in table.items())])
-            pseudo.append(Leaf(f"{name}.kind", Literal[tuple(table)], kind, help_text.strip()))
+                is_kind = kind_of(table, default)
+                raise ValueError(f"{name}.kind={kind} contradicts {source}, which is {is_kind}; leave one out")
+            meanings = "\n".join([leaf.help, *(f"{key}: {_summary(each)}" for key, each in table.items())])
+            pseudo.append(Leaf(f"{name}.kind", Literal[tuple(table)], kind, meanings.strip()))
         if presets:
             hint = Literal[(*presets, None)]  # type: ignore[valid-type]
             pseudo.append(Leaf(f"{name}.preset", hint, preset, "a published model; its values become the defaults"))
@@ -173,9 +171,19 @@ class Schema(Generic[R]):
         return pseudo + leaves(cls, name, basis if type(basis) is cls else None)
 
     def _first(self, name: str) -> Any:
-        """A value that the others depend on."""
+        """A value that others depend on."""
         value = self.flags.get(name, self.file.get(name))
         return None if value == "null" else value
+
+    def _init_config(self, init: Any) -> Any:
+        try:
+            return self.run.init_config(init) if isinstance(init, str) else None
+        except ValueError:
+            record, _ = _read(self.record) if self.record else ({}, None)
+            if record.get("init") != init:
+                raise
+            self.file = {name: value for name, value in record.items() if name.startswith("model.")} | dict(self.file)
+            return None
 
     def build(self) -> R:
         """The run. Raises ValueError as `values` does, and if a dataclass refuses its values."""
@@ -190,51 +198,43 @@ class Schema(Generic[R]):
         values = {name: leaf.default for name, leaf in self.leaves.items()}
         for where, given in ((f"{self.path}: ", self.file), ("--", self.flags)):
             for name, value in given.items():
-                if value is not None or name not in self.sections:  # an empty section in the file is None
-                    leaf = self._leaf(name, value, where)
-                    values[name] = _converted(leaf, value, where)
+                if value is None and name in self.sections:
+                    continue  # an empty section in the file
+                if name not in self.leaves:
+                    raise ValueError(f"{where}{name}{self._unknown(name, value, '--' if where == '--' else '')}")
+                values[name] = _converted(self.leaves[name], value, where)
         if missing := next((name for name, value in values.items() if value is MISSING), None):
             raise ValueError(f"{missing} is missing; give it in {self.path or 'a config'} or as --{missing}")
         return values
 
-    def _leaf(self, name: str, value: Any, where: str) -> Leaf:
-        """The field of this name. Raises ValueError with the closest names, or the reason why it cannot be set."""
-        if name in self.leaves:
-            return self.leaves[name]
+    def _unknown(self, name: str, value: Any, dashes: str) -> str:
+        """Why a name cannot be set, and the closest names: in its section, with the same last part, or anywhere."""
+        section, _, last = name.rpartition(".")
         if name in self.run.derived:
-            raise ValueError(f"{where}{name} may not be set: {self.run.derived[name]}")
-        dashes = "--" if where == "--" else ""
-        if name in self.sections:
-            example = next(leaf for leaf in self.leaves if leaf.startswith(f"{name}."))
-            raise ValueError(f"{where}{name}={value} is a section; set its fields, such as {dashes}{example}")
-        section, _, last = name.rpartition(".")
-        table: Mapping[str, type] = (
-            self.sections[section].metadata.get("table") or {} if section in self.sections else {}
-        )
-        for kind, cls in table.items():
-            if last in (each.name for each in given_fields(cls)):
-                raise ValueError(f"{where}{name} is unknown; it needs {dashes}{section}.kind={kind}")
-        raise ValueError(f"{where}{name} is unknown; {self._way_out(name, dashes)}")
-
-    def _way_out(self, name: str, dashes: str) -> str:
-        """The closest names: in the same section, with the same last part, or anywhere."""
-        section, _, last = name.rpartition(".")
+            return f" may not be set: {self.run.derived[name]}"
         names = [*self.leaves, *(OWN if dashes else self.sections)]
         beside = {other.rpartition(".")[2]: other for other in names if other.rpartition(".")[0] == section}
+        if name in self.sections:
+            example = next(other for other in names if other.startswith(f"{name}."))
+            return f"={value} is a section; set its fields, such as {dashes}{example}"
+        if section in self.sections:
+            for kind, cls in (self.sections[section].metadata.get("table") or {}).items():
+                if last in (each.name for each in given_fields(cls)):
+                    return f" is unknown; it needs {dashes}{section}.kind={kind}"
         near = [beside[other] for other in closest(last, beside, 2)]
         near += [other for other in names if other.rpartition(".")[2] == last]
         if not near and section in self.sections:
-            return f"the section {section} has {shorten(list(beside), 30)}"
+            return f" is unknown; the section {section} has {shorten(list(beside), 30)}"
         near = near or closest(name, names, 2)
-        return f"did you mean {' or '.join(dashes + other for other in near[:3])}?" if near else "--help lists them"
+        way_out = f"did you mean {' or '.join(dashes + other for other in near[:3])}?" if near else "--help lists them"
+        return f" is unknown; {way_out}"
 
     def help(self, task: str, tasks: Sequence[str]) -> str:
         """The text of `--help`: every flag with its type, default and meaning."""
         lines = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [--SECTION.FIELD VALUE ...]", "", ABOUT, "command:"]
         for name, (metavar, text) in OWN.items():
             lines += [f"  --{name}{f' {metavar}' if metavar else ''}", _filled(text, 6)]
-        lines += ["", "run:"]
-        section = ""
+        lines, section = [*lines, "", "run:"], ""
         for leaf in [Leaf("task", Literal[tuple(tasks)], task, "what is trained"), *self.leaves.values()]:
             if (parent := leaf.name.rpartition(".")[0]) != section:
                 section, about = parent, _summary(self.classes[parent])
@@ -245,21 +245,16 @@ class Schema(Generic[R]):
 
 
 def words(hint: Any) -> str:
-    """A type as it is written in a flag: `INT`, `INT,INT`, `linear|cosine`, `NUMBER|null`; `INT[,...]`: one or more."""
-    if get_origin(hint) is Literal:
-        return "|".join("null" if choice is None else str(choice) for choice in get_args(hint))
+    """A type as it is written in a flag: `INT`, `INT,INT`, `linear|cosine`, `NUMBER|null`, `INT[,...]`."""
     if get_origin(hint) is tuple:
         return ",".join("..." if item is ... else words(item) for item in get_args(hint))
-    options = _options(hint)
-    if len(options) == 1:
+    if get_origin(hint) is Literal:
+        return "|".join(show(choice, flag=True) for choice in get_args(hint))
+    if not (options := get_args(hint)):
         return WORDS.get(hint, str(hint))
-    texts = []
-    for option in options:
-        item, *rest = get_args(option) or (None,)
-        if (rest == [...] and item in options) or (option is int and float in options):
-            continue  # covered by the brackets below, or by NUMBER
-        texts.append(words(option) + ("[,...]" if tuple[option, ...] in options else ""))  # type: ignore[valid-type]
-    return "|".join(texts)
+    several = [tuple[option, ...] for option in options if tuple[option, ...] in options]  # type: ignore[valid-type]
+    left = [option for option in options if option not in several and (option is not int or float not in options)]
+    return "|".join(words(each) + ("[,...]" if tuple[each, ...] in several else "") for each in left)  # type: ignore[valid-type]
 
 
 def show(value: Any, flag: bool) -> str:
@@ -286,37 +281,16 @@ def _read(path: Path) -> tuple[dict[str, Any], int | None]:
 
 
 def _converted(leaf: Leaf, value: Any, where: str) -> Any:
-    """The value as the type of its field; of a flag, from its text. Raises ValueError."""
-    try:
-        return convert(_from_text(value, leaf.hint) if where == "--" else value, leaf.hint)
-    except TypeError:
-        example = "" if leaf.default in (None, MISSING) else f", such as {show(leaf.default, where == '--')}"
-        given = f"{where}{leaf.name}={show(value, where == '--')}"
-        raise ValueError(f"{given} does not fit; give {words(leaf.hint)}{example}") from None
-
-
-def _from_text(text: str, hint: Any) -> Any:
-    """The value of a flag: that of the same text in the file, but texts need no quotes and lists no brackets."""
-    options = _options(hint)
-    if {str, Path} & set(options):
-        try:
-            value = read_value(text)
-        except ValueError:
-            return text
-        return value if type(value) in options else text
-    is_list = [get_origin(option) is tuple for option in options if option is not types.NoneType]
-    brackets = not text.startswith("[") and ("," in text if not all(is_list) else any(is_list))
-    try:
-        return read_value(f"[{text}]" if brackets else text)
-    except ValueError:
-        if tuple[str, ...] in options:  # such as *.bias, which has another meaning in YAML
-            return text.split(",")
-        raise
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; a type that is no union, alone."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    """The value as the type of its field. A flag is read as in a file, but texts need no quotes, lists no brackets."""
+    is_flag = where == "--"
+    readings = [lambda: value]
+    if is_flag:
+        readings = [lambda: read_value(value), lambda: read_value(f"[{value}]"), lambda: value.split(","), *readings]
+    for reading in readings:
+        with contextlib.suppress(TypeError, ValueError):
+            return convert(reading(), leaf.hint)
+    example = "" if leaf.default in (None, MISSING) else f", such as {show(leaf.default, is_flag)}"
+    raise ValueError(f"{where}{leaf.name}={show(value, is_flag)} does not fit; give {words(leaf.hint)}{example}")
 
 
 def _make(cls: type, section: str, values: Mapping[str, Any]) -> Any:
@@ -336,23 +310,9 @@ def _summary(cls: type) -> str:
     """The first paragraph of a dataclass's docstring, without what it raises; nothing if it has none of its own."""
     text = cls.__doc__ or ""
     own = not text.startswith(f"{cls.__name__}(")  # the docstring that `dataclass` generates
-    return text.strip().partition("\n\n")[0].partition("Raises ")[0] if own else ""
+    return " ".join(text.partition("\n\n")[0].partition("Raises ")[0].split()) if own else ""
 
 
 def _filled(text: str, indent: int) -> str:
-    width = shutil.get_terminal_size().columns - 2
-    lines = (
-        textwrap.fill(line, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
-        for line in text.split("\n\n")
-    )
-    return "\n".join(lines)
-
-
-def _checked(folder: Path, config: Path) -> Path:
-    if not RUN_NAME.fullmatch(folder.name):
-        name = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-") or config.stem
-        raise ValueError(
-            f"run folder {str(folder)!r} has a name that some systems cannot store; "
-            f"use letters, digits and inner _ . , + = @ -, such as --run {Path('runs', name)}"
-        )
-    return folder
+    width, margin = shutil.get_terminal_size().columns - 2, " " * indent
+    return textwrap.fill(text, width, initial_indent=margin, subsequent_indent=margin)

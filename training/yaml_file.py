@@ -1,4 +1,4 @@
-"""YAML as people expect it: 1e-4 is a number, 017 and a key said twice are errors, and an error is one line."""
+"""Reads and writes YAML. 1e-4 is a number; 017 and duplicate keys are errors; an error is one line."""
 
 import re
 from collections.abc import Hashable, Mapping
@@ -9,7 +9,7 @@ import yaml
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in the file. Raises ValueError, with the line where it can, if there is none."""
+    """The mapping in the file. Raises ValueError, with the line if it is known, if there is none."""
     if not path.is_file():
         raise ValueError(f"config {path} does not exist{listing(path.parent)}")
     try:
@@ -35,12 +35,12 @@ def read_value(text: str) -> Any:
 
 
 def write_yaml(tree: Mapping[str, Any]) -> str:
-    """The mapping as YAML that `read_yaml` gives back: sections below each other, lists within a line."""
+    """The mapping as YAML that `read_yaml` reads back. Lists are written in one line."""
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def listing(folder: Path) -> str:
-    """The configs of a folder as the end of a sentence, or nothing."""
+    """The end of a message: the configs in a folder, if there are any."""
     found = sorted(map(str, folder.glob("*.yaml")))[:8] or sorted(map(str, Path("configs").glob("*.yaml")))[:8]
     return f"; there is {', '.join(found)}" if found else ""
 
@@ -70,7 +70,7 @@ class _Dumper(yaml.SafeDumper):
     pass
 
 
-# YAML 1.1, which PyYAML reads, takes a number with an exponent but without a decimal point for a text.
+# In YAML 1.1, which PyYAML reads, a number with an exponent but without a decimal point is a string.
 _EXPONENT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))

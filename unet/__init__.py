@@ -1,9 +1,23 @@
-"""The diffusion U-Net, its published shapes, and its weights under the names of other libraries."""
+"""Diffusion U-Nets, the published ones by name, and their weights in the layouts of other libraries."""
 
 from unet.config import UNetConfig
-from unet.edm2 import EDM2Config, EDM2UNet
+from unet.edm2 import EDM2UNet
+from unet.edm2_config import EDM2Config
 from unet.layouts.diffusers import config_of as diffusers_config
 from unet.model import UNet
-from unet.presets import build, list_presets, preset
+from unet.registry import NETWORKS, build, create_model, from_pretrained, list_presets, preset, preset_info
 
-__all__ = ["EDM2Config", "EDM2UNet", "UNet", "UNetConfig", "build", "diffusers_config", "list_presets", "preset"]
+__all__ = [
+    "NETWORKS",
+    "EDM2Config",
+    "EDM2UNet",
+    "UNet",
+    "UNetConfig",
+    "build",
+    "create_model",
+    "diffusers_config",
+    "from_pretrained",
+    "list_presets",
+    "preset",
+    "preset_info",
+]

@@ -1,8 +1,9 @@
-"""The shape of a U-Net, level by level."""
+"""Config of the diffusion U-Net, and the skeleton that all U-Nets here share."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from residual import head_count
@@ -13,120 +14,88 @@ TimeEmbedding = Literal["ddpm", "adm", "fourier", "log_fourier"]
 LabelEmbedding = Literal["table", "linear", "linear_first"]
 DecoderAttention = Literal["all", "last"]
 Init = Literal["torch", "xavier"]
-MOST_BLOCKS = 1000
-"""per level: far beyond what was ever trained, and still built in seconds"""
+MAX_BLOCKS = 1000
+"""largest number of blocks per level; more is almost certainly a typo"""
 
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the U-Net, with everything that `UNetConfig` says about it."""
+    """One resolution of a U-Net."""
 
+    index: int
+    """0 is the full size"""
     channels: int
     blocks: int
     attention: bool
     heads: int
     resample: Resample
+    """how the encoder halves the size after this level"""
     recompute: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """Shape of the diffusion U-Net. Level 0 works at full size, each further level at half the size of the one before.
+@dataclass(frozen=True)
+class Block:
+    """One entry of the encoder or the decoder."""
 
-    A field that says “per level” takes one value for all levels or a tuple with one entry for each. Raises ValueError
-    with the value, the rule and the way out.
+    level: Level
+    c_in: int
+    attention: bool = False
+    resample: Resample | None = None
+    """how this entry halves (encoder) or doubles (decoder) the size; None: it keeps the size"""
+
+    @property
+    def c_out(self) -> int:
+        """Width of the output."""
+        return self.level.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """Widths, blocks, attention and heads of the levels of a U-Net, and the order of its encoder and decoder.
+
+    The fields are those of `UNetConfig`. Raises ValueError with the field, its value and the rule.
     """
 
-    in_channels: int = 3
-    """channels of the network's input: the noisy image, and a conditioning image if there is one"""
-    out_channels: int = 3
-    """channels of the image that is denoised"""
-    size: tuple[int, int] = (32, 32)
-    """height and width for which the network is meant, in pixels; any size that the levels can halve runs"""
-    classes: int | None = None
-    """number of classes; none: the network takes no labels"""
-    null_label: bool = True
-    """with classes: whether one more label, number `classes`, stands for “no label” (needed for guidance)"""
-    base_channels: int = 128
-    """base width: that of the first convolution, which `channel_multipliers` multiply"""
-    channel_multipliers: tuple[float, ...] = (1, 2, 2, 2)
-    """width of each level as a multiple of `base_channels`; one level per entry"""
-    blocks_per_level: int | tuple[int, ...] = 2
-    """residual blocks per level in the encoder (the decoder has one more)"""
-    attention_levels: tuple[int, ...] = (1,)
-    """levels with self-attention after each block, counted from 0; the middle always has one"""
+    base_channels: int
+    channel_multipliers: tuple[float, ...]
+    blocks_per_level: int | tuple[int, ...]
+    attention_levels: tuple[int, ...]
     heads: int | tuple[int, ...] | None = None
-    """attention heads per level; none: see head_channels"""
     head_channels: int | tuple[int, ...] | None = None
-    """channels of each attention head per level; none: see heads. Neither: one head of full width"""
-    conditioning: Conditioning = "add"
-    """how the embedding enters a block: `add` before the second norm (DDPM), `scale_shift` after it (ADM)"""
-    resample: Resample | tuple[Resample, ...] = "conv"
-    """how to leave a level, per level: `conv` (stride 2, padded on both sides; back up: nearest, then convolution),
-    `conv_same` (the same, padded right and bottom: google/ddpm-*), `block` (inside a residual block: ADM),
-    `block_project` (that, with a 1x1 convolution on the shortcut: DDPM++), `block_fir` (that, with the 1-3-3-1 filter:
-    NCSN++)"""
-    dropout: float = 0.0
-    """share of features dropped before the last convolution of each block, in training"""
-    groups: int = 32
-    """most groups of a GroupNorm; the largest number up to this that divides the width is used"""
-    group_channels: int = 1
-    """fewest channels of a group (EDM: 4)"""
-    eps: float = 1e-5
-    """GroupNorm's epsilon"""
-    time_embedding: TimeEmbedding = "ddpm"
-    """features of the time: sines first (`ddpm`), cosines first (`adm`), or of random frequencies: of the time itself
-    (`fourier`: NCSN++) or of its logarithm, the output being divided by the time (`log_fourier`: Song et al. 2021)"""
-    time_channels: int | None = None
-    """width of the time's features (Fourier: half of it), a quarter of the embedding's; none: base_channels"""
-    label_embedding: LabelEmbedding = "table"
-    """how a label enters: as a learned row (`table`: DDPM, ADM) or a linear map of the one-hot label (`linear`: EDM's
-    ADM) after the time MLP; or as such a map of √classes times the one-hot label before it (`linear_first`: DDPM++)"""
-    augment_channels: int | None = None
-    """numbers that tell how an image was augmented, mapped onto the features of the time (EDM: 9)"""
+    resample: Resample | tuple[Resample, ...] = "block"
     decoder_attention: DecoderAttention = "all"
-    """whether each decoder block of a level with attention has one, or only its last (DDPM++, NCSN++)"""
-    residual_scale: float = 1.0
-    """factor on every sum of shortcut and branch (DDPM++, NCSN++: the root of one half)"""
-    input_skips: bool = False
-    """whether the image, halved and convolved again and again, is added to the encoder at every level (NCSN++)"""
-    init: Init = "torch"
-    """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
-    learned_variance: bool = False
-    """whether the output is doubled by a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
     recompute_levels: tuple[int, ...] = ()
-    """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_counts(self)
+        check_at_least_one(self, "base_channels")
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers=() describes no level; give one entry per level, such as 1,2,2")
+        blocks = self.blocks_per_level if isinstance(self.blocks_per_level, tuple) else (self.blocks_per_level,)
+        if min(blocks, default=0) < 1 or max(blocks) > MAX_BLOCKS:
+            raise ValueError(
+                f"blocks_per_level={self.blocks_per_level} must be at least 1 per level, and at most {MAX_BLOCKS}"
+            )
         for name in ("attention_levels", "recompute_levels"):
             if wrong := [level for level in getattr(self, name) if not 0 <= level < self.depth]:
                 raise ValueError(
                     f"{name}={getattr(self, name)} names level {wrong[0]}, but "
                     f"channel_multipliers={self.channel_multipliers} make levels 0 to {self.depth - 1}"
                 )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        _ = self.levels  # the per-level tuples and the heads are checked where they are read
+        _ = self.levels  # checks the tuples with one entry per level, the widths and the heads
 
     @property
     def depth(self) -> int:
         """Number of levels."""
         return len(self.channel_multipliers)
 
-    @property
-    def emb_channels(self) -> int:
-        """Width of the embedding of timestep and label."""
-        return 4 * (self.time_channels or self.base_channels)
-
-    @property
+    @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """What the fields say of each level, from full size down."""
+        """The levels, from full size down."""
         blocks, heads = self._per_level("blocks_per_level"), self._per_level("heads")
         head_channels, resample = self._per_level("head_channels"), self._per_level("resample")
         return tuple(
             Level(
+                index=i,
                 channels=(width := self._width(multiplier)),
                 blocks=blocks[i],
                 attention=i in self.attention_levels,
@@ -137,8 +106,41 @@ class UNetConfig:
             for i, multiplier in enumerate(self.channel_multipliers)
         )
 
+    @property
+    def attending_levels(self) -> list[Level]:
+        """Levels whose number of heads matters: those with attention, and the last, whose heads the middle has."""
+        return [*(level for level in self.levels[:-1] if level.attention), self.levels[-1]]
+
+    def encoder(self) -> Iterator[Block]:
+        """The encoder's entries after the first convolution: a level's blocks, then the one that halves the size."""
+        width = self.base_channels
+        for level in self.levels:
+            for _ in range(level.blocks):
+                yield Block(level, width, level.attention)
+                width = level.channels
+            if level.index < self.depth - 1:
+                yield Block(level, width, resample=level.resample)
+
+    def decoder(self) -> Iterator[Block]:
+        """The decoder's entries. Each takes one of the encoder's outputs, in reverse order.
+
+        The last block of a level doubles the size in the way in which the encoder halved it.
+        """
+        skips = [self.base_channels, *(block.c_out for block in self.encoder())]
+        width = skips[-1]
+        for level in reversed(self.levels):
+            for i in range(level.blocks + 1):
+                is_last = i == level.blocks
+                resample = self.levels[level.index - 1].resample if level.index > 0 and is_last else None
+                attention = level.attention and (self.decoder_attention == "all" or is_last)
+                yield Block(level, width + skips.pop(), attention, resample)
+                width = level.channels
+
     def size_error(self, height: int, width: int) -> str | None:
-        """Why images of this size cannot pass, and the nearest size that can; None if they can."""
+        """The reason why images of this size cannot be halved at every level, and the nearest size that can, or None.
+
+        Sizes are in pixels.
+        """
         factor = 2 ** (self.depth - 1)
         if height > 0 and width > 0 and height % factor == 0 and width % factor == 0:
             return None
@@ -148,6 +150,11 @@ class UNetConfig:
             f"(channel_multipliers={self.channel_multipliers}); the nearest size that can is {near[0]}x{near[1]}, "
             "or give fewer channel_multipliers"
         )
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises ValueError, with the nearest size, if images of this height and width cannot be halved."""
+        if reason := self.size_error(*size):
+            raise ValueError(f"size={size}: {reason}")
 
     def _per_level(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)
@@ -169,9 +176,7 @@ class UNetConfig:
         return width
 
     def _heads(self, level: int, width: int, heads: int | None, head_channels: int | None) -> int:
-        if (
-            level not in self.attention_levels and level != self.depth - 1
-        ):  # the last level's heads are the middle's, too
+        if level not in self.attention_levels and level != self.depth - 1:
             return 1
         try:
             return head_count(width, heads, head_channels)
@@ -179,42 +184,116 @@ class UNetConfig:
             raise ValueError(f"level {level}: {error}") from None
 
 
-@dataclass(frozen=True)
-class Block:
-    """One entry of the encoder's or the decoder's list: where it stands, what comes in, what it is made of."""
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Config of the diffusion U-Net. Level 0 works at full size, each further level at half the size.
 
-    level: int
-    c_in: int
-    c_out: int
-    attention: bool
-    resample: Resample | None
-    """how this entry halves (encoder) or doubles (decoder) the size; none: it does not"""
-
-
-def encoder_blocks(config: UNetConfig) -> Iterator[Block]:
-    """The entries of the encoder after its first convolution: a level's blocks, then what halves the size."""
-    width = config.base_channels
-    for index, level in enumerate(config.levels):
-        for _ in range(level.blocks):
-            yield Block(index, width, level.channels, level.attention, None)
-            width = level.channels
-        if index < config.depth - 1:
-            yield Block(index, width, width, False, level.resample)
-
-
-def decoder_blocks(config: UNetConfig) -> Iterator[Block]:
-    """The entries of the decoder: one for each of the encoder's outputs, which it takes in reverse order.
-
-    The last block of a level doubles the size in the way in which the encoder halved it.
+    A field documented as “per level” takes one value for all levels, or a tuple with one entry per level. Raises
+    ValueError with the field, its value and the rule.
     """
-    skips = [config.base_channels, *(block.c_out for block in encoder_blocks(config))]
-    width = skips[-1]
-    for index, level in reversed(list(enumerate(config.levels))):
-        for i in range(level.blocks + 1):
-            resample = config.levels[index - 1].resample if index > 0 and i == level.blocks else None
-            attention = level.attention and (config.decoder_attention == "all" or i == level.blocks)
-            yield Block(index, width + skips.pop(), level.channels, attention, resample)
-            width = level.channels
+
+    in_channels: int = 3
+    """channels of the input: the noisy image, and a conditioning image if there is one"""
+    out_channels: int = 3
+    """channels of the denoised image"""
+    size: tuple[int, int] = (32, 32)
+    """height and width of the images, in pixels; the network runs on any size that the levels can halve"""
+    classes: int | None = None
+    """number of classes; none: the network takes no labels"""
+    null_label: bool = True
+    """with classes: whether there is one more label, number `classes`, for “no label” (guidance needs it)"""
+    base_channels: int = 128
+    """width of the first convolution, which `channel_multipliers` multiply"""
+    channel_multipliers: tuple[float, ...] = (1, 2, 2, 2)
+    """width of each level as a multiple of `base_channels`; one level per entry"""
+    blocks_per_level: int | tuple[int, ...] = 2
+    """residual blocks of the encoder, per level (the decoder has one more)"""
+    attention_levels: tuple[int, ...] = (1,)
+    """levels with self-attention after each block, counted from 0; the middle always has attention"""
+    heads: int | tuple[int, ...] | None = None
+    """attention heads, per level; none: given by head_channels"""
+    head_channels: int | tuple[int, ...] | None = None
+    """channels of each attention head, per level; none: given by heads. Neither: one head of full width"""
+    conditioning: Conditioning = "add"
+    """how the embedding enters a block: `add` before the second norm (DDPM), `scale_shift` after it (ADM)"""
+    resample: Resample | tuple[Resample, ...] = "conv"
+    """how the size is halved after a level, per level: `conv` (stride 2, padded on both sides; back up: nearest, then
+    convolution), `conv_same` (the same, padded right and bottom: google/ddpm-*), `block` (inside a residual block:
+    ADM), `block_project` (that, with a 1x1 convolution on the shortcut: DDPM++), `block_fir` (that, with the 1-3-3-1
+    filter: NCSN++)"""
+    dropout: float = 0.0
+    """share of features dropped before the last convolution of each block, in training"""
+    groups: int = 32
+    """maximum number of groups of a GroupNorm; the largest number up to this that divides the width is used"""
+    group_channels: int = 1
+    """minimum channels of a group (EDM: 4)"""
+    eps: float = 1e-5
+    """epsilon of GroupNorm"""
+    time_embedding: TimeEmbedding = "ddpm"
+    """features of the time: sines first (`ddpm`), cosines first (`adm`), or random frequencies: of the time itself
+    (`fourier`: NCSN++) or of its logarithm, with the output divided by the time (`log_fourier`: Song et al. 2021)"""
+    time_channels: int | None = None
+    """width of the time features (Fourier: half of it), a quarter of the embedding's width; none: base_channels"""
+    label_embedding: LabelEmbedding = "table"
+    """how a label enters: as a learned row (`table`: DDPM, ADM) or a linear map of the one-hot label (`linear`: EDM's
+    ADM) after the time MLP; or as such a map of √classes times the one-hot label before it (`linear_first`: DDPM++)"""
+    augment_channels: int | None = None
+    """length of the augmentation label, which is added to the time features (EDM: 9); none: there is none"""
+    decoder_attention: DecoderAttention = "all"
+    """attention in the decoder of a level with attention: after `all` blocks, or the `last` only (DDPM++, NCSN++)"""
+    residual_scale: float = 1.0
+    """factor on every sum of shortcut and branch (DDPM++, NCSN++: the root of one half)"""
+    input_skips: bool = False
+    """whether the downsampled and convolved input is added to the encoder at every level (NCSN++)"""
+    init: Init = "torch"
+    """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
+    learned_variance: bool = False
+    """whether the output has a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
+    recompute_levels: tuple[int, ...] = ()
+    """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        check_at_least_one(self, "in_channels", "out_channels", "groups", "group_channels", "augment_channels")
+        check_shared(self)
+        for name in ("eps", "residual_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
+        _ = self.skeleton
+        name = "base_channels" if self.time_channels is None else "time_channels"
+        if (width := getattr(self, name)) % 2 or width < 4:
+            raise ValueError(f"{name}={width} must be even and at least 4: half are sines, half cosines of the time")
+
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """Levels, encoder and decoder."""
+        return Skeleton(**{field.name: getattr(self, field.name) for field in fields(Skeleton)})
+
+    @property
+    def time_features(self) -> int:
+        """Width of the features of the time."""
+        base = self.time_channels or self.base_channels
+        return {"ddpm": base, "adm": base, "fourier": 2 * base, "log_fourier": 2 * base}[self.time_embedding]
+
+    @property
+    def emb_channels(self) -> int:
+        """Width of the embedding of timestep and label."""
+        return 4 * (self.time_channels or self.base_channels)
+
+
+def check_shared(config: Any) -> None:
+    """Checks `classes` and `dropout`, which every config has. Raises ValueError."""
+    if config.classes is not None and config.classes < 1:
+        raise ValueError(f"classes={config.classes} must be at least 1, or left out for a network without labels")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1")
+
+
+def check_at_least_one(config: Any, *names: str) -> None:
+    """Raises ValueError unless each of the fields is at least 1, or None."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
 
 
 def _check_choices(config: UNetConfig) -> None:
@@ -231,24 +310,3 @@ def _check_choices(config: UNetConfig) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if one not in get_args(choice):
                 raise ValueError(f"no {name} {one!r}; one of: {', '.join(get_args(choice))}")
-
-
-def _check_counts(config: UNetConfig) -> None:
-    for name in ("in_channels", "out_channels", "base_channels", "groups", "group_channels", "augment_channels"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    name = "base_channels" if config.time_channels is None else "time_channels"
-    if (width := getattr(config, name)) % 2 or width < 4:
-        raise ValueError(f"{name}={width} must be even and at least 4: half are sines, half cosines of the time")
-    if config.classes is not None and config.classes < 1:
-        raise ValueError(f"classes={config.classes} must be at least 1, or left out for a network without labels")
-    if not config.channel_multipliers:
-        raise ValueError("channel_multipliers=() describes no level; give one entry per level, such as 1,2,2")
-    blocks = config.blocks_per_level if isinstance(config.blocks_per_level, tuple) else (config.blocks_per_level,)
-    if min(blocks, default=0) < 1 or max(blocks) > MOST_BLOCKS:
-        raise ValueError(
-            f"blocks_per_level={config.blocks_per_level} must be at least 1 per level, and at most {MOST_BLOCKS}"
-        )
-    for name in ("eps", "residual_scale"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name}={getattr(config, name)} must be positive and finite")

@@ -1,28 +1,33 @@
-"""From timestep, label and augmentation to the vector that every block is conditioned on."""
+"""Embedding of timestep, label and augmentation label: the vector that conditions every block."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from residual import FourierEmbedding, LabelEmbedding, LinearLabelEmbedding, SinusoidalEmbedding
-from unet.config import UNetConfig
+from unet.config import TimeEmbedding, UNetConfig
+
+_FEATURES: Mapping[TimeEmbedding, Callable[[int], nn.Module]] = {
+    "ddpm": partial(SinusoidalEmbedding, convention="ddpm"),
+    "adm": partial(SinusoidalEmbedding, convention="adm"),
+    "fourier": FourierEmbedding,
+    "log_fourier": partial(FourierEmbedding, log=True),
+}
 
 
 class Embedding(nn.Module):
-    """`silu(MLP(features of t) + label + emb)`: what every block is conditioned on, activated once for all.
+    """`silu(MLP(features of t) + label + emb)`, activated once for all blocks.
 
-    The label may also enter before the MLP; a description of the augmentation always does (Karras et al. 2022).
+    The label may also enter before the MLP; the augmentation label always does (Karras et al. 2022).
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        base, width = config.time_channels or config.base_channels, config.emb_channels
-        self.features: nn.Module
-        if config.time_embedding in ("ddpm", "adm"):
-            first, self.features = base, SinusoidalEmbedding(base, config.time_embedding)
-        else:
-            first = 2 * base
-            self.features = FourierEmbedding(first, log=config.time_embedding == "log_fourier")
+        first, width = config.time_features, config.emb_channels
+        self.features: nn.Module = _FEATURES[config.time_embedding](first)
         self.label_first = config.label_embedding == "linear_first"
         self.label = _label(config, first if self.label_first else width)
         self.augment = nn.Linear(config.augment_channels, first, bias=False) if config.augment_channels else None
@@ -76,11 +81,7 @@ def _label(config: UNetConfig, width: int) -> LabelEmbedding | LinearLabelEmbedd
 
 
 class DivideByTime(nn.Module):
-    """`x / t`, image by image: the output of score networks that are trained on Fourier features of log t."""
+    """`x / t` per image: the output of score networks that are trained on Fourier features of log t."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.takes_emb = True
-
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, "b 1"]) -> Float[Tensor, "b c h w"]:
-        return x / t[:, :, None, None]
+    def forward(self, x: Float[Tensor, "b c h w"], t: Shaped[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+        return x / t.to(x.dtype)[:, None, None, None]

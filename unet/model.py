@@ -1,9 +1,10 @@
 """The diffusion U-Net: an encoder, a middle, a decoder that takes the encoder's outputs back, and a head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -28,51 +29,70 @@ from residual import (
     unet_shortcut,
 )
 from residual.recompute import Recomputed
-from residual.weights.config import read_json
-from residual.weights.pretrained import Pretrained, build_on_meta, local_folder, read_weights
-from unet.config import Block, Level, UNetConfig, decoder_blocks, encoder_blocks
+from residual.weights.layout import read_state
+from residual.weights.pretrained import Pretrained, build_on_meta, local_folder
+from unet.adapt import adapt_weights
+from unet.config import Block, Level, Resample, UNetConfig
 from unet.embedding import DivideByTime, Embedding
-from unet.layouts import export_weights, import_weights
-from unet.layouts.diffusers import config_from
+from unet.layouts import UNET_LAYOUTS, config_of_weights, diffusers, export_weights, find_layout, import_weights
+from unet.layouts.layout import UNetLayout
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """The parts of one way to halve and double the size."""
+
+    down: Callable[..., nn.Module]
+    up: Callable[..., nn.Module]
+    in_block: bool
+    """whether the parts stand in a residual block, on both paths; otherwise they are convolutions on their own"""
+    project: bool = False
+    """whether the shortcut of that block has a 1×1 convolution"""
+
+
+RESAMPLING: Mapping[Resample, Resampling] = {
+    "conv": Resampling(StridedConv, NearestConv, in_block=False),
+    "conv_same": Resampling(partial(StridedConv, padding="end"), NearestConv, in_block=False),
+    "block": Resampling(AveragePool, Nearest, in_block=True),
+    "block_project": Resampling(AveragePool, Nearest, in_block=True, project=True),
+    "block_fir": Resampling(FIRDown, FIRUp, in_block=True, project=True),
+}
 
 
 class UNet(Pretrained):
     """A U-Net of residual blocks that predicts from a noisy image and its timestep (Ho et al. 2020, appendix B).
 
-    `encoder` and `decoder` are flat lists of chains; each of the encoder's outputs is taken once by the decoder.
+    `encoder` and `decoder` are flat lists of chains; the decoder takes each of the encoder's outputs once.
     Raises ValueError if the levels cannot halve the config's size.
     """
 
     config_class = UNetConfig
     hub_tags = ("diffusion",)
+    layouts: ClassVar[Mapping[str, UNetLayout]] = UNET_LAYOUTS
+    """layouts of other libraries, by name"""
+    config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
-        if reason := config.size_error(*config.size):
-            raise ValueError(f"size={config.size}: {reason}")
-        self.stride = 2 ** (config.depth - 1)
+        skeleton = config.skeleton
+        skeleton.check_size(config.size)
+        self.stride = 2 ** (len(skeleton.levels) - 1)
         """in pixels, of the lowest level"""
-        first, last = config.levels[0], config.levels[-1]
+        first, last = skeleton.levels[0].channels, skeleton.levels[-1]
         self.embedding = Embedding(config)
         stem = Chain(conv=nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
-        self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in encoder_blocks(config))])
+        self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in skeleton.encoder())])
         self.input_skips = nn.ModuleDict(self._input_skips() if config.input_skips else {})
         self.middle = level_chain(
             last,
-            {
-                "res1": self._residual(last.channels, last.channels),
-                "attn": self._attention(last),
-                "res2": self._residual(last.channels, last.channels),
-            },
+            res1=self._residual(last.channels, last.channels),
+            attn=self._attention(last),
+            res2=self._residual(last.channels, last.channels),
         )
-        self.decoder = nn.ModuleList(self._decoder_chain(block) for block in decoder_blocks(config))
-        self.head = Chain(
-            norm=self._norm(first.channels),
-            conv=ZeroConv2d(
-                first.channels, config.out_channels * (1 + config.learned_variance), kernel_size=3, padding=1
-            ),
-            divide=DivideByTime() if config.time_embedding == "log_fourier" else None,
-        )
+        self.decoder = nn.ModuleList(self._decoder_chain(block) for block in skeleton.decoder())
+        c_out = config.out_channels * (1 + config.learned_variance)
+        self.head = Chain(norm=self._norm(first), conv=ZeroConv2d(first, c_out, kernel_size=3, padding=1))
+        self.divide = DivideByTime() if config.time_embedding == "log_fourier" else None
         if config.init == "xavier":
             self.apply(_xavier)
 
@@ -88,23 +108,24 @@ class UNet(Pretrained):
         """The network's output for noisy images `x` at timesteps `t` (0 … T - 1, whole or fractional).
 
         `label` counts from 0; without it the null label is used. `emb` is added to the embedding after the time MLP
-        (`config.emb_channels` wide); `augment` describes how each image was augmented (`config.augment_channels`
-        numbers). With learned variance the second half of the channels interpolates the variance.
+        (`config.emb_channels` wide). `augment` is the augmentation label (`config.augment_channels` numbers). With
+        learned variance the second half of the channels interpolates the variance.
 
-        Raises ValueError for a size that the levels cannot halve, and for a label where there are no classes or a
-        missing one where there is no null label.
+        Raises ValueError for a size that the levels cannot halve, for a label if there are no classes, and for a
+        missing label if there is no null label.
         """
         if any(side == 0 or side % self.stride for side in x.shape[2:]):
-            raise ValueError(self.config.size_error(*x.shape[2:]))
+            raise ValueError(self.config.skeleton.size_error(*x.shape[2:]))
         e = self.embedding(t, label, emb, augment)
         skips = self.encode(x, e)
         x = self.middle(skips[-1], e)
         for block in self.decoder:
             x = block(torch.cat([x, skips.pop()], dim=1), e)
-        return self.head(x, t[:, None].to(x.dtype))
+        x = self.head(x)
+        return x if self.divide is None else self.divide(x, t)
 
     def encode(self, x: Float[Tensor, "b c_in h w"], e: Float[Tensor, "b e"]) -> list[Tensor]:
-        """The outputs of the encoder's entries, each of which the decoder takes back once."""
+        """The outputs of the encoder's entries. The decoder takes each of them once, in reverse order."""
         outputs, image = [], x
         for i, block in enumerate(self.encoder):
             x = block(x, e)
@@ -115,53 +136,48 @@ class UNet(Pretrained):
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path) -> "UNet":
-        """The network of a model folder of ours, or of diffusers (a `UNet2DModel` or a pipeline around one), or of such
-        a repository on the Hugging Face hub; on the CPU and in eval mode.
+        """The network of a model folder, or of a repository on the Hugging Face hub, on the CPU and in eval mode.
 
-        Raises ValueError if there is none, if its config cannot be expressed, or if the weights do not fit.
+        A folder of diffusers (a `UNet2DModel` or a pipeline around one) is also read. Raises ValueError if there is no
+        such folder, if its config cannot be expressed, or if the weights do not fit.
         """
         folder = local_folder(folder_or_hub_id)
-        if (place := _diffusers_folder(folder)) is None:
+        if (network := diffusers.find_network(folder)) is None:
             return super().from_pretrained(folder)
-        config, path = cls.read_config(folder), place / "diffusion_pytorch_model.safetensors"
-        net = build_on_meta(cls, config, place / "config.json")
-        _check_weights(path)
-        theirs = read_weights(path)
+        config = diffusers.read_network_config(network)
+        net = build_on_meta(cls, config, network / "config.json")
+        state = diffusers.read_network_weights(network)
         try:
-            net.import_weights(theirs, "diffusers")
+            weights = import_weights(config, state, net.state_dict(), "diffusers")
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{network / diffusers.WEIGHTS_FILE}: {error}") from None
+        net.load_state_dict(weights, assign=True)
         return net.eval()
 
     @classmethod
     def read_config(cls, folder: Path) -> UNetConfig:
-        """The config of a folder that `from_pretrained` opens, without its weights. Raises ValueError as that does."""
-        if (place := _diffusers_folder(folder)) is None:
-            return super().read_config(folder)
-        arguments = read_json(place / "config.json")
-        if (name := arguments["_class_name"]) != "UNet2DModel":
-            raise ValueError(f"{place / 'config.json'} describes a {name}; only UNet2DModel can be read")
-        try:
-            return config_from(arguments)
-        except ValueError as error:
-            raise ValueError(f"{place / 'config.json'}: {error}") from None
+        """The config of a folder that `from_pretrained` opens. Raises ValueError as `from_pretrained` does."""
+        network = diffusers.find_network(folder)
+        return super().read_config(folder) if network is None else diffusers.read_network_config(network)
 
-    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str) -> None:
-        """Take the weights of a state dict, or of a safetensors file of one, in another library's layout.
+    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
+        """Loads weights in another library's layout, from a state dict or a safetensors file.
 
-        Layouts: `diffusers`; `adm` (improved-diffusion, and guided-diffusion but for its 64x64 model);
-        `adm-new-order` (that one); `edm`. Raises ValueError for an unknown layout, for names of another layout (the
-        likely one is named), where that library's network cannot express this one, with the difference if names or
-        shapes do not fit, and for a pickle.
+        Layouts: `diffusers`; `adm` (improved-diffusion, and guided-diffusion except its 64x64 model); `adm-new-order`
+        (that one); `edm`. Without `layout` it is found by the names, which the two of ADM share. Weights for other
+        image channels, labels or a learned variance are adapted as in `unet.adapt`; returns one message per adaptation.
+
+        Raises ValueError for an unknown layout, for names of another layout (the likely one is named), for a config
+        that the layout cannot express, for names or shapes that do not fit (with the difference), and for a pickle.
         """
-        ours = import_weights(self.config, state_dict, self.state_dict(), layout)
-        self.load_state_dict(ours, assign=self.embedding.linear1.weight.is_meta)
+        weights, messages = adapted_weights(self, state_dict, layout)
+        self.load_state_dict(weights, assign=self.embedding.linear1.weight.is_meta)
+        return messages
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
-        """The weights as a state dict in another library's layout: the exact inverse of `import_weights`.
+        """The weights as a state dict in another library's layout. The exact inverse of `import_weights`.
 
-        Raises ValueError for an unknown layout, and, with the reason, where that library's network cannot express this
-        one.
+        Raises ValueError for an unknown layout and for a config that the layout cannot express.
         """
         return export_weights(self.config, self.state_dict(), layout)
 
@@ -171,7 +187,7 @@ class UNet(Pretrained):
         return partial(NormAct, groups=config.groups, group_channels=config.group_channels, eps=config.eps)
 
     def _residual(
-        self, c_in: int, c_out: int, resample: type[nn.Module] | None = None, project: bool = False
+        self, c_in: int, c_out: int, resample: Callable[[], nn.Module] | None = None, project: bool = False
     ) -> Residual:
         config, make = self.config, (lambda: None) if resample is None else resample
         branch = unet_branch(
@@ -193,37 +209,30 @@ class UNet(Pretrained):
         return Add(scale=self.config.residual_scale, branch_scale=self.config.residual_scale)
 
     def _encoder_chain(self, block: Block) -> Chain:
-        level, c = self.config.levels[block.level], block.c_out
         if block.resample is None:
-            nodes = self._block_nodes(block, level)
-        elif block.resample.startswith("conv"):
-            nodes = {"down": StridedConv(c, c, padding="end" if block.resample == "conv_same" else "both")}
-        else:
-            down, project = FIRDown if block.resample == "block_fir" else AveragePool, block.resample != "block"
-            nodes = {"down": self._residual(c, c, down, project)}
-        return level_chain(level, nodes)
+            return level_chain(block.level, **self._block_nodes(block))
+        kind = RESAMPLING[block.resample]
+        return level_chain(block.level, down=self._resample(block.c_out, kind.down, kind))
 
     def _decoder_chain(self, block: Block) -> Chain:
-        level, c = self.config.levels[block.level], block.c_out
-        nodes = self._block_nodes(block, level)
-        if block.resample is None:
-            return level_chain(level, nodes)
-        if block.resample.startswith("conv"):
-            nodes["up"] = NearestConv(c, c)
-        else:
-            up, project = FIRUp if block.resample == "block_fir" else Nearest, block.resample != "block"
-            nodes["up"] = self._residual(c, c, up, project)
-        return level_chain(level, nodes)
+        nodes = self._block_nodes(block)
+        if block.resample is not None:
+            kind = RESAMPLING[block.resample]
+            nodes["up"] = self._resample(block.c_out, kind.up, kind)
+        return level_chain(block.level, **nodes)
 
-    def _block_nodes(self, block: Block, level: Level) -> dict[str, nn.Module | None]:
+    def _resample(self, c: int, part: Callable[..., nn.Module], kind: Resampling) -> nn.Module:
+        return self._residual(c, c, part, kind.project) if kind.in_block else part(c, c)
+
+    def _block_nodes(self, block: Block) -> dict[str, nn.Module | None]:
         return {
             "res": self._residual(block.c_in, block.c_out),
-            "attn": self._attention(level) if block.attention else None,
+            "attn": self._attention(block.level) if block.attention else None,
         }
 
     def _input_skips(self) -> dict[str, nn.Module]:
         width, skips = self.config.in_channels, dict[str, nn.Module]()
-        for i, block in enumerate(encoder_blocks(self.config), start=1):
+        for i, block in enumerate(self.config.skeleton.encoder(), start=1):
             if block.resample is not None:
                 skips[str(i)] = InputSkip(FIRDownConv(width, block.c_out), self._merge())
                 width = block.c_out
@@ -231,7 +240,7 @@ class UNet(Pretrained):
 
 
 class InputSkip(nn.Module):
-    """The image, or what became of it at the level above, halved and convolved and added to the encoder's output."""
+    """Adds the downsampled and convolved input, or the output of the skip above, to the encoder's output (NCSN++)."""
 
     def __init__(self, branch: nn.Module, merge: nn.Module) -> None:
         super().__init__()
@@ -242,34 +251,29 @@ class InputSkip(nn.Module):
         return self.merge(x, self.branch(image))
 
 
-def _diffusers_folder(folder: Path) -> Path | None:
-    """Where, in a model or pipeline folder of diffusers, the files of the network are; None if it is another's."""
-    for place in (folder, folder / "unet"):
-        if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
-            return place
-    return None
-
-
-def _check_weights(path: Path) -> None:
-    """Raises ValueError, with the way out, if diffusers saved its weights in a form that is not read here."""
-    if path.is_file():
-        return
-    whole = "save it with diffusers: UNet2DModel.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER"
-    if path.with_name(f"{path.name}.index.json").is_file():
-        raise ValueError(f"{path.parent} holds its weights in several files; {whole}, max_shard_size='100GB')")
-    if (variants := sorted(path.parent.glob(f"{path.stem}.*.safetensors"))) or path.with_suffix(".bin").is_file():
-        found = f"only {variants[0].name}" if variants else f"only {path.stem}.bin, a pickle, which could run code"
-        raise ValueError(f"{path.parent} holds {found}; {whole})")
-    raise ValueError(f"no {path.name} in {path.parent}; if there is only a .bin (a pickle, not opened here), {whole})")
-
-
-def level_chain(level: Level, nodes: Mapping[str, Any]) -> Chain:
-    """The nodes as a chain, in the form that the level asks for."""
+def level_chain(level: Level, **nodes: nn.Module | None) -> Chain:
+    """A chain whose activations are recomputed in the backward pass if the level's config says so."""
     return (Recomputed if level.recompute else Chain)(**nodes)
 
 
+def adapted_weights(
+    net: UNet, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of `net` from one in another layout, and one message per adaptation; `net` is not changed.
+
+    Raises ValueError as `UNet.import_weights` does.
+    """
+    state = read_state(state_dict)
+    layout = layout or find_layout(net.layouts, state)
+    source, expected = config_of_weights(net.config, state, layout), net.state_dict()
+    if source != net.config:
+        with torch.device("meta"):
+            expected = UNet(source).state_dict()
+    return adapt_weights(import_weights(source, state, expected, layout), source, net.config)
+
+
 def _xavier(module: nn.Module) -> None:
-    """Variance 2 / (fan in + fan out), uniform, as in the original DDPM; layers that start at zero keep their zeros."""
+    """Variance 2 / (fan in + fan out), uniform, as in the original DDPM; layers that start at zero stay at zero."""
     if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(module, ZeroConv2d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,26 +1,10 @@
-"""Published U-Nets by name."""
+"""Table of published U-Nets."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from residual.count import check_weight_bytes
-from residual.names import require_known
+from residual.model_info import ModelInfo
 from unet.config import UNetConfig
-from unet.edm2 import EDM2_PRESETS, EDM2Config, EDM2UNet
-from unet.model import UNet
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published network: its config, its size, and where it was published."""
-
-    config: UNetConfig | EDM2Config = field(repr=False)
-    parameters: int
-    giga_multiply_adds: float
-    """of one forward pass per image of the config's size, in units of 10⁹"""
-    source: str
+from unet.edm2_config import EDM2Config
 
 
 def _square(side: int, **fields: Any) -> UNetConfig:
@@ -70,20 +54,20 @@ _IDDPM_SOURCE = "Nichol and Dhariwal 2021, improved-diffusion"
 _ADM_SOURCE = "Dhariwal and Nichol 2021, guided-diffusion"
 _EDM_SOURCE = "Karras et al. 2022, EDM"
 
-_PRESETS: dict[str, Preset] = {
-    "ddpm-cifar10": Preset(
+PRESETS: dict[str, ModelInfo[UNetConfig | EDM2Config]] = {
+    "ddpm-cifar10": ModelInfo(
         _square(32, **_DDPM, channel_multipliers=(1, 2, 2, 2), attention_levels=(1,), dropout=0.1),
         35_746_307,
         6.22,
         "Ho et al. 2020, CIFAR-10; google/ddpm-cifar10-32",
     ),
-    "ddpm-256": Preset(
+    "ddpm-256": ModelInfo(
         _square(256, **_DDPM, channel_multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,)),
         113_673_219,
         248.51,
         "Ho et al. 2020, LSUN and CelebA-HQ; google/ddpm-{celebahq,church,bedroom,cat}-256",
     ),
-    "diffusers-unconditional": Preset(
+    "diffusers-unconditional": ModelInfo(
         _square(
             64, channel_multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,), head_channels=8, time_embedding="adm"
         ),
@@ -91,16 +75,16 @@ _PRESETS: dict[str, Preset] = {
         15.52,
         "the default of train_unconditional.py in diffusers",
     ),
-    "iddpm-cifar10": Preset(
+    "iddpm-cifar10": ModelInfo(
         _square(32, **_IDDPM, blocks_per_level=3, attention_levels=(1, 2), dropout=0.3), 52_546_438, 8.39, _IDDPM_SOURCE
     ),
-    "iddpm-imagenet64": Preset(
+    "iddpm-imagenet64": ModelInfo(
         _square(64, **_IDDPM, blocks_per_level=3, channel_multipliers=(1, 2, 3, 4), attention_levels=(2, 3)),
         121_063_942,
         39.74,
         _IDDPM_SOURCE,
     ),
-    "iddpm-imagenet64-cond": Preset(
+    "iddpm-imagenet64-cond": ModelInfo(
         _square(
             64,
             **_IDDPM,
@@ -114,7 +98,7 @@ _PRESETS: dict[str, Preset] = {
         89.09,
         _IDDPM_SOURCE,
     ),
-    "adm-imagenet64": Preset(
+    "adm-imagenet64": ModelInfo(
         _square(
             64,
             **_ADM,
@@ -129,7 +113,7 @@ _PRESETS: dict[str, Preset] = {
         109.68,
         _ADM_SOURCE,
     ),
-    "adm-imagenet128": Preset(
+    "adm-imagenet128": ModelInfo(
         _square(
             128,
             **_ADM | _FOUR_HEADS,
@@ -142,7 +126,7 @@ _PRESETS: dict[str, Preset] = {
         306.93,
         _ADM_SOURCE,
     ),
-    "adm-imagenet256": Preset(
+    "adm-imagenet256": ModelInfo(
         _square(
             256,
             **_ADM,
@@ -155,13 +139,13 @@ _PRESETS: dict[str, Preset] = {
         1119.83,
         _ADM_SOURCE,
     ),
-    "adm-256-uncond": Preset(
+    "adm-256-uncond": ModelInfo(
         _square(256, **_ADM, base_channels=256, channel_multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(3, 4, 5)),
         552_814_086,
         1119.83,
         f"{_ADM_SOURCE}; also LSUN, there with dropout 0.1",
     ),
-    "adm-imagenet512": Preset(
+    "adm-imagenet512": ModelInfo(
         _square(
             512,
             **_ADM,
@@ -175,23 +159,23 @@ _PRESETS: dict[str, Preset] = {
         1982.33,
         _ADM_SOURCE,
     ),
-    "adm-upsampler-64-256": Preset(
+    "adm-upsampler-64-256": ModelInfo(
         _square(256, **_UPSAMPLER | _FOUR_HEADS, attention_levels=(3, 4, 5)), 311_795_910, 631.64, _ADM_SOURCE
     ),
-    "adm-upsampler-128-512": Preset(
+    "adm-upsampler-128-512": ModelInfo(
         _square(512, **_UPSAMPLER, attention_levels=(4, 5)), 308_835_270, 2504.78, _ADM_SOURCE
     ),
-    "edm-cifar10-ddpmpp": Preset(_square(32, **_DDPMPP, **_CIFAR), 55_733_891, 21.19, _EDM_SOURCE),
-    "edm-cifar10-ddpmpp-cond": Preset(_square(32, **_DDPMPP, **_CIFAR, classes=10), 55_735_299, 21.19, _EDM_SOURCE),
-    "edm-cifar10-ncsnpp": Preset(_square(32, **_NCSNPP, **_CIFAR), 56_397_827, 21.24, _EDM_SOURCE),
-    "edm-cifar10-ncsnpp-cond": Preset(_square(32, **_NCSNPP, **_CIFAR, classes=10), 56_400_643, 21.24, _EDM_SOURCE),
-    "edm-ffhq64-ddpmpp": Preset(
+    "edm-cifar10-ddpmpp": ModelInfo(_square(32, **_DDPMPP, **_CIFAR), 55_733_891, 21.19, _EDM_SOURCE),
+    "edm-cifar10-ddpmpp-cond": ModelInfo(_square(32, **_DDPMPP, **_CIFAR, classes=10), 55_735_299, 21.19, _EDM_SOURCE),
+    "edm-cifar10-ncsnpp": ModelInfo(_square(32, **_NCSNPP, **_CIFAR), 56_397_827, 21.24, _EDM_SOURCE),
+    "edm-cifar10-ncsnpp-cond": ModelInfo(_square(32, **_NCSNPP, **_CIFAR, classes=10), 56_400_643, 21.24, _EDM_SOURCE),
+    "edm-ffhq64-ddpmpp": ModelInfo(
         _square(64, **_DDPMPP, **_FFHQ), 61_805_571, 41.86, f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"
     ),
-    "edm-ffhq64-ncsnpp": Preset(
+    "edm-ffhq64-ncsnpp": ModelInfo(
         _square(64, **_NCSNPP, **_FFHQ), 62_761_091, 42.0, f"{_EDM_SOURCE}; also AFHQv2, there with dropout 0.25"
     ),
-    "edm-imagenet64": Preset(
+    "edm-imagenet64": ModelInfo(
         _square(
             64,
             classes=1000,
@@ -212,51 +196,40 @@ _PRESETS: dict[str, Preset] = {
         _EDM_SOURCE,
     ),
 }
-# parameters, 10⁹ multiply-adds
-_EDM2_SIZES = {
-    "edm2-img64-xs": (124_710_949, 44.94),
-    "edm2-img64-s": (280_209_381, 100.8),
-    "edm2-img64-m": (497_803_173, 178.93),
-    "edm2-img64-l": (777_492_325, 279.31),
-    "edm2-img64-xl": (1_119_276_837, 401.96),
-    "edm2-img512-xxs": (31_309_029, 11.35),
-    "edm2-img512-xs": (124_713_253, 44.95),
-    "edm2-img512-s": (280_212_837, 100.82),
-    "edm2-img512-m": (497_807_781, 178.95),
-    "edm2-img512-l": (777_498_085, 279.34),
-    "edm2-img512-xl": (1_119_283_749, 401.99),
-    "edm2-img512-xxl": (1_523_164_773, 546.9),
+# name -> base_channels, dropout
+_EDM2_WIDTHS = {
+    "xxs": (64, 0.0),
+    "xs": (128, 0.0),
+    "s": (192, 0.0),
+    "m": (256, 0.1),
+    "l": (320, 0.1),
+    "xl": (384, 0.1),
+    "xxl": (448, 0.1),
 }
-_PRESETS |= {
-    name: Preset(EDM2_PRESETS[name], *size, "Karras et al. 2024, EDM2, ImageNet") for name, size in _EDM2_SIZES.items()
+# image size, name -> parameters, 10⁹ multiply-adds; size 512 is for latents of 4 × 64 × 64
+_EDM2_COUNTS = {
+    (64, "xs"): (124_710_949, 44.94),
+    (64, "s"): (280_209_381, 100.8),
+    (64, "m"): (497_803_173, 178.93),
+    (64, "l"): (777_492_325, 279.31),
+    (64, "xl"): (1_119_276_837, 401.96),
+    (512, "xxs"): (31_309_029, 11.35),
+    (512, "xs"): (124_713_253, 44.95),
+    (512, "s"): (280_212_837, 100.82),
+    (512, "m"): (497_807_781, 178.95),
+    (512, "l"): (777_498_085, 279.34),
+    (512, "xl"): (1_119_283_749, 401.99),
+    (512, "xxl"): (1_523_164_773, 546.9),
 }
 
 
-def list_presets(config_class: type | None = None) -> dict[str, Preset]:
-    """Every published network that `preset` knows, by name, with its size and source.
-
-    All, or those of one class of config (`UNetConfig`, `EDM2Config`).
-    """
-    return {name: p for name, p in _PRESETS.items() if config_class is None or isinstance(p.config, config_class)}
+def _edm2(image_size: int, name: str) -> EDM2Config:
+    channels = 4 if image_size == 512 else 3
+    width, dropout = _EDM2_WIDTHS[name]
+    return EDM2Config(in_channels=channels, out_channels=channels, classes=1000, base_channels=width, dropout=dropout)
 
 
-def preset(name: str) -> UNetConfig | EDM2Config:
-    """The config of a published network, with the dropout it was trained with.
-
-    Raises ValueError for an unknown name, with the nearest ones.
-    """
-    return _PRESETS[require_known("preset", name, _PRESETS)].config
-
-
-def build(config: UNetConfig | EDM2Config, max_bytes: int = 2**40) -> UNet | EDM2UNet:
-    """The network that a config describes, freshly initialised, on the default device.
-
-    Raises ValueError, before memory is taken, if its weights would take more than `max_bytes`.
-    """
-
-    def make() -> UNet | EDM2UNet:
-        return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
-
-    if torch.get_default_device().type != "meta":
-        check_weight_bytes(make, max_bytes)
-    return make()
+PRESETS |= {
+    f"edm2-img{size}-{name}": ModelInfo(_edm2(size, name), *counts, "Karras et al. 2024, EDM2, ImageNet")
+    for (size, name), counts in _EDM2_COUNTS.items()
+}

@@ -48,6 +48,15 @@ def read_config(config_class: type, document: Mapping[str, Any], optional: Itera
     return config_class(**values)
 
 
+def require_version(found: Any, expected: int) -> None:
+    """Raises ValueError unless a file has the format version that this version of the project reads."""
+    if found != expected:
+        raise ValueError(
+            f"format_version {found!r} was written by another version of this project, and this one reads {expected}; "
+            "use the version that wrote it, or train again"
+        )
+
+
 def convert(value: Any, hint: Any) -> Any:
     """Converts a value read from JSON or YAML to the type `hint`.
 

@@ -21,6 +21,7 @@ from resnet import ResNetConfig
 from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.augment import cutout, mixed, padded_crop, random_flip
 from tasks.classification import (
+    MODELS,
     ClassificationAugment,
     ClassificationConfig,
     ClassificationRun,
@@ -192,29 +193,27 @@ def test_settings_out_of_range_are_named(config: type, fields: dict, named: str)
 
 
 def test_images_that_cannot_be_classified() -> None:
-    with pytest.raises(ValueError, match=re.escape("images of digits have no labels, without which there is nothing")):
+    with pytest.raises(ValueError, match=r"digits have no labels.*data\.label_file"):
         small_run().build(digits(labels=False))
     deep = replace(SMALL, blocks_per_stage=(1,) * 5, widths=(8,) * 5)
-    with pytest.raises(
-        ValueError, match="images of 8 x 8 px are smaller than the network's total stride of 16 px; enla"
-    ):
+    with pytest.raises(ValueError, match=r"8 x 8 px.*16 px.*data\.size"):
         small_run(model=deep).build(digits())
-    with pytest.raises(ValueError, match=re.escape("augment.pad_px=8 moves 8 x 8 px out of view")):
+    with pytest.raises(ValueError, match=r"augment\.pad_px=8.*8 x 8 px"):
         small_run(augment=ClassificationAugment(pad_px=8)).build(digits())
-    with pytest.raises(ValueError, match=re.escape("augment.cutout_px=16 leaves nothing of 8 x 8 px")):
+    with pytest.raises(ValueError, match=r"augment\.cutout_px=16.*8 x 8 px"):
         small_run(augment=ClassificationAugment(cutout_px=16)).build(digits())
-    with pytest.raises(ValueError, match=re.escape("images of digits are all of one class (0); give two")):
+    with pytest.raises(ValueError, match=r"one class \(0\)"):
         small_run().build(Images(np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64)))
-    with pytest.raises(ValueError, match=re.escape("data.labels=false leaves a classifier nothing to learn")):
+    with pytest.raises(ValueError, match=r"data\.labels=false"):
         small_run(data=DataConfig(labels=False))
 
 
-def test_pairs_must_not_be_parted() -> None:
+def test_mixed_pairs_must_not_be_split() -> None:
     mixes = ClassificationAugment(mixup=0.2)
-    with pytest.raises(ValueError, match=re.escape("train.batch=63 is odd, but mixup and cutmix take images in pairs")):
+    with pytest.raises(ValueError, match=r"train\.batch=63.*mixup"):
         small_run(augment=mixes, train=TrainConfig(batch=63))
     run = small_run(augment=mixes, train=TrainConfig(batch=66, micro_batch=33))
-    with pytest.raises(ValueError, match=re.escape("what a process takes of train.batch at a time, 33 images, is odd")):
+    with pytest.raises(ValueError, match=r"train\.batch.*33.*mixup"):
         run.build(digits())
 
 
@@ -228,13 +227,12 @@ def test_validation_images_of_another_kind(tmp_path: Path, config) -> None:
         write(part, "cat", size)
         write(part, "dog", size)
     data = config(source=str(tmp_path / "pets"))
-    text = "images of data.validation are (1, 9, 9) (channels, height, width)"
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises(ValueError, match=r"data\.validation.*\(1, 9, 9\).*\(1, 8, 8\).*data\.size"):
         small_run(data=replace(data, validation="val")).build(open_images(data))
     classes = ("zero", "eins", *CLASSES[2:])
-    with pytest.raises(ValueError, match=r"image 1 of data\.validation is of class 'one', which is none of the 10"):
+    with pytest.raises(ValueError, match=r"image 1 of data\.validation.*'one'.*10"):
         as_trained((1, 8, 8), PixelFormat(), classes, digits())
-    with pytest.raises(ValueError, match=r"images of data\.validation have no labels, so nothing tells what is right"):
+    with pytest.raises(ValueError, match=r"data\.validation have no labels"):
         as_trained((1, 8, 8), PixelFormat(), CLASSES, digits(labels=False))
 
 
@@ -290,7 +288,7 @@ def saved(tmp_path: Path) -> tuple[ClassificationTask, Path]:
 def test_a_classifier_comes_back_as_it_was(saved) -> None:
     task, folder = saved
     found = load_classifier(folder)
-    assert (found.classes, found.preprocessing, found.pixels, found.images_seen) == (
+    assert (found.classes, found.preprocessing, found.pixel_format, found.images_seen) == (
         CLASSES,
         Preprocessing(size=(8, 8), channels=1, center_share=0.5),
         PixelFormat(),
@@ -305,7 +303,7 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
     """With half of the side kept, a picture of 16 x 20 px is its middle 8 x 8, pixel for pixel."""
     classifier = load_classifier(saved[1])
     pixels = np.random.default_rng(0).integers(0, 256, (70, 16, 20), np.uint8)
-    unit = classifier.pixels.to_unit(torch.from_numpy(pixels[:, None, 4:12, 6:14].copy()))
+    unit = classifier.pixel_format.to_unit(torch.from_numpy(pixels[:, None, 4:12, 6:14].copy()))
     best = classifier.probabilities(unit).max(dim=1)
     expected = [(CLASSES[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     assert classifier.predict(list(pixels)) == [(name, pytest.approx(p, abs=1e-6)) for name, p in expected]
@@ -314,42 +312,67 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
     forms = [tmp_path / "0.png", str(tmp_path / "0.png"), encoded.getvalue(), pixels[0]]
     assert [name for name, _ in classifier.predict(forms)] == [expected[0][0]] * 4
     assert classifier.predict([]) == []
-    with pytest.raises(ValueError, match=r"predict takes a list of pictures; give \['none.png'\]"):
+    with pytest.raises(ValueError, match=r"\['none\.png'\]"):
         classifier.predict("none.png")
-    with pytest.raises(
-        ValueError, match=r"none.png cannot be read as a picture \(.*\); give a file, its bytes or pixels"
-    ):
+    with pytest.raises(ValueError, match=r"none\.png.*bytes or pixels"):
         classifier.predict(["none.png"])
     (tmp_path / "empty.png").touch()
-    with pytest.raises(ValueError, match=r"empty.png cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"empty\.png"):
         classifier.predict([tmp_path / "empty.png"])
-    with pytest.raises(ValueError, match=r"ndarray cannot be read as a picture \(pixels of 32 bits"):
+    with pytest.raises(ValueError, match=r"ndarray.*32 bits"):
         classifier.predict([np.zeros((8, 8), np.float32)])
-    arrays = replace(classifier, pixels=PixelFormat(file="npy"))
-    with pytest.raises(ValueError, match=re.escape("this model was trained on arrays; scale yours by")):
+    arrays = replace(classifier, pixel_format=PixelFormat(file="npy"))
+    with pytest.raises(ValueError, match=r"arrays.*to_unit"):
         arrays.predict([pixels[0]])
 
 
-def test_a_model_folder_that_is_not_whole(saved, tmp_path: Path) -> None:
+def test_an_incomplete_model_folder_is_refused(saved, tmp_path: Path) -> None:
     folder = saved[1]
     file = folder / "classification.json"
     document = json.loads(file.read_text())
     for change, message in (
         ({"format_version": 9}, "format_version 9 "),
-        ({"classes": ["a", "b"]}, "classification.json names 2 classes, config.json has 10"),
-        ({"preprocessing": {}}, "cannot be used: missing field 'size'"),
-        ({"preprocessing": document["preprocessing"] | {"channels": None}}, "preprocessing has no size or channels"),
+        ({"classes": ["a", "b"]}, "2 classes, config.json has 10"),
+        ({"preprocessing": {}}, "'size'"),
+        ({"preprocessing": document["preprocessing"] | {"channels": None}}, "no size or channels"),
     ):
         file.write_text(json.dumps(document | change))
         with pytest.raises(ValueError, match=re.escape(message)):
             load_classifier(folder)
     del document["classes"]
     file.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="does not say 'classes'; it is not whole"):
+    with pytest.raises(ValueError, match="'classes'"):
         load_classifier(folder)
     file.unlink()
-    with pytest.raises(ValueError, match=r"it has neither config.yaml nor classification.json"):
+    with pytest.raises(ValueError, match=r"config\.yaml nor classification\.json"):
         load_classifier(folder)
+
+
+KINDS = {
+    "resnet": SMALL,
+    "densenet": resnet.DenseNetConfig(blocks_per_stage=(1, 1), growth=4, stem="conv3", stem_channels=8),
+    "highway": resnet.HighwayConfig(blocks_per_stage=(1, 1), widths=(8, 16), head_channels=16),
+}
+
+
+def test_every_kind_of_classifier_has_a_case() -> None:
+    assert set(KINDS) == set(MODELS)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_kind_of_classifier_trains_and_is_saved(kind: str, tmp_path: Path) -> None:
+    task = small_run(model=KINDS[kind]).build(digits())
+    optimizer = torch.optim.AdamW(task.model.parameters(), 1e-2)
+    first = loss(task).mean()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss(task).mean().backward()
+        optimizer.step()
+    assert loss(task).mean() < 0.8 * first
+    task.model.eval()
+    task.save(task.model, tmp_path)
+    images = batch(task).image
+    assert_close(load_classifier(tmp_path).probabilities(images), task.classifier.probabilities(images))
 
 
 # --- through the loop ------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
 
     def stopped(way: signals.Way, count: int) -> str:
         found = signals.stop_until(out, undisturbed(way.processes), way, count, dice)
-        return f"{found['times']} of {count} saved and exited, the slowest in {found['slowest_s']:.1f} s; no update repeated"
+        return f"{found['times']} of {count} saved and exited, the slowest in {found['slowest_s']:.1f} s, none repeated"
 
     def damaged(most: int | None) -> str:
         count = damage.damage_all(out, undisturbed(1), dice, most)

@@ -362,7 +362,7 @@ def test_lists_are_written_within_a_line():
         ("--model.multipliers 1 2 2", ["'2'", "--model.multipliers 1,2"]),
         ("--model.multipliers.0 3", ["--model.multipliers.0", "--model.multipliers?"]),
         ("--model.multipliers+ 3", ["--model.multipliers+", "--model.multipliers?"]),
-        ("--model.multipliers [1", ["'[1'", "quotes"]),
+        ("--model.multipliers [1", ["--model.multipliers=[1", "INT,..."]),
         ("--model 3", ["--model=3", "section", "--model.kind"]),
         ("--model.in_channels 3", ["--model.in_channels", "it follows from the images; see data.source"]),
         ("--model.channels 6", ["model.channels=6", "give 128"]),
@@ -482,8 +482,8 @@ def test_help_shows_each_field_with_its_default_and_meaning(flag: str, capsys: p
     assert "--model.channels INT  (default: 128)\n      width, of which 100% is used\n" in text
     assert "data:\n  Where the images come from.\n\n  --data.source TEXT  (default: digits)" in text
     assert "--task toy|plain  (default: toy)" in text
-    assert "--model.kind model|wide  (default: model)\n      which model\n" in text
-    assert "      wide: A model of another shape.\n" in text
+    assert "--model.kind model|wide  (default: model)\n      which model" in text
+    assert "wide: A model of another shape." in text
     assert "--model.preset small|large|wide|null  (default: null)" in text
     assert "--train.betas NUMBER,NUMBER  (default: 0.9,0.999)" in text
     assert "--train.clip NUMBER|null  (default: 1.0)" in text
@@ -572,6 +572,14 @@ def test_other_errors_keep_their_trace(error: Exception):
 
     with pytest.raises(type(error)):
         command(fail)([])
+
+
+def test_a_script_of_the_user_adds_its_task(capsys: pytest.CaptureFixture[str]):
+    import train
+
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help", "--task", "toy"], runs=RUNS)
+    assert "--task toy|plain  (default: toy)" in capsys.readouterr().out
 
 
 def run_script(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
-"""Weights for other channels and other labels: where the old and the new network must agree, they do."""
+"""Adapting weights to other image channels, labels and augmentation labels: outputs agree where they must."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -37,14 +38,14 @@ def trained(config: UNetConfig) -> UNet:
 
 def adapted(net: UNet, **changes: object) -> tuple[UNet, list[str]]:
     config = replace(net.config, **changes)  # type: ignore[arg-type]
-    weights, said = adapt_weights(net.state_dict(), net.config, config)
+    weights, messages = adapt_weights(net.state_dict(), net.config, config)
     other = UNet(config).eval()
     check_state(weights, other.state_dict())
     other.load_state_dict(weights)
-    return other, said
+    return other, messages
 
 
-def answer(net: UNet, x: Tensor, label: Tensor | None = None) -> Tensor:
+def output(net: UNet, x: Tensor, label: Tensor | None = None) -> Tensor:
     with torch.no_grad():
         return net(x, torch.tensor([3, 700]), label)
 
@@ -58,117 +59,131 @@ def same(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL, SONG, replace(SMALL, learned_variance=True)])
-def test_a_grey_image_is_to_the_adapted_network_what_its_repetition_was_to_the_colour_one(config: UNetConfig) -> None:
+def test_fewer_image_channels_give_the_output_for_a_repeated_grey_image(config: UNetConfig) -> None:
     net = trained(config)
-    other, said = adapted(net, in_channels=1, out_channels=1)
-    was = answer(net, grey().repeat(1, 3, 1, 1)).unflatten(1, (1 + config.learned_variance, 3)).mean(dim=2)
-    same(answer(other, grey()), was)
-    assert said == [
-        "input: 3 channels there, 1 here; weights are summed",
-        "output: 3 channels there, 1 here; weights are averaged",
+    other, messages = adapted(net, in_channels=1, out_channels=1)
+    was = output(net, grey().repeat(1, 3, 1, 1)).unflatten(1, (1 + config.learned_variance, 3)).mean(dim=2)
+    same(output(other, grey()), was)
+    assert messages == [
+        "input: 3 channels in the source, 1 here; summed",
+        "output: 3 channels in the source, 1 here; averaged",
     ]
 
 
 @pytest.mark.parametrize("config", [SMALL, SONG])
-def test_a_grey_image_as_colour_is_what_it_was_to_the_grey_network(config: UNetConfig) -> None:
+def test_more_image_channels_give_a_repeated_grey_image_its_old_output(config: UNetConfig) -> None:
     net = trained(replace(config, in_channels=1, out_channels=1))
-    other, said = adapted(net, in_channels=3, out_channels=3)
-    same(answer(other, grey().repeat(1, 3, 1, 1)), answer(net, grey()).repeat(1, 3, 1, 1))
-    assert [line.partition(" here; ")[2] for line in said] == ["weights are shared", "weights are repeated"]
+    other, messages = adapted(net, in_channels=3, out_channels=3)
+    same(output(other, grey().repeat(1, 3, 1, 1)), output(net, grey()).repeat(1, 3, 1, 1))
+    assert [line.partition(" here; ")[2] for line in messages] == ["shared", "repeated"]
 
 
-def test_the_learned_variance_is_left_out() -> None:
+def test_the_learned_variance_is_dropped() -> None:
     net = trained(replace(SMALL, learned_variance=True))
-    other, said = adapted(net, learned_variance=False)
+    other, messages = adapted(net, learned_variance=False)
     x = grey().repeat(1, 3, 1, 1)
-    same(answer(other, x), answer(net, x)[:, :3])
-    assert said == ["output: the half that is the learned variance is left out"]
+    same(output(other, x), output(net, x)[:, :3])
+    assert messages == ["output: the learned variance is dropped"]
 
 
 @pytest.mark.parametrize("config", [SMALL, SONG, LINEAR])
-@pytest.mark.parametrize(("there", "here"), [(3, 5), (5, 3)])
-def test_labels_that_both_have_keep_their_meaning(config: UNetConfig, there: int, here: int) -> None:
-    net = trained(replace(config, classes=there))
-    other, said = adapted(net, classes=here)
+@pytest.mark.parametrize(("source", "target"), [(3, 5), (5, 3)])
+def test_labels_that_both_have_keep_their_meaning(config: UNetConfig, source: int, target: int) -> None:
+    net = trained(replace(config, classes=source))
+    other, messages = adapted(net, classes=target)
     x, label = grey().repeat(1, 3, 1, 1), torch.tensor([0, 2])
-    same(answer(other, x, label), answer(net, x, label))
-    same(answer(other, x), answer(net, x))  # “no label”
-    start = ", numbers 3 to 4 start at the mean of those there" if here == 5 else ""
-    assert said == [f"labels: {there} there, {here} here; the first 3 are kept by number{start}"]
+    same(output(other, x, label), output(net, x, label))
+    same(output(other, x), output(net, x))  # “no label”
+    rest = ", numbers 3 to 4 start at the mean of the source's" if target == 5 else ""
+    assert messages == [f"labels: {source} in the source, {target} here; the first 3 are kept by number{rest}"]
 
 
 def test_new_labels_start_at_the_mean() -> None:
     net = trained(replace(SMALL, classes=2, null_label=False))
-    other, said = adapted(net, classes=3, null_label=True)
+    other, messages = adapted(net, classes=3, null_label=True)
     rows = [network.embedding.label.weight for network in (net, other)]  # type: ignore[union-attr]
     assert_close(rows[1][:2], rows[0])
     assert_close(rows[1][2:], rows[0].mean(dim=0).expand(2, -1))  # type: ignore[operator]
-    assert said[0].endswith("numbers 2 to 2 and “no label” start at the mean of those there")
+    assert messages[0].endswith("numbers 2 to 2 and “no label” start at the mean of the source's")
 
 
 def test_the_last_of_as_many_rows_is_the_null_label() -> None:
     net = trained(replace(SMALL, classes=4, null_label=False))
-    other, said = adapted(net, classes=3, null_label=True)
+    other, messages = adapted(net, classes=3, null_label=True)
     assert_close(other.embedding.label.weight, net.embedding.label.weight, rtol=0, atol=0)  # type: ignore[union-attr]
-    assert said == ["labels: number 3 of the 4 there is taken for “no label” here"]
+    assert messages == ["labels: number 3 of the 4 in the source is taken for “no label”"]
 
 
 @pytest.mark.parametrize("config", [SMALL, SONG, LINEAR])
-def test_labels_that_are_new_change_nothing_at_first(config: UNetConfig) -> None:
+def test_new_labels_do_not_change_the_output(config: UNetConfig) -> None:
     net = trained(config)
-    other, said = adapted(net, classes=7)
+    other, messages = adapted(net, classes=7)
     x = grey().repeat(1, 3, 1, 1)
-    same(answer(other, x, torch.tensor([0, 6])), answer(net, x))
-    assert said == ["labels: there are none there, 7 here, which start at zero"]
+    same(output(other, x, torch.tensor([0, 6])), output(net, x))
+    assert messages == ["labels: none in the source, 7 here, which start at zero"]
 
 
 @pytest.mark.parametrize("config", [SMALL, SONG, LINEAR])
-def test_labels_that_are_given_up_leave_what_no_label_meant(config: UNetConfig) -> None:
+def test_without_labels_the_output_is_that_of_no_label(config: UNetConfig) -> None:
     net = trained(replace(config, classes=7))
-    other, said = adapted(net, classes=None)
+    other, messages = adapted(net, classes=None)
     x = grey().repeat(1, 3, 1, 1)
-    same(answer(other, x), answer(net, x))
-    assert said == ["labels: the 7 there are left out; “no label” goes into a bias"]
+    same(output(other, x), output(net, x))
+    assert messages == ["labels: the 7 of the source are dropped; “no label” goes into a bias"]
 
 
-def test_without_a_null_label_their_mean_is_left() -> None:
+def test_without_labels_and_null_label_the_mean_is_used() -> None:
     net = trained(replace(SMALL, classes=1, null_label=False))
-    other, said = adapted(net, classes=None)
+    other, messages = adapted(net, classes=None)
     x = grey().repeat(1, 3, 1, 1)
-    same(answer(other, x), answer(net, x, torch.tensor([0, 0])))
-    assert said == ["labels: the 1 there are left out; their mean goes into a bias"]
+    same(output(other, x), output(net, x, torch.tensor([0, 0])))
+    assert messages == ["labels: the 1 of the source are dropped; their mean goes into a bias"]
 
 
-def test_what_fits_is_not_touched() -> None:
+@pytest.mark.parametrize("config", [SMALL, SONG])
+def test_the_augmentation_label_is_dropped_or_starts_at_zero(config: UNetConfig) -> None:
+    x = grey().repeat(1, 3, 1, 1)
+    net = trained(replace(config, augment_channels=9))
+    other, messages = adapted(net, augment_channels=None)
+    same(output(other, x), output(net, x))
+    assert messages == ["augmentation: the weights of its 9 numbers are dropped"]
+    again, messages = adapted(other, augment_channels=4)
+    with torch.no_grad():
+        found = again(x, torch.tensor([3, 700]), augment=torch.randn(2, 4))
+    same(found, output(net, x))
+    assert messages == ["augmentation: the weights of its 4 numbers start at zero"]
+
+
+def test_weights_that_fit_are_unchanged() -> None:
     net = trained(replace(SMALL, classes=2))
-    weights, said = adapt_weights(net.state_dict(), net.config, replace(net.config, size=(16, 32), dropout=0.3))
-    assert said == []
+    weights, messages = adapt_weights(net.state_dict(), net.config, replace(net.config, size=(16, 32), dropout=0.3))
+    assert messages == []
     assert all(
         weights[name] is tensor or torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items()
     )
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "field", "source", "target"),
     [
-        (
-            {"blocks_per_level": 2},
-            r"differ in blocks_per_level=\(1, 1\) there, \(2, 2\) here; give the same settings, or none where",
-        ),
-        ({"heads": 4}, r"heads=\(1,\) there, \(4,\) here"),
-        ({"eps": 1e-6}, "eps=1e-05 there, 1e-06 here"),
-        ({"base_channels": 32}, "base_channels=16 there, 32 here"),
-        ({"attention_levels": (0,)}, r"attention_levels=\(1,\) there, \(0,\) here"),
-        ({"learned_variance": True}, "learned_variance=False there, True here"),
-        ({"time_embedding": "adm"}, "time_embedding='ddpm' there, 'adm' here"),
+        ({"blocks_per_level": 2}, "blocks_per_level", (1, 1), (2, 2)),
+        ({"heads": 4}, "heads", (1,), (4,)),
+        ({"eps": 1e-6}, "eps", 1e-5, 1e-6),
+        ({"base_channels": 32}, "base_channels", 16, 32),
+        ({"base_channels": 32}, "channels per level", (16, 32), (32, 64)),
+        ({"attention_levels": (0,)}, "attention_levels", (1,), (0,)),
+        ({"resample": "block"}, "resample", ("conv",), ("block",)),
+        ({"learned_variance": True}, "learned_variance", False, True),
+        ({"time_embedding": "adm"}, "time_embedding", "ddpm", "adm"),
+        ({"decoder_attention": "last"}, "decoder_attention", "all", "last"),
     ],
 )
-def test_what_cannot_be_adapted_is_shown(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_other_differences_are_refused(changes: dict, field: str, source: object, target: object) -> None:
+    with pytest.raises(ValueError, match=rf"{field}={re.escape(repr(source))} .*{re.escape(repr(target))}"):
         adapted(trained(SMALL), **changes)
 
 
-def test_two_ways_to_say_the_same_are_no_difference() -> None:
+def test_equivalent_configs_do_not_differ() -> None:
     net = trained(replace(SMALL, heads=2))
     changes = {
         "heads": None,
@@ -177,6 +192,6 @@ def test_two_ways_to_say_the_same_are_no_difference() -> None:
         "time_channels": 16,
         "recompute_levels": (0,),
     }
-    other, said = adapted(net, **changes, init="xavier")
-    assert said == []
+    other, messages = adapted(net, **changes, init="xavier")
+    assert messages == []
     assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)

@@ -76,8 +76,19 @@ def test_the_difference_to_a_wrong_network_is_shown() -> None:
         ValueError, match=r"the weights do not fit this network: .*time_embedding\.linear_1\.weight has \(128, 32\)"
     ):
         UNet(replace(TINY, base_channels=64)).import_weights(theirs, layout="diffusers")
-    with pytest.raises(ValueError, match=r"unknown: .*class_embedding"):
-        UNet(TINY).import_weights(reference(replace(TINY, classes=2)).state_dict(), layout="diffusers")
+    with pytest.raises(ValueError, match=r"unknown: .*add_embedding"):
+        UNet(TINY).import_weights(theirs | {"add_embedding.weight": torch.zeros(1)}, layout="diffusers")
+
+
+def test_weights_with_labels_are_adapted_with_a_message() -> None:
+    theirs, ours = reference(replace(TINY, classes=3, null_label=False)), UNet(replace(TINY, in_channels=1)).eval()
+    messages = ours.import_weights(theirs.state_dict())
+    assert [message.partition(":")[0] for message in messages] == ["input", "labels"]
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 977])
+    theirs.class_embedding.weight.data[:] = theirs.class_embedding.weight.data.mean(dim=0)
+    with torch.no_grad():
+        expected = theirs(x.expand(2, 3, 8, 8), t, class_labels=torch.zeros(2, dtype=torch.long)).sample
+        assert_close(ours(x, t), expected, rtol=0, atol=5e-5 * expected.std().item())
 
 
 @pytest.mark.parametrize(

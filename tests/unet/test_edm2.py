@@ -45,8 +45,8 @@ def inputs(config: EDM2Config, n: int = 2, size: tuple[int, int] | None = None) 
 
 
 def test_presets_carry_the_published_training_settings() -> None:
-    presets = unet.list_presets(EDM2Config)
-    assert set(unet.list_presets()) == {*presets, *unet.list_presets(UNetConfig)}
+    presets = {name: unet.preset_info(name) for name in unet.list_presets("edm2-*")}
+    assert {type(preset.config) for preset in presets.values()} == {EDM2Config}
     dropped = {name for name, preset in presets.items() if preset.config.dropout}
     assert dropped == {name for name in presets if name.endswith(("-m", "l"))}
     assert {preset.config.dropout for preset in presets.values()} == {0.0, 0.1}
@@ -146,7 +146,7 @@ def test_every_field_changes_weights_or_function(name: str) -> None:
         assert shapes[0] != shapes[1]
 
 
-def test_the_size_is_what_others_are_told() -> None:
+def test_the_size_names_the_published_weights() -> None:
     assert "unet.enc.16x16_conv.weight" in EDM2UNet(replace(TINY, size=(16, 16))).export_weights("edm2")
 
 
@@ -157,7 +157,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(net(*batch), net(*batch))
 
 
-def test_checkpointing_changes_memory_but_no_number() -> None:
+def test_recomputation_changes_memory_but_no_number() -> None:
     plain, frugal = filled(TINY).train(), filled(replace(TINY, recompute_levels=(0, 1))).train()
     kept = []
     for net in (plain, frugal):
@@ -200,26 +200,29 @@ def test_emb_is_added_to_the_embedding() -> None:
     assert_close(net(x, t, label), net(x, t, emb=vectors), rtol=1e-4, atol=1e-5)
 
 
-def test_one_image_does_not_see_another() -> None:
+def test_images_of_a_batch_are_independent() -> None:
     net, (x, t) = filled(TINY), inputs(TINY, n=3)
     assert_close(net(x, t)[1:2], net(x[1:2], t[1:2]), rtol=1e-4, atol=1e-5)
 
 
-def test_the_uncertainty_is_a_function_of_the_noise_level_alone() -> None:
+def test_the_log_variance_is_a_function_of_the_noise_level_alone() -> None:
     net, t = filled(TINY), torch.tensor([-1.0, 0.0, 0.5])
-    head = net.uncertainty
+    head = net.logvar
     features = 2**0.5 * torch.cos(t[:, None] * head.fourier.freqs + head.fourier.phases)
     weight = head.linear.weight[0]
     expected = features @ weight / (1e-4 + weight.square().mean().sqrt()) / 8**0.5
-    assert_close(net.uncertainty(t), expected)
-    assert net.uncertainty(t).shape == (3,)
+    x = torch.randn(3, 3, 8, 8)
+    output, logvar = net(x, t, return_logvar=True)
+    assert_close(logvar, expected)
+    assert logvar.shape == (3,)
+    assert_close(output, net(x, t), rtol=0, atol=0)
 
 
 def test_every_parameter_receives_a_gradient() -> None:
     config = replace(TINY, classes=5)
     net, batch = filled(config), inputs(config)
-    u = net.uncertainty(batch[1])
-    (net(*batch).square().mean(dim=(1, 2, 3)) / u.exp() + u).sum().backward()
+    output, u = net(*batch, return_logvar=True)
+    (output.square().mean(dim=(1, 2, 3)) / u.exp() + u).sum().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
         assert p.grad.any(), name
@@ -297,7 +300,7 @@ def test_channels_last_is_kept_through_every_convolution() -> None:
         ({"logvar_channels": 0}, "logvar_channels=0 must be at least 1"),
     ],
 )
-def test_bad_configs_say_what_and_how(change: dict, message: str) -> None:
+def test_bad_configs_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
 
@@ -309,7 +312,7 @@ def test_the_first_level_may_have_another_width_than_the_first_convolution(multi
     assert filled(config)(x, t).shape == x.shape
 
 
-def test_a_size_that_cannot_pass_is_refused_before_work() -> None:
+def test_a_size_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(ValueError, match=r"size=\(9, 8\): 9x8 px cannot be halved 1 times .* size that can is 8x8"):
         EDM2UNet(replace(TINY, size=(9, 8)))
     with pytest.raises(ValueError, match="7x8 px cannot be halved 1 times"):
@@ -348,6 +351,7 @@ def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
     again = EDM2UNet.from_pretrained(tmp_path)
     assert again.config == config
     assert_close(again(*inputs(config)), net(*inputs(config)), rtol=0, atol=0)
-    assert_close(again.uncertainty(torch.ones(1)), net.uncertainty(torch.ones(1)), rtol=0, atol=0)
+    assert_close(again.logvar(torch.ones(1)), net.logvar(torch.ones(1)), rtol=0, atol=0)
+    assert type(unet.from_pretrained(tmp_path)) is EDM2UNet
     with pytest.raises(ValueError, match=r"describes a 'unet\.EDM2UNet', not a unet\.UNet"):
         UNet.from_pretrained(tmp_path)

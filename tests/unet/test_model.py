@@ -1,4 +1,4 @@
-"""The U-Net: counts, options, sizes, layouts in memory, compilers."""
+"""The U-Net: options, sizes, memory layouts, compilers."""
 
 from dataclasses import fields, replace
 
@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import unet
 from residual import NearestConv, Residual
 from unet import UNet, UNetConfig
+from unet.embedding import DivideByTime
 
 TINY = UNetConfig(
     size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), groups=4, blocks_per_level=1
@@ -39,7 +40,7 @@ def test_a_fresh_network_predicts_zero() -> None:
     assert_close(UNet(TINY)(x, t), torch.zeros_like(x), rtol=0, atol=0)
 
 
-# One other value for each field, and what it must change. `size` is a default for others to read, see below.
+# One other value for each field. `size` only matters to other libraries, see below.
 CHANGES = {
     "in_channels": 4,
     "out_channels": 1,
@@ -71,21 +72,42 @@ CHANGES = {
 }
 
 
+CHANGE_SHAPES = {
+    "in_channels",
+    "out_channels",
+    "classes",
+    "base_channels",
+    "channel_multipliers",
+    "blocks_per_level",
+    "attention_levels",
+    "conditioning",
+    "decoder_attention",
+    "resample",
+    "time_channels",
+    "label_embedding",
+    "augment_channels",
+    "input_skips",
+    "learned_variance",
+}
+"""fields whose change adds, removes or reshapes weights"""
+
+
 def test_every_field_has_a_change_to_try() -> None:
     assert set(CHANGES) == {field.name for field in fields(UNetConfig)}
 
 
 @pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "null_label", "recompute_levels", "init", "dropout"}))
-def test_every_field_changes_the_function(name: str) -> None:
+def test_every_field_changes_weights_or_function(name: str) -> None:
     base = replace(TINY, classes=5) if name == "label_embedding" else TINY
     before, after = filled(base), filled(replace(base, **{name: CHANGES[name]}))
     shapes = [{key: tensor.shape for key, tensor in net.state_dict().items()} for net in (before, after)]
-    if shapes[0] == shapes[1]:  # else the weights tell that it matters
+    assert (shapes[0] != shapes[1]) == (name in CHANGE_SHAPES)
+    if name not in CHANGE_SHAPES:
         after.load_state_dict(before.state_dict())
         assert not torch.allclose(before(*inputs(base)), after(*inputs(base)))
 
 
-def test_the_augmentation_label_matters_and_is_refused_where_it_has_no_place() -> None:
+def test_the_augmentation_label() -> None:
     net, batch = filled(replace(TINY, augment_channels=9)), inputs(TINY)
     augment = torch.randn(2, 9)
     assert not torch.allclose(net(*batch), net(*batch, augment=augment))
@@ -95,7 +117,7 @@ def test_the_augmentation_label_matters_and_is_refused_where_it_has_no_place() -
 
 
 @pytest.mark.parametrize("kind", ["linear", "linear_first"])
-def test_linear_labels_are_rows_of_a_matrix_and_no_label_is_none_of_them(kind: str) -> None:
+def test_linear_labels_are_rows_of_a_matrix_and_no_label_is_zero(kind: str) -> None:
     config = replace(TINY, classes=4, label_embedding=kind)
     net = filled(config)
     x, t, label = inputs(config)
@@ -106,7 +128,7 @@ def test_linear_labels_are_rows_of_a_matrix_and_no_label_is_none_of_them(kind: s
     assert_close(row, scale * net.embedding.label.weight.T[label] + bias)
 
 
-def test_the_size_is_what_others_are_told() -> None:
+def test_the_size_is_passed_to_diffusers() -> None:
     assert unet.diffusers_config(replace(TINY, size=(16, 8)))["sample_size"] == [16, 8]
     assert unet.diffusers_config(TINY)["sample_size"] == 8
 
@@ -166,7 +188,17 @@ def test_emb_is_added_to_the_embedding() -> None:
     assert_close(net(x, t, label), net(x, t, emb=rows[label] - rows[5]), rtol=1e-4, atol=1e-5)
 
 
-def test_one_image_does_not_see_another() -> None:
+def test_the_output_is_divided_by_the_time_with_log_fourier_features() -> None:
+    config = replace(TINY, time_embedding="log_fourier")
+    net, (x, t) = filled(config), inputs(config)
+    assert isinstance(net.divide, DivideByTime)
+    undivided = {}
+    net.head.register_forward_hook(lambda _, args, y: undivided.update(y=y))
+    found = net(x, t)
+    assert_close(found, undivided["y"] / t[:, None, None, None], rtol=0, atol=0)
+
+
+def test_images_of_a_batch_are_independent() -> None:
     net, (x, t) = filled(TINY), inputs(TINY, n=3)
     assert_close(net(x, t)[1:2], net(x[1:2], t[1:2]), rtol=1e-4, atol=1e-5)
 
@@ -180,7 +212,7 @@ def test_every_parameter_receives_a_gradient() -> None:
         assert p.grad.any(), name
 
 
-def test_checkpointing_changes_memory_but_no_number() -> None:
+def test_recomputation_changes_memory_but_no_number() -> None:
     plain = filled(replace(TINY, dropout=0.2)).train()
     frugal = filled(replace(TINY, dropout=0.2, recompute_levels=(0, 1))).train()
     kept = []
@@ -231,12 +263,12 @@ def test_per_level_settings() -> None:
         heads=(1, 2, 4),
     )
     config = replace(config, attention_levels=(1, 2))
-    assert [level.heads for level in config.levels] == [1, 2, 4]
+    assert [level.heads for level in config.skeleton.levels] == [1, 2, 4]
     net = filled(config)
     assert len(net.encoder) == 1 + (1 + 2 + 1) + 2
     assert len(net.decoder) == len(net.encoder)
     ups = [chain.up for chain in net.decoder if hasattr(chain, "up")]
-    assert [type(up) for up in ups] == [Residual, NearestConv]  # each level comes back as it was left
+    assert [type(up) for up in ups] == [Residual, NearestConv]  # each level goes up as it went down
     assert net(*inputs(config)).shape == (2, 3, 8, 8)
 
 
@@ -268,12 +300,12 @@ def test_per_level_settings() -> None:
         ({"heads": 2, "head_channels": 8}, "level 1: give heads or head_channels, not both"),
     ],
 )
-def test_bad_configs_say_what_and_how(change: dict, message: str) -> None:
+def test_bad_configs_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
 
 
-def test_a_size_that_cannot_pass_is_refused_before_work() -> None:
+def test_a_size_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(ValueError, match=r"size=\(9, 8\): 9x8 px cannot be halved 1 times .* size that can is 8x8"):
         UNet(replace(TINY, size=(9, 8)))
     with pytest.raises(ValueError, match="0x8 px cannot be halved"):

@@ -1,5 +1,7 @@
 """Published networks by name: their counts, on the meta device, and what they were trained with."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,7 +52,7 @@ def on_meta(name: str) -> UNet | EDM2UNet:
 
 
 def test_every_preset_is_counted() -> None:
-    assert {name: preset.parameters for name, preset in unet.list_presets().items()} == PUBLISHED
+    assert {name: unet.preset_info(name).parameters for name in unet.list_presets()} == PUBLISHED
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -65,11 +67,12 @@ def test_presets_have_the_multiply_adds_that_they_name(name: str) -> None:
     net, config = on_meta(name), unet.preset(name)
     label = (torch.zeros(1, dtype=torch.long),) if config.classes else ()
     found = multiply_adds(net, torch.empty(1, config.in_channels, *config.size), torch.zeros(1), *label)
-    assert found / 1e9 == pytest.approx(unet.list_presets()[name].giga_multiply_adds, abs=0.005)
+    assert found / 1e9 == pytest.approx(unet.preset_info(name).giga_multiply_adds, abs=0.005)
 
 
 def test_presets_carry_the_published_training_settings() -> None:
-    presets = unet.list_presets(UNetConfig)
+    presets = {name: unet.preset_info(name) for name in unet.list_presets() if not name.startswith("edm2-")}
+    assert {type(preset.config) for preset in presets.values()} == {UNetConfig}
     dropout = {name: preset.config.dropout for name, preset in presets.items() if preset.config.dropout}
     assert dropout == {
         "ddpm-cifar10": 0.1,
@@ -106,3 +109,25 @@ def test_a_network_larger_than_the_bound_is_refused_before_work(
 def test_no_bound_applies_on_the_meta_device() -> None:
     with torch.device("meta"):
         assert parameters(unet.build(EDM2Config(base_channels=2**14))) > 1e12
+
+
+def test_names_by_pattern() -> None:
+    assert unet.list_presets("iddpm-*64*") == ["iddpm-imagenet64", "iddpm-imagenet64-cond"]
+    assert unet.list_presets("unknown*") == []
+
+
+def test_a_model_with_changed_fields() -> None:
+    changes = {"base_channels": 16, "size": (8, 8), "head_channels": 16, "logvar_channels": 8}
+    with torch.device("meta"):
+        net = unet.create_model("edm2-img64-xs", **changes)
+        assert type(unet.create_model("ddpm-cifar10")) is UNet
+    assert net.config == replace(unet.preset("edm2-img64-xs"), **changes)
+    with pytest.raises(ValueError, match=r"ddpm-cifar10.*'base_chanels'.*base_channels"):
+        unet.create_model("ddpm-cifar10", base_chanels=16)
+
+
+def test_every_kind_of_network_is_registered() -> None:
+    assert {type(unet.preset(name)) for name in unet.list_presets()} == {config for config, _ in unet.NETWORKS.values()}
+    for config, network in unet.NETWORKS.values():
+        assert network.config_class is config
+        assert all(isinstance(config(), layout.config_class) for layout in network.layouts.values())

@@ -1,7 +1,7 @@
-"""Our U-Nets' weights under the names of other libraries."""
+"""Converts weights of the U-Nets from and to the layouts of other libraries."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,126 +9,118 @@ from torch import Tensor
 
 from residual.names import require_known
 from residual.weights.keymap import export_state, import_state
-from residual.weights.layout import Layout, read_state
+from residual.weights.layout import read_state
 from unet.config import UNetConfig
+from unet.edm2_config import EDM2Config
 from unet.layouts import adm, diffusers, edm, edm2
+from unet.layouts.layout import UNetLayout
 
-
-@dataclass(frozen=True, kw_only=True)
-class UNetLayout(Layout):
-    """A layout of a diffusion U-Net."""
-
-    mark: str
-    """a name that only this layout's state dicts have"""
-    constants: Callable[[UNetConfig], dict[str, Tensor]] = lambda config: {}
-    """tensors that their state dicts hold besides the weights, always the same"""
-    network: str = "UNet"
-    """the class of ours that has these weights"""
-    sized: Callable[[UNetConfig, Mapping[str, Tensor]], UNetConfig] = lambda config, theirs: config
-    """the config with the size of image that the names tell, if they do"""
-
-
-LAYOUTS = {
-    "diffusers": UNetLayout(
-        diffusers.places,
-        diffusers.TABLE,
-        diffusers.config_of,
-        diffusers.current_names,
-        mark="time_embedding.linear_1.weight",
-    ),
-    "adm": UNetLayout(adm.places, adm.table("n three d"), adm.check, mark="input_blocks.0.0.weight"),
-    "adm-new-order": UNetLayout(adm.places, adm.table("three n d"), adm.check, mark="input_blocks.0.0.weight"),
-    "edm": UNetLayout(
-        edm.places,
-        edm.TABLE,
-        edm.check,
-        edm.without_prefix,
-        mark="map_layer0.weight",
-        constants=edm.filters,
-        sized=edm.sized,
-    ),
-    "edm2": UNetLayout(edm2.places, edm2.TABLE, edm2.check, mark="unet.emb_noise.weight", network="EDM2UNet"),
+UNET_LAYOUTS = {
+    "diffusers": diffusers.LAYOUT,
+    "adm": adm.LAYOUT,
+    "adm-new-order": adm.NEW_ORDER,
+    "edm": edm.LAYOUT,
 }
-_OUR_MARKS = {"embedding.linear1.weight": "UNet", "embedding.noise.weight": "EDM2UNet"}
+EDM2_LAYOUTS = {"edm2": edm2.LAYOUT}
+LAYOUTS = UNET_LAYOUTS | EDM2_LAYOUTS
+Config = UNetConfig | EDM2Config
+State = Mapping[str, Tensor]
 
 
-def import_weights(
-    config: UNetConfig,
-    state_dict: Mapping[str, Tensor] | str | Path,
-    ours: Mapping[str, Tensor],
-    layout: str,
-    network: str = "UNet",
-) -> dict[str, Tensor]:
-    """Our state dict from a state dict in another layout, or from a safetensors file of one.
+def import_weights(config: Config, state_dict: State | str | Path, ours: State, layout: str) -> dict[str, Tensor]:
+    """Our state dict from a state dict or safetensors file in another layout.
 
-    `ours` gives our names and shapes, `network` the class they belong to. Raises ValueError for a layout that the class
-    does not have, for names of another layout (the likely ones are named), for a config that the layout's network
-    cannot express, with the difference if names or shapes do not fit, and for a pickle.
+    `ours` is the state dict of the config's network, for names and shapes. Raises ValueError for a layout that the
+    network does not have, for names of another layout (the likely ones are named), for a config that the layout cannot
+    express, for names or shapes that do not fit (with the difference), and for a pickle.
     """
-    chosen = _layout(layout, network)
+    chosen = _layout(layout, config)
     given = read_state(state_dict)
     theirs = chosen.clean(given)
-    if chosen.mark not in theirs and (likely := _likely(given)):
-        raise ValueError(f"layout {layout!r} does not fit: the names look like {likely}")
+    if chosen.signature_key not in theirs and (likely := likely_layouts(given)):
+        raise ValueError(f"layout {layout!r} does not fit: {_described(likely)}")
+    if chosen.signature_key not in theirs and given.keys() & ours.keys():
+        raise ValueError(f"layout {layout!r} does not fit: the names are our own: load_state_dict takes them")
     chosen.check(config)
     constant = chosen.constants(config)
     if other := [name for name in constant if name in theirs and not _equal(theirs[name], constant[name])]:
-        raise ValueError(f"{other[0]} is another filter than this network has (resample={config.resample!r})")
+        raise ValueError(
+            f"{other[0]} is another filter than that of resample={config.skeleton.resample!r}; change resample"
+        )
     weights = {name: tensor for name, tensor in theirs.items() if name not in constant}
     return import_state(chosen.places(config), chosen.table, weights, ours)
 
 
-def export_weights(
-    config: UNetConfig, ours: Mapping[str, Tensor], layout: str, network: str = "UNet"
-) -> dict[str, Tensor]:
-    """The exact inverse of `import_weights`. Raises ValueError where the layout's network cannot express the config."""
-    chosen = _layout(layout, network)
+def export_weights(config: Config, ours: State, layout: str) -> dict[str, Tensor]:
+    """The exact inverse of `import_weights`. Raises ValueError for a config that the layout cannot express."""
+    chosen = _layout(layout, config)
     chosen.check(config)
     return export_state(chosen.places(config), chosen.table, ours) | chosen.constants(config)
 
 
-def likely_layouts(theirs: Mapping[str, Tensor]) -> list[str]:
+def likely_layouts(state: State) -> list[str]:
     """The layouts that a state dict may be in, by its names."""
-    return [name for name, layout in LAYOUTS.items() if layout.mark in layout.clean(theirs)]
+    return [name for name, layout in LAYOUTS.items() if layout.signature_key in layout.clean(state)]
 
 
-def config_of_weights(config: UNetConfig, theirs: Mapping[str, Tensor], layout: str) -> UNetConfig:
-    """`config` with the channels, labels and size of the network that a state dict in another layout is of.
+def find_layout(layouts: Mapping[str, UNetLayout], state: State) -> str:
+    """The one of `layouts` that a state dict is in, by its names.
 
-    Twice as many outputs as inputs are taken for a learned variance. Tensors that are not where `config` has them are
-    for `import_weights` to name.
+    Raises ValueError if the names fit none of them, with the layout that they fit, or more than one.
     """
-    chosen = _layout(layout, "UNet")
-    theirs = chosen.clean(theirs)
-    config = chosen.sized(config, theirs)
+    likely = likely_layouts(state)
+    if len(likely) == 1 and likely[0] in layouts:
+        return likely[0]
+    if likely:
+        raise ValueError(f"{_described(likely)}; give one of them as the layout, to a network that has it")
+    example = next(iter(state), None)
+    raise ValueError(f"the names, such as {example!r}, fit none of the layouts {', '.join(layouts)}")
+
+
+def config_of_weights(config: UNetConfig, state: State, layout: str) -> UNetConfig:
+    """`config` with the channels, labels and image size of the network whose state dict is given in another layout.
+
+    If the tensors do not have the shapes of `config`, twice as many outputs as inputs are taken for a learned variance,
+    and all rows of a label table for classes. Missing tensors are left to `import_weights`.
+    """
+    chosen = _layout(layout, config)
+    theirs = chosen.clean(state)
+    config = chosen.with_size_of(config, theirs)
     names = {place.ours: f"{place.theirs}.weight" for place in chosen.places(config)}
-    stem, head, label = (names[name] for name in ("encoder.0.conv", "head.conv", "embedding.label"))
-    if stem in theirs and head in theirs:
-        inputs, outputs = theirs[stem].shape[1], theirs[head].shape[0]
-        variance = outputs == 2 * inputs
-        outputs = inputs if variance else outputs
-        config = replace(config, in_channels=inputs, out_channels=outputs, learned_variance=variance)
-    table = config.label_embedding == "table"
-    classes = theirs[label].shape[0 if table else 1] if label in theirs else None
-    return replace(config, classes=classes, null_label=not table)
+    stem, head, label = (theirs.get(names[name]) for name in ("encoder.0.conv", "head.conv", "embedding.label"))
+    if stem is not None and head is not None:
+        inputs, outputs = stem.shape[1], head.shape[0]
+        if (inputs, outputs) != (config.in_channels, config.out_channels * (1 + config.learned_variance)):
+            variance = outputs == 2 * inputs
+            config = replace(
+                config,
+                in_channels=inputs,
+                out_channels=inputs if variance else outputs,
+                learned_variance=variance,
+            )
+    augment = theirs.get(names.get("embedding.augment", ""))
+    config = replace(config, augment_channels=None if augment is None else augment.shape[1])
+    if label is None:
+        return replace(config, classes=None)
+    if config.label_embedding != "table":
+        return replace(config, classes=label.shape[1])
+    if config.classes is not None and len(label) == config.classes + config.null_label:
+        return config
+    return replace(config, classes=len(label), null_label=False)
 
 
 def _equal(found: Tensor, constant: Tensor) -> bool:
     return found.shape == constant.shape and torch.equal(found.to(constant), constant)
 
 
-def _layout(name: str, network: str) -> UNetLayout:
-    names = [other for other, layout in LAYOUTS.items() if layout.network == network]
+def _layout(name: str, config: Config) -> UNetLayout:
+    names = [other for other, layout in LAYOUTS.items() if isinstance(config, layout.config_class)]
     if name in LAYOUTS and name not in names:
-        raise ValueError(f"layout {name!r} is for {LAYOUTS[name].network}; {network} has {', '.join(names)}")
+        needed, given = LAYOUTS[name].config_class.__name__, type(config).__name__
+        raise ValueError(f"layout {name!r} is for networks of {needed}; those of {given} have {', '.join(names)}")
     return LAYOUTS[require_known("layout", name, names)]
 
 
-def _likely(given: Mapping[str, Tensor]) -> str | None:
-    """The layouts that these names look like, and the class that has them."""
-    for mark, network in _OUR_MARKS.items():
-        if mark in given:
-            return f"those of our own {network}: load_state_dict takes them"
-    if not (fits := likely_layouts(given)):
-        return None
-    return f"those of {' or '.join(map(repr, fits))}, for {LAYOUTS[fits[0]].network}"
+def _described(likely: list[str]) -> str:
+    """The layouts that names fit, with whose files have them."""
+    return "the names fit " + " or ".join(f"{name!r} ({LAYOUTS[name].used_by})" for name in likely)

@@ -1,17 +1,17 @@
-"""The names of OpenAI's guided-diffusion and improved-diffusion (`UNetModel`)."""
+"""Layout of OpenAI's guided-diffusion and improved-diffusion (`UNetModel`)."""
 
 from collections.abc import Iterator
 
 from residual.weights.keymap import Place, Rule, Table, linear_to_conv, qkv_rows
 from residual.weights.layout import inexpressible
-from unet.config import UNetConfig, decoder_blocks, encoder_blocks
-from unet.layouts.refuse import (
-    attending,
+from unet.config import UNetConfig
+from unet.layouts.layout import (
+    UNetLayout,
     require,
     require_first_width,
     require_groups,
+    require_resample,
     require_same_blocks,
-    resampling,
 )
 
 _NAME = "guided-diffusion's UNetModel"
@@ -29,7 +29,7 @@ _FIXED = {
 
 
 def table(qkv: str) -> Table:
-    """The rules, for one of the two orders of attention rows: `n three d` (all iDDPM, ADM but 64x64), `three n d`."""
+    """The rules, for one of the two orders of attention rows: `n three d` or `three n d`."""
     return {
         "module": [Rule("", "")],
         "residual": [
@@ -51,13 +51,13 @@ def table(qkv: str) -> Table:
 
 def places(config: UNetConfig) -> Iterator[Place]:
     """Every block of the network with its prefix in `UNetModel`, whose lists are numbered as ours."""
-    levels = config.levels
+    skeleton = config.skeleton
     yield Place("module", "embedding.linear1", "time_embed.0")
     yield Place("module", "embedding.linear2", "time_embed.2")
     yield Place("module", "embedding.label", "label_emb")
     yield Place("module", "encoder.0.conv", "input_blocks.0.0")
-    for i, block in enumerate(encoder_blocks(config), start=1):
-        ours, theirs, heads = f"encoder.{i}", f"input_blocks.{i}", levels[block.level].heads
+    for i, block in enumerate(skeleton.encoder(), start=1):
+        ours, theirs, heads = f"encoder.{i}", f"input_blocks.{i}", block.level.heads
         if block.resample is None:
             yield Place("residual", f"{ours}.res", f"{theirs}.0")
             yield Place("attention", f"{ours}.attn", f"{theirs}.1", heads)
@@ -66,10 +66,10 @@ def places(config: UNetConfig) -> Iterator[Place]:
         else:
             yield Place("module", f"{ours}.down", f"{theirs}.0.op")
     yield Place("residual", "middle.res1", "middle_block.0")
-    yield Place("attention", "middle.attn", "middle_block.1", levels[-1].heads)
+    yield Place("attention", "middle.attn", "middle_block.1", skeleton.levels[-1].heads)
     yield Place("residual", "middle.res2", "middle_block.2")
-    for i, block in enumerate(decoder_blocks(config)):
-        ours, theirs, heads = f"decoder.{i}", f"output_blocks.{i}", levels[block.level].heads
+    for i, block in enumerate(skeleton.decoder()):
+        ours, theirs, heads = f"decoder.{i}", f"output_blocks.{i}", block.level.heads
         yield Place("residual", f"{ours}.res", f"{theirs}.0")
         yield Place("attention", f"{ours}.attn", f"{theirs}.1", heads)
         up = f"{theirs}.{2 if block.attention else 1}"
@@ -85,12 +85,28 @@ def places(config: UNetConfig) -> Iterator[Place]:
 def check(config: UNetConfig) -> None:
     """Raises ValueError, with the reason, for what `UNetModel` cannot express."""
     require(_NAME, config, _FIXED)
-    require_same_blocks(_NAME, config)
-    resampling(_NAME, config, ("conv", "block"))
-    require_first_width(_NAME, config)
+    require_same_blocks(_NAME, config.skeleton)
+    require_resample(_NAME, config.skeleton, ("conv", "block"))
+    require_first_width(_NAME, config.skeleton)
     require_groups(_NAME, config)
-    levels = attending(config)
+    levels = config.skeleton.attending_levels
     counts, widths = {level.heads for level in levels}, {level.channels // level.heads for level in levels}
     if len(counts) > 1 and len(widths) > 1:
         reason = "it has one number of heads, or one width of a head, for all levels"
         raise inexpressible(_NAME, f"heads={config.heads}", reason)
+
+
+LAYOUT = UNetLayout(
+    places,
+    table("n three d"),
+    check,
+    signature_key="input_blocks.0.0.weight",
+    used_by="improved-diffusion, and guided-diffusion except its 64x64 model",
+)
+NEW_ORDER = UNetLayout(
+    places,
+    table("three n d"),
+    check,
+    signature_key="input_blocks.0.0.weight",
+    used_by="guided-diffusion's 64x64 model",
+)

@@ -1,43 +1,44 @@
-"""diffusers' `UNet2DModel`: its names, and its arguments from our config and back."""
+"""Layout of diffusers' `UNet2DModel`, its arguments from our config and back, and its model folders."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from residual.weights.config import read_config
+from residual.weights.config import read_config, read_json
 from residual.weights.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
 from residual.weights.layout import inexpressible
-from unet.config import UNetConfig, decoder_blocks, encoder_blocks
-from unet.layouts.refuse import (
-    attending,
+from residual.weights.pretrained import read_weights
+from unet.config import UNetConfig
+from unet.layouts.layout import (
+    UNetLayout,
     require,
     require_first_width,
     require_groups,
+    require_resample,
     require_same_blocks,
-    resampling,
 )
 
 _NAME = "diffusers' UNet2DModel"
-_RESIDUAL = [
-    Rule("branch.norm1", "norm1"),
-    Rule("branch.conv1", "conv1"),
-    Rule("branch.emb.project", "time_emb_proj"),
-    Rule("branch.norm2.project", "time_emb_proj"),
-    Rule("branch.norm2", "norm2"),
-    Rule("branch.conv2", "conv2"),
-    Rule("shortcut", "conv_shortcut"),
-]
-_ATTENTION = [
-    Rule("branch.norm", "group_norm"),
-    Rule("branch.attention.qkv", ("to_q", "to_k", "to_v"), stacked_to_conv),
-    Rule("branch.attention.out", "to_out.0", linear_to_conv()),
-]
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TABLE: Table = {
     "module": [Rule("", "")],
-    "residual": _RESIDUAL,
-    "attention": _ATTENTION,
+    "residual": [
+        Rule("branch.norm1", "norm1"),
+        Rule("branch.conv1", "conv1"),
+        Rule("branch.emb.project", "time_emb_proj"),
+        Rule("branch.norm2.project", "time_emb_proj"),
+        Rule("branch.norm2", "norm2"),
+        Rule("branch.conv2", "conv2"),
+        Rule("shortcut", "conv_shortcut"),
+    ],
+    "attention": [
+        Rule("branch.norm", "group_norm"),
+        Rule("branch.attention.qkv", ("to_q", "to_k", "to_v"), stacked_to_conv),
+        Rule("branch.attention.out", "to_out.0", linear_to_conv()),
+    ],
 }
 
 
@@ -48,13 +49,15 @@ def places(config: UNetConfig) -> Iterator[Place]:
     yield Place("module", "embedding.linear2", "time_embedding.linear_2")
     yield Place("module", "embedding.label", "class_embedding")
     yield Place("module", "encoder.0.conv", "conv_in")
-    counts = [0] * config.depth
-    for i, block in enumerate(encoder_blocks(config), start=1):
-        ours, theirs = f"encoder.{i}", f"down_blocks.{block.level}"
+    skeleton = config.skeleton
+    counts = [0] * skeleton.depth
+    for i, block in enumerate(skeleton.encoder(), start=1):
+        level = block.level.index
+        ours, theirs = f"encoder.{i}", f"down_blocks.{level}"
         if block.resample is None:
-            yield Place("residual", f"{ours}.res", f"{theirs}.resnets.{counts[block.level]}")
-            yield Place("attention", f"{ours}.attn", f"{theirs}.attentions.{counts[block.level]}")
-            counts[block.level] += 1
+            yield Place("residual", f"{ours}.res", f"{theirs}.resnets.{counts[level]}")
+            yield Place("attention", f"{ours}.attn", f"{theirs}.attentions.{counts[level]}")
+            counts[level] += 1
         elif block.resample == "block":
             yield Place("residual", f"{ours}.down", f"{theirs}.downsamplers.0")
         else:
@@ -62,12 +65,13 @@ def places(config: UNetConfig) -> Iterator[Place]:
     yield Place("residual", "middle.res1", "mid_block.resnets.0")
     yield Place("attention", "middle.attn", "mid_block.attentions.0")
     yield Place("residual", "middle.res2", "mid_block.resnets.1")
-    counts = [0] * config.depth
-    for i, block in enumerate(decoder_blocks(config)):
-        ours, theirs = f"decoder.{i}", f"up_blocks.{config.depth - 1 - block.level}"
-        yield Place("residual", f"{ours}.res", f"{theirs}.resnets.{counts[block.level]}")
-        yield Place("attention", f"{ours}.attn", f"{theirs}.attentions.{counts[block.level]}")
-        counts[block.level] += 1
+    counts = [0] * skeleton.depth
+    for i, block in enumerate(skeleton.decoder()):
+        level = block.level.index
+        ours, theirs = f"decoder.{i}", f"up_blocks.{skeleton.depth - 1 - level}"
+        yield Place("residual", f"{ours}.res", f"{theirs}.resnets.{counts[level]}")
+        yield Place("attention", f"{ours}.attn", f"{theirs}.attentions.{counts[level]}")
+        counts[level] += 1
         if block.resample == "block":
             yield Place("residual", f"{ours}.up", f"{theirs}.upsamplers.0")
         elif block.resample is not None:
@@ -82,28 +86,29 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
     Raises ValueError, with the reason, for what that class cannot express.
     """
     require(_NAME, config, _FIXED)
-    require_same_blocks(_NAME, config)
-    resample = resampling(_NAME, config, ("conv", "conv_same", "block"))
-    levels, last = config.levels, config.depth - 1
-    widths = {level.channels // level.heads for level in attending(config)}
+    skeleton = config.skeleton
+    require_same_blocks(_NAME, skeleton)
+    resample = require_resample(_NAME, skeleton, ("conv", "conv_same", "block"))
+    levels, last = skeleton.levels, skeleton.depth - 1
+    widths = {level.channels // level.heads for level in skeleton.attending_levels}
     one_head = all(level.heads == 1 for level in levels)
     if len(widths) > 1 and not one_head:
         raise inexpressible(
             _NAME, f"heads={config.heads}", "it has one attention_head_dim, a head width, for all levels"
         )
-    require_first_width(_NAME, config)
+    require_first_width(_NAME, skeleton)
     require_groups(_NAME, config)
     in_block = resample == "block"
-    names = [_block_names(level.attention, in_block and i < last) for i, level in enumerate(levels)]
-    up_names = [_block_names(level.attention, in_block and i > 0)[1] for i, level in enumerate(levels)]
+    down_types = [_block_type("Down", level.attention, in_block and level.index < last) for level in levels]
+    up_types = [_block_type("Up", level.attention, in_block and level.index > 0) for level in levels]
     return {
         "sample_size": config.size[0] if config.size[0] == config.size[1] else list(config.size),
         "in_channels": config.in_channels,
         "out_channels": config.out_channels * (1 + config.learned_variance),
         "block_out_channels": [level.channels for level in levels],
         "layers_per_block": levels[0].blocks,
-        "down_block_types": [down for down, _ in names],
-        "up_block_types": up_names[::-1],
+        "down_block_types": down_types,
+        "up_block_types": up_types[::-1],
         "attention_head_dim": None if one_head else widths.pop(),
         "norm_num_groups": config.groups,
         "attn_norm_num_groups": config.groups,
@@ -121,22 +126,21 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
 def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
     """Our config for the network of these `UNet2DModel` arguments (the fields of its config.json).
 
-    Every argument is either expressed or, by name, refused with ValueError; so are arguments that are unknown or of the
-    wrong type. What is left out has the default of `UNet2DModel`.
+    Missing arguments have the defaults of `UNet2DModel`. Raises ValueError, with the name, for an argument that cannot
+    be expressed, is unknown, or has the wrong type.
     """
-    said = {name: value for name, value in arguments.items() if not name.startswith("_")}
-    given = asdict(read_config(Arguments, said, optional=asdict(Arguments())))
+    public = {name: value for name, value in arguments.items() if not name.startswith("_")}
+    given = asdict(read_config(Arguments, public, optional=asdict(Arguments())))
     for name, (rule, allowed) in _REFUSED.items():
         if not allowed(given[name], given):
             raise ValueError(f"UNet2DModel with {name}={given[name]!r} cannot be expressed here: {rule}")
     widths, down = tuple(given["block_out_channels"]), given["down_block_types"]
     size = given["sample_size"] if given["sample_size"] is not None else 2 ** (len(widths) - 1)
-    attention = tuple(level for level, name in enumerate(down) if name.startswith("Attn"))
-    in_block = [
-        name.startswith("Resnet") or (name.startswith("Attn") and given["downsample_type"] == "resnet") for name in down
-    ]
+    attention = tuple(level for level, name in enumerate(down) if name == "AttnDownBlock2D")
     conv = "conv_same" if given["downsample_padding"] == 0 else "conv"
-    resample = tuple("block" if block else conv for block in in_block)
+    attention_resample = {"conv": conv, "resnet": "block"}[given["downsample_type"]]
+    kinds = {"DownBlock2D": conv, "AttnDownBlock2D": attention_resample, "ResnetDownsampleBlock2D": "block"}
+    resample = tuple(kinds[name] for name in down)
     head_channels = given["attention_head_dim"]
     config = UNetConfig(
         in_channels=given["in_channels"],
@@ -168,7 +172,7 @@ def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
 
 
 def current_names(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state dict with the attention's old names (query, key, value, proj_attn), still on the hub, replaced."""
+    """The state dict with the old names of attention (query, key, value, proj_attn), which hub files have, replaced."""
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return {".".join(old.get(part, part) for part in name.split(".")): tensor for name, tensor in theirs.items()}
 
@@ -237,38 +241,83 @@ _REFUSED: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
     ),
     "center_input_sample": ("scale the images to [-1, 1] first", lambda value, given: not value),
     "time_embedding_type": (
-        "its features are ddpm (flip_sin_to_cos=False, freq_shift=1), adm (True, 0) or fourier",
+        "the features are ddpm (flip_sin_to_cos=False, freq_shift=1), adm (True, 0) or fourier",
         lambda value, given: _time_of(given) is not None,
     ),
     "time_embedding_dim": (
         "the embedding is four times as wide as the first level",
         lambda value, given: value in (None, 4 * given["block_out_channels"][0]),
     ),
-    "down_block_types": (f"only {', '.join(_DOWN)} are", lambda value, given: set(value) <= set(_DOWN)),
+    "down_block_types": (f"give {', '.join(_DOWN)}", lambda value, given: set(value) <= set(_DOWN)),
     "mid_block_type": ("the middle is UNetMidBlock2D", lambda value, given: value == "UNetMidBlock2D"),
     "mid_block_scale_factor": ("the middle is not scaled", lambda value, given: value == 1),
     "downsample_type": (
-        "conv and resnet are, the same up and down",
+        "give conv or resnet, the same up and down",
         lambda value, given: value == given["upsample_type"] and value in ("conv", "resnet"),
     ),
     "act_fn": ("the activation is silu", lambda value, given: value in ("silu", "swish")),
     "resnet_time_scale_shift": (
-        "default and scale_shift are",
+        "give default or scale_shift",
         lambda value, given: value in ("default", "scale_shift"),
     ),
     "attn_norm_num_groups": (
-        "the middle's attention is normalised in norm_num_groups groups, which scale_shift needs to be told",
+        "the middle's attention is normalised in norm_num_groups groups, which scale_shift needs explicitly",
         lambda value, given: (
             value == given["norm_num_groups"] or (value is None and given["resnet_time_scale_shift"] == "default")
         ),
     ),
     "add_attention": ("the middle has attention", lambda value, given: bool(value)),
     "class_embed_type": ("labels are a table of rows", lambda value, given: value is None),
-    "downsample_padding": ("0 and 1 are", lambda value, given: value in (0, 1)),
+    "downsample_padding": ("give 0 or 1", lambda value, given: value in (0, 1)),
 }
 
 
-def _block_names(attention: bool, resample_in_block: bool) -> tuple[str, str]:
+def _block_type(direction: str, attention: bool, resample_in_block: bool) -> str:
+    """The class of a block of diffusers; `direction` is "Down" or "Up"."""
     if attention:
-        return "AttnDownBlock2D", "AttnUpBlock2D"
-    return ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resample_in_block else ("DownBlock2D", "UpBlock2D")
+        return f"Attn{direction}Block2D"
+    return f"Resnet{direction}sampleBlock2D" if resample_in_block else f"{direction}Block2D"
+
+
+def find_network(folder: Path) -> Path | None:
+    """The folder of the network in a model or pipeline folder of diffusers; None if it is not one of diffusers."""
+    for place in (folder, folder / "unet"):
+        if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
+            return place
+    return None
+
+
+def read_network_config(network: Path) -> UNetConfig:
+    """The config of a network's folder. Raises ValueError for another class than UNet2DModel, and as `config_from`."""
+    path = network / "config.json"
+    arguments = read_json(path)
+    if (name := arguments["_class_name"]) != "UNet2DModel":
+        raise ValueError(f"{path} describes a {name}; only UNet2DModel can be read")
+    try:
+        return config_from(arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_network_weights(network: Path) -> dict[str, Tensor]:
+    """The state dict in a network's folder. Raises ValueError for a pickle, and for weights in several files."""
+    path = network / WEIGHTS_FILE
+    if path.is_file():
+        return read_weights(path)
+    convert = "save it with diffusers: UNet2DModel.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER"
+    if path.with_name(f"{path.name}.index.json").is_file():
+        raise ValueError(f"{network} holds its weights in several files; {convert}, max_shard_size='100GB')")
+    if (variants := sorted(network.glob(f"{path.stem}.*.safetensors"))) or path.with_suffix(".bin").is_file():
+        found = f"only {variants[0].name}" if variants else f"only {path.stem}.bin, a pickle, which could run code"
+        raise ValueError(f"{network} holds {found}; {convert})")
+    raise ValueError(f"no {path.name} in {network}; if there is only a .bin (a pickle, not opened here), {convert})")
+
+
+LAYOUT = UNetLayout(
+    places,
+    TABLE,
+    config_of,
+    current_names,
+    signature_key="time_embedding.linear_1.weight",
+    used_by="diffusers",
+)
