@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, denoising_loss, drop_labels
 from pictures.files import hidden_note
-from pipelines.diffusion import DiffusionModel, Network, describe
+from pipelines.diffusion import DiffusionModel, Network
 from residual.magnitude import normalize_weights
 from tasks.augment import random_flip
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
@@ -198,7 +198,7 @@ class DiffusionRun(Run[DiffusionTask]):
         with seeded(self.train.seed, "model"):
             net = build(self._with_inputs(config))
         null_label = self.diffusion.label_dropout > 0
-        model = describe(net, self.objective, images.classes, null_label, images.pixel_format)
+        model = DiffusionModel(net, self.objective, images.classes, null_label, images.pixel_format)
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:
