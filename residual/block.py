@@ -10,19 +10,11 @@ from torch import Tensor, nn
 C = TypeVar("C", bound="Chain")
 
 
-def takes_emb(module: nn.Module) -> bool:
-    """Whether a module is called as `module(x, emb)` rather than `module(x)`.
-
-    A module that takes the embedding sets `self.takes_emb = True` in its `__init__`; others need no attribute.
-    """
-    return bool(getattr(module, "takes_emb", False))
-
-
 class Chain(nn.Module):
     """Named modules, called one after the other. `emb` is passed only to the nodes that take it.
 
-    A node takes the embedding if its attribute `takes_emb` is true. The attribute is read once, when the chain is
-    built, so a node may be replaced only by one of the same kind. Nodes that are `None` are left out.
+    A node whose attribute `takes_emb` is true is called as `node(x, emb)`. The attribute is read once, when the chain
+    is built, so a node may be replaced only by one of the same kind. Nodes that are `None` are left out.
 
     Raises ValueError for a name that `nn.Module` already uses (`half`, `type`, …).
     """
@@ -34,7 +26,7 @@ class Chain(nn.Module):
                 raise ValueError(f"a node cannot be called {name!r}: every torch module has an attribute of that name")
             if node is not None:
                 self.add_module(name, node)
-        self._conditioned = frozenset(name for name, node in self.named_children() if takes_emb(node))
+        self._conditioned = frozenset(name for name, node in self.named_children() if getattr(node, "takes_emb", False))
         self.takes_emb = bool(self._conditioned)
 
     def then(self: C, **nodes: nn.Module | None) -> C:
@@ -59,7 +51,7 @@ class Residual(nn.Module):
         self.branch = branch
         self.shortcut = Identity() if shortcut is None else shortcut
         self.merge = Add() if merge is None else merge
-        self.takes_emb = takes_emb(branch)
+        self.takes_emb = bool(getattr(branch, "takes_emb", False))
 
     def parts(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> tuple[Tensor, Tensor]:
         """The inputs of the merge: the shortcut's output `s` and the branch's output `f`."""
@@ -158,15 +150,14 @@ class ZeroConv2d(nn.Conv2d):
     """A convolution whose weights start at zero. As the last node of a branch, it makes a new block its shortcut."""
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class DropPath(nn.Module):
     """Stochastic depth: drops the branch of each image with `probability` in training (Huang et al. 2016).
 
-    The branches that are kept are divided by `1 - probability`, which keeps the mean. It is the last node of a branch.
+    It is the last node of a branch. Branches that are kept are divided by `1 - probability`, which keeps the mean.
     Raises ValueError unless 0 ≤ probability < 1.
     """
 

@@ -133,9 +133,6 @@ class MPFourier(nn.Module):
         angles = t.float()[:, None] * self.freqs.float() + self.phases.float()
         return math.sqrt(2) * angles.cos()
 
-    def extra_repr(self) -> str:
-        return str(len(self.freqs))
-
 
 class AppendOnes(nn.Module):
     """Appends a channel of ones, which gives the next convolution a bias."""

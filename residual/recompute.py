@@ -23,7 +23,10 @@ class Recomputed(Chain):
 
     def __init__(self, **nodes: nn.Module | None) -> None:
         super().__init__(**nodes)
-        self._options = {name: _options(node) for name, node in self.named_children()}
+        self._options: dict[str, dict[str, Any]] = {}
+        for name, node in self.named_children():
+            norms = [part for part in node.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+            self._options[name] = {"context_fn": partial(_contexts, norms)} if norms else {}
 
     def forward(self, x: Tensor, emb: Float[Tensor, "b e"] | None = None) -> Tensor:
         if not torch.is_grad_enabled():
@@ -32,12 +35,6 @@ class Recomputed(Chain):
             inputs = (x, emb) if name in self._conditioned else (x,)
             x = checkpoint(node, *inputs, use_reentrant=False, **self._options[name])
         return x
-
-
-def _options(node: nn.Module) -> dict[str, Any]:
-    """Arguments of `checkpoint` that keep the node's batch norms from counting a batch twice."""
-    norms = [part for part in node.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    return {"context_fn": partial(_contexts, norms)} if norms else {}
 
 
 def _contexts(norms: Sequence[_BatchNorm]) -> Any:

@@ -1,7 +1,7 @@
 """Resampling nodes: they halve or double the height and width of an image."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,17 +57,30 @@ class _Filter(nn.Module):
     kernel: Tensor
     gain = 1.0
 
-    def _set_taps(self, taps: tuple[float, ...]) -> None:
+    def __init__(self, taps: tuple[float, ...] = (1, 3, 3, 1), *args: Any, **kwargs: Any) -> None:
+        if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) == 0:
+            raise ValueError(
+                f"taps={taps} should be a symmetric row of even length with a sum other than 0, such as (1, 3, 3, 1)"
+            )
+        super().__init__(*args, **kwargs)
         self.taps = taps
+        self.register_buffer("kernel", self._outer_product(), persistent=False)
+
+    def _outer_product(self) -> Float[Tensor, "k k"]:
         # On the CPU even if the default device is meta: no state dict would fill it later.
-        self.register_buffer("kernel", self.gain * _outer(taps), persistent=False)
+        row = torch.tensor(self.taps, dtype=torch.float32, device="cpu") / sum(self.taps)
+        return self.gain * torch.outer(row, row)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Computes the filter again after a move, because `to_empty` leaves it uninitialised."""
         super()._apply(fn, recurse)
         if not self.kernel.is_meta:
-            self.kernel = (self.gain * _outer(self.taps)).to(self.kernel)
+            self.kernel = self._outer_product().to(self.kernel)
         return self
+
+    def per_channel(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "c 1 k k"]:
+        """The weight of a convolution in one group per channel of `x`."""
+        return self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (super().extra_repr(), f"taps={self.taps}")))
@@ -81,12 +94,8 @@ class FIRDown(_Filter):
     Raises ValueError unless the taps are a symmetric row of even length, since other taps would shift the image.
     """
 
-    def __init__(self, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
-        super().__init__()
-        self._set_taps(taps)
-
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return _filtered(x, self.kernel, padding=len(self.taps) // 2 - 1, stride=2)
+        return F.conv2d(x, self.per_channel(x), stride=2, padding=len(self.taps) // 2 - 1, groups=x.shape[1])
 
 
 class FIRUp(_Filter):
@@ -97,14 +106,9 @@ class FIRUp(_Filter):
 
     gain = 4.0
 
-    def __init__(self, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
-        super().__init__()
-        self._set_taps(taps)
-
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        channels, padding = x.shape[1], len(self.taps) // 2 - 1
-        weight = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
-        return F.conv_transpose2d(x, weight, stride=2, padding=padding, groups=channels)
+        padding = len(self.taps) // 2 - 1
+        return F.conv_transpose2d(x, self.per_channel(x), stride=2, padding=padding, groups=x.shape[1])
 
 
 class FIRDownConv(_Filter, nn.Conv2d):
@@ -116,23 +120,8 @@ class FIRDownConv(_Filter, nn.Conv2d):
     """
 
     def __init__(self, c_in: int, c_out: int, taps: tuple[float, ...] = (1, 3, 3, 1)) -> None:
-        super().__init__(c_in, c_out, kernel_size=3, stride=2)
-        self._set_taps(taps)
+        super().__init__(taps, c_in, c_out, kernel_size=3, stride=2)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        return super().forward(_filtered(x, self.kernel, padding=len(self.taps) // 2, stride=1))
-
-
-def _outer(taps: tuple[float, ...]) -> Float[Tensor, "k k"]:
-    if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) == 0:
-        raise ValueError(
-            f"taps={taps} should be a symmetric row of even length with a sum other than 0, such as (1, 3, 3, 1)"
-        )
-    row = torch.tensor(taps, dtype=torch.float32, device="cpu") / sum(taps)
-    return torch.outer(row, row)
-
-
-def _filtered(x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
-    channels = x.shape[1]
-    weight = kernel.to(x.dtype).expand(channels, 1, -1, -1)
-    return F.conv2d(x, weight, stride=stride, padding=padding, groups=channels)
+        filtered = F.conv2d(x, self.per_channel(x), padding=len(self.taps) // 2, groups=x.shape[1])
+        return super().forward(filtered)

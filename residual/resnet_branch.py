@@ -76,7 +76,6 @@ def split_attention_branch(
     c_out: int,
     stride: int = 1,
     *,
-    radix: int = 2,
     norm: Norm = nn.BatchNorm2d,
     act: Act = nn.ReLU,
 ) -> Chain:
@@ -88,7 +87,7 @@ def split_attention_branch(
         conv1=Project(c_in, width, bias=False),
         bn1=norm(width),
         act1=act(),
-        conv2=SplitAttention(width, radix=radix, norm=norm, act=act),
+        conv2=SplitAttention(width, norm=norm, act=act),
         pool=nn.AvgPool2d(3, stride, padding=1) if stride > 1 else None,
         conv3=Project(width, c_out, bias=False),
         bn3=norm(c_out),
@@ -179,11 +178,8 @@ def projection(
 
 def edsr_branch(channels: int, act: Act = nn.ReLU) -> Chain:
     """Two 3×3 convolutions with bias and no norm (Lim et al. 2017, EDSR, figure 2)."""
-    return Chain(
-        conv1=nn.Conv2d(channels, channels, kernel_size=3, padding=1),
-        act1=act(),
-        conv2=nn.Conv2d(channels, channels, kernel_size=3, padding=1),
-    )
+    conv1, conv2 = (nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in range(2))
+    return Chain(conv1=conv1, act1=act(), conv2=conv2)
 
 
 def highway_branch(channels: int, act: Act = nn.ReLU) -> Chain:
@@ -199,11 +195,10 @@ def dense_branch(
     It is one 3×3 convolution after norm and activation. With `bottleneck`, a 1×1 convolution to that many channels
     comes first (Huang et al. 2017, DenseNet-B: 4 · growth).
     """
+    first = Chain(norm1=norm(c_in), act1=act())
     if bottleneck is None:
-        return Chain(norm1=norm(c_in), act1=act(), conv1=conv3x3(c_in, growth))
-    return Chain(
-        norm1=norm(c_in),
-        act1=act(),
+        return first.then(conv1=conv3x3(c_in, growth))
+    return first.then(
         conv1=Project(c_in, bottleneck, bias=False),
         norm2=norm(bottleneck),
         act2=act(),

@@ -60,6 +60,3 @@ class SplitAttention(nn.Module):
         logits = self.fc2(self.act1(self.bn1(self.fc1(mean))))
         share = torch.softmax(rearrange(logits, "b (r c) h w -> b r c h w", r=self.radix), dim=1)
         return (x * share).sum(dim=1)
-
-    def extra_repr(self) -> str:
-        return f"radix={self.radix}"

@@ -122,7 +122,7 @@ def import_state(
             else:
                 if ours[our_name].shape != expected[our_name].shape:
                     wrong.append(_misfit(" + ".join(their_names), ours[our_name], expected[our_name]))
-    raise_difference(missing, [name for name in theirs if name not in used], wrong)
+    _check(missing, [name for name in theirs if name not in used], wrong)
     return ours
 
 
@@ -141,19 +141,16 @@ def published_names(places: Iterable[Place], table: Table, ours: Mapping[str, Te
 
 def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises Difference unless both have tensors of the same names and shapes."""
-    wrong = [
-        _misfit(name, found[name], tensor)
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    raise_difference([n for n in expected if n not in found], [n for n in found if n not in expected], wrong)
+    both = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    wrong = [_misfit(name, found[name], expected[name]) for name in both]
+    _check([n for n in expected if n not in found], [n for n in found if n not in expected], wrong)
 
 
-def raise_difference(missing: Sequence[str], unknown: Sequence[str], wrong: Sequence[str], show: int = 4) -> None:
-    """Raises Difference with the first `show` names of each sort of difference. Returns if there is none."""
+def _check(missing: Sequence[str], unknown: Sequence[str], wrong: Sequence[str]) -> None:
+    """Raises Difference with the first names of each sort of difference. Returns if there is none."""
     sorts = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
     parts = [
-        f"{len(names)} {sort}: {', '.join(names[:show])}{', …' if len(names) > show else ''}"
+        f"{len(names)} {sort}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
         for sort, names in sorts
         if names
     ]
@@ -169,24 +166,19 @@ def _pairs(
     places: Iterable[Place], table: Table, expected: Mapping[str, Tensor]
 ) -> Iterator[tuple[Rule, str, tuple[str, ...], int]]:
     """Yields the rule, our name, the published names and the number of heads for each of our tensors."""
-    leaves: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for name in expected:
-        module, _, leaf = name.rpartition(".")
-        leaves.setdefault(module, []).append(leaf)
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    left = dict.fromkeys(expected)
     for place in places:
         for rule in table[place.kind]:
-            module, leaf = _join(place.ours, rule.ours), ""
-            if module in expected:  # the rule names a tensor, not a module
-                module, _, leaf = module.rpartition(".")
-                leaves[module].remove(leaf)
-                theirs = tuple(_join(place.theirs, source) for source in rule.sources)
-                yield rule, _join(module, leaf), theirs, place.heads
-                continue
-            for leaf in leaves.pop(module, ()):
-                theirs = tuple(_join(place.theirs, source, leaf) for source in rule.sources)
-                yield rule, _join(module, leaf), theirs, place.heads
-    left = [_join(module, leaf) for module, names in leaves.items() for leaf in names]
-    assert not left, f"no rule for {left}"
+            ours = _join(place.ours, rule.ours)
+            for name in [ours] if ours in expected else modules.get(ours, ()):
+                if name in left:  # no earlier rule names the tensor
+                    del left[name]
+                    leaf = name[len(ours) :].removeprefix(".")
+                    yield rule, name, tuple(_join(place.theirs, source, leaf) for source in rule.sources), place.heads
+    assert not left, f"no rule for {list(left)}"
 
 
 def _join(*names: str) -> str:

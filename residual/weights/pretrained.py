@@ -15,8 +15,6 @@ from residual.weights.config import read_config, read_json
 from residual.weights.keymap import check_state
 
 FORMAT_VERSION = 2
-_LAST_OF_VERSION_1 = "9782c87"
-"""the last commit that wrote config.json with format_version 1, where some fields have other names"""
 M = TypeVar("M", bound="Pretrained")
 
 
@@ -73,11 +71,9 @@ class Pretrained(nn.Module):
             raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
-            way_out = (
-                f"written by commits up to {_LAST_OF_VERSION_1}: call export_weights there, then import_weights"
-                if version == 1
-                else "use the version of this project that wrote it"
-            )
+            way_out = "use the version of this project that wrote it"
+            if version == 1:
+                way_out = "written by commits up to 9782c87: call export_weights there, then import_weights"
             found = f"{folder / 'config.json'} has format_version {version!r}"
             raise ValueError(f"{found}; this version reads {FORMAT_VERSION}; {way_out}")
         try:
@@ -106,9 +102,8 @@ class Pretrained(nn.Module):
                     (Path(folder) / "README.md").write_text(self.model_card(repo_id), encoding="utf-8")
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
             except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is from the hub's HTTP library
-                raise ValueError(
-                    f"the hub refused {repo_id!r}: {_first_line(error)} (log in with: hf auth login)"
-                ) from None
+                reason = f"{_first_line(error)} (log in with: hf auth login)"
+                raise ValueError(f"the hub refused {repo_id!r}: {reason}") from None
         return str(address)
 
     def model_card(self, repo_id: str) -> str:
@@ -178,16 +173,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             head = file.read(2)
         if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            raise pickle_error(path) from None
+            raise ValueError(
+                f"{path} is a pickle, which could run code, and is not opened; save a plain state dict first: "
+                "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
+            ) from None
         raise ValueError(f"{path} is not a complete safetensors file ({error}): copy or save it again") from None
-
-
-def pickle_error(path: Path) -> ValueError:
-    """The error for weights in a pickle, with the way to convert them."""
-    return ValueError(
-        f"{path} is a pickle, which could run code, and is not opened; save a plain state dict first: "
-        "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
-    )
 
 
 def local_folder(folder_or_hub_id: str | Path) -> Path:
@@ -207,8 +197,8 @@ def local_folder(folder_or_hub_id: str | Path) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = _first_line(error)
-        raise ValueError(f"{text!r} is neither a local folder nor a repository on the hub: {reason}") from None
+        message = f"{text!r} is neither a local folder nor a repository on the hub: {_first_line(error)}"
+        raise ValueError(message) from None
 
 
 def model_class(folder: Path, classes: Iterable[type[M]]) -> type[M]:
