@@ -21,6 +21,9 @@ from residual.resnet_branch import (
 from residual.squeeze import SplitAttention, SqueezeExcite
 from residual.unet_branch import attention_branch, unet_branch, unet_shortcut
 
+__version__ = "0.1.0"
+"""the version of the project; every other place reads it from here"""
+
 __all__ = [
     "Add",
     "AddEmbedding",

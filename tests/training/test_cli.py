@@ -603,7 +603,7 @@ def test_train_script_dry_run(folder: Path):
     )
     done = run_script("--config", "tiny.yaml", "--dry-run", "--data.cache", "cache", "--train.trackers", "[]")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "model:\n  base_channels: 8\n" in done.stdout
+    assert "model:\n  kind: unet\n  base_channels: 8\n" in done.stdout
     assert re.search(r"^parameters +[\d,]+$", done.stdout, re.MULTILINE)
     assert not (folder / "runs").exists()
 

@@ -15,10 +15,11 @@ from PIL import Image
 from PIL.ExifTags import Base
 from tqdm import tqdm
 
+from pictures.decode import open_image
+from pictures.preprocessing import Preprocessing
 from training.data.config import DataConfig
-from training.data.decode import attempt, in_threads, open_image
+from training.data.decode import attempt, in_threads
 from training.data.images import describe
-from training.data.preprocessing import Preprocessing
 from training.data.sources.arrays import ArrayFile
 from training.data.sources.labels import Label, check_label
 from training.data.sources.records import Item, Records

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pictures.decode import decode
+from pictures.random_crop import random_box
 from training.data import DataConfig, open_images, open_validation
-from training.data.decode import decode
-from training.data.random_crop import image_random, random_box
+from training.data.order import image_random
 
 
 def test_boxes_have_the_specified_area_and_aspect_ratio() -> None:

@@ -20,10 +20,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from pictures.preprocessing import Preprocessing
 from training.data.cache.journal import Journal, Progress
 from training.data.cache.pixel_file import PixelFile, has_images
 from training.data.images import TooManyBad, check_bad, fingerprint, listing
-from training.data.preprocessing import Preprocessing
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Records, Source
 from training.files import write_text

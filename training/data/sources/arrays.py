@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from training.data.pixel_format import DTYPES, FULL_RANGE, PixelFormat
-from training.data.preprocessing import Preprocessing
+from pictures.pixel_format import DTYPES, FULL_RANGE, PixelFormat
+from pictures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

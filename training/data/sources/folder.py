@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from training.data.pixel_format import PixelFormat
+from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayOptions, first_array
 from training.data.sources.label_file import read_label_file
 from training.data.sources.records import SPLITS, Item, Records, Source, choose_split, stamp

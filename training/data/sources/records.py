@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.pixel_format import PixelFormat
+from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayFile
 
 TABLES = (".parquet", ".arrow")

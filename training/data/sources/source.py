@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pictures.pixel_format import PixelFormat
 from training.data.config import HUB, DataConfig
-from training.data.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayOptions
 from training.data.sources.folder import image_folder
 from training.data.sources.records import (

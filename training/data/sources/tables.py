@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pictures.pixel_format import PixelFormat
 from residual.names import require_known
 from training.data.config import HUB
-from training.data.pixel_format import PixelFormat
 from training.data.sources.records import Columns, Item, Records, Source, choose_split, stamp
 from training.data.sources.table_files import first_line, open_table
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.pixel_format import PixelFormat
+from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayFile
 from training.data.sources.labels import Label
 from training.data.sources.records import Columns, Item, Source

@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from tqdm import tqdm
 
+from pictures.preprocessing import Preprocessing
 from training.data.images import Images, check_bad, describe
-from training.data.order import ShardOrder
-from training.data.preprocessing import Preprocessing
-from training.data.random_crop import image_random
+from training.data.order import ShardOrder, image_random
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Item, Source
 from training.data.stream.shards import Shards, find_shards
