@@ -224,7 +224,7 @@ class InputSkip(nn.Module):
 
 
 def level_chain(level: Level, **nodes: nn.Module | None) -> Chain:
-    """A chain whose activations are recomputed in the backward pass if the level's config says so."""
+    """A chain of the nodes, whose activations are recomputed in the backward pass if `level.recompute`."""
     return (Recomputed if level.recompute else Chain)(**nodes)
 
 

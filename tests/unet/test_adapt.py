@@ -107,7 +107,7 @@ def test_new_labels_start_at_the_mean() -> None:
     assert messages[0].endswith("numbers 2 to 2 and “no label” start at the mean of the source's")
 
 
-def test_the_last_of_as_many_rows_is_the_null_label() -> None:
+def test_one_row_more_than_classes_is_the_null_label() -> None:
     net = trained(replace(SMALL, classes=4, null_label=False))
     other, messages = adapted(net, classes=3, null_label=True)
     assert_close(other.embedding.label.weight, net.embedding.label.weight, rtol=0, atol=0)  # type: ignore[union-attr]
