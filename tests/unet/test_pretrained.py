@@ -245,7 +245,7 @@ def test_unsupported_arguments_are_refused_by_name(name: str, folder: Path) -> N
         ({"block_out_channels": [0, 32]}, "block_out_channels=.* needs one width, above 0, for each"),
         ({"block_out_channels": 32}, r"block_out_channels=32 should be tuple\[int, \.\.\.\]"),
         ({"norm_eps": "1e-5"}, "norm_eps='1e-5' should be float"),
-        ({"sample_size": [8, 8, 8]}, r"sample_size=\(8, 8, 8\) should be int \| tuple\[int, int\] \| None"),
+        ({"sample_size": [8, 8, 8]}, r"sample_size=.8, 8, 8. should be int \| tuple\[int, int\] \| None"),
         ({"layers_per_bloc": 2}, "unknown field 'layers_per_bloc'; did you mean layers_per_block"),
         ({"attention_head_dim": 7}, "level 1: head_channels=7 does not divide 64 channels; one of: 1, 2, 4"),
         (

@@ -16,6 +16,7 @@ from pictures.decode import decode_file
 from pictures.preprocessing import Preprocessing
 from training.data.sources.arrays import ArrayFile
 from training.data.sources.records import Item
+from training.data.sources.table_files import first_line
 
 T = TypeVar("T")
 
@@ -71,5 +72,4 @@ def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generato
     except UnidentifiedImageError:  # its text repeats the path
         return item, "not an image", False
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …
-        text = getattr(error, "strerror", None) or str(error)
-        return item, (text.strip().splitlines() or [type(error).__name__])[0], False
+        return item, getattr(error, "strerror", None) or first_line(error), False
