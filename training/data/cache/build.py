@@ -92,9 +92,9 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
     if progress.shape is None:
         raise ValueError(f"data.source {source.setting!r} holds no image that can be read" + listing(progress.bad))
     array = np.memmap(file.path, stored, "r", shape=(progress.count, *progress.shape))
-    numbers, classes = None, None
-    if records.labels is not None:
-        numbers, classes = number_labels(progress.labels, records.classes)
+    labelled = records.labels is not None
+    numbers, classes = number_labels(progress.labels, records.classes) if labelled else (None, None)
+    if numbers is not None:
         np.save(folder / LABELS, numbers)
     info = {
         "format_version": FORMAT_VERSION,
