@@ -7,7 +7,7 @@ from training.data.images import Images
 from training.data.open import open_images, open_validation
 from training.data.order import image_index
 from training.data.reader import BatchReader
-from training.data.stream.stream import ImageSet, StreamedImages
+from training.data.stream import ImageSet, StreamedImages
 
 __all__ = [
     "BatchReader",

@@ -16,11 +16,13 @@ from pictures.decode import decode_file
 from pictures.preprocessing import Preprocessing
 from training.data.sources.arrays import ArrayFile
 from training.data.sources.records import Item
+from training.data.sources.table_files import first_line
 
 T = TypeVar("T")
 
 CHUNK = 32
 QUICK_SECONDS = 5e-4
+WORKERS = min(16, os.cpu_count() or 1)
 
 Decoded = tuple[Item, np.ndarray | str, bool]
 
@@ -40,10 +42,12 @@ def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator
     if quick:
         yield from (attempt(item, preprocessing) for item in todo)
     else:
-        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo, min(16, os.cpu_count() or 1))
+        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo)
 
 
-def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: int) -> Generator[T, None, None]:
+def in_threads(
+    function: Callable[[Item], T], items: Iterable[Item], workers: int = WORKERS
+) -> Generator[T, None, None]:
     """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead."""
     todo = iter(items)
     pending: deque[Future[list[T]]] = deque()
@@ -71,5 +75,4 @@ def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generato
     except UnidentifiedImageError:  # its text repeats the path
         return item, "not an image", False
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …
-        text = getattr(error, "strerror", None) or str(error)
-        return item, (text.strip().splitlines() or [type(error).__name__])[0], False
+        return item, getattr(error, "strerror", None) or first_line(error), False

@@ -65,9 +65,14 @@ class PixelFile:
             self._file.close()
 
     def _open(self, shape: tuple[int, ...], count: int) -> None:
-        """Opens the file for images of this shape, and keeps the first `count` of them."""
+        """Opens the file for images of this shape, and keeps the first `count` of them, if there is enough space."""
         size = math.prod(shape) * self.dtype.itemsize
-        require_disk_space(self.folder, size * (self.total - count))
+        needed, free = size * (self.total - count), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ValueError(
+                f"the decoded images need {show_size(needed)} but the disk of {self.folder} has {show_size(free)} free;"
+                " free some, set data.cache to a folder on another disk, or data.size to something smaller"
+            )
         self._file = images_file(self.folder, shape[0]).open("r+b" if count else "wb")
         self._file.truncate(count * size)
         self._file.seek(0, os.SEEK_END)
@@ -98,13 +103,3 @@ def has_images(folder: Path, progress: Progress, dtype: np.dtype) -> bool:
 def images_file(folder: Path, channels: int) -> Path:
     """The file for a number of channels; the journal's progress identifies the valid one of two."""
     return folder / f"images-{channels}.bin"
-
-
-def require_disk_space(folder: Path, size: int) -> None:
-    """Raises ValueError if the disk of a folder has less than `size` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise ValueError(
-            f"the decoded images need {show_size(size)} but the disk of {folder} has {show_size(free)} free; free some,"
-            " set data.cache to a folder on another disk, or data.size to something smaller"
-        )
