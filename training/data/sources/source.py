@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,9 @@ RANGE = {"range": "data.source holds pictures, whose range is known"}
 FOLDER = dict.fromkeys(("image_column", "label_column"), "a folder of images has no columns")
 TABLE = RANGE | {"label_file": "a table has a column for labels, data.label_column"}
 UNUSED: dict[str, Mapping[str, str]] = {
-    "digits": RANGE
-    | dict.fromkeys(("image_column", "label_column"), "the digits have no columns")
-    | {"label_file": "the digits have labels"},
+    "named": RANGE
+    | dict.fromkeys(("image_column", "label_column"), "a named source has no columns")
+    | {"label_file": "a named source has labels of its own"},
     "hub": TABLE,
     "tables": TABLE,
     "images": RANGE | FOLDER,
@@ -54,8 +54,8 @@ def find_source(config: DataConfig) -> Source:
         raise ValueError(f"data.channels {config.channels} must be 1 (grey), 3 (RGB) or null (as found) for pictures")
     preprocessing, columns = config.preprocessing, Columns(config.image_column, config.label_column, config.labels)
     pixel_format, folder = preprocessing.pixel_format, Path(config.source).expanduser()
-    if kind == "digits":
-        return digits(config.split, config.labels, pixel_format)
+    if kind == "named":
+        return NAMED[key_of(config.source)](config.source, config.split, config.labels, pixel_format)
     if kind == "hub":
         return hub_tables(config.source, config.split, columns, pixel_format)
     if kind == "tables":
@@ -67,8 +67,8 @@ def find_source(config: DataConfig) -> Source:
 
 def find_files(setting: str) -> tuple[str, list[Path]]:
     """The kind of a source (a key of `UNUSED`) and its files. Raises ValueError if there is none."""
-    if setting == "digits":
-        return "digits", []
+    if key_of(setting) in NAMED:
+        return "named", []
     if setting.startswith(HUB):
         return "hub", []
     path = Path(setting).expanduser()
@@ -110,12 +110,12 @@ def folder_files(folder: Path) -> tuple[str, list[Path]]:
     return found.popitem()
 
 
-def digits(split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:
+def digits(setting: str, split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:
     """scikit-learn's handwritten digits: 1,797 grey images of 8x8 px, levels 0..16 scaled to 0..255, classes "0".."9".
 
     Source: E. Alpaydin and C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI repository (test part).
     """
-    choose_split(split, ["train"], "digits")
+    choose_split(split, ["train"], setting)
     labelled = labels is not False
 
     def read() -> Records:
@@ -127,4 +127,17 @@ def digits(split: str, labels: bool | None, pixel_format: PixelFormat) -> Source
         items = (Item(f"digit {i}", image, label if labelled else None) for i, (image, label) in rows)
         return Records(items, len(pixels), pixel_format, labelled, tuple(str(name) for name in table.target_names))
 
-    return Source("digits", "digits", ["digits", 1, labelled], read)
+    return Source(setting, "digits", ["digits", 1, labelled], read)
+
+
+NamedSource = Callable[[str, str, bool | None, PixelFormat], Source]
+"""makes a source of pictures from `data.source`, `data.split`, `data.labels` and the format of decoded pictures"""
+
+NAMED: dict[str, NamedSource] = {"digits": digits}
+"""named sources: key "NAME" for `data.source` NAME, key "NAME:" for NAME:ARGUMENT; a user's script may add to it"""
+
+
+def key_of(setting: str) -> str:
+    """The key of `NAMED` that a value of `data.source` would have."""
+    name, colon, _ = setting.partition(":")
+    return name + colon
