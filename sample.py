@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from diffusion import SAMPLERS, late_start
 from diffusion.guidance import ALL_LEVELS
+from pictures.files import check_savable, hidden_note, save_image, to_uint8
+from pictures.grid import draw_grid, save_animation
 from pipelines.diffusion import DiffusionModel, gather_drawn, load_model
-from pipelines.grid import draw_grid, save_animation
-from pipelines.pictures import check_savable, hidden_note, save_image, to_uint8
 from training.processes import leave_processes, process_state
 from training.script import ScriptParser, command
 

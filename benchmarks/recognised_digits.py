@@ -15,8 +15,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
 from diffusion import SAMPLERS
+from pictures.files import to_uint8
 from pipelines.diffusion import load_model
-from pipelines.pictures import to_uint8
 from training.script import ScriptParser, command
 
 

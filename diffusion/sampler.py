@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from diffusers import (
@@ -19,7 +19,7 @@ from diffusers import (
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.denoiser import UNCONDITIONED, Condition, Denoiser
+from diffusion.denoiser import UNCONDITIONED, Condition, Denoiser, clipped
 from diffusion.formulations import DDPM
 from diffusion.noise import Formulation, Images, NoiseLevel
 from diffusion.seeds import standard_normal
@@ -66,132 +66,36 @@ def unit_variance(level: NoiseLevel, noise: Images) -> Images:
     return level.scale() * noise
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """What `sample` needs: a start, falling times, and the chain between them."""
-
-    @property
-    def start(self) -> Start:
-        """The first noisy images."""
-        ...
-
-    @property
-    def spacing(self) -> str:
-        """Spacing of whole timesteps: leading, trailing or linspace."""
-        ...
-
-    @property
-    def options(self) -> frozenset[str]:
-        """Names of the options that `with_options` accepts."""
-        ...
-
-    def with_options(self, **options: float) -> "Sampler":
-        """The sampler with other options."""
-        ...
-
-    def check(self, formulation: Formulation) -> None:
-        """Raises ValueError if models of this formulation cannot be sampled."""
-        ...
-
-    def chain(
-        self,
-        predict: Predict,
-        formulation: Formulation,
-        x: Images,
-        times: Float[Tensor, "times"],
-        generators: list[torch.Generator],
-    ) -> Iterator[Images]:
-        """The images after each step."""
-        ...
-
-
 @dataclass(frozen=True)
-class Integrator:
-    """A sampler of one of our solvers, for any formulation."""
+class Sampler:
+    """A start, falling times and a solver; and whether denoised images are clipped, if the formulation allows it."""
 
     start: Start
     spacing: str
+    """spacing of whole timesteps: leading, trailing or linspace"""
     solver: Solver
     clip: bool
-    """whether denoised images are clipped, for formulations that allow it"""
 
     @property
     def options(self) -> frozenset[str]:
-        return frozenset(field.name for field in fields(self.solver))  # type: ignore[arg-type]
-
-    def with_options(self, **options: float) -> "Integrator":
-        return replace(self, solver=replace(self.solver, **options))  # type: ignore[type-var]
-
-    def check(self, formulation: Formulation) -> None:
-        """Every formulation can be integrated."""
-
-    def chain(
-        self,
-        predict: Predict,
-        formulation: Formulation,
-        x: Images,
-        times: Float[Tensor, "times"],
-        generators: list[torch.Generator],
-    ) -> Iterator[Images]:
-        clip = self.clip and formulation.clips_x0
-
-        def predict_clipped(x: Images, time: Float[Tensor, ""]) -> Images:
-            return predict(x, time).clamp(-1, 1) if clip else predict(x, time)
-
-        return self.solver(
-            predict_clipped, formulation, x, times, lambda: standard_normal(generators, x.shape[1:], x.device)
-        )
+        """The options of the solver, such as eta or churn."""
+        return frozenset(name for name in ("eta", "churn") if getattr(self.solver, name, None) is not None)
 
 
 @dataclass(frozen=True)
 class FromDiffusers:
-    """A sampler that calls a scheduler of diffusers, for what must equal its pipelines. For DDPM models.
+    """A solver that calls a scheduler of diffusers, for what must equal its pipelines. For DDPM models.
 
-    The scheduler receives the denoised image (`prediction_type="sample"`), whatever the network predicts. This class
-    alone knows that diffusers' timesteps are integers.
+    The scheduler receives the denoised image (`prediction_type="sample"`), whatever the network predicts, and clips it.
+    This class alone knows that diffusers' timesteps are integers.
     """
 
     name: str
     """key of SCHEDULERS"""
-    eta: float = 0.0
-    """noise that DDIM adds, from 0 (none) to 1 (as much as DDPM)"""
+    eta: float | None = None
+    """noise that DDIM adds, from 0 (none) to 1 (as much as DDPM); None for other schedulers"""
 
-    @property
-    def spacing(self) -> str:
-        return SCHEDULERS[self.name][1]["timestep_spacing"]
-
-    @property
-    def options(self) -> frozenset[str]:
-        return frozenset({"eta"} & set(signature(SCHEDULERS[self.name][0].step).parameters))
-
-    def with_options(self, **options: float) -> "FromDiffusers":
-        chosen = replace(self, **options)  # type: ignore[arg-type]
-        if not 0 <= chosen.eta <= 1:
-            raise ValueError(f"eta={chosen.eta:g} is outside 0 (no noise is added) … 1 (as much as DDPM adds)")
-        return chosen
-
-    def check(self, formulation: Formulation) -> None:
-        if not isinstance(formulation, DDPM):
-            others = ", ".join(name for name, sampler in SAMPLERS.items() if isinstance(sampler, Integrator))
-            raise ValueError(
-                f"sampler={self.name} needs the timesteps of a ddpm model, but this model is a "
-                f"{type(formulation).__name__} model; choose: {others}"
-            )
-
-    @property
-    def start(self) -> Start:
-        return lambda level, noise: noise
-
-    def scheduler(self, formulation: DDPM, steps: int) -> Any:
-        """The scheduler, before the first of `steps`."""
-        kind, settings = SCHEDULERS[self.name]
-        config = formulation.scheduler_config() | {"prediction_type": "sample"}
-        accepted = signature(kind.__init__).parameters
-        scheduler = kind(**{key: value for key, value in config.items() if key in accepted}, **settings)
-        scheduler.set_timesteps(steps)
-        return scheduler
-
-    def chain(
+    def __call__(
         self,
         predict: Predict,
         formulation: Formulation,
@@ -199,47 +103,62 @@ class FromDiffusers:
         times: Float[Tensor, "times"],
         generators: list[torch.Generator],
     ) -> Iterator[Images]:
-        assert isinstance(formulation, DDPM), "checked before"
-        scheduler = self.scheduler(formulation, len(times) - 1)
-        accepted = signature(scheduler.step).parameters
-        given = {"generator": generators, "eta": self.eta}
-        options = {name: value for name, value in given.items() if name in accepted}
+        assert isinstance(formulation, DDPM), "choose_sampler checks it"
+        kind, settings = SCHEDULERS[self.name]
+        config = formulation.scheduler_config() | {"prediction_type": "sample"}
+        scheduler = kind(**_accepted(kind.__init__, config), **settings)
+        scheduler.set_timesteps(len(times) - 1)
+        options = _accepted(scheduler.step, {"generator": generators, "eta": self.eta})
         for timestep, time in zip(scheduler.timesteps, times, strict=False):
             x = scheduler.step(predict(x, time), timestep, x, return_dict=False, **options)[0]
             yield x
 
 
+def _accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in signature(function).parameters}
+
+
+def _from_diffusers(name: str, eta: float | None = None) -> Sampler:
+    spacing = SCHEDULERS[name][1]["timestep_spacing"]
+    return Sampler(lambda level, noise: noise, spacing, FromDiffusers(name, eta), clip=False)
+
+
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": FromDiffusers("ddim"),
-    "ddpm": FromDiffusers("ddpm"),
-    "dpmpp_2m": Integrator(unit_variance, "linspace", DPMSolverPP2M(), clip=True),
-    "dpmpp_2m_sde": FromDiffusers("dpmpp_2m_sde"),
-    "unipc": FromDiffusers("unipc"),
-    "euler": Integrator(pure_noise, "trailing", Euler(), clip=False),
-    "heun": Integrator(unit_variance, "leading", Heun(), clip=True),
-    "euler_ancestral": Integrator(pure_noise, "trailing", EulerAncestral(), clip=False),
+    "ddim": _from_diffusers("ddim", eta=0.0),
+    "ddpm": _from_diffusers("ddpm"),
+    "dpmpp_2m": Sampler(unit_variance, "linspace", DPMSolverPP2M(), clip=True),
+    "dpmpp_2m_sde": _from_diffusers("dpmpp_2m_sde"),
+    "unipc": _from_diffusers("unipc"),
+    "euler": Sampler(pure_noise, "trailing", Euler(), clip=False),
+    "heun": Sampler(unit_variance, "leading", Heun(), clip=True),
+    "euler_ancestral": Sampler(pure_noise, "trailing", EulerAncestral(), clip=False),
 }
 MAX_STEPS = 1_000_000
+MAX_OPTION = {"eta": 1.0, "churn": math.inf}
 
 
 def choose_sampler(name: str, formulation: Formulation, steps: int, **options: float) -> Sampler:
-    """The sampler of this name, with the options that are not zero.
+    """The sampler of this name with these options, of which 0 is the default.
 
     Raises ValueError if the name is unknown, an option has no meaning for the sampler or is out of range, the sampler
     cannot draw from such a model, or the number of steps does not fit the model's timesteps.
     """
-    require_known("sampler", name, SAMPLERS)
-    sampler = SAMPLERS[name]
+    sampler = SAMPLERS[require_known("sampler", name, SAMPLERS)]
     given = {option: value for option, value in options.items() if value != 0}
     for option, value in given.items():
         if option not in sampler.options:
             able = ", ".join(other for other, row in SAMPLERS.items() if option in row.options)
             raise ValueError(f"{option}={value:g} has no meaning for sampler {name}; leave it out, or choose: {able}")
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{option}={value:g} is out of range; give 0 or more")
-    sampler.check(formulation)
+        if not (0 < value <= MAX_OPTION[option] and math.isfinite(value)):
+            raise ValueError(f"{option}={value:g} is out of range; give 0 (no added noise) to {MAX_OPTION[option]:g}")
+    if isinstance(sampler.solver, FromDiffusers) and not isinstance(formulation, DDPM):
+        others = ", ".join(name for name, row in SAMPLERS.items() if not isinstance(row.solver, FromDiffusers))
+        raise ValueError(
+            f"sampler={name} needs the timesteps of a ddpm model, but this model is a {type(formulation).__name__} "
+            f"model; choose: {others}"
+        )
     _check_steps(name, formulation, steps)
-    return sampler.with_options(**given)
+    return replace(sampler, solver=replace(sampler.solver, **given)) if given else sampler  # type: ignore[type-var]
 
 
 def _check_steps(name: str, formulation: Formulation, steps: int) -> None:
@@ -294,6 +213,9 @@ def sample(
     """
     times = formulation.times(steps, sampler.spacing).to(device)
 
+    if sampler.clip and formulation.clips_x0:
+        denoise = clipped(denoise)
+
     def predict(x: Images, time: Float[Tensor, ""]) -> Images:
         with torch.no_grad():  # scoped to the step, so that the caller's grad mode is unchanged across `yield`
             return denoise(x, time.expand(len(x)), condition)
@@ -301,6 +223,5 @@ def sample(
     start = formulation.level(times[:1])
     x = sampler.start(start, standard_normal(generators, shape, device))
     yield x / start.scale()
-    chain = sampler.chain(predict, formulation, x, times, generators)
-    for time, images in zip(times[1:], chain, strict=True):
+    for time, images in zip(times[1:], sampler.solver(predict, formulation, x, times, generators), strict=True):
         yield images / formulation.level(time[None]).scale()

@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion.noise import Formulation, Images, NoiseLevel
+from diffusion.seeds import standard_normal
 
+Chain = Float[Tensor, "steps"]
+"""falling times; the last one is that of the clean image, or of any lower noise level"""
 Predict = Callable[[Images, Float[Tensor, ""]], Images]
 """expected clean images for noisy images that all have the same time"""
-Normal = Callable[[], Images]
-"""the next standard normal number for every pixel"""
+Generators = list[torch.Generator]
+"""one source of random numbers per image"""
 
 
 @runtime_checkable
@@ -27,7 +31,7 @@ class Solver(Protocol):
     """Yields the images after each step from `times[k]` to `times[k + 1]`. The last time is that of the clean image."""
 
     def __call__(
-        self, predict: Predict, formulation: Formulation, x: Images, times: Float[Tensor, "times"], normal: Normal
+        self, predict: Predict, formulation: Formulation, x: Images, times: Chain, generators: Generators
     ) -> Iterator[Images]: ...
 
 
@@ -61,7 +65,7 @@ class Euler:
     """
 
     def __call__(
-        self, predict: Predict, formulation: Formulation, x: Images, times: Float[Tensor, "times"], normal: Normal
+        self, predict: Predict, formulation: Formulation, x: Images, times: Chain, generators: Generators
     ) -> Iterator[Images]:
         for step in steps_of(formulation, times):
             x0 = predict(x, step.time)
@@ -82,7 +86,7 @@ class Heun:
     noise_scale: float = 1.0
 
     def __call__(
-        self, predict: Predict, formulation: Formulation, x: Images, times: Float[Tensor, "times"], normal: Normal
+        self, predict: Predict, formulation: Formulation, x: Images, times: Chain, generators: Generators
     ) -> Iterator[Images]:
         gamma = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)
         low, high = self.churn_interval
@@ -92,7 +96,7 @@ class Heun:
                 time = formulation.time_at(now.ratio.flatten() * (1 + gamma))[0]
                 raised = formulation.level(time[None])
                 added = (raised.ratio.square() - now.ratio.square()).clamp(min=0).sqrt()
-                x = raised.alpha * (x / now.alpha + self.noise_scale * added * normal())
+                x = raised.alpha * (x / now.alpha + self.noise_scale * added * _noise(x, generators))
                 now, ratio = raised, raised.ratio.item()
             x0 = predict(x, time)
             noise = now.noise_in(x, x0)
@@ -111,7 +115,7 @@ class DPMSolverPP2M:
     """
 
     def __call__(
-        self, predict: Predict, formulation: Formulation, x: Images, times: Float[Tensor, "times"], normal: Normal
+        self, predict: Predict, formulation: Formulation, x: Images, times: Chain, generators: Generators
     ) -> Iterator[Images]:
         previous, h_previous = None, math.inf
         for step in steps_of(formulation, times):
@@ -130,11 +134,15 @@ class EulerAncestral:
     """Euler's method to below the step's end, then noise up to it: k-diffusion's ancestral sampler."""
 
     def __call__(
-        self, predict: Predict, formulation: Formulation, x: Images, times: Float[Tensor, "times"], normal: Normal
+        self, predict: Predict, formulation: Formulation, x: Images, times: Chain, generators: Generators
     ) -> Iterator[Images]:
         for step in steps_of(formulation, times):
             x0 = predict(x, step.time)
             share = step.ratio_after / step.ratio
             down, up = step.ratio_after * share, step.ratio_after * math.sqrt(1 - share**2)
-            x = step.after.alpha * (x0 + down * step.now.noise_in(x, x0) + up * normal())
+            x = step.after.alpha * (x0 + down * step.now.noise_in(x, x0) + up * _noise(x, generators))
             yield x
+
+
+def _noise(x: Images, generators: Generators) -> Images:
+    return standard_normal(generators, x.shape[1:], x.device)

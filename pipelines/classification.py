@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pictures.decode import decode
+from pictures.pixel_format import PixelFormat
+from pictures.preprocessing import Preprocessing
 from pipelines.folder import check_finite, find_model
 from residual.weights.config import read_config, read_json, require_version
 from resnet import Classifier, from_pretrained
-from training.data.decode import decode
-from training.data.pixel_format import PixelFormat
-from training.data.preprocessing import Preprocessing
 
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "classification.json"

@@ -31,10 +31,10 @@ from diffusion import (
     sample,
 )
 from diffusion.guidance import ALL_LEVELS
+from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.folder import check_finite, find_model
 from residual.names import require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
-from training.data.pixel_format import BYTES, PixelFormat
 from unet import EDM2UNet, UNet, from_pretrained
 
 T = TypeVar("T")

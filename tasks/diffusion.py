@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, denoising_loss, drop_labels
+from pictures.files import hidden_note
 from pipelines.diffusion import DiffusionModel, Network, describe
-from pipelines.pictures import hidden_note
 from residual.magnitude import normalize_weights
 from tasks.augment import random_flip
 from tasks.grid_evaluation import GridEvaluation, SampleConfig

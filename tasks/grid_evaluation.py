@@ -6,9 +6,9 @@ from typing import ClassVar
 import numpy as np
 from torch import nn
 
+from pictures.files import to_uint8
+from pictures.grid import draw_grid
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn
-from pipelines.grid import draw_grid
-from pipelines.pictures import to_uint8
 from training.task import EvaluationContext
 
 MAX_IN_GRID = 10_000

@@ -15,19 +15,20 @@ BASE = {"torch", "einops", "jaxtyping", "numpy"}
 # What each package may import: packages of ours below it, and libraries at module level.
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "residual": (set(), BASE),
+    "pictures": (set(), BASE | {"PIL"}),
     "resnet": ({"residual"}, BASE),
     "unet": ({"residual"}, BASE),
     "diffusion": ({"residual"}, BASE | {"diffusers"}),
     "training": (
-        {"residual"},
+        {"residual", "pictures"},
         BASE | {"accelerate", "datasets", "filelock", "PIL", "safetensors", "tqdm", "yaml"},
     ),
     "pipelines": (
-        {"residual", "resnet", "unet", "diffusion", "training"},
-        BASE | {"accelerate", "PIL"},
+        {"residual", "resnet", "unet", "diffusion", "pictures"},
+        BASE | {"accelerate"},
     ),
     "tasks": (
-        {"residual", "resnet", "unet", "diffusion", "training", "pipelines"},
+        {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines"},
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
 }

@@ -1,4 +1,4 @@
-"""The wheel, installed with its declared base dependencies and nothing else."""
+"""The wheel, installed with its declared base dependencies alone, and with the extra [sample]."""
 
 import importlib.metadata as metadata
 import shutil
@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 import residual
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("residual", "resnet", "unet")
+BASE = ("residual", "resnet", "unet")
+PACKAGES = (*BASE, "diffusion", "pictures", "pipelines")
 HEAVY = ("diffusers", "accelerate", "datasets", "jsonargparse", "torchvision")
 USE = """
 import importlib.util, sys
@@ -29,6 +30,29 @@ unet.UNet.from_pretrained("model")
 zoo = resnet.create_model("resnet20")
 zoo.save_pretrained("zoo")
 assert resnet.ResNet.from_pretrained("zoo")(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+print(*[name for name in sys.argv[1:] if name in sys.modules or importlib.util.find_spec(name)])
+"""
+
+TRAINER = ("training", "tasks", "datasets", "torchmetrics", "sklearn")
+SAMPLE = """
+import importlib.util, sys
+import numpy as np, torch
+import resnet, unet
+from diffusion import DDPM, EDM
+from pictures.pixel_format import PixelFormat
+from pictures.preprocessing import Preprocessing
+from pipelines.classification import ImageClassifier, load_classifier
+from pipelines.diffusion import describe, load_model
+from pathlib import Path
+small = {"size": (8, 8), "base_channels": 16, "channel_multipliers": (1, 2), "attention_levels": (1,)}
+for formulation in (DDPM(), EDM()):
+    describe(unet.UNet(unet.UNetConfig(**small)), formulation, None, False).save(Path("model"))
+    assert load_model("model").draw(range(2), None, steps=2).shape == (2, 3, 8, 8)
+net = resnet.create_model("resnet20", mean=(0.5,) * 3, std=(0.5,) * 3)
+pictures = Preprocessing(size=(32, 32), channels=3)
+ImageClassifier(net, tuple("abcdefghij"), pictures, PixelFormat()).save(Path("classifier"))
+((name, share),) = load_classifier("classifier").predict([np.zeros((40, 40, 3), np.uint8)])
+assert name in "abcdefghij" and 0 < share < 1
 print(*[name for name in sys.argv[1:] if name in sys.modules or importlib.util.find_spec(name)])
 """
 
@@ -49,22 +73,32 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel and what it declares; the dependencies are linked from here, not fetched."""
-    home = tmp_path_factory.mktemp("bare")
+    """A fresh environment with the wheel and its base dependencies."""
+    return installed(wheel, tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="module")
+def with_sample(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel and the extra [sample]."""
+    return installed(wheel, tmp_path_factory.mktemp("sample"), "sample")
+
+
+def installed(wheel: Path, home: Path, extra: str = "") -> Path:
+    """Unpacks the wheel into an environment. Its dependencies are linked from this environment, not downloaded."""
     venv.create(home, symlinks=True)
     (site,) = home.glob("lib/python*/site-packages")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (info,) = site.glob("residual_diffusion-*.dist-info")
-    link(metadata.Distribution.at(info).requires or (), site)
+    link(metadata.Distribution.at(info).requires or (), site, extra)
     return home
 
 
-def link(requirements: Iterable[str], site: Path) -> None:
-    """Link into `site` the files of every distribution that is required, and of those that these require."""
+def link(requirements: Iterable[str], site: Path, extra: str = "") -> None:
+    """Links into `site` the files of every required distribution, and of those that these require."""
     for text in requirements:
         requirement = Requirement(text)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
         found = metadata.distribution(requirement.name)
         names = {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}
@@ -97,6 +131,11 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
 
 def test_the_base_install_builds_a_model_without_the_trainer(bare: Path, tmp_path: Path) -> None:
     assert python(bare, "-c", USE, *HEAVY, cwd=tmp_path).split() == []
+
+
+def test_the_extra_sample_samples_and_classifies_without_the_trainer(with_sample: Path, tmp_path: Path) -> None:
+    """A model folder and a picture are enough: neither the checkout nor the trainer's libraries are installed."""
+    assert python(with_sample, "-c", SAMPLE, *TRAINER, cwd=tmp_path).split() == []
 
 
 def test_the_example_runs_on_the_base_install_and_scikit_learn(bare: Path, tmp_path: Path) -> None:

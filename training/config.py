@@ -1,12 +1,9 @@
 """Training settings. Data settings are in `DataConfig`, model settings in the task."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from training.ema import EmaConfig
-from training.optimizer import OPTIMIZERS, Optimizer
-from training.schedule import SCHEDULES, Schedule
-from training.settings import require, setting, variants
+from training.settings import require, setting
 
 MAX_BATCH = 2**24
 """A larger value is almost certainly a typo. Every rank draws random numbers for the whole global batch."""
@@ -77,23 +74,6 @@ class TrainConfig:
                 f"give a divisor of {share}, such as {_divisor_below(share, micro_batch)}"
             )
         return share // micro_batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """Everything that an update of the weights depends on, except the task and the images."""
-
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optimizer: Optimizer = variants(OPTIMIZERS, default="adamw")
-    """which optimizer"""
-    schedule: Schedule = variants(SCHEDULES, default="constant")
-    """how the learning rate changes"""
-    ema: EmaConfig = field(default_factory=EmaConfig)
-
-    def learning_rate(self, images_seen: int) -> float:
-        """The learning rate of the update that starts after `images_seen` images."""
-        peak, train = self.optimizer.learning_rate, self.train
-        return self.schedule.learning_rate(peak, images_seen, train.batch, train.images)
 
 
 def _divisor_below(number: int, limit: int) -> int:

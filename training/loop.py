@@ -13,7 +13,6 @@ from accelerate import Accelerator
 
 from training import checkpoint, files, log
 from training.checkpoint import Checkpoint, CheckpointMetadata
-from training.config import TrainingSettings
 from training.data import ImageSet
 from training.disk_space import DiskFull, free_bytes, is_full, raise_disk_full, require_disk_space
 from training.log import RunLog
@@ -22,7 +21,7 @@ from training.meter import Meter
 from training.processes import on_main
 from training.run_folder import RunFolder
 from training.state import restore, state_tensors
-from training.step import Step
+from training.step import Step, TrainingSettings
 from training.stop import Stop
 from training.task import EvaluationContext, Task
 from training.units import show_size

@@ -10,9 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
 from training.checkpoint import kept_checkpoints
-from training.config import TrainingSettings
 from training.data import ImageSet
 from training.memory import checkpoint_bytes, state_bytes
+from training.step import TrainingSettings
 from training.task import Task
 from training.units import show_count, show_size
 from training.yaml_file import write_yaml

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import nn
 
-from training.config import TrainingSettings
 from training.data import DataConfig, ImageSet
+from training.step import TrainingSettings
 from training.task import Task
 
 T = TypeVar("T", bound=Task)

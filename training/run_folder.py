@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from training import checkpoint, files, log
 from training.checkpoint import Checkpoint
-from training.config import TrainingSettings
 from training.disk_space import raise_disk_full
 from training.lock import Holder, RunLock
 from training.processes import on_main
 from training.run import FORMAT_VERSION
 from training.settings import changeable, flat
+from training.step import TrainingSettings
 from training.yaml_file import read_yaml, write_yaml
 
 BEFORE = {"lock", "tmp-config.yaml"}

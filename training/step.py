@@ -6,7 +6,7 @@ exceptions are dropout and batch norms: a batch norm sees the images of one forw
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,32 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from training.config import TrainingSettings
+from training.config import TrainConfig
 from training.data import BatchReader, ImageSet
-from training.ema import Ema
+from training.ema import Ema, EmaConfig
+from training.optimizer import OPTIMIZERS, Optimizer
 from training.precision import choose_memory_format
 from training.random import GlobalRandom, mix, seed_device
+from training.schedule import SCHEDULES, Schedule
+from training.settings import variants
 from training.task import Batch, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Everything that an update of the weights depends on, except the task and the images."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: Optimizer = variants(OPTIMIZERS, default="adamw")
+    """which optimizer"""
+    schedule: Schedule = variants(SCHEDULES, default="constant")
+    """how the learning rate changes"""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    def learning_rate(self, images_seen: int) -> float:
+        """The learning rate of the update that starts after `images_seen` images."""
+        peak, train = self.optimizer.learning_rate, self.train
+        return self.schedule.learning_rate(peak, images_seen, train.batch, train.images)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class UNet(Pretrained):
         super().__init__(config)
         skeleton = config.skeleton
         skeleton.check_size(config.size)
+        self.stride = 2 ** (len(skeleton.levels) - 1)
+        """in pixels, of the lowest level"""
         first, last = skeleton.levels[0].channels, skeleton.levels[-1]
         self.embedding = Embedding(config)
         stem = Chain(conv=nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
@@ -112,8 +114,8 @@ class UNet(Pretrained):
         Raises ValueError for a size that the levels cannot halve, for a label if there are no classes, and for a
         missing label if there is no null label.
         """
-        if reason := self.config.skeleton.size_error(*x.shape[2:]):
-            raise ValueError(reason)
+        if any(side == 0 or side % self.stride for side in x.shape[2:]):
+            raise ValueError(self.config.skeleton.size_error(*x.shape[2:]))
         e = self.embedding(t, label, emb, augment)
         skips = self.encode(x, e)
         x = self.middle(skips[-1], e)

@@ -7,7 +7,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from torch.testing import assert_close
 
-from diffusion import DDPM, EDM, Condition, DPMSolverPP2M, Euler, EulerAncestral, Flow, Formulation, Heun
+from diffusion import DDPM, EDM, Condition, DPMSolverPP2M, Euler, EulerAncestral, Flow, Formulation, Heun, generators
 from diffusion.noise import Images
 from diffusion.solvers import Solver, steps_of
 from tests.diffusion.closed_form import ideal, spread
@@ -16,15 +16,9 @@ FORMULATIONS = {"ddpm": DDPM(), "cosine": DDPM(schedule="cosine", prediction="v"
 STD = 0.3
 
 
-def no_noise() -> Images:
-    raise AssertionError("this solver adds no noise")
-
-
-def solve(
-    solver: Solver, formulation: Formulation, times: torch.Tensor, x: Images, denoise=None, normal=no_noise
-) -> Images:
+def solve(solver: Solver, formulation: Formulation, times: torch.Tensor, x: Images, denoise=None, sources=()) -> Images:
     denoise = denoise or ideal(formulation, STD)
-    *_, last = solver(lambda x, t: denoise(x, t.expand(len(x)), Condition()), formulation, x, times, normal)
+    *_, last = solver(lambda x, t: denoise(x, t.expand(len(x)), Condition()), formulation, x, times, list(sources))
     return last
 
 
@@ -62,7 +56,7 @@ def test_chains_end_with_the_spread_of_the_data(solver: Solver, formulation: For
     generator = torch.Generator().manual_seed(0)
     times = formulation.times(400, "leading")
     x = formulation.level(times[:1]).scale() * torch.randn(40, 1, 16, 16, generator=generator)
-    last = solve(solver, formulation, times, x, normal=lambda: torch.randn(x.shape, generator=generator))
+    last = solve(solver, formulation, times, x, sources=generators(1, range(40)))
     assert last.std().item() == pytest.approx(STD, rel=0.05)
 
 
@@ -106,12 +100,13 @@ def test_euler_for_flow_matching_is_that_of_diffusers(steps: int) -> None:
     assert_close(solve(Euler(), Flow(), scheduler.sigmas, start, smooth), theirs, rtol=0, atol=1e-5)
 
 
-def test_churn_raises_the_noise_level_within_its_interval() -> None:
+def test_churn_raises_the_noise_level_within_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Karras et al. 2022, algorithm 2, by hand: a step from sigma 2 to 1, raised by min(churn, √2 - 1)."""
     x, added, times = torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 0.7), torch.tensor([2.0, 1.0])
+    monkeypatch.setattr("diffusion.solvers.standard_normal", lambda *_: added)
 
     def step(solver: Heun) -> Images:
-        chain = solver(lambda x, t: 0.5 * x, EDM(), x, times, lambda: added)
+        chain = solver(lambda x, t: 0.5 * x, EDM(), x, times, [])
         return next(iter(chain))
 
     def by_hand(churn: float, noise_scale: float) -> Images:
@@ -129,13 +124,14 @@ def test_churn_raises_the_noise_level_within_its_interval() -> None:
     assert_close(step(Heun(churn=0.2, churn_interval=(0.05, 50.0))), by_hand(0.2, 1.0))
 
 
-def test_ancestral_steps_split_the_noise_as_k_diffusion_does() -> None:
+def test_ancestral_steps_split_the_noise_as_k_diffusion_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """sigma_up² = r'² (r² - r'²) / r² and sigma_down² = r'² - sigma_up², from 2 to 1."""
     x, added, times = torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 0.7), torch.tensor([2.0, 1.0])
+    monkeypatch.setattr("diffusion.solvers.standard_normal", lambda *_: added)
     up = math.sqrt(1 * (4 - 1) / 4)
     slope = (x - 0.5 * x) / 2
     expected = x + slope * (math.sqrt(1 - up**2) - 2) + up * added
-    chain = EulerAncestral()(lambda x, t: 0.5 * x, EDM(), x, times, lambda: added)
+    chain = EulerAncestral()(lambda x, t: 0.5 * x, EDM(), x, times, [])
     assert_close(next(iter(chain)), expected)
 
 

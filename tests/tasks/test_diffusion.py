@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from diffusion import DDPM, EDM, SAMPLERS, Condition, Flow, Formulation, denoising_loss
+from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import describe, load_model
 from tasks import RUNS
 from tasks.classification import ClassificationRun
@@ -22,7 +23,6 @@ from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, D
 from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.data import Images
-from training.data.pixel_format import PixelFormat
 from training.random import GlobalRandom
 from training.settings import field_texts, sections
 from training.task import Batch, EvaluationContext

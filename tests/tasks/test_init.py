@@ -194,7 +194,7 @@ def test_a_run_that_is_gone_on_with_does_not_need_it_again(capsys: pytest.Captur
         with pytest.raises(SystemExit, match="2"):
             script.main(changed)
     errors = capsys.readouterr().err.splitlines()
-    assert "holds a run with another config (init=runs/first there, runs/second now)" in errors[-2]
+    assert re.search(r"init=runs/first .*runs/second", errors[-2])
     assert "init=runs/first: 'runs/first' is neither a local folder nor" in errors[-1]
 
 
@@ -337,9 +337,7 @@ def test_a_model_beyond_the_memory_is_refused_before_any_work(capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"):
         script.main(["--config", "plain.yaml", "--model.base_channels", "1048576", "--data.source", "nothing"])
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(
-        r"error: this model takes 47.9 PB \(weights, gradients, optimizer, EMA of 2.39 P parameters\)", line
-    )
+    assert re.search(r"error: .* 47\.9 PB \(.*2\.39 P parameters\)", line)
     assert not (folder / "runs").exists()
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 import sample
 from diffusion import DDPM, SAMPLERS
+from pictures.files import to_uint8
+from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.diffusion import describe, load_model
-from pipelines.pictures import to_uint8
 from tests.tasks.small import SMALL
-from training.data.pixel_format import BYTES, PixelFormat
 from unet import UNet
 
 ROOT = Path(__file__).parents[2]

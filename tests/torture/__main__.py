@@ -20,7 +20,7 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     p.add_argument("--quick", action="store_true", help="some of each, in about 90 seconds")
     p.add_argument("--kills", type=int, default=200, help="SIGKILLs, half of them with two processes")
-    p.add_argument("--signals", type=int, default=20, help="times that a run is asked to stop in each way")
+    p.add_argument("--signals", type=int, default=20, help="times that a run is stopped in each way")
     p.add_argument("--only", help="only the rows whose name contains this")
     p.add_argument("--seed", type=int, default=int(time.time()), help="of the random moments")
     p.add_argument("--out", type=Path, help="folder for the runs; a temporary one by default")
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def torture(out: Path, args: argparse.Namespace) -> int:
-    """Every row in turn; 1 if a promise was broken."""
+    """Runs every trial; returns 1 if a guarantee does not hold."""
     console, dice = Console(width=110), random.Random(args.seed)
     table = Table(title=f"torture, seed {args.seed}", title_justify="left")
     for column in ("what", "result", "seconds"):
@@ -45,7 +45,7 @@ def torture(out: Path, args: argparse.Namespace) -> int:
         since = time.monotonic()
         try:
             result = trial()
-        except Exception as error:  # also what nobody has foreseen leaves the other rows to be tried
+        except Exception as error:  # the other trials run also after an unexpected error
             broken, result = 1, "[bold]broken[/bold], see above"
             console.print(str(error) if isinstance(error, Broken) else traceback.format_exc(), markup=False)
         table.add_row(name, result, f"{time.monotonic() - since:.0f}")
@@ -55,7 +55,7 @@ def torture(out: Path, args: argparse.Namespace) -> int:
 
 
 def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str, Callable[[], str]]:
-    """What is tried, by name; each tells its result."""
+    """The trials by name; each returns its result as text."""
     updates = 60 if args.quick else 150
     quiet = {processes: Run(out / f"quiet{processes}", updates, 3, processes) for processes in (1, 2)}
     finished: set[int] = set()
@@ -69,19 +69,17 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
     def killed(processes: int, count: int) -> str:
         found = kills.kill_until(out, undisturbed(processes), count, dice)
         return (
-            f"{found['kills']} of {count} went on from a verified checkpoint, {found['inside a save']} killed inside a "
+            f"{found['kills']} of {count} resumed from a verified checkpoint, {found['inside a save']} killed inside a "
             f"save; {found['runs']} runs ended with the bits and log of the undisturbed one"
         )
 
     def stopped(way: signals.Way, count: int) -> str:
         found = signals.stop_until(out, undisturbed(way.processes), way, count, dice)
-        return (
-            f"{found['times']} of {count} saved and left, the slowest in {found['slowest_s']:.1f} s; nothing repeated"
-        )
+        return f"{found['times']} of {count} saved and exited, the slowest in {found['slowest_s']:.1f} s, none repeated"
 
     def damaged(most: int | None) -> str:
         count = damage.damage_all(out, undisturbed(1), dice, most)
-        return f"{count} of {count} named, the checkpoint before taken, the bits of the undisturbed run"
+        return f"{count} of {count} reported, the previous checkpoint used, the bits of the undisturbed run"
 
     def full(times: int) -> str:
         try:
@@ -89,13 +87,13 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
         except disk.NotPossible as error:
             return f"not tried: {error}"
         return (
-            f"{found['times']} of {times} refused loudly, {found['during a save']} of them during a save; "
-            "the checkpoint before intact, nothing left behind, the bits of the undisturbed run"
+            f"{found['times']} of {times} reported, {found['during a save']} of them during a save; "
+            "the previous checkpoint intact, no partial files left, the bits of the undisturbed run"
         )
 
-    def kept(trial: Callable[[Path, Run, random.Random], None], processes: int) -> str:
+    def holds(trial: Callable[[Path, Run, random.Random], None], processes: int) -> str:
         trial(out, undisturbed(processes), dice)
-        return "kept"
+        return "as documented"
 
     def row(count: int, way: signals.Way) -> Callable[[], str]:
         return lambda: stopped(way, count)
@@ -111,9 +109,9 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
     if quick:
         return rows
     return rows | {
-        "second Ctrl-C": lambda: kept(signals.second_ctrl_c, 1),
-        "SIGTERM to accelerate launch": lambda: kept(signals.launcher_dies, 1),
-        "torchrun --max-restarts 2, two SIGKILLs": lambda: kept(signals.restarts, 2),
+        "second Ctrl-C": lambda: holds(signals.second_ctrl_c, 1),
+        "SIGTERM to accelerate launch": lambda: holds(signals.launcher_dies, 1),
+        "torchrun --max-restarts 2, two SIGKILLs": lambda: holds(signals.restarts, 2),
     }
 
 

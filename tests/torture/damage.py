@@ -1,4 +1,4 @@
-"""Every file of the newest checkpoint, damaged in every way: named, and the checkpoint before it is taken."""
+"""Every file of the newest checkpoint, damaged in every way: reported, and the previous checkpoint is used."""
 
 import random
 import shutil
@@ -40,9 +40,9 @@ WAYS: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def damage_all(folder: Path, quiet: Run, dice: random.Random, most: int | None = None) -> int:
-    """Damages the newest checkpoint of a run in every way (or `most` of them), one at a time; how many there were.
+    """Damages the newest checkpoint of a run in every way (at most `most` of them), one at a time; returns the count.
 
-    Each time the command must name the file, go on from the checkpoint before, and end with the bits of `quiet`.
+    Each time the command must name the file, resume from the previous checkpoint, and end with the bits of `quiet`.
     Raises Broken if not.
     """
     half = replace(quiet, folder=folder / "half", updates=quiet.updates // 2)
@@ -54,12 +54,12 @@ def damage_all(folder: Path, quiet: Run, dice: random.Random, most: int | None =
         run = replace(quiet, folder=folder / f"damaged-{number}")
         shutil.copytree(half.folder, run.folder)
         way(run.checkpoints / newest.name / file, dice)
-        said = run.finish()
-        what = f"{name} {file}: {said[-2000:]}"
+        output = run.finish()
+        what = f"{name} {file}: {output[-2000:]}"
         named = "optimizer.bin" if way is add_pickle else file
-        require(f"checkpoint {newest.name} is damaged: {named}" in said, f"not named: {what}")
-        require(f"from {int(before.name):,} images" in said, f"the checkpoint before was not taken: {what}")
-        require("planted code was run" not in said, what)
+        require(f"checkpoint {newest.name} is damaged: {named}" in output, f"not named: {what}")
+        require(f"from {int(before.name):,} images" in output, f"the previous checkpoint was not used: {what}")
+        require("planted code was run" not in output, what)
         run.check_same(quiet)
         shutil.rmtree(run.folder)
     return len(cases) if most is None else most

@@ -1,4 +1,4 @@
-"""A disk that is full before or during a save: refused loudly, nothing lost, training goes on."""
+"""A full disk before or during a save: reported, nothing lost, training continues."""
 
 import os
 import random
@@ -17,7 +17,7 @@ REFUSED = "NOT SAVED"
 
 
 class NotPossible(Exception):
-    """This machine does not let us mount a small disk."""
+    """A small disk cannot be mounted on this machine."""
 
 
 @contextmanager
@@ -36,10 +36,10 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dict[str, int]:
-    """Fills the disk of runs like `quiet`, `times` times in all, every other time during a save; what was refused when.
+    """Fills the disk of runs like `quiet`, `times` times in total, every other time during a save; returns counts.
 
-    Each time the checkpoint before must stay intact, with nothing left of the one that did not fit; when there is room
-    again, the run saves and ends with the bits of `quiet`. Raises Broken if not, NotPossible if no disk can be mounted.
+    Each time the previous checkpoint must stay intact, and no part of the new one may remain. When there is disk space
+    again, the run saves, and ends with the bits of `quiet`. Raises Broken if not, NotPossible without a small disk.
     """
     count = {"times": 0, "during a save": 0, "runs": 0}
     with small_disk(folder / "disk") as disk:
@@ -53,8 +53,8 @@ def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dic
                 code = started.wait()
             finally:
                 started.kill()
-            if code == 2:  # there was no room for the last checkpoint
-                require("what was trained last is not saved" in started.printed(), started.printed()[-2000:])
+            if code == 2:  # no disk space for the last checkpoint
+                require("the last updates are not saved" in started.printed(), started.printed()[-2000:])
                 run.finish()
             else:
                 require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
@@ -64,7 +64,7 @@ def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dic
 
 
 def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
-    """Fills the disk until a save was refused, looks, and makes room again; False if the run ends before."""
+    """Fills the disk until a save fails, checks, and frees the disk again; False if the run ends before."""
     run, during = started.run, count["times"] % 2 == 1
     refused, end = started.printed().count(REFUSED), time.monotonic() + dice.uniform(0, 0.5)
     if not started.wait_for("checkpoints: "):
@@ -82,7 +82,7 @@ def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
         newest, damaged = checkpoint.newest(run.checkpoints)
         require(newest is not None and not damaged, f"{run.folder.name}: a full disk has damaged {damaged}")
         left = [path.name for path in run.checkpoints.glob("tmp-*")]
-        require(not left, f"{run.folder.name}: {left} are left behind by a full disk")
+        require(not left, f"{run.folder.name}: {left} remain after a full disk")
         count["during a save"] += during
     finally:
         ballast.unlink(missing_ok=True)
@@ -90,8 +90,8 @@ def fill(started: Started, count: dict[str, int], dice: random.Random) -> bool:
 
 
 def occupy(ballast: Path, leave: int) -> None:
-    """Makes `ballast` so large that its disk has no more than `leave` bytes left, while others write to it."""
+    """Enlarges `ballast` until at most `leave` bytes of its disk are free, while other processes write to it."""
     with ballast.open("wb") as file:
         while (more := os.statvfs(ballast).f_bavail * os.statvfs(ballast).f_frsize - leave) > 0:
-            with suppress(OSError):  # somebody was faster
+            with suppress(OSError):  # another process was faster
                 os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more)

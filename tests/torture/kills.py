@@ -14,22 +14,22 @@ SECONDS_OF_A_SAVE = 0.02
 
 
 def kill_until(folder: Path, quiet: Run, kills: int, dice: random.Random) -> dict[str, int]:
-    """Trains runs like `quiet`, killing them `kills` times in all; how many kills, inside a save, and runs.
+    """Trains runs like `quiet` and kills them `kills` times in total; returns counts of kills, kills in a save, runs.
 
-    Every kill must leave a checkpoint that verifies and that the next command goes on from; every run must end with the
+    After each kill the newest checkpoint must verify and the next command resume from it; every run must end with the
     bits and the log of `quiet`. Raises Broken if not.
     """
     count = {"kills": 0, "inside a save": 0, "runs": 0}
     while count["kills"] < kills:
         count["runs"] += 1
         run = replace(quiet, folder=folder / f"killed{quiet.processes}-{count['runs']}")
-        left = None  # images in the checkpoint that the last kill has left
+        left = None  # images of the newest checkpoint after the last kill
         while True:
             started = run.start()
             if left is not None:
-                started.goes_on_from(left)
+                started.resumes_from(left)
             in_save = count["inside a save"] * 2 <= count["kills"]
-            if count["kills"] == kills or not comes_to(started, in_save, dice):
+            if count["kills"] == kills or not wait_for_moment(started, in_save, dice):
                 code = started.wait()
                 require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
                 break
@@ -43,8 +43,8 @@ def kill_until(folder: Path, quiet: Run, kills: int, dice: random.Random) -> dic
     return count
 
 
-def comes_to(started: Started, in_save: bool, dice: random.Random) -> bool:
-    """Waits for a random moment of the training, if so wanted inside a save; False if the run ends before."""
+def wait_for_moment(started: Started, in_save: bool, dice: random.Random) -> bool:
+    """Waits for a random moment of the training, inside a save if `in_save`; False if the run ends before."""
     end = time.monotonic() + dice.uniform(0, SECONDS_PER_PIECE) if started.wait_for("data: ") else 0
     while started.process.poll() is None:
         if time.monotonic() > end and (not in_save or any(started.run.checkpoints.glob("tmp-*"))):
@@ -55,7 +55,7 @@ def comes_to(started: Started, in_save: bool, dice: random.Random) -> bool:
 
 
 def strike(started: Started, dice: random.Random) -> None:
-    """SIGKILL to all, or under a launcher to it alone or to one of its processes; then waits until all are gone."""
+    """SIGKILL to all processes, to the launcher alone, or to one rank; then waits until all are gone."""
     below = started.below()
     everybody = [started.process, *below]
     victims = dice.choice([everybody, [started.process], below[:1], below[-1:]]) if below else everybody

@@ -1,4 +1,4 @@
-"""Real training commands in processes of their own, and what they leave in their run folders."""
+"""Runs of train.py in separate processes, and the contents of their run folders."""
 
 import contextlib
 import json
@@ -31,12 +31,12 @@ schedule: {warmup_images: 0}
 
 
 class Broken(Exception):
-    """A promise was not kept."""
+    """A guarantee does not hold."""
 
 
-def require(kept: bool, message: str) -> None:
-    """Raises Broken unless the promise was kept."""
-    if not kept:
+def require(holds: bool, message: str) -> None:
+    """Raises Broken unless the guarantee holds."""
+    if not holds:
         raise Broken(message)
 
 
@@ -49,7 +49,7 @@ class Run:
     saves_every: int
     processes: int = 1
     launcher: tuple[str, ...] = ()
-    """more of torchrun's arguments"""
+    """further arguments of torchrun"""
 
     @property
     def command(self) -> list[str]:
@@ -66,11 +66,11 @@ class Run:
         return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
     def start(self, command: Sequence[str] = ()) -> "Started":
-        """The command, started."""
+        """Starts the command."""
         return Started(self, list(command) or self.command)
 
     def finish(self) -> str:
-        """The command, to its end; what it printed. Raises Broken if it fails."""
+        """Runs the command to its end; returns its output. Raises Broken if it fails."""
         started = self.start()
         code = started.wait()
         require(code == 0, f"{self.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
@@ -98,14 +98,14 @@ class Run:
         return [(line["images"], line["loss"]) for line in lines if "loss" in line]
 
     def check_same(self, quiet: "Run") -> None:
-        """Raises Broken unless tensors and log are those of the undisturbed run."""
+        """Raises Broken unless tensors and log equal those of the undisturbed run."""
         require(len(self.hashes) == 3, f"{self.folder.name} has no checkpoint of its last update")
         require(self.hashes == quiet.hashes, f"{self.folder.name}: other bits than the undisturbed run")
         require(self.losses == quiet.losses, f"{self.folder.name}: another log than the undisturbed run")
 
 
 class Started:
-    """A running command with all processes below it; what it prints goes to a file."""
+    """A running command with all its child processes; its output goes to a file."""
 
     def __init__(self, run: Run, command: list[str]) -> None:
         self.run = run
@@ -132,14 +132,14 @@ class Started:
             time.sleep(0.005)
         raise Broken(f"{self.run.folder.name}: {what!r} did not appear in {seconds:.0f} s: {self.printed()[-2000:]}")
 
-    def goes_on_from(self, images: int) -> None:
-        """Raises Broken unless the command goes on from that checkpoint, or finds that it was the end of the run."""
+    def resumes_from(self, images: int) -> None:
+        """Raises Broken unless the command resumes from that checkpoint, or finds the run finished by it."""
         on, done = f"from {images:,} images", f"finished: {self.run.folder.name} has seen {images:,} images"
         found = self.wait_for(on, done) if images == self.run.images else self.wait_for(on)
-        require(found, f"{self.run.folder.name} does not go on from {images} images: {self.printed()[-2000:]}")
+        require(found, f"{self.run.folder.name} does not resume from {images} images: {self.printed()[-2000:]}")
 
     def wait(self, below: Sequence[psutil.Process] = (), seconds: float = 180) -> int:
-        """The exit code, once the command and everything that it started (also `below`) is gone."""
+        """The exit code, once the command and all its child processes (also `below`) have ended."""
         end = time.monotonic() + seconds
         below = [*below, *self.below()]
         try:
@@ -148,7 +148,7 @@ class Started:
             self.kill()
             raise Broken(f"{self.run.folder.name} hangs: {self.printed()[-2000:]}") from None
         _, alive = psutil.wait_procs(below, max(0.1, end - time.monotonic()))
-        require(not alive, f"{self.run.folder.name}: processes are left behind")
+        require(not alive, f"{self.run.folder.name}: child processes remain")
         return code
 
     def below(self) -> list[psutil.Process]:
@@ -157,7 +157,7 @@ class Started:
         return []
 
     def ranks(self) -> list[psutil.Process]:
-        """The training processes, by rank; where there is no launcher, the command itself."""
+        """The training processes, by rank; without a launcher, the command itself."""
         found = {}
         for process in [self.process, *self.below()]:
             with contextlib.suppress(psutil.Error):
@@ -166,7 +166,7 @@ class Started:
         return [found[rank] for rank in sorted(found)]
 
     def kill(self) -> None:
-        """SIGKILL to the command and everything that it started."""
+        """SIGKILL to the command and all its child processes."""
         for process in [self.process, *self.below()]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -174,6 +174,6 @@ class Started:
 
 
 def send(process: psutil.Process, number: int) -> None:
-    """A signal, if there is still somebody to take it."""
+    """Sends a signal if the process still exists."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.Signals(number))

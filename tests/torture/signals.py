@@ -1,4 +1,4 @@
-"""Signals at random moments: every process saves and leaves, and the next command repeats nothing."""
+"""Signals at random moments: every process saves and exits, and the next command repeats no update."""
 
 import random
 import signal
@@ -12,20 +12,20 @@ from tests.torture.runs import ROOT, Broken, Run, Started, require, send
 from training import checkpoint
 from training.stop import EXIT_CODE
 
-MOST_SECONDS = 30.0
-MOST_TRIES = 10
+MAX_SECONDS = 30.0
+MAX_TRIES = 10
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to ask a run to stop, and the exit codes that the command may have then."""
+    """A way to stop a run, and the exit codes of the command that are accepted."""
 
     name: str
     processes: int
     ask: Callable[[Started, random.Random], None]
     codes: tuple[int, ...]
     quick: bool = False
-    """whether it belongs to the quick form"""
+    """whether it is part of --quick"""
 
 
 def to_command(number: int) -> Callable[[Started, random.Random], None]:
@@ -54,10 +54,10 @@ WAYS = [
 
 
 def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Random) -> dict[str, float]:
-    """Asks runs like `quiet` to stop, `times` times in all; how often, and the longest time until all were gone.
+    """Stops runs like `quiet`, `times` times in total; returns the count and the longest time until all had ended.
 
-    Each time what was trained up to then must be saved, within `MOST_SECONDS`, and the next command must go on from
-    exactly there; the runs end with the bits and the log of `quiet`. Raises Broken if not.
+    Each time all updates must be saved within `MAX_SECONDS`, and the next command must resume after the last update;
+    the runs must end with the bits and the log of `quiet`. Raises Broken if not.
     """
     asked, slowest, number = 0, 0.0, 0
     while asked < times:
@@ -67,7 +67,7 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
         while True:
             started = run.start()
             if left is not None:
-                started.goes_on_from(left)
+                started.resumes_from(left)
             if asked == times or not trains(started, dice):
                 code = started.wait()
                 require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
@@ -76,17 +76,17 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
             way.ask(started, dice)
             code = started.wait(below)
             slowest = max(slowest, time.monotonic() - since)
-            require(slowest < MOST_SECONDS, f"{run.folder.name} took {slowest:.1f} s to stop")
+            require(slowest < MAX_SECONDS, f"{run.folder.name} took {slowest:.1f} s to stop")
             newest, damaged = checkpoint.newest(run.checkpoints)
             require(newest is not None and not damaged, f"{run.folder.name}: {damaged}")
             assert newest is not None
             if newest.images == run.images:
-                run.finish()  # it was about to end anyway
+                run.finish()  # it was about to end
                 break
             require(code in way.codes, f"{run.folder.name} exits with {code}: {started.printed()[-2000:]}")
             require(
                 f"after {newest.images:,} images, saved in" in started.printed(),
-                f"{run.folder.name} does not say what it saved: {started.printed()[-2000:]}",
+                f"{run.folder.name} does not print what it saved: {started.printed()[-2000:]}",
             )
             asked += 1
             left = newest.images
@@ -109,8 +109,8 @@ def trains(started: Started, dice: random.Random) -> bool:
 
 
 def second_ctrl_c(folder: Path, quiet: Run, dice: random.Random) -> None:
-    """Ends the process at once, which loses nothing that was saved. Raises Broken if not."""
-    for number in range(MOST_TRIES):
+    """A second Ctrl-C ends the process at once and loses no checkpoint. Raises Broken if not."""
+    for number in range(MAX_TRIES):
         run = replace(quiet, folder=folder / f"ctrl-c-{number}")
         started = run.start()
         require(trains(started, dice), "the run ended too early")
@@ -122,12 +122,12 @@ def second_ctrl_c(folder: Path, quiet: Run, dice: random.Random) -> None:
         run.finish()
         run.check_same(quiet)
         if code == -signal.SIGINT:
-            return  # else the first one was through already
-    raise Broken(f"none of {MOST_TRIES} second Ctrl-Cs ended the run")
+            return  # otherwise the first Ctrl-C had already ended it
+    raise Broken(f"none of {MAX_TRIES} second Ctrl-Cs ended the run")
 
 
 def launcher_dies(folder: Path, quiet: Run, dice: random.Random) -> None:
-    """`accelerate launch` on one process takes SIGTERM and hands nothing on: the process notices, saves and leaves."""
+    """`accelerate launch` does not forward SIGTERM: the process detects the end of its launcher, saves and exits."""
     run = replace(quiet, folder=folder / "accelerate")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     started = run.start([*launch, str(ROOT / "train.py"), *run.arguments])
@@ -141,7 +141,7 @@ def launcher_dies(folder: Path, quiet: Run, dice: random.Random) -> None:
 
 
 def restarts(folder: Path, quiet: Run, dice: random.Random) -> None:
-    """`torchrun --max-restarts` goes on by itself when a process is killed."""
+    """`torchrun --max-restarts` resumes the run by itself when a process is killed."""
     run = replace(quiet, folder=folder / "restarts", launcher=("--standalone", "--max-restarts", "2"))
     started = run.start()
     for attempt in range(2):

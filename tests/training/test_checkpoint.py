@@ -85,7 +85,7 @@ FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", [flip, truncate, empty, os.unlink])
-def test_any_damage_to_any_file_is_named_and_the_one_before_is_taken(tmp_path, file, damage):
+def test_any_damage_to_any_file_is_named_and_the_previous_one_is_used(tmp_path, file, damage):
     before, last = write(tmp_path, 8), write(tmp_path, 16)
     damage(last / file)
     found, damaged = newest(tmp_path)

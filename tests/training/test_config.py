@@ -79,7 +79,7 @@ def test_the_length_is_rounded_up_to_whole_batches():
     assert TrainConfig(images=96, batch=32).updates == 3
 
 
-def test_the_first_checkpoint_after_each_multiple_is_kept_for_good():
+def test_the_first_checkpoint_after_each_multiple_is_permanent():
     config = TrainConfig(batch=32, checkpoint_every_images=100, keep_every_images=200)
     saved = [0, 128, 224, 320, 416, 512, 608]  # at the first update past each multiple of 100
     assert [images for images in saved if config.is_permanent(images)] == [0, 224, 416, 608]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.toy import accelerator, config
-from training.config import TrainingSettings
 from training.log import RunLog, evaluated, read, truncate
+from training.step import TrainingSettings
 
 
 @pytest.mark.parametrize("end", [b'{"images": 16, "lo', b"\0" * 40, b'{"im\xff\xfe": 8}\n{"images": 16}\n'])

@@ -66,5 +66,5 @@ def test_the_memory_of_the_machine_is_shared_by_its_processes(monkeypatch: pytes
     assert total_bytes(CPU) is not None
 
 
-def test_sizes_are_said_as_people_say_them() -> None:
+def test_sizes_have_units() -> None:
     assert [show_size(n) for n in (12, 1500, 25.3e9, 4.79e16)] == ["12 bytes", "1.5 kB", "25.3 GB", "47.9 PB"]

@@ -1,4 +1,4 @@
-"""What the dry run tells, against numbers counted by hand."""
+"""The report of the dry run, against numbers counted by hand."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.toy import config as settings_with
-from training.config import TrainingSettings
 from training.data import Images
 from training.memory import tensor_bytes
 from training.report import activation_bytes, rate_points, report
+from training.step import TrainingSettings
 from training.task import Batch, Task
 
 FLOAT = 4
@@ -27,7 +27,7 @@ def net() -> nn.Module:
 
 
 class Vectors(Task[Batch]):
-    """A task, as far as the report looks at it."""
+    """The part of a task that the report uses."""
 
     def __init__(self) -> None:
         super().__init__(net())
@@ -69,22 +69,22 @@ def lines(config: TrainingSettings, processes: int = 1) -> dict[str, str]:
     return {line[:24].strip(): line[24:] for line in text.splitlines()}
 
 
-def test_the_report_says_what_can_be_counted():
-    told = lines(settings_with(images=1000, batch=8, warmup_images=80, keep_last=3))
-    assert told["parameters"] == "40"
-    assert told["multiply-adds"] == "40 per image, forward"
-    assert told["model and optimizer"].startswith("840 bytes (")  # 40 numbers x 5, and the buffer twice
-    assert told["activations"] == "352 bytes in float32 (8 x 44 bytes)"
-    assert told["memory, estimated"] == "1.19 kB on each process, of it"
-    assert told["checkpoint"] == "680 bytes on disk, 3 are kept"
-    assert told["updates"] == "125 of 8 images"
-    assert told["length"] == "1,000 images: each of the 400 about 2.5 times"
+def test_the_report_counts_parameters_memory_and_updates():
+    rows = lines(settings_with(images=1000, batch=8, warmup_images=80, keep_last=3))
+    assert rows["parameters"] == "40"
+    assert rows["multiply-adds"] == "40 per image, forward"
+    assert rows["model and optimizer"].startswith("840 bytes (")  # 40 numbers x 5, and the buffer twice
+    assert rows["activations"] == "352 bytes in float32 (8 x 44 bytes)"
+    assert rows["memory, estimated"] == "1.19 kB on each process, of it"
+    assert rows["checkpoint"] == "680 bytes on disk, 3 are kept"
+    assert rows["updates"] == "125 of 8 images"
+    assert rows["length"] == "1,000 images: each of the 400 about 2.5 times"
 
 
 def test_memory_is_that_of_one_process_and_one_pass():
-    told = lines(settings_with(images=200_000, batch=64, micro_batch=8), processes=2)
-    assert told["activations"] == "352 bytes in float32 (8 x 44 bytes)"
-    assert told["updates"] == "3,125 of 2 processes x 4 passes x 8 images"
+    rows = lines(settings_with(images=200_000, batch=64, micro_batch=8), processes=2)
+    assert rows["activations"] == "352 bytes in float32 (8 x 44 bytes)"
+    assert rows["updates"] == "3,125 of 2 processes x 4 passes x 8 images"
     with pytest.raises(ValueError, match="cannot be shared by 3 processes"):
         lines(settings_with(batch=64), processes=3)
 

@@ -16,10 +16,10 @@ import yaml
 
 from tests.training.test_checkpoint import flip
 from tests.training.toy import BATCH, ToyTask, config, resolved, train
-from training.config import TrainingSettings
 from training.data import DataConfig
 from training.run import FORMAT_VERSION
 from training.run_folder import RunFolder
+from training.step import TrainingSettings
 
 HALF = 5 * BATCH
 

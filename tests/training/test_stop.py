@@ -1,4 +1,4 @@
-"""Asked to stop: by which signal, when, and what is saved."""
+"""Stopping a run: signals, their timing, and what is saved."""
 
 import os
 import signal
@@ -24,44 +24,44 @@ def _default_handlers():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_asks_once_and_for_good(number):
-    with Stop() as asked:
-        assert asked.agreed() is None
+def test_a_signal_requests_a_stop_that_stays(number):
+    with Stop() as request:
+        assert request.agreed() is None
         signal.raise_signal(number)
-        assert asked.agreed() == number.name
+        assert request.agreed() == number.name
         signal.raise_signal(signal.SIGTERM)
-        assert asked.agreed() == number.name
+        assert request.agreed() == number.name
 
 
 def test_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stop() as asked:
+        with Stop() as request:
             signal.raise_signal(signal.SIGHUP)
-            assert asked.agreed() is None
+            assert request.agreed() is None
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", None])
-def test_the_end_of_a_launcher_asks_to_stop(monkeypatch, launcher):
+def test_the_end_of_a_launcher_requests_a_stop(monkeypatch, launcher):
     for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)
     if launcher:
         monkeypatch.setenv(launcher, "no")
-    with Stop() as asked:
-        assert asked.agreed() is None
+    with Stop() as request:
+        assert request.agreed() is None
         monkeypatch.setattr(os, "getppid", lambda: stop._PARENT + 1)
-        assert asked.agreed() == ("the end of its launcher" if launcher else None)
+        assert request.agreed() == ("the end of its launcher" if launcher else None)
 
 
 SECOND_CTRL_C = """
 import signal
 from training.stop import Stop
-with Stop() as asked:
+with Stop() as request:
     signal.raise_signal(signal.SIGINT)
-    print(asked.agreed(), flush=True)
+    print(request.agreed(), flush=True)
     signal.raise_signal(signal.SIGINT)
     print("still here", flush=True)
 """
@@ -75,7 +75,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(tmp_path, capsys, number):
+def test_a_stopped_run_is_saved_and_resumes_bit_for_bit(tmp_path, capsys, number):
     assert train(tmp_path / "straight", ToyTask(dropout=0.3)).finished is True
     task = ToyTask(dropout=0.3)
     task.signal_at = 4, number

@@ -64,7 +64,7 @@ def test_frozen_parameters_stay_frozen_on_two_ranks(two):
         assert name == "calls" or tensor.equal(start[name]) == name.startswith("first."), name
 
 
-def test_two_ranks_go_on_where_one_stopped(one, two):
+def test_two_ranks_resume_a_run_of_one(one, two):
     assert losses(two / "elastic") == pytest.approx(losses(one / "plain"), abs=1e-5)
     same_weights(one / "plain", two / "elastic", 1e-5)
     assert (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from residual import NormAct
 from tasks.augment import random_flip
 from training.accelerator import make_accelerator
-from training.config import TrainConfig, TrainingSettings
+from training.config import TrainConfig
 from training.data import Images
 from training.ema import EmaConfig
 from training.loop import Loop, fit
@@ -28,6 +28,7 @@ from training.random import GlobalRandom, seeded
 from training.run_folder import RunFolder
 from training.schedule import SCHEDULES
 from training.settings import plain
+from training.step import TrainingSettings
 from training.task import Batch, EvaluationContext, Task
 
 BATCH = 8

@@ -1,13 +1,13 @@
 """Data: images from a source, cached or streamed, read by position."""
 
+from pictures.pixel_format import PixelFormat
+from pictures.preprocessing import Preprocessing
 from training.data.config import DataConfig
 from training.data.images import Images
 from training.data.open import open_images, open_validation
 from training.data.order import image_index
-from training.data.pixel_format import PixelFormat
-from training.data.preprocessing import Preprocessing
 from training.data.reader import BatchReader
-from training.data.stream.stream import ImageSet, StreamedImages
+from training.data.stream import ImageSet, StreamedImages
 
 __all__ = [
     "BatchReader",

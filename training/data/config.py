@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.data.preprocessing import Preprocessing
+from pictures.preprocessing import Preprocessing
 from training.settings import setting
 
 MAX_SIDE_PX = 8192

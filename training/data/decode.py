@@ -1,145 +1,27 @@
-"""Decodes image files to arrays of pixels, and applies the preprocessing of pictures."""
+"""Decodes the items of a source in order, in threads where that helps; errors become text."""
 
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Shaped
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from training.data.preprocessing import Preprocessing
-from training.data.random_crop import random_box
+from pictures.decode import decode_file
+from pictures.preprocessing import Preprocessing
 from training.data.sources.arrays import ArrayFile
 from training.data.sources.records import Item
+from training.data.sources.table_files import first_line
 
 T = TypeVar("T")
 
-MAX_PIXELS = 89_478_485
-"""an image with more pixels is an error, as a few kB can unpack to gigabytes; Pillow warns beyond this number"""
 CHUNK = 32
 QUICK_SECONDS = 5e-4
-DEEP = "F"
-"""Pillow's mode for greys of 0..65535; of its modes with more than 8 bits, only this one is resized exactly"""
-TO_BYTES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
-"""factor that Pillow applies to the levels of a PNG of this raw mode, but not to those of its transparent colour"""
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error by MAX_PIXELS
-
-
-def decode(
-    data: Path | bytes | np.ndarray | ArrayFile, preprocessing: Preprocessing, random: np.random.Generator | None = None
-) -> Shaped[np.ndarray, "c h w"]:
-    """Pixels of one image, upright (EXIF orientation applied).
-
-    Pictures become uint8, or uint16 if `preprocessing.bits` is 16. 16-bit greys are scaled to 8 bits (v / 257,
-    rounded), or 8 bits to 16 (257 v), never clipped; transparent images are composited on the background; palettes,
-    CMYK and other colour spaces become RGB; of several pictures in a file the first is used. Resizing uses Pillow's
-    bicubic filter, whose support grows when an image shrinks, so that nothing aliases. A random crop is drawn from
-    `random`; without it, the crop is in the center. Arrays are not changed, see `ArrayFile.read`.
-    Raises an error of any type, as Pillow does, if the image cannot be read.
-    """
-    return decode_file(data, preprocessing, random)[0]
-
-
-def decode_file(
-    data: Path | bytes | np.ndarray | ArrayFile, preprocessing: Preprocessing, random: np.random.Generator | None = None
-) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
-    """`decode`, and whether the file holds several pictures (an animation, pages)."""
-    if isinstance(data, ArrayFile):
-        return data.read(), False
-    with Image.fromarray(data) if isinstance(data, np.ndarray) else open_image(data) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
-        plain = to_plain(image, preprocessing)
-        several = getattr(image, "is_animated", False)
-    if preprocessing.channels is not None and plain.mode != DEEP:
-        plain = plain.convert("L" if preprocessing.channels == 1 else "RGB")
-    if preprocessing.size is not None:
-        plain = to_size(plain, preprocessing.size, preprocessing, random)
-    pixels = np.asarray(plain)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if plain.mode == DEEP:
-        pixels = np.repeat(np.rint(pixels).clip(0, 65535).astype(np.uint16), preprocessing.channels or 1, axis=0)
-    elif preprocessing.bits == 16:
-        pixels = pixels.astype(np.uint16) * np.uint16(257)
-    return np.ascontiguousarray(pixels), several
-
-
-def to_size(
-    image: Image.Image, hw: tuple[int, int], preprocessing: Preprocessing, random: np.random.Generator | None
-) -> Image.Image:
-    """An image, cropped as `preprocessing` specifies and resized to height and width `hw`."""
-    size = hw[::-1]
-    if preprocessing.crop == "random" and random is not None:
-        return image.resize(size, Image.Resampling.BICUBIC, box=random_box(*image.size, random))
-    if image.size == size and preprocessing.center_share == 1:
-        return image
-    if preprocessing.crop == "stretch":
-        return image.resize(size, Image.Resampling.BICUBIC)
-    return ImageOps.fit(image, size, Image.Resampling.BICUBIC, bleed=(1 - preprocessing.center_share) / 2)
-
-
-def open_image(data: Path | bytes) -> Image.Image:
-    """Opens an image file, or its bytes."""
-    if isinstance(data, bytes) and not data:
-        raise ValueError("no image")
-    return Image.open(BytesIO(data) if isinstance(data, bytes) else data)
-
-
-def to_plain(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Any image, upright and opaque, as mode L (grey), RGB or DEEP (16 bits to keep); palettes become RGB.
-
-    Raises ValueError for 32 bits and, if 16 are to be kept, for files of which Pillow reads only 8.
-    """
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # Pillow reads it as 0..65535
-    if image.mode in ("I", "F") and not deep:
-        raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
-    raw = raw_mode(image)
-    if preprocessing.bits == 16 and ";16" in raw and (not deep or image.has_transparency_data):
-        raise ValueError(
-            "colour or transparency with 16 bits, of which only 8 can be read; save it as an array (.npy), or set"
-            " data.bits to 8"
-        )
-    if raw in TO_BYTES and "transparency" in image.info:
-        colour = np.multiply(image.info["transparency"], TO_BYTES[raw]).astype(int).tolist()
-        image.info["transparency"] = tuple(colour) if image.mode == "RGB" else colour
-    image = ImageOps.exif_transpose(image)
-    if deep:
-        levels = np.asarray(image).astype(np.int64)
-        if preprocessing.bits == 16:
-            return Image.fromarray(levels.astype(np.float32))
-        opaque = levels != image.info.get("transparency")
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-        if not opaque.all():
-            image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
-    grey = image.mode in ("1", "L", "LA", "La") or raw.startswith("LA")  # Pillow makes RGBA of LA with 16 bits
-    if not image.has_transparency_data:
-        return image.convert("L" if grey else "RGB")
-    image = image.convert("LA" if grey else "RGBA")
-    mode = "L" if grey and len(set(preprocessing.background)) == 1 else "RGB"
-    canvas = Image.new(mode, image.size, preprocessing.background[0] if mode == "L" else preprocessing.background)
-    canvas.paste(image.convert(mode), mask=image.getchannel("A"))
-    return canvas
-
-
-def raw_mode(image: Image.Image) -> str:
-    """How the file stores its pixels, such as "RGB;16B", as long as they are not loaded; else Pillow's mode."""
-    tiles = getattr(image, "tile", None)
-    if not tiles:
-        return image.mode
-    codec, _, _, arguments = tiles[0]
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    deep_ppm = codec.startswith("ppm") and isinstance(arguments, tuple) and arguments[1] > 255
-    return f"{first};16" if deep_ppm else str(first or image.mode)
-
 
 Decoded = tuple[Item, np.ndarray | str, bool]
 
@@ -182,11 +64,12 @@ def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: in
 def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:
     """`decode_file` of an item, with an error as text."""
     try:
+        if isinstance(item.data, ArrayFile):
+            return item, item.data.read(), False
         return item, *decode_file(item.data, preprocessing, random)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its text repeats the path
         return item, "not an image", False
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …
-        text = getattr(error, "strerror", None) or str(error)
-        return item, (text.strip().splitlines() or [type(error).__name__])[0], False
+        return item, getattr(error, "strerror", None) or first_line(error), False

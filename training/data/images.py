@@ -9,8 +9,8 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import Int, Int64, Shaped
 
+from pictures.pixel_format import BYTES, PixelFormat
 from training.data.order import image_index
-from training.data.pixel_format import BYTES, PixelFormat
 from training.data.sources.labels import name_classes
 
 

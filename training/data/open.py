@@ -12,7 +12,7 @@ from training.data.config import DataConfig
 from training.data.images import Images, check_bad
 from training.data.order import permutation
 from training.data.sources.source import find_source
-from training.data.stream.stream import ImageSet, stream_images
+from training.data.stream import ImageSet, StreamedImages
 
 
 def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
@@ -22,7 +22,7 @@ def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], P
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
     if config.stream:
-        return stream_images(find_source(config), config.preprocessing, config.stream_shards, config.max_bad)
+        return StreamedImages(find_source(config), config.preprocessing, config.stream_shards, config.max_bad)
 
     def find() -> Path:
         return find_cache(find_source(config), config.preprocessing, config.cache_folder, config.max_bad)

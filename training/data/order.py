@@ -8,6 +8,8 @@ from jaxtyping import Int64
 
 SHARD_STREAM = 2**64 - 1
 """random stream that orders the shards of an epoch; stream g orders the images of group g"""
+AFTER_ORDER = 1
+"""word of Philox's counter at which the random numbers of single images start; those of the order start at 0"""
 
 
 def image_index(position: Int64[np.ndarray, "b"], n: int, seed: int) -> Int64[np.ndarray, "b"]:
@@ -98,3 +100,9 @@ def permutation(seed: int, epoch: int, n: int, stream: int = 0) -> Int64[np.ndar
 # A batch that crosses an edge needs the permutations on both sides of it. They are shared: do not write to them.
 image_order = lru_cache(maxsize=2)(permutation)
 shard_order = lru_cache(maxsize=2)(permutation)
+
+
+def image_random(seed: int, position: int) -> np.random.Generator:
+    """The random numbers of the image at this position of a run, independent of processes and batches."""
+    counter = np.array([0, 0, AFTER_ORDER, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64), counter=counter))

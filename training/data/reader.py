@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from training.data.stream.stream import ImageSet
+from training.data.stream import ImageSet
 
 MicroBatch = tuple[Shaped[Tensor, "b c h w"], Int64[Tensor, "b"] | None]
 

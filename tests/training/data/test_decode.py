@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pictures.decode import decode, decode_file
+from pictures.preprocessing import Preprocessing
 from training.data import decode as module
-from training.data.decode import decode, decode_all, decode_file, in_threads
-from training.data.preprocessing import Preprocessing
+from training.data.decode import decode_all, in_threads
 from training.data.sources.records import Item
 
 FOUND = Preprocessing()
@@ -240,7 +241,7 @@ def test_an_image_of_the_right_size_is_unchanged(pixels) -> None:
 
 
 def test_too_many_pixels_are_an_error_before_decoding(monkeypatch, pixels) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS", 20)
+    monkeypatch.setattr("pictures.decode.MAX_PIXELS", 20)
     with pytest.raises(ValueError, match=r"7 x 3 px.* 20 "):
         decode(pixels(0, 3, 7), FOUND)
 

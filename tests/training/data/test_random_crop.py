@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pictures.decode import decode
+from pictures.random_crop import random_box
 from training.data import DataConfig, open_images, open_validation
-from training.data.decode import decode
-from training.data.random_crop import image_random, random_box
+from training.data.order import image_random
 
 
 def test_boxes_have_the_specified_area_and_aspect_ratio() -> None:
@@ -103,5 +104,5 @@ def test_validation_images_get_center_crops(streamed, folder: Path) -> None:
 
 def test_random_crops_of_arrays_are_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.zeros((1, 8, 8), np.uint8))
-    with pytest.raises(ValueError, match=r"data\.crop is random"):
+    with pytest.raises(ValueError, match=r"data\.crop is 'random'"):
         open_images(DataConfig(source=str(tmp_path), stream=True, crop="random"))

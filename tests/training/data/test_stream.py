@@ -14,11 +14,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from tests.training import toy
-from training.data import BatchReader, DataConfig, StreamedImages, image_index, open_images
+from training.data import BatchReader, DataConfig, StreamedImages, image_index, open_images, stream
 from training.data.order import ShardOrder
 from training.data.sources.source import find_source
-from training.data.stream import stream
-from training.data.stream.shards import find_shards
 
 COUNT = 24
 ANIMALS = ClassLabel(names=["cat", "dog", "eel"])
@@ -158,9 +156,11 @@ def test_micro_batches_of_all_ranks_form_the_global_batch(
 
 def test_each_shard_is_loaded_once_per_epoch_and_few_are_held(parquet: Path) -> None:
     config = DataConfig(source=str(parquet), size=8, channels=1, stream=True, stream_shards=1)
-    found = find_shards(find_source(config), config.preprocessing.pixel_format)
+    source = find_source(config)
+    found = source.open()
     loads: list[int] = []
-    counted = replace(found, load=lambda shard: (loads.append(shard), found.load(shard))[1])
+    counted_records = replace(found, load=lambda shard: (loads.append(shard), found.load(shard))[1])
+    counted = replace(source, open=lambda: counted_records)
     images = StreamedImages(counted, config.preprocessing, config.stream_shards, config.max_bad)
     for start in range(0, 4 * COUNT, 3):
         taken(images, start, start + 3)

@@ -20,10 +20,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from pictures.preprocessing import Preprocessing
 from training.data.cache.journal import Journal, Progress
 from training.data.cache.pixel_file import PixelFile, has_images
 from training.data.images import TooManyBad, check_bad, fingerprint, listing
-from training.data.preprocessing import Preprocessing
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Records, Source
 from training.files import write_text
@@ -92,8 +92,9 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
     if progress.shape is None:
         raise ValueError(f"data.source {source.setting!r} holds no image that can be read" + listing(progress.bad))
     array = np.memmap(file.path, stored, "r", shape=(progress.count, *progress.shape))
-    numbers, classes = number_labels(progress.labels, records.classes) if records.labelled else (None, None)
-    if numbers is not None:
+    numbers, classes = None, None
+    if records.labels is not None:
+        numbers, classes = number_labels(progress.labels, records.classes)
         np.save(folder / LABELS, numbers)
     info = {
         "format_version": FORMAT_VERSION,
@@ -121,7 +122,7 @@ def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing,
     progress, saved = file.progress, time.monotonic()
     check_bad(progress.bad, max_bad)
     limit = None if records.classes is None else len(records.classes)
-    todo = islice(records.items, progress.taken, None)
+    todo = islice(records.items(), progress.taken, None)
     with (
         tqdm(
             desc="decoding images",
@@ -131,7 +132,6 @@ def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing,
             unit_scale=True,
             disable=None,
         ) as bar,
-        closing(records.items),  # on an error, too: tables stay open otherwise
         closing(decode_all(todo, preprocessing)) as stream,
     ):
         for item, decoded, several in stream:
@@ -140,10 +140,11 @@ def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing,
                 bar.write(f"skipped {progress.bad[-1]}", file=sys.stderr)
                 check_bad(progress.bad, max_bad)
             else:
-                if records.labelled:
-                    check_label(item.label, progress.count, limit, item.name)
+                label = None if records.labels is None else records.labels[progress.taken]
+                if records.labels is not None:
+                    check_label(label, progress.count, limit, item.name)
                 file.append(decoded, item.name)
-                progress.labels += [item.label] if records.labelled else []
+                progress.labels.append(label)
                 if several:
                     progress.several, progress.example = progress.several + 1, progress.example or item.name
             progress.taken += 1

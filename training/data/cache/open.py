@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pictures.pixel_format import PixelFormat
+from pictures.preprocessing import Preprocessing
 from training.data.cache.build import FORMAT_VERSION, IMAGES, INFO, LABELS, build
 from training.data.images import Images
-from training.data.pixel_format import PixelFormat
-from training.data.preprocessing import Preprocessing
 from training.data.sources.records import Source
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from training.data.pixel_format import DTYPES, FULL_RANGE, PixelFormat
-from training.data.preprocessing import Preprocessing
+from pictures.pixel_format import DTYPES, FULL_RANGE, PixelFormat
+from pictures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,22 @@ def first_array(files: Sequence[Path], names: Sequence[str], options: ArrayOptio
     Raises ValueError if none of the first `max_bad` + 1 files is readable, if the array contradicts the options, and if
     its dtype requires a range. `source` is the value of data.source, for messages.
     """
-    array, bad, limit = None, "", options.max_bad + 1
+    bad, limit = "", options.max_bad + 1
     for file, name in zip(files[:limit], names[:limit], strict=True):
         try:
             array = open_array(file)
             break
         except (OSError, ValueError) as error:
             bad = bad or f"{name}: {error}"
-    if array is None:
+    else:
         raise ValueError(f"data.source {source!r}: none of its first {len(files[:limit])} arrays can be read ({bad})")
-    check_options(options.preprocessing, array.shape, name)
+    channels, height, width = array.shape
+    size = options.preprocessing.size
+    if options.preprocessing.channels not in (None, channels):
+        raise ValueError(f"data.channels is {options.preprocessing.channels} but {name} has {channels}; leave it out")
+    if size not in (None, (height, width)):
+        rule = f"{name} has {height} x {width} (height x width), and arrays are not resized"
+        raise ValueError(f"data.size is {size} but {rule}; leave it out")
     dtype = array.dtype.name
     span = options.range or FULL_RANGE.get(dtype)
     if span is None:
@@ -97,17 +103,3 @@ def first_array(files: Sequence[Path], names: Sequence[str], options: ArrayOptio
             f"data.range is missing: {name} holds {dtype}; give the values that become -1 and 1, such as [-1, 1]"
         )
     return ArrayFile(file, PixelFormat(dtype=dtype, low=span[0], high=span[1], file="npy"), array.shape, name)
-
-
-def check_options(preprocessing: Preprocessing, shape: tuple[int, int, int], name: str) -> None:
-    """Raises ValueError for preprocessing that contradicts the arrays or has no effect on them."""
-    channels, height, width = shape
-    if preprocessing.channels not in (None, channels):
-        raise ValueError(f"data.channels is {preprocessing.channels} but {name} has {channels}; leave it out")
-    if preprocessing.size not in (None, (height, width)):
-        rule = f"{name} has {height} x {width} (height x width), and arrays are not resized"
-        raise ValueError(f"data.size is {preprocessing.size} but {rule}; leave it out")
-    if preprocessing.bits != 8:
-        raise ValueError(f"data.bits is {preprocessing.bits} but arrays keep their dtype; leave it out")
-    if preprocessing.crop == "random":
-        raise ValueError("data.crop is random but arrays are not cropped; leave it out")

@@ -1,16 +1,17 @@
 """Folders of pictures or arrays, with labels from their sub-folders or from a file."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from training.data.pixel_format import PixelFormat
+from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayOptions, first_array
 from training.data.sources.label_file import read_label_file
 from training.data.sources.records import SPLITS, Item, Records, Source, choose_split, stamp
 
 SPLIT_FOLDERS = {name: split for split, names in SPLITS.items() for name in names}
-Labelled = tuple[Mapping[str, int | str], tuple[str, ...] | None]
+Labelled = tuple[Sequence[int | str] | None, tuple[str, ...] | None]
+"""the label of each image, and the names of all classes; None without labels, or without names"""
 
 
 def image_folder(
@@ -19,9 +20,10 @@ def image_folder(
     split: str,
     labels: bool | None,
     label_file: Path | None,
-    kind: PixelFormat | ArrayOptions,
+    pixel_format: PixelFormat,
+    arrays: ArrayOptions | None,
 ) -> Source:
-    """The images below `folder`, all pictures (of pixel format `kind`) or all arrays, in the order of their paths.
+    """The images below `folder`, all pictures (of `pixel_format`) or all arrays, in the order of their paths.
 
     The class of an image is the first sub-folder on its path; classes are numbered in the order of their names. If all
     first sub-folders are named train, validation (val, …) or test, they are splits, and classes are one level below; a
@@ -30,54 +32,52 @@ def image_folder(
     Raises ValueError for an unknown split, for labels that are required but missing, for images beside class folders,
     and as `read_label_file` does.
     """
-    whole, all_files = folder, files
-    top_folders = {top(file, folder) for file in files}
-    in_splits = all(name is not None and name.lower() in SPLIT_FOLDERS for name in top_folders)
-    if in_splits:
-        splits = {SPLIT_FOLDERS[str(name).lower()]: str(name) for name in sorted(map(str, top_folders))}
-        folder = folder / splits[choose_split(split, splits, str(whole))]
-        files = [file for file in files if folder in file.parents]
+    setting, chosen = str(folder), folder
+    parents = [file.relative_to(folder).parts[:-1] for file in files]
+    tops = sorted({parts[0] if parts else "" for parts in parents})
+    splits = {SPLIT_FOLDERS.get(top.lower(), ""): top for top in tops}
+    if "" in splits:  # not all of them are splits
+        choose_split(split, ["train"], setting)
     else:
-        choose_split(split, ["train"], str(whole))
-    names = [file.relative_to(folder).as_posix() for file in files]
+        chosen = folder / splits[choose_split(split, splits, setting)]
+        parents = [parts[1:] for parts in parents]
+    members = [file for file in files if chosen in file.parents]
+    names = [file.relative_to(chosen).as_posix() for file in members]
     if label_file is None:
-        levels = {file: file.relative_to(whole).parts[in_splits:-1] for file in all_files}
-        every_class = {level[0] for level in levels.values() if level}
-        label_of, classes = folder_labels(folder, files, every_class, labels)
+        every_class = sorted({parts[0] for parts in parents if parts})
+        label_of, classes = folder_labels(chosen, names, every_class, labels)
     else:
-        label_of, classes = file_labels(label_file, whole, all_files, folder, names)
+        label_of, classes = file_labels(label_file, folder, files, members)
 
     def read() -> Records:
-        if isinstance(kind, PixelFormat):
-            pictures = (Item(name, file, label_of.get(name)) for name, file in zip(names, files, strict=True))
-            return Records(pictures, len(files), kind, bool(label_of), classes)
-        first = first_array(files, names, kind, str(whole))
-        arrays = (
-            Item(name, replace(first, path=file), label_of.get(name)) for name, file in zip(names, files, strict=True)
+        first = None if arrays is None else first_array(members, names, arrays, setting)
+        items = [
+            Item(name, file if first is None else replace(first, path=file))
+            for name, file in zip(names, members, strict=True)
+        ]
+        return Records(
+            sizes=[len(items)],
+            load=lambda shard: items,
+            labels=label_of,
+            classes=classes,
+            pixel_format=pixel_format if first is None else first.pixel_format,
+            stamp=lambda: [[name, file.stat().st_size] for name, file in zip(names, members, strict=True)],
+            shape=None if first is None else first.shape,
         )
-        return Records(arrays, len(files), first.pixel_format, bool(label_of), classes)
 
-    key: list = [classes, *([name, *stamp(file)] for name, file in zip(names, files, strict=True))]
+    key: list = [classes, *([name, *stamp(file)] for name, file in zip(names, members, strict=True))]
     if label_file is not None:
         key.append(["labels", *stamp(label_file.expanduser())])
-    if isinstance(kind, ArrayOptions):
-        key.append(["range", kind.range])
-    return Source(str(whole), folder.name, ["folder", *key], read)
+    if arrays is not None:
+        key.append(["range", arrays.range])
+    return Source(setting, chosen.name, ["folder", *key], read)
 
 
-def top(file: Path, folder: Path) -> str | None:
-    """The first sub-folder on the path from `folder` to `file`; None if there is none between them."""
-    parts = file.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else None
-
-
-def folder_labels(folder: Path, files: list[Path], every_class: set[str], labels: bool | None) -> Labelled:
-    """The class number of each image by its name, and the names of all classes; {} and None without labels."""
+def folder_labels(folder: Path, names: list[str], classes: list[str], labels: bool | None) -> Labelled:
+    """The first sub-folder of each image; `classes` are those of all splits."""
     if labels is False:
-        return {}, None
-    folders = {file.relative_to(folder).as_posix(): top(file, folder) for file in files}
-    loose = [name for name, above in folders.items() if above is None]
-    classes = sorted(every_class)
+        return None, None
+    loose = [name for name in names if "/" not in name]
     if classes and loose:
         raise ValueError(
             f"data.source {str(folder)!r} holds images both directly ({loose[0]}, …) and in sub-folders ({classes[0]}),"
@@ -88,30 +88,23 @@ def folder_labels(folder: Path, files: list[Path], every_class: set[str], labels
             f"data.labels is true but {str(folder)!r} has no sub-folders to take classes from;"
             " sort the images into one folder per class, give data.label_file, or set data.labels to false"
         )
-    if not (labels or len(classes) > 1):
-        return {}, None
-    number = {name: index for index, name in enumerate(classes)}
-    return {name: number[str(above)] for name, above in folders.items()}, tuple(classes)
+    if not labels and len(classes) < 2:
+        return None, None
+    return [name.partition("/")[0] for name in names], tuple(classes)
 
 
-def file_labels(path: Path, whole: Path, all_files: list[Path], folder: Path, names: list[str]) -> Labelled:
-    """The label of each image by its name below `folder`, its split, and the classes if they have names.
+def file_labels(path: Path, folder: Path, files: list[Path], members: list[Path]) -> Labelled:
+    """The label that the file has for each of `members`, the files of a split.
 
-    The file names images relative to `whole` and may leave out other splits; classes are those of all splits in the
+    The file names images relative to `folder` and may leave out other splits; classes are those of all splits in the
     order of their names, so that a class has the same number in each.
     """
-    found = read_label_file(path, [file.relative_to(whole).as_posix() for file in all_files])
-    prefix = folder.relative_to(whole)
-    given = {name: found.get((prefix / name).as_posix()) for name in names}
-    missing = [name for name, label in given.items() if label is None]
-    if missing:
+    found = read_label_file(path, [file.relative_to(folder).as_posix() for file in files])
+    names = [file.relative_to(folder).as_posix() for file in members]
+    if missing := [name for name in names if name not in found]:
         raise ValueError(
             f"data.label_file {str(path)!r} has no label for {len(missing)} of {len(names)} images, such as"
-            f" {(prefix / missing[0]).as_posix()!r}; add them, or move the images elsewhere"
+            f" {missing[0]!r}; add them, or move the images elsewhere"
         )
     classes = tuple(sorted({label for label in found.values() if isinstance(label, str)}))
-    number = {name: index for index, name in enumerate(classes)}
-    labels = {
-        name: number[label] if isinstance(label, str) else label for name, label in given.items() if label is not None
-    }
-    return labels, classes or None
+    return [found[name] for name in names], classes or None

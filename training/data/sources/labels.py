@@ -19,11 +19,12 @@ def number_labels(
     If `classes` is None, the labels define them: names are classes in sorted order, numbers are their own names.
     Raises ValueError as `check_label` and `name_classes` do.
     """
+    for index, label in enumerate(raw):
+        check_label(label, index, None if classes is None else len(classes))
     if classes is None and raw and isinstance(raw[0], str):
         classes = sorted({str(label) for label in raw})
-        number = {name: index for index, name in enumerate(classes)}
-        raw = [number[str(label)] for label in raw]
-    numbers = np.array(raw, np.int64)
+    number: dict[Label, Label] = {name: index for index, name in enumerate(classes or ())}
+    numbers = np.array([number.get(label, label) for label in raw], np.int64)
     return numbers, name_classes(numbers, classes)
 
 

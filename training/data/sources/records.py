@@ -2,14 +2,16 @@
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from training.data.pixel_format import PixelFormat
+from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayFile
+from training.data.sources.labels import Label
 
 TABLES = (".parquet", ".arrow")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
@@ -27,33 +29,41 @@ class Item:
 
     name: str
     data: Path | bytes | np.ndarray | ArrayFile
-    label: int | str | None = None
-    """class number or name"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Records:
-    """The items of a source in their fixed order."""
+    """The items of a source in their fixed order, in shards that can be read one by one.
 
-    items: Generator[Item, None, None]
-    count: int
-    """number of items"""
+    A table has a shard for each row group (parquet) or record batch (arrow). A folder is one shard: any of its files
+    can be opened at any time.
+    """
+
+    sizes: Sequence[int]
+    """items in each shard"""
+    load: Callable[[int], Sequence[Item]]
+    """the items of a shard, not decoded"""
+    labels: Sequence[Label] | None
+    """the label of every item, or None"""
+    classes: tuple[str, ...] | None
+    """names of the classes if the source has them; None if the labels alone define them"""
     pixel_format: PixelFormat
     """of decoded items"""
-    labelled: bool
-    """whether items carry labels"""
-    classes: tuple[str, ...] | None = None
-    """names of the classes; None if the labels alone define them"""
+    stamp: Callable[[], list]
+    """JSON that changes with the content, but not with its location: names, sizes in bytes, rows"""
+    bytes: Sequence[int] = (0,)
+    """memory of each shard; 0 if its items are read one by one"""
+    shape: tuple[int, int, int] | None = None
+    """channels, height and width of every image if the files define them, as arrays do"""
 
+    @property
+    def count(self) -> int:
+        """Number of items."""
+        return sum(self.sizes)
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table as settings name them; None finds one by its type, else by usual names."""
-
-    image: str | None
-    label: str | None
-    labels: bool | None
-    """True requires labels, False ignores them, None uses them if there are any"""
+    def items(self) -> Iterator[Item]:
+        """All items; one shard is loaded at a time."""
+        return chain.from_iterable(map(self.load, range(len(self.sizes))))
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,7 @@ class Source:
     key: list
     """JSON that changes whenever the items would"""
     open: Callable[[], Records]
-    tables: tuple[Path, ...] = ()
-    """the files of a source that consists of local tables"""
-    columns: Columns | None = None
-    """the columns of `tables`, None for another source"""
+    """lists the items without reading an image; raises ValueError for what cannot be read and for wrong columns"""
 
 
 def walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -94,14 +101,6 @@ def split_of(name: str) -> str | None:
     """The split that a file or folder name contains ("val-00001.parquet": validation), or None."""
     words = re.split(r"[^a-z]+", name.lower())
     return next((split for split, names in SPLITS.items() for word in words if word in names), None)
-
-
-def by_split(files: list[Path], folder: Path) -> dict[str, list[Path]]:
-    """Files by the split that their path below `folder` contains; those without one belong to train."""
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        splits.setdefault(split_of(file.relative_to(folder).as_posix()) or "train", []).append(file)
-    return splits
 
 
 def choose_split(split: str, splits: Iterable[str], source: str) -> str:

@@ -2,42 +2,28 @@
 
 import glob
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from pictures.pixel_format import PixelFormat
 from training.data.config import HUB, DataConfig
-from training.data.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayOptions
 from training.data.sources.folder import image_folder
-from training.data.sources.records import (
-    ARRAYS,
-    PICTURES,
-    TABLES,
-    Columns,
-    Item,
-    Records,
-    Source,
-    by_split,
-    choose_split,
-    walk,
-)
-from training.data.sources.tables import hub_tables, local_tables
+from training.data.sources.records import ARRAYS, PICTURES, TABLES, Item, Records, Source, choose_split, split_of, walk
+from training.data.sources.tables import Columns, hub_tables, local_tables
 
-RANGE = {"range": "data.source holds pictures, whose range is known"}
-FOLDER = dict.fromkeys(("image_column", "label_column"), "a folder of images has no columns")
-TABLE = RANGE | {"label_file": "a table has a column for labels, data.label_column"}
-UNUSED: dict[str, Mapping[str, str]] = {
-    "named": RANGE
-    | dict.fromkeys(("image_column", "label_column"), "a named source has no columns")
-    | {"label_file": "a named source has labels of its own"},
-    "hub": TABLE,
-    "tables": TABLE,
-    "images": RANGE | FOLDER,
-    "arrays": FOLDER,
+PICTURE_KINDS, TABLE_KINDS = ("named", "hub", "tables", "images"), ("hub", "tables")
+USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
+    "range": (("arrays",), "the range of pictures is known"),
+    "image_column": (TABLE_KINDS, "only tables have columns"),
+    "label_column": (TABLE_KINDS, "only tables have columns"),
+    "label_file": (("images", "arrays"), "it is for folders of images; a table has data.label_column"),
+    "bits": (PICTURE_KINDS, "arrays keep their dtype"),
+    "crop": (PICTURE_KINDS, "arrays are not cropped"),
 }
-"""kind of source -> fields without an effect on it, and why"""
+"""field -> the kinds of sources that it has an effect on, and why not on others"""
 
 
 def find_source(config: DataConfig) -> Source:
@@ -46,27 +32,31 @@ def find_source(config: DataConfig) -> Source:
     Raises ValueError if there is no such source, and for fields that contradict it or have no effect on it.
     """
     kind, files = find_files(config.source)
-    for field, reason in UNUSED[kind].items():
-        if (value := getattr(config, field)) is not None:
+    for field, (kinds, reason) in USED_BY.items():
+        value = getattr(config, field)
+        if value != getattr(DataConfig, field) and kind not in kinds:
             shown = str(value) if isinstance(value, Path) else value
             raise ValueError(f"data.{field} is {shown!r} but {reason}; leave it out")
     if kind != "arrays" and config.channels not in (None, 1, 3):
         raise ValueError(f"data.channels {config.channels} must be 1 (grey), 3 (RGB) or null (as found) for pictures")
-    preprocessing, columns = config.preprocessing, Columns(config.image_column, config.label_column, config.labels)
-    pixel_format, folder = preprocessing.pixel_format, Path(config.source).expanduser()
+    columns = Columns(config.image_column, config.label_column, config.labels)
+    pixel_format, folder = config.preprocessing.pixel_format, Path(config.source).expanduser()
     if kind == "named":
         return NAMED[key_of(config.source)](config.source, config.split, config.labels, pixel_format)
     if kind == "hub":
         return hub_tables(config.source, config.split, columns, pixel_format)
     if kind == "tables":
-        splits = by_split(files, folder) if folder.is_dir() else {"train": files}
+        splits: dict[str, list[Path]] = {}
+        for file in files:
+            named = split_of(file.relative_to(folder).as_posix()) if folder.is_dir() else None
+            splits.setdefault(named or "train", []).append(file)
         return local_tables(config.source, splits, config.split, columns, pixel_format)
-    arrays = ArrayOptions(config.range, preprocessing, config.max_bad) if kind == "arrays" else None
-    return image_folder(folder, files, config.split, config.labels, config.label_file, arrays or pixel_format)
+    arrays = ArrayOptions(config.range, config.preprocessing, config.max_bad) if kind == "arrays" else None
+    return image_folder(folder, files, config.split, config.labels, config.label_file, pixel_format, arrays)
 
 
 def find_files(setting: str) -> tuple[str, list[Path]]:
-    """The kind of a source (a key of `UNUSED`) and its files. Raises ValueError if there is none."""
+    """The kind of a source and its files. Raises ValueError if there is none."""
     if key_of(setting) in NAMED:
         return "named", []
     if setting.startswith(HUB):
@@ -123,9 +113,15 @@ def digits(setting: str, split: str, labels: bool | None, pixel_format: PixelFor
 
         table = load_digits()
         pixels = np.round(table.images * (255 / 16)).astype(np.uint8)
-        rows = enumerate(zip(pixels, table.target.tolist(), strict=True))
-        items = (Item(f"digit {i}", image, label if labelled else None) for i, (image, label) in rows)
-        return Records(items, len(pixels), pixel_format, labelled, tuple(str(name) for name in table.target_names))
+        items = [Item(f"digit {i}", image) for i, image in enumerate(pixels)]
+        return Records(
+            sizes=[len(items)],
+            load=lambda shard: items,
+            labels=table.target.tolist() if labelled else None,
+            classes=tuple(map(str, table.target_names)) if labelled else None,
+            pixel_format=pixel_format,
+            stamp=lambda: [[item.name, image.nbytes] for item, image in zip(items, pixels, strict=True)],
+        )
 
     return Source(setting, "digits", ["digits", 1, labelled], read)
 

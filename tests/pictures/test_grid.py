@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.grid import draw_grid, save_animation
-from pipelines.pictures import to_picture, to_uint8
+from pictures.files import to_picture, to_uint8
+from pictures.grid import draw_grid, save_animation
 
 
 def tiles(count, channels=1, height=8, width=8):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from training.data.pixel_format import PixelFormat
+from pictures.pixel_format import PixelFormat
 
 
 @dataclass(frozen=True, kw_only=True)

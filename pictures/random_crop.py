@@ -9,14 +9,6 @@ AREA = 0.08, 1.0
 ASPECT = 3 / 4, 4 / 3
 """narrowest and widest width / height"""
 TRIES = 10
-AFTER_ORDER = 1
-"""word of Philox's counter at which these random numbers start; those of `training.data.order` start at 0"""
-
-
-def image_random(seed: int, position: int) -> np.random.Generator:
-    """The random numbers of the image at this position of a run, independent of processes and batches."""
-    counter = np.array([0, 0, AFTER_ORDER, 0], np.uint64)
-    return np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64), counter=counter))
 
 
 def random_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -14,13 +14,11 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from tqdm import tqdm
 
+from pictures.preprocessing import Preprocessing
 from training.data.images import Images, check_bad, describe
-from training.data.order import ShardOrder
-from training.data.preprocessing import Preprocessing
-from training.data.random_crop import image_random
-from training.data.sources.labels import check_label, number_labels
-from training.data.sources.records import Item, Source
-from training.data.stream.shards import Shards, find_shards
+from training.data.order import ShardOrder, image_random
+from training.data.sources.labels import number_labels
+from training.data.sources.records import Item, Records, Source
 from training.memory import total_bytes
 from training.units import show_size
 
@@ -31,25 +29,33 @@ CHUNK = 8
 class StreamedImages:
     """A set of images of one shape that is read shard by shard, see `ShardOrder`; otherwise like `Images`.
 
-    The image at a position follows from the seed and the files alone. The shards of a group are held in memory,
-    encoded, while a thread reads those of the next group. An unreadable image is replaced by the next readable one of
-    its shard; `max_bad` of them are allowed.
+    The image at a position follows from the seed and the files alone. The images of `group` shards are shuffled
+    together; these shards are held in memory, encoded, while a thread reads those of the next group. An unreadable
+    image is replaced by the next readable one of its shard; `max_bad` of them are allowed.
 
     Raises ValueError for an empty set, a shape that neither files nor settings define, labels out of range, and shards
     that do not fit into memory.
     """
 
-    def __init__(self, shards: Shards, preprocessing: Preprocessing, group: int, max_bad: int):
-        self.shape = shards.shape or stated_shape(preprocessing)
+    def __init__(self, source: Source, preprocessing: Preprocessing, group: int, max_bad: int):
+        records = source.open()
+        if records.count == 0:
+            raise ValueError(f"data.source {source.setting!r} holds no image")
+        self.shape = records.shape or stated_shape(preprocessing)
         """channels, height, width"""
-        self.pixel_format = shards.pixel_format
+        self.pixel_format = records.pixel_format
         """dtype and range of decoded images"""
-        check_memory(shards, group)
-        self._order = ShardOrder(shards.sizes, group)
-        self.labels, self.classes = numbered(shards)
-        self.fingerprint = fingerprint(self, shards, preprocessing)
+        check_memory(records, group)
+        self._order = ShardOrder(records.sizes, group)
+        self.labels: Int64[np.ndarray, n] | None = None
+        """class number of each image, or None"""
+        self.classes: tuple[str, ...] | None = None
+        """names of the classes, or None without labels"""
+        if records.labels is not None:
+            self.labels, self.classes = number_labels(records.labels, records.classes)
+        self.fingerprint = fingerprint(self, records, preprocessing)
         """SHA-256 (hexadecimal) of names, sizes in bytes, labels and preprocessing, without any pixel"""
-        self._shards, self._preprocessing, self._max_bad = shards, preprocessing, max_bad
+        self._records, self._preprocessing, self._max_bad = records, preprocessing, max_bad
         self._bad: dict[int, str] = {}
         self._held: OrderedDict[int, Future[Sequence[Item]]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="shards")
@@ -60,7 +66,7 @@ class StreamedImages:
 
     def __str__(self) -> str:
         """A summary in one line."""
-        shards, group = len(self._shards.sizes), self._order.group
+        shards, group = len(self._records.sizes), self._order.group
         how = f" in {shards:,} shards, {group} shuffled together" if shards > group else ""
         return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}; streamed{how}"
 
@@ -109,7 +115,7 @@ class StreamedImages:
     def _hold(self, shard: int) -> Future[Sequence[Item]]:
         """Loads a shard unless it is held; the shards of the two most recent groups are held."""
         if shard not in self._held:
-            self._held[shard] = self._loader.submit(self._shards.load, shard)
+            self._held[shard] = self._loader.submit(self._records.load, shard)
         self._held.move_to_end(shard)
         while len(self._held) > 2 * self._order.group:
             self._held.popitem(last=False)
@@ -150,12 +156,6 @@ ImageSet = Images | StreamedImages
 """images of a run"""
 
 
-def stream_images(source: Source, preprocessing: Preprocessing, group: int, max_bad: int) -> StreamedImages:
-    """Streams a source, with the images of `group` shards shuffled together. Raises ValueError, in one line, for errors
-    in source and labels."""
-    return StreamedImages(find_shards(source, preprocessing.pixel_format), preprocessing, group, max_bad)
-
-
 def stated_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
     """Channels, height and width. Raises ValueError if one of them is not set."""
     if preprocessing.size is None or preprocessing.channels is None:
@@ -166,20 +166,10 @@ def stated_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
     return (preprocessing.channels, *preprocessing.size)
 
 
-def numbered(shards: Shards) -> tuple[Int64[np.ndarray, "n"] | None, tuple[str, ...] | None]:
-    """Class number of each image, and the names of the classes; None without labels."""
-    if shards.labels is None:
-        return None, None
-    limit = None if shards.classes is None else len(shards.classes)
-    for index, label in enumerate(shards.labels):
-        check_label(label, index, limit)
-    return number_labels(shards.labels, shards.classes)
-
-
-def check_memory(shards: Shards, group: int) -> None:
+def check_memory(records: Records, group: int) -> None:
     """Raises ValueError if two groups of the largest shards exceed the memory of the machine."""
     available, held = total_bytes(torch.device("cpu")), 2 * group
-    needed = sum(sorted(shards.bytes, reverse=True)[:held])
+    needed = sum(sorted(records.bytes, reverse=True)[:held])
     if available is not None and needed > available:
         raise ValueError(
             f"data.stream_shards {group} holds up to {held} row groups, {show_size(needed)}, but each process has"
@@ -187,10 +177,10 @@ def check_memory(shards: Shards, group: int) -> None:
         )
 
 
-def fingerprint(images: StreamedImages, shards: Shards, preprocessing: Preprocessing) -> str:
+def fingerprint(images: StreamedImages, records: Records, preprocessing: Preprocessing) -> str:
     """See `StreamedImages.fingerprint`."""
     settings = [asdict(preprocessing), asdict(images.pixel_format)]
-    digest = hashlib.sha256(json.dumps([images.shape, images.classes, settings, shards.stamp]).encode())
+    digest = hashlib.sha256(json.dumps([images.shape, images.classes, settings, records.stamp()]).encode())
     if images.labels is not None:
         digest.update(np.ascontiguousarray(images.labels, dtype="<i8").data)
     return digest.hexdigest()

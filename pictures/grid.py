@@ -1,4 +1,4 @@
-"""Pictures of many images: a grid with the names of the classes, and its animation."""
+"""A grid of many images with the names of their classes, and its animation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,25 +7,25 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.pictures import shown, to_picture
+from pictures.files import shown, to_picture
 
-LEAST_TILE_PX = 64
+MIN_TILE_PX = 64
 GAP_PX = 4
 TEXT_PX = 14
-MOST_ROW_NAMES = 20
+MAX_ROW_NAMES = 20
 FRAME_MS, LAST_FRAME_MS = 60, 2000
 
 
 def draw_grid(images: UInt8[np.ndarray, "n h w c"], names: Sequence[str] | None = None) -> Image.Image:
-    """All images in one picture, as `to_picture` shows them, small ones enlarged without smoothing.
+    """All images in one picture. Small images are enlarged without smoothing.
 
-    `names` has one name per image. Images of a name stand together, the name to their left; where there are more
-    names than rows would be readable, the images stay in their order and each has its name below.
+    `names` has one name per image. Images with the same name share rows, with the name to the left. With too many
+    names for readable rows, the images keep their order and each has its name below.
     """
     count, height, width, channels = images.shape
-    scale = max(1, LEAST_TILE_PX // max(height, width))
+    scale = max(1, MIN_TILE_PX // max(height, width))
     tile_w, tile_h = width * scale, height * scale
-    by_row = names is not None and len(set(names)) <= MOST_ROW_NAMES
+    by_row = names is not None and len(set(names)) <= MAX_ROW_NAMES
     below = TEXT_PX + 2 if names is not None and not by_row else 0
     font = ImageFont.load_default(TEXT_PX)
     margin = max(int(font.getlength(name)) for name in set(names)) + 2 * GAP_PX if names is not None and by_row else 0
@@ -49,7 +49,7 @@ def draw_grid(images: UInt8[np.ndarray, "n h w c"], names: Sequence[str] | None 
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
-    """An animated GIF that plays for ever and rests on the last frame."""
+    """Writes an animated GIF that repeats and pauses on the last frame."""
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
@@ -70,7 +70,7 @@ def _places(count: int, names: Sequence[str] | None) -> tuple[list[tuple[int, in
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """As much of the beginning of `text` as fits."""
+    """The longest beginning of `text` that fits."""
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-1]
     return text

@@ -1,1 +1,0 @@
-"""Streaming: images decoded when they are needed, shard by shard."""
