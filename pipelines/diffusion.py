@@ -52,16 +52,24 @@ class DiffusionModel:
 
     net: Network
     formulation: Formulation
-    shape: tuple[int, int, int]
-    """(c, h, w) of its images"""
     classes: tuple[str, ...] | None = None
     """names of its classes; None: it takes no labels"""
-    null: int | None = None
-    """the label that means “no label”, if the network was also trained without labels"""
+    null_label: bool = False
+    """whether it was also trained without labels"""
     pixel_format: PixelFormat = BYTES
     """the values that -1 and 1 stand for in the training data's files, and the type of those files"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of its images."""
+        return (self.net.config.out_channels, *self.net.config.size)
+
+    @property
+    def null(self) -> int | None:
+        """The label that means “no label”; None if there are no classes, or it was never trained without labels."""
+        return len(self.classes) if self.classes is not None and self.null_label else None
 
     @property
     def default_sampler(self) -> str:
@@ -209,7 +217,7 @@ class DiffusionModel:
             "format_version": FORMAT_VERSION,
             "formulation": describe_formulation(self.formulation),
             "classes": self.classes,
-            "null_label": self.null is not None,
+            "null_label": self.null_label,
             "pixel_format": asdict(self.pixel_format),
         }
         self.net.save_pretrained(folder)
@@ -242,24 +250,7 @@ def load_model(path: str | Path) -> DiffusionModel:
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
         )
-    return describe(net, formulation, classes, null_label, pixel_format, images_seen)
-
-
-def describe(
-    net: Network,
-    formulation: Formulation,
-    classes: tuple[str, ...] | None,
-    null_label: bool,
-    pixel_format: PixelFormat = BYTES,
-    images_seen: int | None = None,
-) -> DiffusionModel:
-    """The model of a network, whose config gives the shape of the images.
-
-    `null_label`: whether the network was also trained without labels.
-    """
-    null = len(classes) if classes is not None and null_label else None
-    shape = (net.config.out_channels, *net.config.size)
-    return DiffusionModel(net, formulation, shape, classes, null, pixel_format, images_seen)
+    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen)
 
 
 def describe_formulation(formulation: Formulation) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, denoising_loss, drop_labels
 from pictures.files import hidden_note
-from pipelines.diffusion import DiffusionModel, Network, describe
+from pipelines.diffusion import DiffusionModel, Network
 from residual.magnitude import normalize_weights
 from tasks.augment import random_flip
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
@@ -80,7 +80,7 @@ class DiffusionTask(Task[DiffusionBatch]):
         evaluations: tuple[Evaluation, ...] = (),
     ) -> None:
         super().__init__(model.net, evaluations)
-        self.diffusion, self.config, self.augment = model, config, augment
+        self.diffusion, self.config, self.augment, self.shape = model, config, augment, model.shape
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
         """The batch with its images flipped or changed by EDM's augmentations."""
@@ -94,7 +94,7 @@ class DiffusionTask(Task[DiffusionBatch]):
     def loss(self, model: nn.Module, batch: DiffusionBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
         """The denoising loss of each image at a random noise level; some labels are dropped."""
         trained, label = self.diffusion, None
-        time, noise = trained.formulation.draw_time(random), random.normal(*trained.shape)
+        time, noise = trained.formulation.draw_time(random), random.normal(*self.shape)
         if trained.classes is not None:
             assert batch.label is not None, "the images were checked when the task was built"
             label = drop_labels(batch.label, random.uniform(), self.config.label_dropout, null=len(trained.classes))
@@ -197,7 +197,7 @@ class DiffusionRun(Run[DiffusionTask]):
         with seeded(self.train.seed, "model"):
             net = build(self._with_inputs(config))
         null_label = self.diffusion.label_dropout > 0
-        model = describe(net, self.objective, images.classes, null_label, images.pixel_format)
+        model = DiffusionModel(net, self.objective, images.classes, null_label, images.pixel_format)
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:

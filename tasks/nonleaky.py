@@ -15,8 +15,8 @@ from torch import Tensor
 
 from training.random import GlobalRandom
 
-SPREAD = 0.2  # of the logarithm to base 2 of a scale or a stretch
-SHIFT = 0.125  # of the image's side
+SPREAD = 0.2  # standard deviation of the base-2 logarithm of scale and stretch
+SHIFT = 0.125  # standard deviation of a shift, as a share of the image's side
 
 # Low-pass filter of the least asymmetric orthogonal wavelet with six vanishing moments (Daubechies 1992, table 6.3).
 SYM6 = (
@@ -33,30 +33,30 @@ SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
-CENTRE = 5  # the tap taken for the filter's middle; of all frequencies that it passes, its delay is 4.6 to 5.1
-PAD_PX = 3  # how far the filter sees beyond the border
+CENTRE = 5  # tap in the middle of the filter, whose delay is 4.6 to 5.1 over the frequencies that it passes
+PAD_PX = 3  # reach of the filter beyond the border
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to each image, in this order. All zero, it is left as it is."""
+    """The changes of each image, in this order. An image whose numbers are all zero stays unchanged."""
 
     x_flip: Float[Tensor, "b"]
-    """1 for mirrored left to right"""
+    """1: mirrored left to right"""
     y_flip: Float[Tensor, "b"]
-    """1 for upside down"""
+    """1: mirrored top to bottom"""
     scale: Float[Tensor, "b"]
     """enlarged by 2 to the power of `SPREAD` times this"""
     angle: Float[Tensor, "b"]
-    """turned counter-clockwise, in radians"""
+    """rotated counter-clockwise, in radians"""
     axis: Float[Tensor, "b"]
-    """the direction of the stretch, in radians counter-clockwise from the right"""
+    """direction of the stretch, in radians counter-clockwise from the right"""
     stretch: Float[Tensor, "b"]
     """stretched along the axis by 2 to the power of `SPREAD` times this, and shrunk across it by as much"""
     right: Float[Tensor, "b"]
-    """moved to the right by `SHIFT` times this, in widths of the image"""
+    """shifted to the right by `SHIFT` times this, in widths of the image"""
     down: Float[Tensor, "b"]
-    """moved down by `SHIFT` times this, in heights of the image"""
+    """shifted down by `SHIFT` times this, in heights of the image"""
 
     def label(self) -> Float[Tensor, "b 9"]:
         """The augmentation label (table 6): x flip, y flip, scale, cos(angle) - 1, sin(angle), stretch cos(axis),
@@ -66,16 +66,18 @@ class Change:
         return torch.stack([self.x_flip, self.y_flip, self.scale, *turned, *stretched, self.right, self.down], dim=1)
 
     def __call__(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The changed images. Flipped and unchanged ones are exact; what comes in from outside is a reflection."""
+        """The changed images. Flipped and unchanged images are exact; the border is filled by reflection."""
         image = torch.where(_per_image(self.x_flip > 0), image.flip(3), image)
         image = torch.where(_per_image(self.y_flip > 0), image.flip(2), image)
         moves = torch.stack([self.scale, self.angle, self.stretch, self.right, self.down]).ne(0).any(dim=0)
         return torch.where(_per_image(moves), _warped(image, self), image)
 
 
-def draw_change(random: GlobalRandom, probability: float, x_flip_probability: float) -> Change:
-    """Makes each of the six changes with its probability, independently; a flip that is made happens to half of the
-    images. The numbers are standard normal, angles uniform."""
+def draw_change(random: GlobalRandom, probability: float) -> Change:
+    """Random changes: each is made with this probability, but horizontal flips always with probability 1/2.
+
+    A vertical flip that is drawn happens to half of the images. The numbers are standard normal, angles uniform.
+    """
 
     def made(share: float) -> Float[Tensor, "b"]:
         return (random.uniform() < share).float()
@@ -85,7 +87,7 @@ def draw_change(random: GlobalRandom, probability: float, x_flip_probability: fl
 
     stretched, moved = made(probability), made(probability)
     return Change(
-        x_flip=made(x_flip_probability / 2),
+        x_flip=made(0.5),
         y_flip=made(probability / 2),
         scale=made(probability) * random.normal(),
         angle=made(probability) * angle(),
@@ -97,14 +99,13 @@ def draw_change(random: GlobalRandom, probability: float, x_flip_probability: fl
 
 
 def non_leaky(
-    image: Float[Tensor, "b c h w"], random: GlobalRandom, probability: float = 0.12, x_flip_probability: float = 1.0
+    image: Float[Tensor, "b c h w"], random: GlobalRandom, probability: float
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 9"]]:
     """Float32 images changed at random on their device, and their augmentation labels.
 
-    `probability` is that of each change: 0.12 was published for CIFAR-10, 0.15 for FFHQ and AFHQv2 at 64×64. Mirroring
-    left to right has its own, 1 as published: half of all images are mirrored, and labelled so.
-    All random numbers come from `random`, so the result does not depend on processes or micro-batches. Resampling rings
-    at edges: values may leave the range of the images a little.
+    `probability` is that of each change. Half of all images are mirrored, and labelled so, as published. The result
+    does not depend on processes or micro-batches. Resampling rings at edges, so values may leave the range of the
+    images by a little.
     Raises ValueError for images of fewer than 4 pixels a side.
     """
     if min(image.shape[2:]) <= PAD_PX:
@@ -112,16 +113,16 @@ def non_leaky(
         raise ValueError(
             f"images of {h}×{w} pixels are too small to be augmented; give at least 4×4, or no augmentation"
         )
-    change = draw_change(random, probability, x_flip_probability)
+    change = draw_change(random, probability)
     return change(image), change.label()
 
 
 def _warped(image: Float[Tensor, "b c h w"], change: Change) -> Float[Tensor, "b c h w"]:
-    """The images scaled, turned, stretched and moved, resampled at twice their size.
+    """The images scaled, rotated, stretched and shifted, resampled at twice their size.
 
-    Doubled and halved with the wavelet's filter, whose shifts are orthogonal: an image that does not move, or moves by
-    whole pixels, comes back as it was, and one that does loses nothing that its pixels can hold (Karras et al. 2020,
-    "Training GANs with limited data", appendix B). Sums of slices rather than convolutions, which may round to TF32.
+    The wavelet filter that doubles and halves the size has orthogonal shifts, so images that are not moved, or moved by
+    whole pixels, are exact (Karras et al. 2020, "Training GANs with limited data", appendix B). Sums of slices replace
+    convolutions, which may round to TF32.
     """
     h, w = image.shape[2:]
     large = _doubled(_doubled(F.pad(image, (PAD_PX,) * 4, mode="reflect")).mT).mT
@@ -133,19 +134,19 @@ def _warped(image: Float[Tensor, "b c h w"], change: Change) -> Float[Tensor, "b
 
 
 def _source(change: Change, x: Tensor, y: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Where the points of the changed image come from, each change undone in turn; in pixels from the middle."""
+    """Source coordinates of the points of the changed image, in pixels from the middle: each change undone in turn."""
     scale, angle, axis, stretch, right, down = (
         n[:, None, None] for n in (change.scale, change.angle, change.axis, change.stretch, change.right, change.down)
     )
     x, y = x - SHIFT * w * right, y - SHIFT * h * down
-    x, y = _turned(x, y, -axis)
+    x, y = _rotated(x, y, -axis)
     x, y = x * (-SPREAD * stretch).exp2(), y * (SPREAD * stretch).exp2()
-    x, y = _turned(x, y, axis - angle)
+    x, y = _rotated(x, y, axis - angle)
     return x * (-SPREAD * scale).exp2(), y * (-SPREAD * scale).exp2()
 
 
-def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Turned counter-clockwise as seen, with y pointing down."""
+def _rotated(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotated counter-clockwise as displayed, with y pointing down."""
     c, s = angle.cos(), angle.sin()
     return c * x + s * y, c * y - s * x
 

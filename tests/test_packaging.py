@@ -42,11 +42,11 @@ from diffusion import DDPM, EDM
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import describe, load_model
+from pipelines.diffusion import DiffusionModel, load_model
 from pathlib import Path
 small = {"size": (8, 8), "base_channels": 16, "channel_multipliers": (1, 2), "attention_levels": (1,)}
 for formulation in (DDPM(), EDM()):
-    describe(unet.UNet(unet.UNetConfig(**small)), formulation, None, False).save(Path("model"))
+    DiffusionModel(unet.UNet(unet.UNetConfig(**small)), formulation).save(Path("model"))
     assert load_model("model").draw(range(2), None, steps=2).shape == (2, 3, 8, 8)
 net = resnet.create_model("resnet20", mean=(0.5,) * 3, std=(0.5,) * 3)
 pictures = Preprocessing(size=(32, 32), channels=3)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import sample
 from diffusion import DDPM, EDM, SAMPLERS, Condition, Flow, Formulation, denoising_loss
 from pictures.pixel_format import PixelFormat
-from pipelines.diffusion import describe, load_model
+from pipelines.diffusion import DiffusionModel, load_model
 from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
@@ -456,7 +456,7 @@ def test_weights_of_any_type_are_sampled_in_float32(conditional, tmp_path, dtype
 
 def test_a_network_that_needs_more_than_noise_is_refused(tmp_path):
     net = UNet(replace(SMALL, in_channels=4, out_channels=1))
-    describe(net, DDPM(), None, False).save(tmp_path)
+    DiffusionModel(net, DDPM()).save(tmp_path)
     with pytest.raises(ValueError, match=r"4 channels .*draws 1"):
         load_model(tmp_path)
 
@@ -500,7 +500,7 @@ def test_labels_that_a_model_was_not_trained_with_are_refused(conditional, uncon
     with pytest.raises(ValueError, match=r"label '3'.*no classes"):
         load_model(unconditional).label("3")
     with pytest.raises(ValueError, match=r"label 'none'.*diffusion\.label_dropout"):
-        replace(load_model(conditional), null=None).label("none")
+        replace(load_model(conditional), null_label=False).label("none")
     with pytest.raises(ValueError, match=r"guidance=3 .*classes"):
         load_model(unconditional).draw(range(1), None, guidance=3.0)
 
@@ -520,7 +520,7 @@ def test_labels_that_do_not_fit_are_refused_before_any_work(conditional, images,
 
 
 def test_labels_must_be_given_or_left_out_as_trained(conditional, unconditional):
-    always = replace(load_model(conditional), null=None)
+    always = replace(load_model(conditional), null_label=False)
     with pytest.raises(ValueError, match="trained without labels"):
         always.denoising([0], None)
     with pytest.raises(ValueError, match=r"label 10 .*0 … 9"):

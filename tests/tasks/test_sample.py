@@ -12,7 +12,7 @@ import sample
 from diffusion import DDPM, SAMPLERS
 from pictures.files import to_uint8
 from pictures.pixel_format import BYTES, PixelFormat
-from pipelines.diffusion import describe, load_model
+from pipelines.diffusion import DiffusionModel, load_model
 from tests.tasks.small import SMALL
 from unet import UNet
 
@@ -183,7 +183,7 @@ def test_options_for_labels_need_a_model_with_classes(unconditional, tmp_path, c
 def untrained(folder, channels, pixels):
     """The folder of a model of such images, and what it draws (1 step of DDIM from 16 numbers)."""
     net = UNet(replace(SMALL, in_channels=channels, out_channels=channels))
-    model = describe(net, DDPM(), None, False, pixels)
+    model = DiffusionModel(net, DDPM(), pixel_format=pixels)
     model.save(folder)
     return model.draw(range(2), None, steps=1)
 
