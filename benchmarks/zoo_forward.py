@@ -103,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    config = resnet.model_config(args.model)
+    config = resnet.model_info(args.model).config
     assert isinstance(config, resnet.ResNetConfig), "MODELS lists ResNets only"
     ours, twin = (resnet.build(config).to(args.device).eval() for _ in range(2))
     plain = PlainResNet(config, args.inplace).to(args.device).eval()

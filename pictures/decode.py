@@ -1,5 +1,6 @@
 """Decodes pictures to arrays of pixels, and applies their preprocessing."""
 
+import math
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,6 @@ from jaxtyping import Shaped
 from PIL import Image, ImageOps
 
 from pictures.preprocessing import Preprocessing
-from pictures.random_crop import random_box
 
 MAX_PIXELS = 89_478_485
 """an image with more pixels is an error, as a few kB can unpack to gigabytes; Pillow warns beyond this number"""
@@ -17,6 +17,11 @@ DEEP = "F"
 """Pillow's mode for greys of 0..65535; of its modes with more than 8 bits, only this one is resized exactly"""
 TO_BYTES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 """factor that Pillow applies to the levels of a PNG of this raw mode, but not to those of its transparent colour"""
+AREA = 0.08, 1.0
+"""smallest and largest share of the image's area"""
+ASPECT = 3 / 4, 4 / 3
+"""narrowest and widest width / height"""
+TRIES = 10
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error by MAX_PIXELS
 
 
@@ -46,8 +51,7 @@ def decode_file(
         several = getattr(image, "is_animated", False)
     if preprocessing.channels is not None and plain.mode != DEEP:
         plain = plain.convert("L" if preprocessing.channels == 1 else "RGB")
-    if preprocessing.size is not None:
-        plain = to_size(plain, preprocessing.size, preprocessing, random)
+    plain = to_size(plain, preprocessing, random)
     pixels = np.asarray(plain)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if plain.mode == DEEP:
@@ -57,11 +61,11 @@ def decode_file(
     return np.ascontiguousarray(pixels), several
 
 
-def to_size(
-    image: Image.Image, hw: tuple[int, int], preprocessing: Preprocessing, random: np.random.Generator | None
-) -> Image.Image:
-    """An image, cropped as `preprocessing` specifies and resized to height and width `hw`."""
-    size = hw[::-1]
+def to_size(image: Image.Image, preprocessing: Preprocessing, random: np.random.Generator | None) -> Image.Image:
+    """An image, cropped and resized as `preprocessing` specifies."""
+    if preprocessing.size is None:
+        return image
+    size = preprocessing.size[::-1]
     if preprocessing.crop == "random" and random is not None:
         return image.resize(size, Image.Resampling.BICUBIC, box=random_box(*image.size, random))
     if image.size == size and preprocessing.center_share == 1:
@@ -69,6 +73,25 @@ def to_size(
     if preprocessing.crop == "stretch":
         return image.resize(size, Image.Resampling.BICUBIC)
     return ImageOps.fit(image, size, Image.Resampling.BICUBIC, bleed=(1 - preprocessing.center_share) / 2)
+
+
+def random_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, upper, right and lower edge, in pixels, of a random crop of an image of this size.
+
+    Area and logarithm of the aspect ratio are uniform. A crop that exceeds the image is drawn again; after `TRIES` it
+    is the largest center crop with an aspect ratio in `ASPECT` (Szegedy et al. 2015, section 6, as in torchvision).
+    """
+    for _ in range(TRIES):
+        area = width * height * random.uniform(*AREA)
+        aspect = math.exp(random.uniform(*np.log(ASPECT)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, upper = int(random.integers(width - w + 1)), int(random.integers(height - h + 1))
+            return left, upper, left + w, upper + h
+    narrowest, widest = ASPECT
+    w, h = min(width, round(height * widest)), min(height, round(width / narrowest))
+    left, upper = (width - w) // 2, (height - h) // 2
+    return left, upper, left + w, upper + h
 
 
 def open_image(data: Path | bytes) -> Image.Image:

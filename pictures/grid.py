@@ -1,5 +1,6 @@
 """A grid of many images with the names of their classes, and its animation."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,27 +25,29 @@ def draw_grid(images: UInt8[np.ndarray, "n h w c"], names: Sequence[str] | None 
     """
     count, height, width, channels = images.shape
     scale = max(1, MIN_TILE_PX // max(height, width))
-    tile_w, tile_h = width * scale, height * scale
+    tile = width * scale, height * scale
     by_row = names is not None and len(set(names)) <= MAX_ROW_NAMES
-    below = TEXT_PX + 2 if names is not None and not by_row else 0
+    below = names if not by_row else None
+    groups: dict[str, list[int]] = {}
+    for k in range(count):
+        groups.setdefault(names[k] if names is not None and by_row else "", []).append(k)
     font = ImageFont.load_default(TEXT_PX)
-    margin = max(int(font.getlength(name)) for name in set(names)) + 2 * GAP_PX if names is not None and by_row else 0
-
-    places, columns, rows = _places(count, names if by_row else None)
-    size = (margin + columns * (tile_w + GAP_PX) + GAP_PX, rows * (tile_h + GAP_PX + below) + GAP_PX)
+    margin = max(int(font.getlength(name)) for name in groups) + 2 * GAP_PX if by_row else 0
+    columns = min(max(map(len, groups.values())), max(math.ceil(math.sqrt(count)), 10 if len(groups) > 1 else 1))
+    rows = {name: math.ceil(len(members) / columns) for name, members in groups.items()}
+    step_x, step_y = tile[0] + GAP_PX, tile[1] + GAP_PX + (0 if below is None else TEXT_PX + 2)
+    size = (margin + columns * step_x + GAP_PX, sum(rows.values()) * step_y + GAP_PX)
     picture = Image.new("L" if shown(channels) == 1 else "RGB", size, "white")
     pen = ImageDraw.Draw(picture)
-    named_rows: dict[str, int] = {}
-    for k, (row, column) in enumerate(places):
-        x, y = margin + GAP_PX + column * (tile_w + GAP_PX), GAP_PX + row * (tile_h + GAP_PX + below)
-        picture.paste(to_picture(images[k]).resize((tile_w, tile_h), Image.Resampling.NEAREST), (x, y))
-        if names is None:
-            continue
-        if below:
-            pen.text((x, y + tile_h), _fitting(names[k], font, tile_w), fill="black", font=font)
-        elif names[k] not in named_rows:
-            named_rows[names[k]] = row
-            pen.text((margin - GAP_PX, y + tile_h // 2), names[k], fill="black", font=font, anchor="rm")
+    top = GAP_PX
+    for name, members in groups.items():
+        pen.text((margin - GAP_PX, top + tile[1] // 2), name, fill="black", font=font, anchor="rm")
+        for i, k in enumerate(members):
+            x, y = margin + GAP_PX + i % columns * step_x, top + i // columns * step_y
+            picture.paste(to_picture(images[k]).resize(tile, Image.Resampling.NEAREST), (x, y))
+            if below is not None:
+                pen.text((x, y + tile[1]), _fitting(below[k], font, tile[0]), fill="black", font=font)
+        top += rows[name] * step_y
     return picture
 
 
@@ -52,21 +55,6 @@ def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
     """Writes an animated GIF that repeats and pauses on the last frame."""
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
-
-
-def _places(count: int, names: Sequence[str] | None) -> tuple[list[tuple[int, int]], int, int]:
-    """(row, column) of each image, and the numbers of columns and rows."""
-    square = int(np.ceil(np.sqrt(count)))
-    groups: dict[str, list[int]] = {}
-    for k in range(count):
-        groups.setdefault(names[k] if names is not None else "", []).append(k)
-    columns = min(max(map(len, groups.values())), max(square, 10 if len(groups) > 1 else 1))
-    places, row = [(0, 0)] * count, 0
-    for members in groups.values():
-        for i, k in enumerate(members):
-            places[k] = (row + i // columns, i % columns)
-        row += -(-len(members) // columns)
-    return places, columns, row
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

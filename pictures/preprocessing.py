@@ -22,8 +22,7 @@ class Preprocessing:
     center_share: float = 1.0
 
     def __post_init__(self) -> None:
-        sides = self.size or ()
-        if any(isinstance(side, bool) or side < 1 for side in sides):
+        if any(isinstance(side, bool) or side < 1 for side in self.size or ()):
             raise ValueError(f"size {self.size} must be a positive number of pixels, or two: (height, width)")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"channels {self.channels} must be positive, or null (as found)")

@@ -8,13 +8,13 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True)
 class ModelInfo(Generic[ConfigT]):
-    """A named model. Counts are None, and texts empty, for a model that a user registered."""
+    """A named model."""
 
     config: ConfigT = field(repr=False)
-    parameters: int | None = None
-    giga_multiply_adds: float | None = None
+    parameters: int
+    giga_multiply_adds: float
     """10⁹ multiply-adds of one forward pass per image of the published size"""
-    source: str = ""
+    source: str
     """publication and training data"""
     result: str = ""
     """published metric, such as top-1 accuracy on ImageNet"""

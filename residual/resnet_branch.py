@@ -16,16 +16,15 @@ Act = Callable[[], nn.Module]
 StridePlace = Literal["3x3", "1x1"]
 
 
-def conv3x3(c_in: int, c_out: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A 3×3 convolution without bias, padded so that only the stride changes the size."""
-    return nn.Conv2d(c_in, c_out, 3, stride, dilation, dilation, groups, bias=False)
+    return nn.Conv2d(c_in, c_out, 3, stride, padding=1, groups=groups, bias=False)
 
 
 def basic_branch(
     c_in: int,
     c_out: int,
     stride: int = 1,
-    dilations: tuple[int, int] = (1, 1),
     *,
     norm: Norm = nn.BatchNorm2d,
     norm2: Norm | None = None,
@@ -33,10 +32,10 @@ def basic_branch(
 ) -> Chain:
     """Two 3×3 convolutions (He et al. 2015, figure 5, left). `norm2` builds the second norm (default: `norm`)."""
     return Chain(
-        conv1=conv3x3(c_in, c_out, stride, dilations[0]),
+        conv1=conv3x3(c_in, c_out, stride),
         bn1=norm(c_out),
         act1=act(),
-        conv2=conv3x3(c_out, c_out, dilation=dilations[1]),
+        conv2=conv3x3(c_out, c_out),
         bn2=(norm2 or norm)(c_out),
     )
 
@@ -46,7 +45,6 @@ def bottleneck_branch(
     width: int,
     c_out: int,
     stride: int = 1,
-    dilation: int = 1,
     *,
     groups: int = 1,
     stride_in: StridePlace = "3x3",
@@ -64,7 +62,7 @@ def bottleneck_branch(
         conv1=Project(c_in, width, first, bias=False),
         bn1=norm(width),
         act1=act(),
-        conv2=conv3x3(width, width, second, dilation, groups),
+        conv2=conv3x3(width, width, second, groups),
         bn2=(norm2 or norm)(width),
         act2=act(),
         conv3=Project(width, c_out, bias=False),
@@ -77,7 +75,6 @@ def split_attention_branch(
     width: int,
     c_out: int,
     stride: int = 1,
-    dilation: int = 1,
     *,
     radix: int = 2,
     norm: Norm = nn.BatchNorm2d,
@@ -91,7 +88,7 @@ def split_attention_branch(
         conv1=Project(c_in, width, bias=False),
         bn1=norm(width),
         act1=act(),
-        conv2=SplitAttention(width, 1, dilation, radix=radix, norm=norm, act=act),
+        conv2=SplitAttention(width, radix=radix, norm=norm, act=act),
         pool=nn.AvgPool2d(3, stride, padding=1) if stride > 1 else None,
         conv3=Project(width, c_out, bias=False),
         bn3=norm(c_out),
@@ -102,7 +99,6 @@ def preact_basic_branch(
     c_in: int,
     c_out: int,
     stride: int = 1,
-    dilations: tuple[int, int] = (1, 1),
     *,
     dropout: float = 0.0,
     norm: Norm = nn.BatchNorm2d,
@@ -113,11 +109,11 @@ def preact_basic_branch(
     return Chain(
         norm1=norm(c_in),
         act1=act(),
-        conv1=conv3x3(c_in, c_out, stride, dilations[0]),
+        conv1=conv3x3(c_in, c_out, stride),
         norm2=(norm2 or norm)(c_out),
         act2=act(),
         dropout=nn.Dropout(dropout) if dropout else None,
-        conv2=conv3x3(c_out, c_out, dilation=dilations[1]),
+        conv2=conv3x3(c_out, c_out),
     )
 
 
@@ -126,7 +122,6 @@ def preact_bottleneck_branch(
     width: int,
     c_out: int,
     stride: int = 1,
-    dilation: int = 1,
     *,
     stride_in: StridePlace = "3x3",
     norm: Norm = nn.BatchNorm2d,
@@ -144,7 +139,7 @@ def preact_bottleneck_branch(
         conv1=Project(c_in, width, first, bias=False),
         norm2=(norm2 or norm)(width),
         act2=act(),
-        conv2=conv3x3(width, width, second, dilation),
+        conv2=conv3x3(width, width, second),
         norm3=norm(width),
         act3=act(),
         conv3=Project(width, c_out, bias=False),

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 class SqueezeExcite(nn.Module):
     """Multiplies each channel by a gate in (0, 1), computed from all channel means (Hu et al. 2018, eq. 2 to 4).
 
-    The hidden width is `channels / reduction`, rounded to a multiple of `divisor`. Two conventions are in use, and they
-    differ for narrow blocks: timm rounds to multiples of 8 (64 / 16 becomes 8), the authors do not round (`divisor=1`,
-    giving 4).
+    The hidden width is `channels / reduction`, rounded to a multiple of 8, as in timm: 64 / 16 becomes 8. The authors
+    do not round.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, divisor: int = 8) -> None:
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        hidden = max(divisor, int(channels / reduction + divisor / 2) // divisor * divisor)
+        hidden = max(8, int(channels / reduction + 4) // 8 * 8)
         self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1)
         self.act = nn.ReLU()
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
@@ -39,8 +38,6 @@ class SplitAttention(nn.Module):
     def __init__(
         self,
         channels: int,
-        stride: int = 1,
-        dilation: int = 1,
         *,
         radix: int = 2,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
@@ -49,7 +46,7 @@ class SplitAttention(nn.Module):
         super().__init__()
         hidden, splits = max(32, channels * radix // 4), channels * radix
         self.radix = radix
-        self.conv = nn.Conv2d(channels, splits, 3, stride, dilation, dilation, groups=radix, bias=False)
+        self.conv = nn.Conv2d(channels, splits, 3, padding=1, groups=radix, bias=False)
         self.bn0 = norm(splits)
         self.act0 = act()
         self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1)
@@ -57,7 +54,7 @@ class SplitAttention(nn.Module):
         self.act1 = act()
         self.fc2 = nn.Conv2d(hidden, splits, kernel_size=1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         x = rearrange(self.act0(self.bn0(self.conv(x))), "b (r c) h w -> b r c h w", r=self.radix)
         mean = x.sum(dim=1).mean(dim=(2, 3), keepdim=True)
         logits = self.fc2(self.act1(self.bn1(self.fc1(mean))))

@@ -4,14 +4,7 @@ from resnet.classifier import Classifier
 from resnet.config.classifier import ClassifierConfig
 from resnet.config.densenet import DenseNetConfig
 from resnet.config.edsr import EDSRConfig
-from resnet.config.families import (
-    cifar_densenet,
-    cifar_resnet,
-    imagenet_resnet,
-    preact_imagenet_resnet,
-    resnest,
-    wide_resnet,
-)
+from resnet.config.families import cifar_densenet, cifar_resnet, imagenet_resnet, wide_resnet
 from resnet.config.highway import HighwayConfig
 from resnet.config.resnet import ResNetConfig
 from resnet.densenet import DenseNet
@@ -28,12 +21,9 @@ from resnet.registry import (
     import_weights,
     likely_models,
     list_models,
-    model_config,
     model_info,
-    register_model,
-    summary,
 )
-from resnet.summary import summarize
+from resnet.summary import summary
 
 __all__ = [
     "EDSR",
@@ -58,12 +48,7 @@ __all__ = [
     "import_weights",
     "likely_models",
     "list_models",
-    "model_config",
     "model_info",
-    "preact_imagenet_resnet",
-    "register_model",
-    "resnest",
-    "summarize",
     "summary",
     "wide_resnet",
 ]

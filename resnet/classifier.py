@@ -5,16 +5,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, overload
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from residual.weights.keymap import Difference
+from residual.weights.adapt import adapt_inputs
+from residual.weights.keymap import Difference, export_state, import_state
 from residual.weights.layout import Layout, read_state
 from residual.weights.pretrained import Pretrained
 from resnet.checks import check_images
 from resnet.config.classifier import ClassifierConfig
-from resnet.layouts import export_weights, import_weights, without_prefix
+from resnet.layouts import (
+    CLASSIFIER,
+    STEM,
+    likely_layout,
+    require_layout,
+    weight_names,
+    with_counters,
+    without_prefix,
+)
 
 
 class Classifier(Pretrained):
@@ -68,9 +76,7 @@ class Classifier(Pretrained):
             raise ValueError(f"levels={list(levels or ())}: there is no level {wrong[0]}, only 0 to {last}")
         wanted = (last,) if levels is None else levels
         found: dict[int, Tensor] = {}
-        for index, level in enumerate(self.levels):
-            if len(found) == len(set(wanted)):
-                break
+        for index, level in enumerate(self.levels[: max(wanted, default=-1) + 1]):
             x = level(x, emb)
             if index in wanted:
                 found[index] = x
@@ -80,18 +86,6 @@ class Classifier(Pretrained):
     def feature_info(self) -> list[tuple[int, int]]:
         """Channels and total stride of the output of each level."""
         return list(self.config.feature_info)
-
-    @property
-    def in_channels(self) -> int:
-        """Number of image channels."""
-        return self.config.in_channels
-
-    @property
-    def outline(self) -> dict[str, str]:
-        """Rows of a summary: name -> module."""
-        embedding = {} if self.embedding is None else {"embedding": "embedding"}
-        levels = {f"stage {i}" if i else "stem": f"levels.{i}" for i in range(len(self.levels))}
-        return embedding | levels | {"classifier": "fc"}
 
     @property
     def num_features(self) -> int:
@@ -126,7 +120,8 @@ class Classifier(Pretrained):
 
         Raises ValueError for an unknown layout and for a config that the layout cannot express.
         """
-        return export_weights(self.layouts, self.config, self.state_dict(), layout)
+        chosen = require_layout(self.layouts, layout, self.config)
+        return export_state(chosen.places(self.config), chosen.table, self.state_dict())
 
     def _embed(self, t: Tensor | None) -> Tensor | None:
         if self.embedding is None:
@@ -138,10 +133,28 @@ class Classifier(Pretrained):
         return self.embedding(t)
 
 
-def load_weights(net: Classifier, state: Mapping[str, Tensor], layout: str | None) -> list[str]:
+def load_weights(net: Classifier, given: Mapping[str, Tensor], layout: str | None) -> list[str]:
     """As `Classifier.import_weights`, but raises `Difference` for names or shapes that do not fit."""
-    found, messages = import_weights(net.layouts, net.config, without_prefix(state), net.state_dict(), layout)
-    net.load_state_dict(found, assign=net.fc.weight.is_meta)
+    given, ours, messages = without_prefix(given), net.state_dict(), list[str]()
+    if given.keys() == ours.keys():
+        raise ValueError("the weights have our own names: load them by load_state_dict")
+    name = likely_layout(net.layouts, net.config, given, ours) if layout is None else layout
+    chosen = require_layout(net.layouts, name, net.config)
+    names = weight_names(chosen, net.config, ours)
+    theirs, kept = with_counters(chosen.clean(given), names.values()), dict[str, Tensor]()
+    stem, new = theirs.get(names[STEM]), ours[STEM].shape[1]
+    if stem is not None and stem.dim() == 4 and (old := stem.shape[1]) != new:
+        theirs[names[STEM]] = adapt_inputs(stem, new)
+        how = "summed" if new < old else "shared"
+        messages.append(f"{names[STEM]}: {old} input channels adapted to {new}; weights are {how}")
+    head = [names[name] for name in CLASSIFIER]
+    if head[0] in theirs and (classes := len(theirs[head[0]])) != len(net.fc.weight):
+        kept = {name: ours.pop(name) for name in CLASSIFIER}
+        theirs = {name: tensor for name, tensor in theirs.items() if name not in head}
+        lost = f"not loaded, {classes} classes in the file and {len(net.fc.weight)} in this network"
+        messages.append(f"{' and '.join(head)}: {lost}")
+    found = import_state(chosen.places(net.config), chosen.table, theirs, ours)
+    net.load_state_dict(found | kept, assign=net.fc.weight.is_meta)
     return messages
 
 
@@ -152,9 +165,3 @@ def init_weights(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def zero_init(module: nn.Module) -> None:
-    """Sets the weight of the last norm or convolution of a branch to zero."""
-    with torch.no_grad():
-        module.weight.zero_()  # type: ignore[operator]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,9 +32,6 @@ class EDSR(Pretrained):
     config: EDSRConfig
     config_class = EDSRConfig
     hub_tags = ("super-resolution",)
-    in_channels = 3
-    outline: ClassVar[dict[str, str]] = {"head": "head", "body": "body", "tail": "tail"}
-    """rows of a summary: name -> module"""
     mean: Tensor
 
     def __init__(self, config: EDSRConfig) -> None:
@@ -58,7 +54,7 @@ class EDSR(Pretrained):
 
         Raises ValueError unless it has three channels.
         """
-        check_images(x, self.in_channels, 1)
+        check_images(x, channels=3, min_size_px=1)
         return self.tail(self.body(self.head(x - self.mean))) + self.mean
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from residual import (
     Add,
     Chain,
-    DropPath,
     FrozenBatchNorm2d,
     NormAct,
     Residual,
@@ -28,8 +27,8 @@ from residual import (
     split_attention_branch,
 )
 from residual.recompute import Recomputed
-from resnet.classifier import Classifier, init_weights, zero_init
-from resnet.config.resnet import Block, ResNetConfig, blocks_of
+from resnet.classifier import Classifier, init_weights
+from resnet.config.resnet import BLOCK_TRAITS, Block, ResNetConfig, blocks_of
 from resnet.layouts.resnets import LAYOUTS
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -39,14 +38,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 ACTS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 PAD_SIDES: dict[str, Literal["end", "split"]] = {"A": "end", "A_split": "split"}
-# Last norm or convolution of a branch. With zeros there, a block equals its shortcut.
-LAST = {
-    "basic": "bn2",
-    "bottleneck": "bn3",
-    "split_attention": "bn3",
-    "preact_basic": "conv2",
-    "preact_bottleneck": "conv3",
-}
 
 
 class ResNet(Classifier):
@@ -65,9 +56,10 @@ class ResNet(Classifier):
         self.fc = nn.Linear(config.widths[-1] * config.expansion, config.num_classes)
         self.levels.apply(init_weights)
         if config.zero_init:
+            last = f"{'conv' if config.preact else 'bn'}{BLOCK_TRAITS[config.block].convolutions}.weight"
             for block in self.levels.modules():
                 if isinstance(block, Residual):
-                    zero_init(block.branch.get_submodule(LAST[config.block]))
+                    nn.init.zeros_(block.branch.get_parameter(last))
 
 
 def make_stem(config: ResNetConfig) -> Chain:
@@ -104,10 +96,9 @@ def make_stage(config: ResNetConfig, blocks: list[Block]) -> Chain:
 
 def make_block(config: ResNetConfig, block: Block) -> nn.Module:
     """One block: the sum of branch and shortcut, or the branch alone in a plain network."""
-    branch = make_branch(config, block).then(
-        se=SqueezeExcite(block.c_out, config.se_reduction) if config.se_reduction else None,
-        drop_path=DropPath(block.drop_path) if block.drop_path else None,
-    )
+    branch = make_branch(config, block)
+    if config.se_reduction:
+        branch = branch.then(se=SqueezeExcite(block.c_out, config.se_reduction))
     act = None if config.preact else ACTS[config.act]()
     if config.shortcut == "none":
         return Chain(branch=branch, act=act)
@@ -121,8 +112,8 @@ def make_branch(config: ResNetConfig, block: Block) -> Chain:
     parts: dict[str, Any] = {"norm": norm, "act": ACTS[config.act]}
     if config.noise:
         parts["norm2"] = partial(NormAct, emb_channels=emb_channels(config), act=None)
-    basic = (block.c_in, block.c_out, block.stride, block.dilations)
-    bottleneck = (block.c_in, block.width, block.c_out, block.stride, block.dilations[0])
+    basic = (block.c_in, block.c_out, block.stride)
+    bottleneck = (block.c_in, block.width, block.c_out, block.stride)
     match config.block:
         case "basic":
             return basic_branch(*basic, **parts)
@@ -138,19 +129,13 @@ def make_branch(config: ResNetConfig, block: Block) -> Chain:
 def make_shortcut(config: ResNetConfig, block: Block) -> nn.Module | None:
     """The shortcut of a block; None for the identity."""
     c_in, c_out, stride = block.c_in, block.c_out, block.stride
-    if not block.changes_shape and config.shortcut != "C":
+    if stride == 1 and c_in == c_out:
         return None
     if config.shortcut in PAD_SIDES:
         return ZeroPad(c_in, c_out, stride, PAD_SIDES[config.shortcut])
-    pool = make_pool(block) if config.shortcut == "D" else None
+    averaged = config.shortcut == "D" and stride > 1
+    pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if averaged else None
     return projection(c_in, c_out, stride, norm=None if config.preact else NORMS[config.norm], pool=pool)
-
-
-def make_pool(block: Block) -> nn.Module | None:
-    """The 2×2 average before a projection (option D); None where nothing is strided or dilated."""
-    if block.stride > 1:
-        return nn.AvgPool2d(2, block.stride, ceil_mode=True, count_include_pad=False)
-    return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1)) if block.dilations[1] > 1 else None
 
 
 def emb_channels(config: ResNetConfig) -> int:

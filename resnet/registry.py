@@ -1,10 +1,9 @@
 """Networks by kind, models by name."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
-from itertools import groupby
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from residual.model_info import ModelInfo
 from residual.names import require_known
-from residual.weights.config import read_json
 from residual.weights.keymap import Difference
 from residual.weights.layout import read_state
-from residual.weights.pretrained import local_folder, qualified_name
+from residual.weights.pretrained import local_folder, model_class
 from resnet.classifier import Classifier, load_weights
 from resnet.config.classifier import ClassifierConfig
 from resnet.config.densenet import DenseNetConfig
@@ -28,7 +26,6 @@ from resnet.edsr import EDSR
 from resnet.highway import HighwayNet
 from resnet.layouts import CLASSIFIER, COUNTER, bodies, without_prefix
 from resnet.model import ResNet
-from resnet.summary import summarize
 from resnet.table import MODELS, Config
 
 Network = Classifier | EDSR
@@ -38,7 +35,8 @@ NETWORKS: dict[str, tuple[type[ClassifierConfig], type[Classifier]]] = {
     "highway": (HighwayConfig, HighwayNet),
 }
 """classifiers by kind: the class of the config and that of the network"""
-_BLOCK = re.compile(r"(?:layer|stages\.|features\.denseblock)(\d+)\.(?:blocks\.|denselayer)?(\d+)\.")
+_BLOCK = re.compile(r"(layer|stages\.|features\.denseblock)\d+\.(blocks\.|denselayer)?\d+\.")
+"""start of the published names of a block's weights, such as `layer2.3.conv1.weight`"""
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -51,11 +49,6 @@ def model_info(name: str) -> ModelInfo[Config]:
     return MODELS[require_known("model", name, MODELS)]
 
 
-def model_config(name: str) -> Config:
-    """The config of a model. Raises ValueError for an unknown name."""
-    return model_info(name).config
-
-
 def create_model(name: str, num_classes: int | None = None, in_channels: int | None = None, **changes: Any) -> Network:
     """The network of a name, freshly initialised, in training mode.
 
@@ -63,7 +56,7 @@ def create_model(name: str, num_classes: int | None = None, in_channels: int | N
     published mean and deviation are dropped. Raises ValueError for an unknown name or field, with the closest ones, and
     for invalid values.
     """
-    config = model_config(name)
+    config = model_info(name).config
     if num_classes is not None:
         changes["num_classes"] = num_classes
     if in_channels is not None:
@@ -76,22 +69,17 @@ def create_model(name: str, num_classes: int | None = None, in_channels: int | N
 
 
 @overload
-def build(config: ResNetConfig) -> ResNet: ...
-@overload
-def build(config: DenseNetConfig) -> DenseNet: ...
-@overload
-def build(config: HighwayConfig) -> HighwayNet: ...
-@overload
-def build(config: EDSRConfig) -> EDSR: ...
-@overload
 def build(config: ClassifierConfig) -> Classifier: ...
 @overload
-def build(config: Config) -> Network: ...
+def build(config: EDSRConfig) -> EDSR: ...
 def build(config: Config) -> Network:
     """The network of a config, freshly initialised. Raises ValueError for a class of config that is not registered."""
     if isinstance(config, EDSRConfig):
         return EDSR(config)
-    return _network_class(config)(config)
+    for config_class, network in NETWORKS.values():
+        if type(config) is config_class:
+            return network(config)
+    raise ValueError(f"no network is registered for a {type(config).__name__}: add it to resnet.NETWORKS")
 
 
 def from_pretrained(folder_or_hub_id: str | Path) -> Network:
@@ -100,42 +88,8 @@ def from_pretrained(folder_or_hub_id: str | Path) -> Network:
     Raises ValueError for a folder of another package's model, and as `Pretrained.from_pretrained` does.
     """
     folder = local_folder(folder_or_hub_id)
-    path = folder / "config.json"
-    found = read_json(path).get("model")
-    networks: list[type[Network]] = [*(network for _, network in NETWORKS.values()), EDSR]
-    for network in networks:
-        if found == qualified_name(network):
-            return network.from_pretrained(folder)
-    names = ", ".join(qualified_name(network) for network in networks)
-    raise ValueError(f"{path} describes model={found!r}, which is none of: {names}")
-
-
-def register_model(name: str, config: Config) -> None:
-    """Adds a config under a name. Raises ValueError if the name is taken, or if no network is registered for it.
-
-    A network of your own is registered by a row in `NETWORKS`.
-    """
-    if not isinstance(config, EDSRConfig):
-        _network_class(config)
-    if name in MODELS:
-        raise ValueError(f"the name {name!r} is taken: choose another one")
-    MODELS[name] = ModelInfo(config)
-
-
-def _network_class(config: ClassifierConfig) -> type[Classifier]:
-    for config_class, network in NETWORKS.values():
-        if type(config) is config_class:
-            return network
-    raise ValueError(f"no network is registered for a {type(config).__name__}: add it to resnet.NETWORKS")
-
-
-def summary(name: str, size_px: int | None = None, **changes: Any) -> str:
-    """The table of `summarize` for `create_model(name, **changes)`, by default for images of the published size."""
-    if size_px is None:
-        size_px = model_info(name).size_px or 224
-    with torch.device("meta"):
-        model = create_model(name, **changes)
-    return summarize(model, size_px)
+    classes: list[type[Network]] = [*(network for _, network in NETWORKS.values()), EDSR]
+    return model_class(folder, classes).from_pretrained(folder)
 
 
 def import_weights(
@@ -154,11 +108,13 @@ def likely_models(state_dict: Mapping[str, Tensor]) -> list[str]:
     """The models whose published names and shapes these are, for any number of classes and image channels."""
     state_dict = without_prefix(state_dict)
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if not name.endswith(COUNTER)}
-    counts = block_counts(state_dict)
+    blocks = {match[0] for name in shapes if (match := _BLOCK.match(name))}
     others = 1 + len(CLASSIFIER)  # tensors that depend on the image channels or on the classes
     found = []
     for name, info in MODELS.items():
-        if not isinstance(info.config, ClassifierConfig) or getattr(info.config, "blocks_per_stage", None) != counts:
+        if not isinstance(info.config, ResNetConfig | DenseNetConfig) or sum(info.config.blocks_per_stage) != len(
+            blocks
+        ):
             continue
         with torch.device("meta"):
             net = build(info.config)
@@ -169,9 +125,3 @@ def likely_models(state_dict: Mapping[str, Tensor]) -> list[str]:
         if any(fits):
             found.append(name)
     return found
-
-
-def block_counts(names: Iterable[str]) -> tuple[int, ...]:
-    """Blocks per stage, from published names: `layer2.3.conv1.weight` belongs to the fourth block of stage 2."""
-    numbers = {match.groups() for name in names if (match := _BLOCK.match(name))}
-    return tuple(len(list(blocks)) for _, blocks in groupby(sorted(int(stage) for stage, _ in numbers)))

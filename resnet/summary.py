@@ -1,41 +1,40 @@
 """Table of a network's parts, as text."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from residual.count import multiply_adds_of_parts, parameters
 
 
-def summarize(model: Any, size_px: int) -> str:
-    """One row per part of the model's `outline`: output shape (channels, height, width), parameters, multiply-adds.
+def summary(net: Any, size_px: int) -> str:
+    """One row per part of a network of the zoo: output shape (channels, height, width), parameters, multiply-adds.
 
     Shapes and multiply-adds are those of one image of `size_px` × `size_px`. Raises ValueError if that is too small.
     """
-    shadow = copy.deepcopy(model).to("meta")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, path in model.outline.items():
-        shadow.get_submodule(path).register_forward_hook(_recorder(shapes, name))
-    inputs = [torch.empty(1, model.in_channels, size_px, size_px, device="meta")]
-    if "embedding" in model.outline:
-        inputs.append(torch.zeros(1, device="meta"))
-    counts = multiply_adds_of_parts(shadow, *inputs)
+    shadow, parts, shapes = copy.deepcopy(net).to("meta"), dict(_parts(net)), dict[str, str]()
+    for name, path in parts.items():
 
-    rows = [("", "output", "parameters", "multiply-adds")]
-    for name, path in model.outline.items():
-        rows.append(_row(name, shapes[name], parameters(model.get_submodule(path)), counts.get(path, 0)))
-    rows.append(_row("total", (), parameters(model), counts[""]))
-    return "\n".join(f"{name:<10}  {shape:>16}  {count:>13}  {work:>15}" for name, shape, count, work in rows)
+        def record(module: nn.Module, inputs: Any, output: torch.Tensor, name: str = name) -> None:
+            shapes[name] = " x ".join(map(str, output.shape[1:]))
 
-
-def _recorder(shapes: dict[str, tuple[int, ...]], name: str) -> Any:
-    def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        shapes[name] = tuple(output.shape[1:])
-
-    return record
+        shadow.get_submodule(path).register_forward_hook(record)
+    image = torch.empty(1, getattr(net.config, "in_channels", 3), size_px, size_px, device="meta")
+    counts = multiply_adds_of_parts(shadow, image, *[torch.zeros(1)] * ("embedding" in parts))
+    rows = [(name, shapes[name], parameters(net.get_submodule(path)), path) for name, path in parts.items()]
+    lines = [f"{'':<10}  {'output':>16}  {'parameters':>13}  {'multiply-adds':>15}"]
+    for name, shape, count, path in (*rows, ("total", "", parameters(net), "")):
+        lines.append(f"{name:<10}  {shape:>16}  {count:>13,}  {counts.get(path, 0):>15,}")
+    return "\n".join(lines)
 
 
-def _row(name: str, shape: tuple[int, ...], count: int, work: int) -> tuple[str, str, str, str]:
-    return name, " x ".join(map(str, shape)), f"{count:,}", f"{work:,}"
+def _parts(net: nn.Module) -> Iterator[tuple[str, str]]:
+    """Name and path of each part."""
+    for path, part in net.named_children():
+        if isinstance(part, nn.ModuleList):
+            yield from ((f"stage {i}" if i else "stem", f"{path}.{i}") for i in range(len(part)))
+        else:
+            yield path, path

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier
-from resnet import NETWORKS, Classifier, ClassifierConfig, build, import_weights, list_models, model_config
+from resnet import NETWORKS, Classifier, ClassifierConfig, build, import_weights, list_models, model_info
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
 from training.data import ImageSet, PixelFormat, open_validation
@@ -131,7 +131,7 @@ class ClassificationTask(Task[ClassificationBatch]):
 
 def _presets() -> dict[str, ClassifierConfig]:
     """The classifiers of the zoo, by name."""
-    configs = ((name, model_config(name)) for name in list_models())
+    configs = ((name, model_info(name).config) for name in list_models())
     return {name: config for name, config in configs if isinstance(config, ClassifierConfig)}
 
 

@@ -10,8 +10,7 @@ import torch
 from residual.count import check_weight_bytes
 from residual.model_info import ModelInfo
 from residual.names import require_known
-from residual.weights.config import read_json
-from residual.weights.pretrained import local_folder, qualified_name
+from residual.weights.pretrained import local_folder, model_class
 from unet.config import UNetConfig
 from unet.edm2 import EDM2UNet
 from unet.edm2_config import EDM2Config
@@ -86,9 +85,4 @@ def network_class(folder: Path) -> type[UNet | EDM2UNet]:
     """The class of the network in a model folder. Raises ValueError for a folder of another package's model."""
     if find_network(folder) is not None:
         return UNet
-    path = folder / "config.json"
-    found = read_json(path).get("model")
-    classes: dict[str, type[UNet | EDM2UNet]] = {qualified_name(network): network for _, network in NETWORKS.values()}
-    if found not in classes:
-        raise ValueError(f"{path} describes model={found!r}, which is none of: {', '.join(classes)}")
-    return classes[found]
+    return model_class(folder, [network for _, network in NETWORKS.values()])

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -40,7 +40,7 @@ class Pretrained(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        document = {"format_version": FORMAT_VERSION, "model": qualified_name(type(self))}
+        document = {"format_version": FORMAT_VERSION, "model": _qualified_name(type(self))}
         document |= dataclasses.asdict(self.config)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
@@ -69,8 +69,8 @@ class Pretrained(nn.Module):
         """Reads the config of a model folder. Raises ValueError as `from_pretrained` does."""
         document = read_json(folder / "config.json")
         found = document.pop("model", document.get("_class_name"))
-        if found != qualified_name(cls):
-            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {qualified_name(cls)}")
+        if found != _qualified_name(cls):
+            raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
         version = document.pop("format_version", None)
         if version != FORMAT_VERSION:
             way_out = (
@@ -113,7 +113,7 @@ class Pretrained(nn.Module):
 
     def model_card(self, repo_id: str) -> str:
         """A README.md for the hub: description, size, config and loading. The licence is left to the author."""
-        package, name = qualified_name(type(self)).split(".")
+        package, name = _qualified_name(type(self)).split(".")
         weights = list(self.parameters())
         return _CARD.format(
             tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
@@ -211,6 +211,15 @@ def local_folder(folder_or_hub_id: str | Path) -> Path:
         raise ValueError(f"{text!r} is neither a local folder nor a repository on the hub: {reason}") from None
 
 
+def model_class(folder: Path, classes: Iterable[type[M]]) -> type[M]:
+    """The one of `classes` that the config.json of a model folder names. Raises ValueError for any other class."""
+    path = folder / "config.json"
+    found, named = read_json(path).get("model"), {_qualified_name(each): each for each in classes}
+    if found not in named:
+        raise ValueError(f"{path} describes model={found!r}, which is none of: {', '.join(named)}")
+    return named[found]
+
+
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -224,5 +233,5 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def qualified_name(model_class: type) -> str:
+def _qualified_name(model_class: type) -> str:
     return f"{model_class.__module__.partition('.')[0]}.{model_class.__name__}"

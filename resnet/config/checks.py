@@ -1,14 +1,16 @@
 """Checks of config fields. Each raises ValueError with the field, its value and the rule."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
 
 
-def check_choices(config: Any, choices: Mapping[str, Any]) -> None:
+def check_choices(config: Any) -> None:
     """Checks fields that must be one of the strings of a `Literal`."""
-    for name, choice in choices.items():
-        if (value := getattr(config, name)) not in get_args(choice):
-            raise ValueError(f"no {name} {value!r}; one of: {', '.join(get_args(choice))}")
+    for field in fields(config):
+        value, choices = getattr(config, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in choices:
+            raise ValueError(f"no {field.name} {value!r}; one of: {', '.join(choices)}")
 
 
 def check_positive(config: Any, names: Iterable[str]) -> None:
@@ -29,8 +31,7 @@ def check_stages(config: Any, *names: str) -> None:
         raise ValueError(f"{shown} need one entry per stage, at least one")
 
 
-def check_probabilities(config: Any, names: Iterable[str]) -> None:
-    """Checks fields that are the probability of dropping something."""
-    for name in names:
-        if not 0 <= (value := getattr(config, name)) < 1:
-            raise ValueError(f"{name}={value} must be at least 0 and below 1")
+def check_dropout(config: Any) -> None:
+    """Checks the field `dropout`, a probability."""
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1")

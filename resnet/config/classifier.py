@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from resnet.config.checks import check_positive
+from resnet.config.checks import check_choices, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class ClassifierConfig:
     """standard deviation of each image channel in the training data, for pixel values in [0, 1]; null: unknown"""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_positive(self, ("num_classes", "in_channels"))
         for name in ("mean", "std"):
             if (value := getattr(self, name)) is not None and len(value) != self.in_channels:

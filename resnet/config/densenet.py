@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet.config.checks import check_choices, check_positive, check_stages
+from resnet.config.checks import check_positive, check_stages
 from resnet.config.classifier import ClassifierConfig
 
 Stem = Literal["conv7", "conv3"]
@@ -31,7 +31,6 @@ class DenseNetConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, {"stem": Stem})
         check_positive(self, ("growth", "bottleneck", "stem_channels"))
         check_stages(self, "blocks_per_stage")
         if not 0 < self.compression <= 1:

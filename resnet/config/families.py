@@ -8,51 +8,29 @@ from resnet.config.resnet import BLOCK_TRAITS, BlockKind, ResNetConfig
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
 """of CIFAR-10, as fb.resnet.torch and what follows it have them"""
-_PREACT: dict[BlockKind, BlockKind] = {"basic": "preact_basic", "bottleneck": "preact_bottleneck"}
 _IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
+    14: ("bottleneck", (1, 1, 1, 1)),
     18: ("basic", (2, 2, 2, 2)),
     26: ("bottleneck", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
     101: ("bottleneck", (3, 4, 23, 3)),
     152: ("bottleneck", (3, 8, 36, 3)),
-}
-_RESNEST_BLOCKS = {
-    14: (1, 1, 1, 1),
-    26: (2, 2, 2, 2),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    200: (3, 24, 36, 3),
-    269: (3, 30, 48, 8),
+    200: ("bottleneck", (3, 24, 36, 3)),
+    269: ("bottleneck", (3, 30, 48, 8)),
 }
 
 
 def imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
-    """A ResNet for images of 224 px (He et al. 2015, table 1). Raises ValueError for an unknown depth."""
-    block, blocks = _at(depth, _IMAGENET_BLOCKS)
-    return ResNetConfig(
-        **{"block": block, "blocks_per_stage": blocks, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | fields
-    )
+    """A ResNet for images of 224 px (He et al. 2015, table 1; depths of ResNeSt: Zhang et al. 2020).
 
-
-def preact_imagenet_resnet(depth: int, **fields: Any) -> ResNetConfig:
-    """A ResNet with pre-activation for images of 224 px, as in timm. Raises ValueError for an unknown depth."""
-    block, _ = _at(depth, _IMAGENET_BLOCKS)
-    half = (0.5, 0.5, 0.5)
-    return imagenet_resnet(depth, **{"block": _PREACT[block], "mean": half, "std": half} | fields)
-
-
-def resnest(depth: int, stem_channels: int = 64) -> ResNetConfig:
-    """A ResNeSt (Zhang et al. 2020). Raises ValueError for an unknown depth."""
-    return ResNetConfig(
-        block="split_attention",
-        blocks_per_stage=_at(depth, _RESNEST_BLOCKS),
-        stem="deep",
-        stem_channels=stem_channels,
-        shortcut="D",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
+    Raises ValueError for an unknown depth.
+    """
+    if depth not in _IMAGENET_BLOCKS:
+        raise ValueError(f"depth={depth} is not one of {', '.join(map(str, _IMAGENET_BLOCKS))}")
+    block, blocks = _IMAGENET_BLOCKS[depth]
+    shape = {"block": block, "blocks_per_stage": blocks, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return ResNetConfig(**shape | fields)
 
 
 def cifar_resnet(depth: int, block: BlockKind = "basic", **fields: Any) -> ResNetConfig:
@@ -88,12 +66,6 @@ def cifar_densenet(depth: int, growth: int, compressed: bool) -> DenseNetConfig:
         return DenseNetConfig(blocks_per_stage=_depth_to_blocks(depth, 2, 4), stem_channels=2 * growth, **shape)
     blocks = _depth_to_blocks(depth, 1, 4)
     return DenseNetConfig(blocks_per_stage=blocks, stem_channels=16, bottleneck=None, compression=1.0, **shape)
-
-
-def _at(depth: int, known: dict[int, Any]) -> Any:
-    if depth not in known:
-        raise ValueError(f"depth={depth} is not one of {', '.join(map(str, known))}")
-    return known[depth]
 
 
 def _depth_to_blocks(depth: int, convolutions: int, others: int) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from resnet.config.checks import check_positive, check_probabilities, check_stages
+from resnet.config.checks import check_dropout, check_positive, check_stages
 from resnet.config.classifier import ClassifierConfig
 
 
@@ -30,7 +30,7 @@ class HighwayConfig(ClassifierConfig):
         super().__post_init__()
         check_positive(self, ("head_channels",))
         check_stages(self, "blocks_per_stage", "widths")
-        check_probabilities(self, ("dropout",))
+        check_dropout(self)
 
     @property
     def feature_info(self) -> list[tuple[int, int]]:

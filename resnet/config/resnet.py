@@ -4,24 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from resnet.config.checks import check_choices, check_positive, check_probabilities, check_stages
+from resnet.config.checks import check_dropout, check_positive, check_stages
 from resnet.config.classifier import ClassifierConfig
 
 BlockKind = Literal["basic", "bottleneck", "split_attention", "preact_basic", "preact_bottleneck"]
 Stem = Literal["conv7", "deep", "conv3"]
-Shortcut = Literal["A", "A_split", "B", "C", "D", "none"]
+Shortcut = Literal["A", "A_split", "B", "D", "none"]
 NormKind = Literal["batch", "group", "frozen"]
 ActKind = Literal["relu", "silu"]
 StridePlace = Literal["3x3", "1x1"]
-
-_CHOICES = {
-    "block": BlockKind,
-    "stem": Stem,
-    "shortcut": Shortcut,
-    "stride_in": StridePlace,
-    "norm": NormKind,
-    "act": ActKind,
-}
 
 
 class BlockTraits(NamedTuple):
@@ -77,8 +68,8 @@ class ResNetConfig(ClassifierConfig):
     """output channels of the stem; a deep one begins with half of them"""
     shortcut: Shortcut = "B"
     """shortcut where width or size change: zeros after the channels (`A`: fb.resnet.torch) or on both sides of them
-    (`A_split`: akamaster), a projection (`B`), or a projection after averaging (`D`: ResNet-D). Or a projection in
-    every block (`C`), or no shortcuts at all (`none`: a plain network)"""
+    (`A_split`: akamaster), a projection (`B`), or a projection after averaging (`D`: ResNet-D); or no shortcuts at all
+    (`none`: a plain network)"""
     stride_in: StridePlace = "3x3"
     """convolution of a bottleneck that has the stride: the 3x3 (v1.5: torchvision) or the first 1x1 (v1: He et al.)"""
     se_reduction: int | None = None
@@ -90,14 +81,9 @@ class ResNetConfig(ClassifierConfig):
     """activation"""
     dropout: float = 0.0
     """dropout probability between the convolutions of a preact_basic block (wide ResNets)"""
-    drop_path: float = 0.0
-    """probability of dropping the last block's branch (stochastic depth); grows linearly from 0 at the first block"""
     zero_init: bool = False
     """whether the last norm of a branch (preact: its last convolution) is initialised with zeros, so that a fresh block
     equals its shortcut"""
-    output_stride: int | None = None
-    """total stride of the last stage if smaller than by default: 3x3 convolutions are then dilated instead of
-    strided; null: the default"""
     noise: bool = False
     """whether the network is conditioned on a noise level: its timestep scales and shifts the second norm of each
     block"""
@@ -107,11 +93,9 @@ class ResNetConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, _CHOICES)
         check_positive(self, ("groups", "group_width", "stem_channels", "se_reduction"))
-        check_probabilities(self, ("dropout", "drop_path"))
+        check_dropout(self)
         check_stages(self, "blocks_per_stage", "widths")
-        _check_stage_numbers(self)
         _check_combinations(self)
 
     @property
@@ -126,17 +110,13 @@ class ResNetConfig(ClassifierConfig):
 
     @property
     def feature_info(self) -> list[tuple[int, int]]:
-        found, total = [(self.stem_channels, 1 if self.stem == "conv3" else 2)], _first_stride(self)
-        for width, (stride, _) in zip(self.widths, _strides(self), strict=True):
-            total *= stride
-            found.append((width * self.expansion, total))
-        return found
+        stem, first = (1, 1) if self.stem == "conv3" else (2, 4)
+        widths = (width * self.expansion for width in self.widths)
+        return [(self.stem_channels, stem), *((width, first << i) for i, width in enumerate(widths))]
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its position, widths and strides."""
-
     stage: int
     """counted from 1"""
     index: int
@@ -146,63 +126,25 @@ class Block:
     """channels between the first and the last convolution of a bottleneck"""
     c_out: int
     stride: int
-    dilations: tuple[int, int]
-    """of the first and the second 3x3 convolution"""
-    drop_path: float
-
-    @property
-    def changes_shape(self) -> bool:
-        """Whether width or size of the output differ from those of the input."""
-        return self.stride > 1 or self.c_in != self.c_out
 
 
 def blocks_of(config: ResNetConfig) -> Iterator[Block]:
     """All blocks, from the first to the last."""
-    c_in, number, total = config.stem_channels, 0, sum(config.blocks_per_stage)
-    dilation_before = 1
-    for stage, (width, count, (stride, dilation)) in enumerate(
-        zip(config.widths, config.blocks_per_stage, _strides(config), strict=True), start=1
-    ):
-        c_out, inner = width * config.expansion, width * config.group_width // 64 * config.groups
+    c_in = config.stem_channels
+    for stage, (base, count) in enumerate(zip(config.widths, config.blocks_per_stage, strict=True), start=1):
+        width, c_out = base * config.group_width // 64 * config.groups, base * config.expansion
         for index in range(count):
-            drop_path = config.drop_path * number / max(1, total - 1)
-            first = (stride, dilation_before) if index == 0 else (1, dilation)
-            yield Block(stage, index, c_in, inner, c_out, first[0], (first[1], dilation), drop_path)
-            c_in, number = c_out, number + 1
-        dilation_before = dilation
+            yield Block(stage, index, c_in, width, c_out, stride=2 if stage > 1 and index == 0 else 1)
+            c_in = c_out
 
 
-def _strides(config: ResNetConfig) -> list[tuple[int, int]]:
-    """Stride and dilation of each stage."""
-    found, total, dilation = [(1, 1)], _first_stride(config), 1
-    for _ in config.widths[1:]:
-        if config.output_stride is not None and total >= config.output_stride:
-            dilation *= 2
-            found.append((1, dilation))
-        else:
-            total *= 2
-            found.append((2, dilation))
-    return found
-
-
-def _first_stride(config: ResNetConfig) -> int:
-    """Total stride of stage 1: that of the stem and of the pool after it."""
-    return 1 if config.stem == "conv3" else 4
-
-
-def _check_stage_numbers(config: ResNetConfig) -> None:
+def _check_combinations(config: ResNetConfig) -> None:
+    """Raises ValueError for a field that has no effect on, or no meaning for, a network of the other fields."""
     stages = len(config.blocks_per_stage)
     if wrong := [stage for stage in config.recompute_stages if not 1 <= stage <= stages]:
         raise ValueError(
             f"recompute_stages={config.recompute_stages}: there is no stage {wrong[0]}, only 1 to {stages}"
         )
-    possible = [_first_stride(config) * 2**stage for stage in range(stages)]
-    if config.output_stride is not None and config.output_stride not in possible:
-        raise ValueError(f"output_stride={config.output_stride} is not the stride of a stage; one of: {possible}")
-
-
-def _check_combinations(config: ResNetConfig) -> None:
-    """Raises ValueError for a field that has no effect on, or no meaning for, a network of the other fields."""
     for name, (unused, kinds) in _BLOCKS_OF_FIELD.items():
         if (value := getattr(config, name)) != unused and config.block not in kinds:
             raise ValueError(f"{name}={value!r} is for blocks of kind {' or '.join(kinds)}, not {config.block}")
@@ -215,9 +157,8 @@ def _check_combinations(config: ResNetConfig) -> None:
             f"group_width={config.group_width} leaves no channels of a base width of {min(config.widths)}: "
             "give at least 64 / base width"
         )
-    for name in ("drop_path", "zero_init"):
-        if config.shortcut == "none" and (value := getattr(config, name)):
-            raise ValueError(f"{name}={value} is for networks with shortcuts, not for shortcut='none'")
+    if config.zero_init and config.shortcut == "none":
+        raise ValueError("zero_init=True is for networks with shortcuts, not for shortcut='none'")
     if config.noise and config.norm != "group":
         raise ValueError(
             f"noise=True needs norm='group', not norm={config.norm!r}, which mixes images or never changes"

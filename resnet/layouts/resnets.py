@@ -1,9 +1,10 @@
 """Weight names of ResNets in torchvision, timm and akamaster's pytorch_resnet_cifar10."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from residual.weights.keymap import Place, Rule, Table, conv_to_linear
-from residual.weights.layout import Layout, inexpressible, require
+from residual.weights.layout import Layout, require
 from resnet.config.resnet import ResNetConfig, blocks_of
 
 _ATTENTION = ("conv2.conv", "conv2.bn0", "conv2.fc1", "conv2.bn1", "conv2.fc2", "se.fc1", "se.fc2")
@@ -14,11 +15,7 @@ TABLE: Table = {
     "module": [Rule("", "")],
     "stem": [Rule("conv1", "conv1"), Rule("bn1", "bn1")],
     "deep stem": [
-        Rule("conv1", "conv1.0"),
-        Rule("bn1", "conv1.1"),
-        Rule("conv2", "conv1.3"),
-        Rule("bn2", "conv1.4"),
-        Rule("conv3", "conv1.6"),
+        *(Rule(ours, f"conv1.{i}") for ours, i in (("conv1", 0), ("bn1", 1), ("conv2", 3), ("bn2", 4), ("conv3", 6))),
         Rule("bn3", "bn1"),
     ],
     "block": [*_BRANCH, Rule("shortcut.conv", "downsample.0"), Rule("shortcut.norm", "downsample.1")],
@@ -76,26 +73,15 @@ _AKAMASTER = {
 }
 
 
-def check_torchvision(config: ResNetConfig) -> None:
-    """Raises ValueError, with the reason, for a config that torchvision's `ResNet` cannot express."""
-    require("torchvision's ResNet", config, _TORCHVISION)
-    if config.output_stride is not None and config.block == "basic":
-        value = f"output_stride={config.output_stride}"
-        raise inexpressible("torchvision's ResNet", value, "its basic block has no dilation")
-
-
 def check_timm(config: ResNetConfig) -> None:
     """Raises ValueError, with the reason, for a config that timm's `ResNet` and `ResNetV2` cannot express."""
     require("timm's ResNetV2" if config.preact else "timm's ResNet", config, _TIMM_PREACT if config.preact else _TIMM)
 
 
-def check_akamaster(config: ResNetConfig) -> None:
-    """Raises ValueError, with the reason, for a config that pytorch_resnet_cifar10's `ResNet` cannot express."""
-    require("akamaster's ResNet", config, _AKAMASTER)
-
-
 LAYOUTS = {
-    "torchvision": Layout(places, TABLE, check_torchvision),
+    "torchvision": Layout(places, TABLE, partial(require, "torchvision's ResNet", fixed=_TORCHVISION)),
     "timm": Layout(lambda config: (preact_places if config.preact else places)(config), TABLE, check_timm),
-    "akamaster": Layout(lambda config: places(config, "linear"), TABLE, check_akamaster),
+    "akamaster": Layout(
+        partial(places, classifier="linear"), TABLE, partial(require, "akamaster's ResNet", fixed=_AKAMASTER)
+    ),
 }

@@ -111,31 +111,19 @@ def test_squeeze_and_excitation_is_a_gate_per_channel() -> None:
     assert_close(se(x), x * gates[:, :, None, None])
 
 
-@pytest.mark.parametrize(
-    ("channels", "reduction", "divisor", "hidden"),
-    [
-        (64, 16, 8, 8),
-        (64, 16, 1, 4),
-        (256, 16, 8, 16),
-        (192, 16, 8, 16),
-        (176, 16, 8, 8),
-        (8, 16, 1, 1),
-        (16, 16, 8, 8),
-    ],
-)
-def test_squeezed_width_is_rounded(channels: int, reduction: int, divisor: int, hidden: int) -> None:
-    assert SqueezeExcite(channels, reduction, divisor).fc1.out_channels == hidden
+@pytest.mark.parametrize(("channels", "hidden"), [(64, 8), (256, 16), (192, 16), (176, 8), (16, 8)])
+def test_squeezed_width_is_rounded(channels: int, hidden: int) -> None:
+    assert SqueezeExcite(channels, 16).fc1.out_channels == hidden
 
 
 @pytest.mark.parametrize("radix", [1, 2, 3])
 def test_split_attention_weights_the_splits(radix: int) -> None:
-    module, x = random(SplitAttention(6, stride=2, dilation=2, radix=radix)), images(6, size=9)
+    module, x = random(SplitAttention(6, radix=radix)), images(6, size=9)
     splits = F.relu(module.bn0(module.conv(x))).chunk(radix, dim=1)
     logits = module.fc2(F.relu(module.bn1(module.fc1(sum(splits).mean((2, 3), keepdim=True)))))
     shares = torch.stack(logits.chunk(radix, dim=1)).softmax(dim=0)
     assert_close(module(x), sum(share * split for share, split in zip(shares, splits, strict=True)))
     assert module.conv.groups == radix
-    assert module.conv.dilation == (2, 2)
 
 
 def test_the_hidden_width_of_split_attention_is_at_least_32() -> None:
@@ -165,11 +153,11 @@ def preact_bottleneck(b: Chain, x: Tensor) -> Tensor:
 
 
 BRANCHES: list[tuple[Chain, Callable[[Chain, Tensor], Tensor]]] = [
-    (basic_branch(8, 12, 2, (1, 2)), basic),
+    (basic_branch(8, 12, 2), basic),
     (bottleneck_branch(8, 4, 12, 2, groups=2), bottleneck),
-    (bottleneck_branch(8, 4, 12, 2, 2, stride_in="1x1"), bottleneck),
+    (bottleneck_branch(8, 4, 12, 2, stride_in="1x1"), bottleneck),
     (split_attention_branch(8, 4, 12, 2), split),
-    (preact_basic_branch(8, 12, 2, (2, 1), dropout=0.5), preact_basic),
+    (preact_basic_branch(8, 12, 2, dropout=0.5), preact_basic),
     (preact_bottleneck_branch(8, 4, 12, 2, stride_in="1x1"), preact_bottleneck),
     (preact_bottleneck_branch(8, 4, 12, 2), preact_bottleneck),
 ]

@@ -80,7 +80,7 @@ def test_the_published_counts(name: str) -> None:
 
 
 def test_a_summary_has_its_parts() -> None:
-    lines = [line.split() for line in summary("edsr_baseline_x2").splitlines()]
+    lines = [line.split() for line in summary(create_model("edsr_baseline_x2"), 48).splitlines()]
     assert lines[2] == [
         "body",
         "64",

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import resnet
 import unet
-from residual import Chain, DropPath, FrozenBatchNorm2d, NormAct, Residual
+from residual import Chain, FrozenBatchNorm2d, NormAct, Residual
 from resnet import ResNet, ResNetConfig, cifar_resnet
 from resnet.checks import check_images
 from tests.golden.fill import fill
@@ -71,11 +71,10 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "se_reduction": (4, {}),
     "norm": ("group", {}),
     "act": ("silu", {}),
-    "output_stride": (1, {}),
     "noise": (True, {"norm": "group"}),
 }
 # These act in training, on fresh weights or outside the network, and have tests of their own.
-OTHERS = {"dropout", "drop_path", "zero_init", "recompute_stages", "mean", "std"}
+OTHERS = {"dropout", "zero_init", "recompute_stages", "mean", "std"}
 
 
 def test_every_field_has_a_change() -> None:
@@ -203,43 +202,6 @@ def test_convolutions_have_the_variance_of_he_initialisation() -> None:
     assert weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
 
 
-# Dilation instead of strides computes the same features at more pixels: every second (fourth) one is unchanged. This
-# does not hold for ResNet-D at stride 8, whose averages are still over neighbouring pixels (as in timm).
-@pytest.mark.parametrize(
-    ("name", "changes", "strides"),
-    [
-        ("resnet18", {}, (8, 16)),
-        ("resnet50", {}, (4, 8, 16)),
-        ("resnet50", {"shortcut": "D"}, (16,)),
-        ("resnext50_32x4d", {}, (8, 16)),
-        ("resnet18", {"block": "preact_basic"}, (8, 16)),
-        ("resnetv2_50", {}, (8, 16)),
-    ],
-)
-def test_output_stride_keeps_weights_and_features(name: str, changes: dict[str, Any], strides: tuple[int, ...]) -> None:
-    strided = filled(resnet.create_model(name, blocks_per_stage=(1, 1, 2, 2), **changes))
-    x = images(1, size=64)
-    with torch.no_grad():
-        expected = strided.forward_features(x)
-        for stride in strides:
-            dilated = ResNet(replace(strided.config, output_stride=stride)).eval()
-            dilated.load_state_dict(strided.state_dict())
-            assert dilated.feature_info[-1] == (strided.num_features, stride)
-            step = 32 // stride
-            found = dilated.forward_features(x)
-            assert_close(found[:, :, ::step, ::step], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_drop_path_grows_linearly_and_keeps_shortcuts() -> None:
-    net = ResNet(replace(TINY, blocks_per_stage=(2, 3), drop_path=0.4))
-    rates = [module.probability for module in net.modules() if isinstance(module, DropPath)]
-    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4])  # the first block's is zero: it has none
-    block = net.levels[2].get_submodule("2")
-    block.branch.drop_path.probability = 1 - 1e-7
-    h = torch.randn(4, 64, 8, 8).relu()
-    assert_close(block(h), h)
-
-
 def test_dropout_is_before_the_second_convolution() -> None:
     net = ResNet(resnet.wide_resnet(10, 1, dropout=0.3))
     assert [module.p for module in net.modules() if isinstance(module, nn.Dropout)] == [0.3] * 3
@@ -280,7 +242,7 @@ def test_a_noise_level_scales_and_shifts_the_second_norm(block: Any) -> None:
 
 def test_recomputing_stages_changes_no_bit() -> None:
     def step(stages: tuple[int, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        net = tiny(recompute_stages=stages, drop_path=0.5, blocks_per_stage=(2, 3)).train()
+        net = tiny(recompute_stages=stages, blocks_per_stage=(2, 3)).train()
         torch.manual_seed(0)
         kept = 0
 
@@ -380,7 +342,6 @@ def test_one_of_each_family_compiles_to_one_graph_and_exports(name: str, monkeyp
         ({"num_classes": 0}, "num_classes=0"),
         ({"in_channels": -1}, "in_channels=-1"),
         ({"se_reduction": 0}, "se_reduction=0"),
-        ({"drop_path": 1.0}, "drop_path=1.0"),
         ({"block": "preact_basic", "dropout": -0.1}, "dropout=-0.1"),
         ({"dropout": 0.1}, "dropout=0.1 .*preact_basic.*bottleneck"),
         ({"block": "basic", "groups": 2}, "groups=2 .*bottleneck.*basic"),
@@ -391,9 +352,7 @@ def test_one_of_each_family_compiles_to_one_graph_and_exports(name: str, monkeyp
         ({"noise": True}, "noise=True .*norm='group'"),
         ({"block": "split_attention", "norm": "group", "noise": True}, "noise=True .*split_attention"),
         ({"shortcut": "none", "zero_init": True}, "zero_init=True .*shortcut='none'"),
-        ({"shortcut": "none", "drop_path": 0.1}, "drop_path=0.1 .*shortcut='none'"),
         ({"recompute_stages": (0,)}, r"recompute_stages=\(0,\).* 1 to 2"),
-        ({"output_stride": 4}, r"output_stride=4 .*\[1, 2\]"),
         ({"mean": (0.5,)}, r"mean=\(0.5,\) .* 3 channels"),
         ({"std": (1.0, 1.0, 0.0)}, r"std=\(1.0, 1.0, 0.0\) .*positive"),
     ],

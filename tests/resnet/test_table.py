@@ -1,7 +1,7 @@
-"""Models by name: published counts and statistics, lists, registration, summaries, unknown names."""
+"""Models by name: published counts and statistics, lists, networks of one's own, summaries, unknown names."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ PUBLISHED = {
     "resnext29_8x64d": 34_426_698,
     "resnext29_16x64d": 68_155_210,
 }
-BLOCKS = {name: resnet.model_config(name).blocks_per_stage for name in PUBLISHED}
+BLOCKS = {name: resnet.model_info(name).config.blocks_per_stage for name in PUBLISHED}
 # Parameters of published variants of a config.
 VARIANTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet18", {"num_classes": 10}, 11_181_642),
@@ -78,7 +78,6 @@ VARIANTS: list[tuple[str, dict[str, Any], int]] = [
     ("resnet20", {"shortcut": "B"}, 272_474),
     ("resnet56", {"shortcut": "B"}, 855_770),
     ("resnet110", {"shortcut": "B"}, 1_730_714),
-    ("resnet20", {"shortcut": "C"}, 283_962),
     ("preact_resnet110", {"shortcut": "B"}, 1_730_522),
     ("resnet56", {"num_classes": 100}, 858_868),
     ("preact_resnet164", {"num_classes": 100}, 1_726_388),
@@ -101,9 +100,9 @@ def test_every_name_has_the_published_count(name: str) -> None:
 
 
 def test_every_resnet_of_the_zoo_is_counted() -> None:
-    assert {name for name in resnet.list_models() if isinstance(resnet.model_config(name), resnet.ResNetConfig)} == set(
-        PUBLISHED
-    )
+    assert {
+        name for name in resnet.list_models() if isinstance(resnet.model_info(name).config, resnet.ResNetConfig)
+    } == set(PUBLISHED)
 
 
 @pytest.mark.parametrize(("name", "changes", "count"), VARIANTS)
@@ -147,7 +146,7 @@ def test_mean_and_deviation_are_published_or_none() -> None:
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "gn" in name or name.endswith(("d", "e"))])
 def test_zero_init_is_that_of_timm(name: str) -> None:
-    assert resnet.model_config(name).zero_init == (not name.startswith(("resnest", "resnext")))
+    assert resnet.model_info(name).config.zero_init == (not name.startswith(("resnest", "resnext")))
 
 
 def test_list_models_matches_patterns() -> None:
@@ -158,26 +157,12 @@ def test_list_models_matches_patterns() -> None:
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def names() -> Iterator[None]:
     """Undoes what a test registers."""
-    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
     networks = dict(registry.NETWORKS)
     yield
     registry.NETWORKS.clear()
     registry.NETWORKS.update(networks)
-
-
-@pytest.mark.usefixtures("names")
-def test_a_config_can_be_registered() -> None:
-    config = replace(resnet.model_config("resnet20"), blocks_per_stage=(1, 1, 1))
-    resnet.register_model("resnet8", config)
-    resnet.register_model("resnet8_se", replace(config, se_reduction=4))
-    assert resnet.list_models("resnet8*") == ["resnet8", "resnet8_se"]
-    assert resnet.model_info("resnet8").parameters is None
-    assert resnet.create_model("resnet8_se", num_classes=3).config == replace(config, se_reduction=4, num_classes=3)
-    assert type(resnet.create_model("resnet8")) is resnet.ResNet
-    with pytest.raises(ValueError, match="'resnet8'"):
-        resnet.register_model("resnet8", config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +183,14 @@ class Stripes(resnet.Classifier):
 
 @pytest.mark.usefixtures("names")
 def test_a_custom_network_can_be_registered(tmp_path: Path) -> None:
-    for call in (lambda: resnet.register_model("stripes", StripesConfig()), lambda: resnet.build(StripesConfig())):
-        with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
-            call()
+    with pytest.raises(ValueError, match=r"StripesConfig.*resnet\.NETWORKS"):
+        resnet.build(StripesConfig())
     resnet.NETWORKS["stripes"] = StripesConfig, Stripes
-    resnet.register_model("stripes", StripesConfig())
-    net = resnet.create_model("stripes", num_classes=3, in_channels=1)
+    net = resnet.build(StripesConfig(num_classes=3, in_channels=1))
     net.save_pretrained(tmp_path)
     assert type(resnet.from_pretrained(tmp_path)) is Stripes
     assert net(torch.randn(2, 1, 8, 8)).shape == (2, 3)
-    assert "stage" not in resnet.summary("stripes", 8)
+    assert "stage" not in resnet.summary(net, 8)
     for layout in ("torchvision", None):
         with pytest.raises(ValueError, match="layout"):
             net.import_weights({"conv1.weight": torch.ones(1)}, layout)
@@ -225,9 +208,7 @@ def test_a_custom_network_can_be_registered(tmp_path: Path) -> None:
         (lambda: resnet.cifar_resnet(2), r"depth=2 .*6n \+ 2 .* 8$"),
         (lambda: resnet.cifar_resnet(111, "preact_bottleneck"), r"depth=111 .*9n \+ 2 .*110 or"),
         (lambda: resnet.wide_resnet(27, 10), r"depth=27 .*6n \+ 4 .*22 or 28"),
-        (lambda: resnet.imagenet_resnet(51), "depth=51 .*18, 26, 34, 50, 101, 152"),
-        (lambda: resnet.preact_imagenet_resnet(51), "depth=51 "),
-        (lambda: resnet.resnest(18), "depth=18 .*14, 26, 50, 101, 200, 269"),
+        (lambda: resnet.imagenet_resnet(51), "depth=51 .*14, 18, 26, 34, 50, 101, 152, 200, 269"),
     ],
 )
 def test_unknown_names_and_depths_are_refused(call: Any, message: str) -> None:
@@ -242,7 +223,7 @@ def test_other_depths_that_the_formulas_allow() -> None:
 
 
 def test_a_summary_has_shapes_parameters_and_multiply_adds() -> None:
-    lines = [line.split() for line in resnet.summary("resnet50").splitlines()]
+    lines = [line.split() for line in resnet.summary(on_meta("resnet50"), 224).splitlines()]
     assert lines[1] == ["stem", "64", "x", "112", "x", "112", "9,536", "118,013,952"]
     assert [line[2:7] for line in lines[2:6]] == [
         [str(c), "x", str(side), "x", str(side)] for c, side in ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -251,10 +232,10 @@ def test_a_summary_has_shapes_parameters_and_multiply_adds() -> None:
     for column in (-2, -1):
         numbers = [int(line[column].replace(",", "")) for line in lines[1:]]
         assert sum(numbers[:-1]) == numbers[-1]
-    assert "32 x 32" in resnet.summary("resnet20")
-    assert "embedding" in resnet.summary("resnet50_gn", 64, noise=True)
-    assert resnet.summary("resnet50", 64) == resnet.summarize(resnet.create_model("resnet50"), 64)
+    assert "32 x 32" in resnet.summary(on_meta("resnet20"), 32)
+    assert "embedding" in resnet.summary(on_meta("resnet50_gn", noise=True), 64)
+    assert resnet.summary(on_meta("resnet50"), 64) == resnet.summary(resnet.create_model("resnet50"), 64)
     with pytest.raises(ValueError, match=r"16x16 px.*32 px"):
-        resnet.summary("resnet50", 16)
+        resnet.summary(on_meta("resnet50"), 16)
     with pytest.raises(ValueError, match="0x0 px"):
-        resnet.summary("resnet50", 0)
+        resnet.summary(on_meta("resnet50"), 0)

@@ -254,7 +254,7 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     theirs = resnet.create_model("resnet18", num_classes=7)
     save_file(theirs.export_weights("torchvision"), tmp_path / "r18.safetensors")
     init = str(tmp_path / "r18.safetensors")
-    run = small_run(model=resnet.model_config("resnet18"), init=init, data=DataConfig(size=32))
+    run = small_run(model=resnet.model_info("resnet18").config, init=init, data=DataConfig(size=32))
     run.check_init()
     images = Images(np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) % 2)
     task = run.build(images)
@@ -266,7 +266,7 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
         task.model.levels[1].get_submodule("0.branch.conv1").weight,
         theirs.levels[1].get_submodule("0.branch.conv1").weight,
     )
-    other = replace(run, model=resnet.model_config("resnet50"))
+    other = replace(run, model=resnet.model_info("resnet50").config)
     with pytest.raises(ValueError, match=f"init={re.escape(init)}: .*resnet18"):
         other.check_init()
 

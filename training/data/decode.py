@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 CHUNK = 32
 QUICK_SECONDS = 5e-4
+WORKERS = min(16, os.cpu_count() or 1)
 
 Decoded = tuple[Item, np.ndarray | str, bool]
 
@@ -41,10 +42,12 @@ def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator
     if quick:
         yield from (attempt(item, preprocessing) for item in todo)
     else:
-        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo, min(16, os.cpu_count() or 1))
+        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo)
 
 
-def in_threads(function: Callable[[Item], T], items: Iterable[Item], workers: int) -> Generator[T, None, None]:
+def in_threads(
+    function: Callable[[Item], T], items: Iterable[Item], workers: int = WORKERS
+) -> Generator[T, None, None]:
     """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead."""
     todo = iter(items)
     pending: deque[Future[list[T]]] = deque()

@@ -41,13 +41,10 @@ class Images:
         if labels is None and classes is not None:
             raise ValueError(f"{len(classes)} class names but no labels; give labels too, or leave the names out")
         self._array = np.asarray(array)  # a plain view: np.memmap is slower at every access
-        self.labels: np.ndarray | None = None
+        self.labels = None if labels is None else labels.astype(np.int64)
         """class number of each image, int64 (n,), or None"""
-        self.classes: tuple[str, ...] | None = None
+        self.classes = None if labels is None else name_classes(labels, classes)
         """names of the classes, or None without labels"""
-        if labels is not None:
-            self.labels = labels.astype(np.int64)
-            self.classes = name_classes(self.labels, classes)
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
         """channels, height, width"""
         self.pixel_format = pixel_format

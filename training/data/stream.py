@@ -47,8 +47,8 @@ class StreamedImages:
         """dtype and range of decoded images"""
         check_memory(records, group)
         self._order = ShardOrder(records.sizes, group)
-        self.labels: Int64[np.ndarray, n] | None = None
-        """class number of each image, or None"""
+        self.labels: np.ndarray | None = None
+        """class number of each image, int64 (n,), or None"""
         self.classes: tuple[str, ...] | None = None
         """names of the classes, or None without labels"""
         if records.labels is not None:

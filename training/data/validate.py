@@ -1,6 +1,5 @@
 """Validates every image of a set before training, and reports what is wrong with each."""
 
-import os
 import sys
 from collections import Counter, defaultdict
 from contextlib import closing
@@ -38,7 +37,7 @@ def validate(config: DataConfig) -> None:
     inspect = partial(ImageReport.of, preprocessing=config.preprocessing)
     with (
         tqdm(total=records.count, desc="validating images", unit="image", unit_scale=True, disable=None) as bar,
-        closing(in_threads(inspect, records.items(), min(16, os.cpu_count() or 1))) as images,
+        closing(in_threads(inspect, records.items())) as images,
     ):
         for image in images:
             if problem := report.add(image):

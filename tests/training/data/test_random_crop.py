@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pictures.decode import decode
-from pictures.random_crop import random_box
+from pictures.decode import decode, random_box
 from training.data import DataConfig, open_images, open_validation
 from training.data.order import image_random
 

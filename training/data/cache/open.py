@@ -1,15 +1,7 @@
-"""The cache: a folder with every image decoded once, readable by numpy alone.
+"""The cache: a folder with every image decoded once, readable by numpy alone; docs/data.md describes its files.
 
-    import json, numpy as np
-    info = json.load(open("cache.json"))
-    images = np.memmap("images.bin", info["dtype"], "r", shape=tuple(info["shape"]))  # (n, c, h, w), C order
-    labels = np.load("labels.npy")                                                    # int64 (n,), if info["classes"]
-
-`cache.json` also holds `format_version`, `pixel_format` (see `PixelFormat`), `classes` (names, or null), `bad` (name
-and reason of each skipped image), `notes`, `fingerprint` (SHA-256 of the content, see `Images.fingerprint`), `source`
-and `preprocessing`. The name of a folder is a hash of the source (paths, sizes, modification times, columns) and of the
-preprocessing; a folder gets its name when it is complete (see `build`). It can be deleted at any time: it is built
-again when needed.
+The name of a folder is a hash of the source (paths, sizes, modification times, columns) and of the preprocessing; a
+folder gets its name when it is complete (see `build`). It can be deleted at any time: it is built again when needed.
 """
 
 import hashlib
@@ -33,17 +25,12 @@ def find_cache(source: Source, preprocessing: Preprocessing, caches: Path, max_b
 
     Raises ValueError as `build` does.
     """
-    folder = caches / cache_name(source, preprocessing)
+    key = json.dumps([FORMAT_VERSION, source.key, asdict(preprocessing)])
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[:40] or "images"
+    folder = caches / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not folder.exists():
         build(source, preprocessing, folder, max_bad)
     return folder
-
-
-def cache_name(source: Source, preprocessing: Preprocessing) -> str:
-    """Name of the cache folder: that of the source, and a hash of its content and of the preprocessing."""
-    key = json.dumps([FORMAT_VERSION, source.key, asdict(preprocessing)])
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[:40] or "images"
-    return f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def load_cache(folder: Path) -> Images:
