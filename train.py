@@ -56,7 +56,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
     exit_code = 0
     if parsed.dry_run:
         if accelerator.is_main_process:
-            print(report(parsed.resolved, task, run, len(images), accelerator.num_processes))
+            print(report(parsed.resolved, task, run, images, accelerator.num_processes))
     else:
         with closing(folder):
             folder.open(run, parsed.resolved, parsed.fresh)

@@ -40,7 +40,7 @@ ADM = UNetConfig(
     resample="block",
     time_embedding="adm",
 )
-EDM = replace(ADM, group_channels=4, label_embedding="linear")
+EDM = replace(ADM, head_channels=64, group_channels=4, label_embedding="linear")
 NETWORKS = {"ADM": (ADM, ("ours", "diffusers", "adm", "adm-new-order")), "EDM": (EDM, ("edm",))}
 
 

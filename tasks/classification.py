@@ -92,8 +92,8 @@ class ClassificationTask(Task[ClassificationBatch]):
         augment: ClassificationAugment,
         evaluations: tuple[Evaluation, ...] = (),
     ) -> None:
+        super().__init__(classifier.net, evaluations)
         self.classifier, self.label_smoothing, self.augment = classifier, label_smoothing, augment
-        self.model, self.evaluations = classifier.net, evaluations
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> ClassificationBatch:
         """Flips, normalises, crops, cuts out and mixes, as configured."""
@@ -124,10 +124,6 @@ class ClassificationTask(Task[ClassificationBatch]):
         """Writes the model folder of `model`, the averaged network."""
         assert isinstance(model, Classifier), "the averaged model is a copy of self.model"
         replace(self.classifier, net=model).save(folder)
-
-    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
-        """Images."""
-        return (torch.zeros(batch, *self.classifier.shape, device=device),)
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Float[Tensor, "b"]:
         return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.label_smoothing)
@@ -178,7 +174,10 @@ class ClassificationRun(Run[ClassificationTask]):
         """
         images = [each.images for each in task.evaluations if isinstance(each, AccuracyEvaluation)]
         found = images[0] if images else "none, so nothing is evaluated; see data.validation"
-        return [f"validation: {found}", *(self._read_init(task.model, self.init) if self.init is not None else [])]
+        return [
+            f"validation: {found}",
+            *(self._read_init(task.classifier.net, self.init) if self.init is not None else []),
+        ]
 
     def build(self, images: ImageSet) -> ClassificationTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""

@@ -79,8 +79,8 @@ class DiffusionTask(Task[DiffusionBatch]):
         augment: DiffusionAugment,
         evaluations: tuple[Evaluation, ...] = (),
     ) -> None:
-        self.diffusion, self.config, self.augment, self.evaluations = model, config, augment, evaluations
-        self.model, self.shape = model.net, model.shape
+        super().__init__(model.net, evaluations)
+        self.diffusion, self.config, self.augment, self.shape = model, config, augment, model.shape
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
         """The batch with its images flipped or changed by EDM's augmentations."""
@@ -113,11 +113,10 @@ class DiffusionTask(Task[DiffusionBatch]):
         assert isinstance(model, Network), "the averaged model is a copy of self.model"
         replace(self.diffusion, net=model).save(folder)
 
-    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
-        """Noisy images, noise levels and (where the network takes them) labels."""
-        x = torch.zeros(batch, *self.shape, device=device)
-        c_noise = torch.zeros(batch, device=device)
-        return (x, c_noise) if self.diffusion.classes is None else (x, c_noise, c_noise.long())
+    def example(self, image: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """Noisy images, noise levels and (if the network takes them) labels."""
+        c_noise = torch.zeros(len(image), device=image.device)
+        return (image, c_noise) if self.diffusion.classes is None else (image, c_noise, c_noise.long())
 
 
 _FROM_IMAGES = "it follows from the images; see data.channels, data.size and data.labels"
@@ -182,7 +181,7 @@ class DiffusionRun(Run[DiffusionTask]):
         messages = [] if note is None else [f"samples: {note}"]
         if self.init is None:
             return messages
-        weights, adapted = read_init(task.model, self.init, self.init_layout, self.objective)
+        weights, adapted = read_init(task.diffusion.net, self.init, self.init_layout, self.objective)
         task.model.load_state_dict(weights)
         return messages + adapted
 

@@ -6,11 +6,9 @@ Face hub, or a safetensors file with the names of another library.
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusion import DDPM, FORMULATIONS, Formulation, differences
@@ -19,9 +17,10 @@ from pipelines.diffusion import DESCRIPTION_FILE, Network, read_description
 from residual.weights.config import read_json
 from residual.weights.keymap import check_state
 from residual.weights.pretrained import local_folder, read_weights
-from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
+from unet import EDM2Config, UNetConfig, from_pretrained
 from unet.adapt import adapt_weights
-from unet.layouts import config_of_weights, import_weights, likely_layouts
+from unet.layouts import likely_layouts
+from unet.registry import network_class
 
 WEIGHT_FILES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 _SCHEDULER = {
@@ -35,7 +34,7 @@ _SCHEDULER = {
 """diffusers' defaults for what scheduler_config.json leaves out"""
 
 
-def init_config(init: str) -> UNetConfig | None:
+def init_config(init: str) -> UNetConfig | EDM2Config | None:
     """The config of the network `init`, which gives the defaults of the section `model`.
 
     None for a file of weights, which holds no config. Raises ValueError if `init` cannot be opened.
@@ -43,7 +42,8 @@ def init_config(init: str) -> UNetConfig | None:
     if _is_file(init):
         return None
     try:
-        return UNet.read_config(_folder(init))
+        folder = _folder(init)
+        return network_class(folder).read_config(folder)
     except ValueError as error:
         raise ValueError(f"init={init}: {error}") from None
 
@@ -62,8 +62,7 @@ def read_init(
         trained = None if _is_file(init) else _formulation_of(_folder(init))
         if trained is not None:
             _check_formulation(trained, formulation)
-        read = _read_edm2 if isinstance(net, EDM2UNet) else _read_unet
-        weights, note, messages = read(net, init, layout)  # type: ignore[arg-type]
+        weights, note, messages = _read(net, init, layout)
         check_state(weights, net.state_dict())
     except ValueError as error:
         raise ValueError(f"init={init}: {error}") from None
@@ -72,27 +71,15 @@ def read_init(
     return weights, [f"init: {init}{note}", *(f"init: {line}" for line in messages)]
 
 
-def _read_unet(net: UNet, init: str, layout: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
+def _read(net: Network, init: str, layout: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
     """The adapted weights, a note about their network, and messages."""
     if _is_file(init):
-        source, weights = _plain_file(Path(init), layout, net.config)
-        note = ""
-    else:
-        trained = UNet.from_pretrained(_folder(init)).float()
-        source, weights, note = trained.config, trained.state_dict(), _shape(trained.config)
-    weights, messages = _adapt_augmentation(weights, source, net)
-    source = replace(source, augment_channels=net.config.augment_channels)
-    adapted, adaptations = adapt_weights(weights, source, net.config)
-    return adapted, note, messages + adaptations
-
-
-def _read_edm2(net: EDM2UNet, init: str, layout: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The weights of a network of the same shape, and a note about it. Nothing is adapted."""
-    if not _is_file(init):
-        trained = EDM2UNet.from_pretrained(_folder(init)).float()
-        return trained.state_dict(), _shape(trained.config), []
-    net.import_weights(init, layout or "edm2")
-    return net.state_dict(), "", []
+        state = read_weights(Path(init))
+        weights, messages = net.convert_weights(state, layout or _layout_of(state))
+        return weights, "", messages
+    trained = from_pretrained(_folder(init)).float()
+    weights, messages = adapt_weights(trained.state_dict(), trained.config, net.config)
+    return weights, _shape(trained.config), messages
 
 
 def _is_file(init: str) -> bool:
@@ -108,35 +95,6 @@ def _folder(init: str) -> Path:
     return Path(init) / "model"
 
 
-def _plain_file(path: Path, layout: str | None, target: UNetConfig) -> tuple[UNetConfig, dict[str, Tensor]]:
-    state = read_weights(path)
-    layout = layout or _layout_of(state)
-    if layout == "edm":
-        augment = (weight.shape[1] for name, weight in state.items() if name.endswith("map_augment.weight"))
-        target = replace(target, augment_channels=next(augment, None))
-    source = config_of_weights(target, state, layout)
-    with torch.device("meta"):
-        expected = UNet(source).state_dict()
-    return source, import_weights(source, state, expected, layout)
-
-
-def _adapt_augmentation(
-    weights: dict[str, Tensor], source: UNetConfig, net: UNet
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights with or without the augmentation label, as `net` has it, and messages.
-
-    The augmentation label of an image that was not augmented is zero, so both networks agree on such images.
-    """
-    target = net.embedding.augment
-    if source.augment_channels == net.config.augment_channels:
-        return weights, []
-    kept = {name: weight for name, weight in weights.items() if name != "embedding.augment.weight"}
-    if target is None:
-        return kept, ["augmentation: the weights of the augmentation label are left out; augment.non_leaky keeps them"]
-    kept["embedding.augment.weight"] = torch.zeros_like(target.weight)
-    return kept, ["augmentation: the network had no augmentation label; its weights start at zero"]
-
-
 def _layout_of(state: Mapping[str, Tensor]) -> str:
     """The layout that the names fit. Raises ValueError if there is none, or more than one."""
     likely = likely_layouts(state)
@@ -147,7 +105,7 @@ def _layout_of(state: Mapping[str, Tensor]) -> str:
             f"its names fit {' and '.join(likely)}, which differ only in the order of rows; give --init_layout adm "
             "(improved-diffusion, and guided-diffusion but for its 64x64 model) or adm-new-order (that one)"
         )
-    if "embedding.linear1.weight" in state:
+    if "embedding.linear1.weight" in state or "embedding.noise.weight" in state:
         raise ValueError("its names are those of this project; give the model folder that holds the file")
     raise ValueError(f"its names, such as {next(iter(state), 'none at all')!r}, belong to no known layout")
 

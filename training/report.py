@@ -4,11 +4,13 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import multiply_adds, parameters
 from training.checkpoint import kept_checkpoints
+from training.data import ImageSet
 from training.memory import checkpoint_bytes, state_bytes
 from training.step import TrainingSettings
 from training.task import Task
@@ -16,19 +18,21 @@ from training.units import show_count, show_size
 from training.yaml_file import write_yaml
 
 
-def report(resolved: Mapping[str, Any], task: Task, settings: TrainingSettings, images: int, processes: int = 1) -> str:
+def report(
+    resolved: Mapping[str, Any], task: Task, settings: TrainingSettings, images: ImageSet, processes: int = 1
+) -> str:
     """The report of a run before it starts, for a terminal of 80 columns.
 
-    `resolved` has all settings as plain values, `images` is the size of the data set. Memory is an estimate: tensors of
-    the optimizer and of autograd, without the libraries' workspaces. Raises ValueError for a
-    batch that the processes cannot share.
+    `resolved` has all settings as plain values. Memory is an estimate: tensors of the optimizer and of autograd,
+    without the libraries' workspaces. Raises ValueError for a batch that the processes cannot share.
     """
     config = settings.train
     accumulation = config.accumulation(processes)
     micro_batch = config.batch // processes // accumulation
     slots = settings.optimizer.slots
     count, state = parameters(task.model), state_bytes(task.model, slots)
-    one = activation_bytes(task.model, *task.example(2, "meta")) // 2  # a batch norm needs two
+    two = torch.zeros(2, *images.shape, device="meta")  # a batch norm needs two
+    one = activation_bytes(task.model, *task.example(two)) // 2
     activations = one * micro_batch
     seen = config.updates * config.batch
     split = " x ".join(
@@ -38,13 +42,13 @@ def report(resolved: Mapping[str, Any], task: Task, settings: TrainingSettings, 
     )
     rows = {
         "parameters": f"{count:,}",
-        "multiply-adds": f"{show_count(multiply_adds(task.model, *task.example(1, 'meta')))} per image, forward",
+        "multiply-adds": f"{show_count(multiply_adds(task.model, *task.example(two[:1])))} per image, forward",
         "memory, estimated": f"{show_size(state + activations)} on each process, of it",
         "  model and optimizer": f"{show_size(state)} (weights, gradients, optimizer, EMA)",
         "  activations": f"{show_size(activations)} in float32 ({micro_batch} x {show_size(one)})",
         "checkpoint": f"{show_size(checkpoint_bytes(task.model, slots))} on disk, {kept_checkpoints(config)}",
         "updates": f"{config.updates:,} of {split}",
-        "length": f"{seen:,} images: each of the {images:,} about {seen / images:,.1f} times",
+        "length": f"{seen:,} images: each of the {len(images):,} about {seen / len(images):,.1f} times",
     }
     rates = [f"{point:>15,}   {settings.learning_rate(point):.3e}" for point in rate_points(settings)]
     lines = [*(f"{name:<24}{text}" for name, text in rows.items()), "", "    images seen   learning rate", *rates]

@@ -41,21 +41,25 @@ class Run(TrainingSettings, ABC, Generic[T]):
         """
         return None
 
-    @abstractmethod
     def outline(self) -> nn.Module:
-        """The network on the meta device, as far as it is known without the images: enough to tell its size."""
+        """The network on the meta device, as far as it is known without the images: enough to tell its size.
 
-    @abstractmethod
+        By default nothing is known, and memory is not checked.
+        """
+        return nn.Module()
+
     def check_init(self) -> None:
-        """Raises ValueError if `init` cannot be used, before the images are opened."""
+        """Raises ValueError if `init` cannot be used, before the images are opened. By default it never can."""
+        if self.init is not None:
+            raise ValueError(f"init={self.init}: this task does not start from trained weights; leave it out")
 
     @abstractmethod
     def build(self, images: ImageSet) -> T:
         """The task, with a freshly initialised network. Raises ValueError if run and images do not fit together."""
 
-    @abstractmethod
     def load_init(self, task: T) -> list[str]:
         """Loads the weights of `init`, if given, into the network of `task`. Returns messages to print.
 
         Raises ValueError if they do not fit.
         """
+        return []

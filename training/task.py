@@ -1,13 +1,14 @@
 """The interface between the training loop and what it trains."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from training.random import GlobalRandom
@@ -60,24 +61,24 @@ Prepared = TypeVar("Prepared", bound=Batch)
 """the batch that a task's `prepare` returns and its `loss` takes"""
 
 
-@runtime_checkable
-class Task(Protocol[Prepared]):
-    """A model with its augmentation, its loss and its evaluations. Tasks derive from this class for its defaults."""
+class Task(ABC, Generic[Prepared]):
+    """A model with its augmentation, its loss and its evaluations."""
 
-    model: nn.Module
-    evaluations: tuple[Evaluation, ...] = ()
+    def __init__(self, model: nn.Module, evaluations: tuple[Evaluation, ...] = ()) -> None:
+        self.model, self.evaluations = model, evaluations
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> Prepared:
-        """All augmentation, on the device. `random` is the stream "augment" of this update."""
-        ...
+        """All augmentation, on the device; none by default. `random` is the stream "augment" of this update."""
+        unchanged: Any = batch
+        return unchanged
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Prepared, random: GlobalRandom) -> Float[Tensor, "b"]:
         """One float32 loss per image. `model` is `self.model` prepared for the devices (autocast, several processes).
 
         All random numbers come from `random`, the stream "task" of this update, so that the result does not depend on
         the number of processes.
         """
-        ...
 
     def after_update(self, model: nn.Module) -> None:
         """Change the weights of `model`, which is `self.model`, after each step of the optimizer and before averaging.
@@ -87,9 +88,12 @@ class Task(Protocol[Prepared]):
         return
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write `model` and everything needed to use it into the existing empty `folder`; on the main process only."""
-        ...
+        """Write `model` and everything needed to use it into the existing empty `folder`; on the main process only.
 
-    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
-        """Inputs for `self.model(*inputs)`, for `batch` images."""
-        ...
+        By default only the weights, as model.safetensors.
+        """
+        save_model(model, str(folder / "model.safetensors"))
+
+    def example(self, image: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """Inputs for `self.model(*inputs)`, for these images, which have their shape and device only."""
+        return (image,)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from residual.weights.adapt import adapt_inputs, adapt_outputs
 from unet.config import Skeleton, UNetConfig
+from unet.edm2_config import EDM2Config
 
 _FREE = {
     "in_channels",
@@ -25,7 +26,7 @@ _FREE = {
 
 
 def adapt_weights(
-    weights: Mapping[str, Tensor], source: UNetConfig, target: UNetConfig
+    weights: Mapping[str, Tensor], source: UNetConfig | EDM2Config, target: UNetConfig | EDM2Config
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Converts weights from `source` to `target` config. Returns the weights and one message per adaptation.
 
@@ -36,12 +37,17 @@ def adapt_weights(
     - Augmentation labels: dropped, or zero-initialised. Both networks agree on images that are not augmented, whose
       augmentation label is zero.
 
-    Raises ValueError, with the difference, for networks that differ in anything else.
+    Weights of EDM2 are not adapted. Raises ValueError, with the difference, for networks that differ in anything else.
     """
+    if type(source) is not type(target):
+        kinds = f"{type(source).__name__} in the source, {type(target).__name__} here"
+        raise ValueError(f"the networks are of different kinds: {kinds}; build the network from the source's config")
     if differences := [f"{name}={a!r} in the source, {b!r} here" for name, a, b in _differences(source, target)]:
         way_out = "give the same settings, or leave them out if the weights come with theirs"
         raise ValueError(f"the networks differ in {'; '.join(differences)}; {way_out}")
-    adapted, messages = dict(weights), []
+    adapted, messages = dict(weights), list[str]()
+    if isinstance(source, EDM2Config) or isinstance(target, EDM2Config):
+        return adapted, messages
     if source.learned_variance and not target.learned_variance:
         for name in ("head.conv.weight", "head.conv.bias"):
             adapted[name] = adapted[name][: source.out_channels]
@@ -76,11 +82,11 @@ def _adapt_augmentation(weights: dict[str, Tensor], source: UNetConfig, target: 
         return
     weights.pop("embedding.augment.weight", None)
     if source.augment_channels is not None:
-        yield f"augmentation: the weights of its {source.augment_channels} numbers are dropped"
+        yield f"augmentation: the label's weights are dropped; augment_channels={source.augment_channels} keeps them"
     if target.augment_channels is not None:
         zeros = weights["embedding.linear1.weight"].new_zeros(target.time_features, target.augment_channels)
         weights["embedding.augment.weight"] = zeros
-        yield f"augmentation: the weights of its {target.augment_channels} numbers start at zero"
+        yield f"augmentation: the weights of the label's {target.augment_channels} numbers start at zero"
 
 
 def _adapt_labels(weights: dict[str, Tensor], source: UNetConfig, target: UNetConfig) -> Iterator[str]:
@@ -158,16 +164,17 @@ def _fold(weights: dict[str, Tensor], config: UNetConfig, row: Tensor) -> None:
         weights["embedding.linear2.bias"] = weights["embedding.linear2.bias"] + row
 
 
-def _differences(source: UNetConfig, target: UNetConfig) -> Iterator[tuple[str, Any, Any]]:
+def _differences(source: Any, target: Any) -> Iterator[tuple[str, Any, Any]]:
     """Fields, or their values per level, that would give the same weights another meaning, with both values."""
-    ignored = _FREE | {field.name for field in fields(Skeleton)} - {"base_channels", "decoder_attention"}
+    free = _FREE if isinstance(target, UNetConfig) else {"size", "dropout"}
+    ignored = free | {field.name for field in fields(Skeleton)} - {"base_channels", "decoder_attention"}
     if source.classes is None or target.classes is None:
         ignored |= {"label_embedding"}
-    for name in (field.name for field in fields(UNetConfig) if field.name not in ignored):
+    for name in (field.name for field in fields(target) if field.name not in ignored):
         name = "emb_channels" if name == "time_channels" else name
         if getattr(source, name) != getattr(target, name):
             yield name, getattr(source, name), getattr(target, name)
-    if source.learned_variance < target.learned_variance:
+    if getattr(source, "learned_variance", False) < getattr(target, "learned_variance", False):
         yield "learned_variance", False, True
     a, b = _per_level(source.skeleton), _per_level(target.skeleton)
     yield from ((name, a[name], b[name]) for name in a if a[name] != b[name])

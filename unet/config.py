@@ -1,4 +1,4 @@
-"""Config of the diffusion U-Net, and the skeleton that all U-Nets here share."""
+"""Config of the diffusion U-Net, and the skeleton that the U-Nets share."""
 
 import math
 from collections.abc import Iterator
@@ -199,7 +199,7 @@ class UNetConfig:
     size: tuple[int, int] = (32, 32)
     """height and width of the images, in pixels; the network runs on any size that the levels can halve"""
     classes: int | None = None
-    """number of classes; none: the network takes no labels"""
+    """number of classes; null: the network takes no labels"""
     null_label: bool = True
     """with classes: whether there is one more label, number `classes`, for “no label” (guidance needs it)"""
     base_channels: int = 128
@@ -211,9 +211,9 @@ class UNetConfig:
     attention_levels: tuple[int, ...] = (1,)
     """levels with self-attention after each block, counted from 0; the middle always has attention"""
     heads: int | tuple[int, ...] | None = None
-    """attention heads, per level; none: given by head_channels"""
+    """attention heads, per level; null: given by head_channels"""
     head_channels: int | tuple[int, ...] | None = None
-    """channels of each attention head, per level; none: given by heads. Neither: one head of full width"""
+    """channels of each attention head, per level; null: given by heads. Neither: one head of full width"""
     conditioning: Conditioning = "add"
     """how the embedding enters a block: `add` before the second norm (DDPM), `scale_shift` after it (ADM)"""
     resample: Resample | tuple[Resample, ...] = "conv"
@@ -233,12 +233,12 @@ class UNetConfig:
     """features of the time: sines first (`ddpm`), cosines first (`adm`), or random frequencies: of the time itself
     (`fourier`: NCSN++) or of its logarithm, with the output divided by the time (`log_fourier`: Song et al. 2021)"""
     time_channels: int | None = None
-    """width of the time features (Fourier: half of it), a quarter of the embedding's width; none: base_channels"""
+    """width of the time features (Fourier: half of it), a quarter of the embedding's width; null: base_channels"""
     label_embedding: LabelEmbedding = "table"
     """how a label enters: as a learned row (`table`: DDPM, ADM) or a linear map of the one-hot label (`linear`: EDM's
     ADM) after the time MLP; or as such a map of √classes times the one-hot label before it (`linear_first`: DDPM++)"""
     augment_channels: int | None = None
-    """length of the augmentation label, which is added to the time features (EDM: 9); none: there is none"""
+    """length of the augmentation label, which is added to the time features (EDM: 9); null: there is none"""
     decoder_attention: DecoderAttention = "all"
     """attention in the decoder of a level with attention: after `all` blocks, or the `last` only (DDPM++, NCSN++)"""
     residual_scale: float = 1.0

@@ -1,9 +1,6 @@
 """EDM2's U-Net (Karras et al. 2024): magnitude-preserving throughout, no group norms and no biases."""
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +20,11 @@ from residual.magnitude import (
     mp_branch,
     mp_cat,
 )
-from residual.weights.layout import read_state
-from residual.weights.pretrained import Pretrained
 from unet.config import Block, Level
 from unet.edm2_config import EDM2Config
-from unet.layouts import EDM2_LAYOUTS, export_weights, find_layout, import_weights
-from unet.layouts.layout import UNetLayout
+from unet.layouts import EDM2_LAYOUTS
 from unet.model import level_chain
+from unet.network import Network
 
 
 class Embedding(nn.Module):
@@ -77,7 +72,7 @@ class LogVariance(nn.Module):
         return self.linear(self.fourier(t).to(self.linear.weight.dtype))[:, 0]
 
 
-class EDM2UNet(Pretrained):
+class EDM2UNet(Network):
     """EDM2's U-Net: weights of unit magnitude and magnitude-preserving sums instead of norms (config G).
 
     `encoder` and `decoder` are flat lists of chains; the decoder takes each of the encoder's outputs once. Call
@@ -87,8 +82,7 @@ class EDM2UNet(Pretrained):
 
     config_class = EDM2Config
     hub_tags = ("diffusion", "edm2")
-    layouts: ClassVar[Mapping[str, UNetLayout]] = EDM2_LAYOUTS
-    """layouts of other libraries, by name"""
+    layouts = EDM2_LAYOUTS
     config: EDM2Config
 
     def __init__(self, config: EDM2Config) -> None:
@@ -138,26 +132,6 @@ class EDM2UNet(Pretrained):
             x = block(mp_cat(x, skips.pop()), e)
         output = self.out_gain * self.head(x)
         return (output, self.logvar(t)) if return_logvar else output
-
-    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
-        """Loads weights in EDM2's published layout, from a state dict or a safetensors file.
-
-        Returns one message per adaptation: none, because the weights must fit. Raises ValueError for an unknown layout,
-        for names of another layout, for a config that the layout cannot express, for names or shapes that do not fit
-        (with the difference), and for a pickle.
-        """
-        state = read_state(state_dict)
-        layout = layout or find_layout(self.layouts, state)
-        weights = import_weights(self.config, state, self.state_dict(), layout)
-        self.load_state_dict(weights, assign=self.out_gain.is_meta)
-        return []
-
-    def export_weights(self, layout: str = "edm2") -> dict[str, Tensor]:
-        """The weights as a state dict in EDM2's published layout. The exact inverse of `import_weights`.
-
-        Raises ValueError for an unknown layout and for a config that the layout cannot express.
-        """
-        return export_weights(self.config, self.state_dict(), layout)
 
     def _encoder_chain(self, block: Block) -> Chain:
         """Resampling, change of width and pixel norm stand before the sum: both paths share them."""

@@ -20,7 +20,7 @@ class EDM2Config:
     size: tuple[int, int] = (64, 64)
     """height and width of the images, in pixels; the network runs on any size that the levels can halve"""
     classes: int | None = None
-    """number of classes; none: the network takes no labels. Label number `classes` always stands for “no label”"""
+    """number of classes; null: the network takes no labels. Label number `classes` always stands for “no label”"""
     base_channels: int = 192
     """base width, which `channel_multipliers` multiply; the embedding is as wide as the widest level"""
     channel_multipliers: tuple[float, ...] = (1, 2, 3, 4)

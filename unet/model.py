@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -29,13 +28,11 @@ from residual import (
     unet_shortcut,
 )
 from residual.recompute import Recomputed
-from residual.weights.layout import read_state
-from residual.weights.pretrained import Pretrained, build_on_meta, local_folder
-from unet.adapt import adapt_weights
+from residual.weights.pretrained import build_on_meta, local_folder
 from unet.config import Block, Level, Resample, UNetConfig
 from unet.embedding import DivideByTime, Embedding
-from unet.layouts import UNET_LAYOUTS, config_of_weights, diffusers, export_weights, find_layout, import_weights
-from unet.layouts.layout import UNetLayout
+from unet.layouts import UNET_LAYOUTS, diffusers
+from unet.network import Network
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ RESAMPLING: Mapping[Resample, Resampling] = {
 }
 
 
-class UNet(Pretrained):
+class UNet(Network):
     """A U-Net of residual blocks that predicts from a noisy image and its timestep (Ho et al. 2020, appendix B).
 
     `encoder` and `decoder` are flat lists of chains; the decoder takes each of the encoder's outputs once.
@@ -68,8 +65,7 @@ class UNet(Pretrained):
 
     config_class = UNetConfig
     hub_tags = ("diffusion",)
-    layouts: ClassVar[Mapping[str, UNetLayout]] = UNET_LAYOUTS
-    """layouts of other libraries, by name"""
+    layouts = UNET_LAYOUTS
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
@@ -148,10 +144,9 @@ class UNet(Pretrained):
         net = build_on_meta(cls, config, network / "config.json")
         state = diffusers.read_network_weights(network)
         try:
-            weights = import_weights(config, state, net.state_dict(), "diffusers")
+            net.import_weights(state, "diffusers")
         except ValueError as error:
             raise ValueError(f"{network / diffusers.WEIGHTS_FILE}: {error}") from None
-        net.load_state_dict(weights, assign=True)
         return net.eval()
 
     @classmethod
@@ -159,27 +154,6 @@ class UNet(Pretrained):
         """The config of a folder that `from_pretrained` opens. Raises ValueError as `from_pretrained` does."""
         network = diffusers.find_network(folder)
         return super().read_config(folder) if network is None else diffusers.read_network_config(network)
-
-    def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
-        """Loads weights in another library's layout, from a state dict or a safetensors file.
-
-        Layouts: `diffusers`; `adm` (improved-diffusion, and guided-diffusion except its 64x64 model); `adm-new-order`
-        (that one); `edm`. Without `layout` it is found by the names, which the two of ADM share. Weights for other
-        image channels, labels or a learned variance are adapted as in `unet.adapt`; returns one message per adaptation.
-
-        Raises ValueError for an unknown layout, for names of another layout (the likely one is named), for a config
-        that the layout cannot express, for names or shapes that do not fit (with the difference), and for a pickle.
-        """
-        weights, messages = adapted_weights(self, state_dict, layout)
-        self.load_state_dict(weights, assign=self.embedding.linear1.weight.is_meta)
-        return messages
-
-    def export_weights(self, layout: str) -> dict[str, Tensor]:
-        """The weights as a state dict in another library's layout. The exact inverse of `import_weights`.
-
-        Raises ValueError for an unknown layout and for a config that the layout cannot express.
-        """
-        return export_weights(self.config, self.state_dict(), layout)
 
     @property
     def _norm(self) -> partial[NormAct]:
@@ -252,24 +226,8 @@ class InputSkip(nn.Module):
 
 
 def level_chain(level: Level, **nodes: nn.Module | None) -> Chain:
-    """A chain whose activations are recomputed in the backward pass if the level's config says so."""
+    """A chain of the nodes, whose activations are recomputed in the backward pass if `level.recompute`."""
     return (Recomputed if level.recompute else Chain)(**nodes)
-
-
-def adapted_weights(
-    net: UNet, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict of `net` from one in another layout, and one message per adaptation; `net` is not changed.
-
-    Raises ValueError as `UNet.import_weights` does.
-    """
-    state = read_state(state_dict)
-    layout = layout or find_layout(net.layouts, state)
-    source, expected = config_of_weights(net.config, state, layout), net.state_dict()
-    if source != net.config:
-        with torch.device("meta"):
-            expected = UNet(source).state_dict()
-    return adapt_weights(import_weights(source, state, expected, layout), source, net.config)
 
 
 def _xavier(module: nn.Module) -> None:

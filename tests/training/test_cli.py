@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from training import script
 from training.cli import Command, Schema, parse, words
@@ -86,18 +85,9 @@ MODELS: dict[str, type] = {"model": Model, "wide": Wide}
 
 
 class Buildable(Run[Task]):
-    """The methods of a run, which a command line does not call."""
-
-    def outline(self) -> nn.Module:
-        raise NotImplementedError
-
-    def check_init(self) -> None:
-        raise NotImplementedError
+    """A run without a model, which a command line does not need."""
 
     def build(self, images: ImageSet) -> Task:
-        raise NotImplementedError
-
-    def load_init(self, task: Task) -> list[str]:
         raise NotImplementedError
 
 

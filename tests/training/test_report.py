@@ -2,17 +2,20 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.training.toy import config as settings_with
+from training.data import Images
 from training.memory import tensor_bytes
 from training.report import activation_bytes, rate_points, report
 from training.step import TrainingSettings
 from training.task import Batch, Task
 
 FLOAT = 4
+IMAGES = Images(np.zeros((400, 3, 1, 1), np.uint8))
 
 
 def net() -> nn.Module:
@@ -27,10 +30,13 @@ class Vectors(Task[Batch]):
     """The part of a task that the report uses."""
 
     def __init__(self) -> None:
-        self.model = net()
+        super().__init__(net())
 
-    def example(self, batch: int, device: Any) -> tuple[Tensor, ...]:
-        return (torch.zeros(batch, 3, device=device),)
+    def loss(self, model: nn.Module, batch: Batch, random: Any) -> Tensor:
+        raise NotImplementedError
+
+    def example(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (image.flatten(1),)
 
 
 def test_activations_are_what_autograd_keeps_each_counted_once():
@@ -57,7 +63,7 @@ def test_stored_bytes():
 
 
 def lines(config: TrainingSettings, processes: int = 1) -> dict[str, str]:
-    text = report({"task": "toy", "train": {"betas": [0.9, 0.99]}}, Vectors(), config, images=400, processes=processes)
+    text = report({"task": "toy", "train": {"betas": [0.9, 0.99]}}, Vectors(), config, IMAGES, processes=processes)
     assert text.startswith("task: toy\ntrain:\n  betas: [0.9, 0.99]\n")
     assert max(map(len, text.splitlines())) <= 80
     return {line[:24].strip(): line[24:] for line in text.splitlines()}
@@ -85,7 +91,7 @@ def test_memory_is_that_of_one_process_and_one_pass():
 
 def test_the_table_of_learning_rates_is_the_schedule():
     config = settings_with(images=10_000, batch=100, warmup_images=1000, learning_rate=0.5, schedule="linear")
-    text = report({}, Vectors(), config, images=1)
+    text = report({}, Vectors(), config, IMAGES.part(np.arange(1)))
     table = [line.split() for line in text.partition("learning rate\n")[2].splitlines()]
     assert len(table) == 11
     for seen, rate in table:

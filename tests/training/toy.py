@@ -59,7 +59,7 @@ class ToyTask(Task[Batch]):
     def __init__(self, seed: int = 0, dropout: float = 0.0, channels: int = 8, flip: bool = True) -> None:
         self.flip = flip
         with seeded(seed, "model"):
-            self.model = Net(dropout, channels)
+            super().__init__(Net(dropout, channels))
         self.evaluated: list[int] = []
         self.finished: bool | None = None
         self.saved = 0
@@ -93,8 +93,8 @@ class ToyTask(Task[Batch]):
             {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
         )
 
-    def example(self, batch: int, device: torch.device | str) -> tuple[Tensor, ...]:
-        return torch.zeros(batch, 1, 8, 8, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+    def example(self, image: Tensor) -> tuple[Tensor, ...]:
+        return image, torch.zeros(len(image), dtype=torch.int64, device=image.device)
 
 
 @dataclass

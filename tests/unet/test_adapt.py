@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from residual.weights.keymap import check_state
-from unet import UNet, UNetConfig
+from unet import EDM2Config, UNet, UNetConfig
 from unet.adapt import adapt_weights
 
 SMALL = UNetConfig(
@@ -107,7 +107,7 @@ def test_new_labels_start_at_the_mean() -> None:
     assert messages[0].endswith("numbers 2 to 2 and “no label” start at the mean of the source's")
 
 
-def test_the_last_of_as_many_rows_is_the_null_label() -> None:
+def test_one_row_more_than_classes_is_the_null_label() -> None:
     net = trained(replace(SMALL, classes=4, null_label=False))
     other, messages = adapted(net, classes=3, null_label=True)
     assert_close(other.embedding.label.weight, net.embedding.label.weight, rtol=0, atol=0)  # type: ignore[union-attr]
@@ -146,12 +146,12 @@ def test_the_augmentation_label_is_dropped_or_starts_at_zero(config: UNetConfig)
     net = trained(replace(config, augment_channels=9))
     other, messages = adapted(net, augment_channels=None)
     same(output(other, x), output(net, x))
-    assert messages == ["augmentation: the weights of its 9 numbers are dropped"]
+    assert messages == ["augmentation: the label's weights are dropped; augment_channels=9 keeps them"]
     again, messages = adapted(other, augment_channels=4)
     with torch.no_grad():
         found = again(x, torch.tensor([3, 700]), augment=torch.randn(2, 4))
     same(found, output(net, x))
-    assert messages == ["augmentation: the weights of its 4 numbers start at zero"]
+    assert messages == ["augmentation: the weights of the label's 4 numbers start at zero"]
 
 
 def test_weights_that_fit_are_unchanged() -> None:
@@ -195,3 +195,21 @@ def test_equivalent_configs_do_not_differ() -> None:
     other, messages = adapted(net, **changes, init="xavier")
     assert messages == []
     assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
+
+
+EDM2 = EDM2Config(size=(8, 8), base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), head_channels=16)
+
+
+def test_weights_of_edm2_are_not_adapted() -> None:
+    weights = {"x": torch.ones(1)}
+    assert adapt_weights(weights, EDM2, replace(EDM2, size=(16, 16), dropout=0.1)) == (weights, [])
+    for field, value in (("in_channels", 1), ("classes", 5), ("logvar_channels", 8)):
+        with pytest.raises(ValueError, match=rf"{field}={getattr(EDM2, field)} .*{value}"):
+            adapt_weights(weights, EDM2, replace(EDM2, **{field: value}))
+    with pytest.raises(ValueError, match=r"heads=\(2,\) .*\(4,\)"):
+        adapt_weights(weights, EDM2, replace(EDM2, head_channels=8))
+
+
+def test_another_kind_of_network_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"EDM2Config .*UNetConfig"):
+        adapt_weights({}, EDM2, SMALL)

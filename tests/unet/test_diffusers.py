@@ -70,7 +70,7 @@ def test_every_norm_has_the_published_epsilon() -> None:
     assert len(ours) == len(theirs)
 
 
-def test_the_difference_to_a_wrong_network_is_shown() -> None:
+def test_weights_of_another_network_are_refused() -> None:
     theirs = reference(TINY).state_dict()
     with pytest.raises(
         ValueError, match=r"the weights do not fit this network: .*time_embedding\.linear_1\.weight has \(128, 32\)"
@@ -101,7 +101,7 @@ def test_weights_with_labels_are_adapted_with_a_message() -> None:
         ({"channel_multipliers": (1, 1.25)}, "groups=8: its GroupNorm of 20 channels has 8 groups"),
     ],
 )
-def test_what_diffusers_cannot_express_is_refused_with_the_reason(change: dict, message: str) -> None:
+def test_configs_that_diffusers_cannot_express_are_refused(change: dict, message: str) -> None:
     config = replace(TINY, **({"base_channels": 16} if message.startswith("groups") else {}), **change)
     with pytest.raises(ValueError, match=f"UNet2DModel cannot express .*{message}"):
         UNet(config).export_weights("diffusers")

@@ -80,7 +80,7 @@ def test_the_rows_of_qkv_are_reordered() -> None:
     assert_close(net.encoder[5].attn.branch.qkv.weight, torch.cat([rows[0::3], rows[1::3], rows[2::3]]))
 
 
-def test_differences_of_the_weights_are_shown() -> None:
+def test_differences_of_the_weights_are_listed() -> None:
     theirs = state(ROW)
     del theirs["unet.out_gain"]
     theirs["unet.extra"] = torch.zeros(1)
@@ -90,7 +90,7 @@ def test_differences_of_the_weights_are_shown() -> None:
         EDM2UNet(replace(EDM2_SMALL, channel_multipliers=(1, 2, 4))).import_weights(state(ROW), layout="edm2")
 
 
-def test_what_the_layout_cannot_express_is_refused_with_the_reason() -> None:
+def test_configs_that_the_layout_cannot_express_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot express size=\(8, 16\): it has one img_resolution"):
         EDM2UNet(replace(TINY, size=(8, 16))).export_weights("edm2")
     with pytest.raises(ValueError, match=r"cannot express in_channels=6 with out_channels=3: .* one img_channels"):
@@ -130,7 +130,7 @@ CHANGES = {
 }
 
 
-def test_every_field_has_a_change_to_try() -> None:
+def test_every_field_has_a_change() -> None:
     assert set(CHANGES) == {field.name for field in fields(EDM2Config)}
 
 

@@ -15,7 +15,7 @@ from tests.golden.networks import BARE, GOLDEN, ROWS, check_output, label, netwo
 from unet import build
 
 
-def test_every_recorded_row_is_here() -> None:
+def test_every_recorded_row_is_tested() -> None:
     assert set(ROWS) == set(GOLDEN)
 
 
@@ -44,8 +44,7 @@ def test_import_then_export_is_bit_identical(row: str) -> None:
         assert_close(exported[key.removeprefix(prefix)], tensor, rtol=0, atol=0)
 
 
-# Other weights, other sizes, other numbers of channels: the names follow, and the function is that of the same network
-# in float64.
+# Other weights, sizes and numbers of channels: the names follow, and the output equals that of the network in float64.
 @pytest.mark.parametrize(
     ("salt", "change"),
     [

@@ -1,4 +1,4 @@
-"""Weights under other libraries' names: the wrong layout, the wrong network, the wrong file."""
+"""Layouts of other libraries: found by names, refused for other networks, files and configs."""
 
 import re
 from dataclasses import replace
@@ -37,7 +37,7 @@ def weights(layout: str) -> dict[str, Tensor]:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two layouts have the same names; they differ in the order of the attention's rows, which none can see."""
+    """Whether two layouts have the same names. Such layouts differ only in the order of the rows of attention."""
     return LAYOUTS[one].signature_key == LAYOUTS[other].signature_key
 
 
@@ -73,7 +73,7 @@ def test_names_of_no_layout_or_of_another_class_are_refused() -> None:
         build(NETWORKS["edm2"]).import_weights(weights("edm"))
 
 
-def test_names_in_a_wrapper_or_of_old_are_recognised() -> None:
+def test_prefixed_names_are_recognised() -> None:
     wrapped = {f"model.{name}": tensor for name, tensor in weights("edm").items()}
     with pytest.raises(ValueError, match=r"layout 'adm' does not fit.*'edm' "):
         build(NETWORKS["adm"]).import_weights(wrapped, layout="adm")
@@ -110,7 +110,7 @@ def test_the_two_orders_of_adm_differ_in_the_attention_alone() -> None:
         (EDM2_SMALL, "diffusers", "layout 'diffusers' is for .*UNetConfig; .*EDM2Config have edm2$"),
     ],
 )
-def test_a_layout_that_a_network_does_not_have(config: Any, layout: str, message: str) -> None:
+def test_an_unknown_layout_is_refused(config: Any, layout: str, message: str) -> None:
     net = build(config)
     with pytest.raises(ValueError, match=message):
         net.import_weights({}, layout=layout)
@@ -140,8 +140,8 @@ def test_a_layout_that_a_network_does_not_have(config: Any, layout: str, message
         ("edm2", {"channel_multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
     ],
 )
-def test_weights_of_another_function_are_not_taken(layout: str, change: dict[str, Any], message: str) -> None:
-    """The names and shapes would fit; the output would be wrong without a word."""
+def test_configs_that_a_layout_cannot_express_are_refused(layout: str, change: dict[str, Any], message: str) -> None:
+    """Names and shapes fit, but the output would be wrong."""
     net = build(replace(NETWORKS[layout], **change))
     with pytest.raises(ValueError, match=message):
         net.import_weights(weights(layout), layout=layout)
@@ -154,12 +154,12 @@ def test_weights_of_another_function_are_not_taken(layout: str, change: dict[str
         ({"channel_multipliers": (2, 2, 2)}, "as wide as its first level: start with 1"),
     ],
 )
-def test_what_edms_adm_has_built_in(change: dict[str, Any], message: str) -> None:
+def test_configs_that_edms_adm_cannot_express_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(replace(BARE["edm_adm_small"][1], **change)).export_weights("edm")
 
 
-def test_filters_of_another_network_are_not_taken() -> None:
+def test_other_filters_are_refused() -> None:
     """They are no weights of ours, but tell the resampling that the weights were trained with."""
     theirs = weights("edm")
     name = "dec.16x16_up.skip.resample_filter"
@@ -170,7 +170,7 @@ def test_filters_of_another_network_are_not_taken() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_is_as_good_as_a_state_dict(layout: str, tmp_path: Path) -> None:
+def test_a_file_is_read_like_a_state_dict(layout: str, tmp_path: Path) -> None:
     theirs, path = weights(layout), tmp_path / "weights.safetensors"
     save_file(theirs, path)
     for source in (path, str(path)):
@@ -180,7 +180,7 @@ def test_a_file_is_as_good_as_a_state_dict(layout: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("network", [UNet(NETWORKS["adm"]), EDM2UNet(EDM2_SMALL)], ids=["UNet", "EDM2UNet"])
-def test_files_that_are_none_are_one_clear_line(network: UNet | EDM2UNet, tmp_path: Path) -> None:
+def test_damaged_files_and_pickles_are_refused(network: UNet | EDM2UNet, tmp_path: Path) -> None:
     layout = "edm2" if isinstance(network, EDM2UNet) else "adm"
     theirs = weights(layout)
     for name, legacy in (("new.pt", False), ("old.pkl", True)):
@@ -201,8 +201,8 @@ def test_files_that_are_none_are_one_clear_line(network: UNet | EDM2UNet, tmp_pa
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_weights_go_into_a_network_without_memory(layout: str) -> None:
-    """Laid out on the meta device, it takes the tensors themselves."""
+def test_a_network_on_the_meta_device_takes_the_weights(layout: str) -> None:
+    """The tensors themselves become the parameters."""
     theirs = weights(layout)
     with torch.device("meta"):
         net = build(NETWORKS[layout])
@@ -212,7 +212,7 @@ def test_weights_go_into_a_network_without_memory(layout: str) -> None:
     assert_close(net.export_weights(layout), theirs, rtol=0, atol=0)
 
 
-def test_the_way_out_of_a_pickle_works(tmp_path: Path) -> None:
+def test_a_pickle_converts_as_the_message_says(tmp_path: Path) -> None:
     torch.save(weights("edm"), tmp_path / "weights.pt")
     save_file(torch.load(tmp_path / "weights.pt", weights_only=True), tmp_path / "weights.safetensors")
     net = build(NETWORKS["edm"])
@@ -220,7 +220,7 @@ def test_the_way_out_of_a_pickle_works(tmp_path: Path) -> None:
     assert_close(net.export_weights("edm"), weights("edm"), rtol=0, atol=0)
 
 
-def test_a_header_as_long_as_the_mark_of_a_pickle_is_none(tmp_path: Path) -> None:
+def test_a_safetensors_header_that_starts_like_a_pickle_is_read(tmp_path: Path) -> None:
     """A safetensors file begins with the length of its header: 640 is 80 02 in hexadecimal, as a pickle begins."""
     net, path = build(NETWORKS["adm"]), tmp_path / "weights.safetensors"
     theirs = weights("adm")
@@ -243,16 +243,14 @@ def test_a_header_as_long_as_the_mark_of_a_pickle_is_none(tmp_path: Path) -> Non
         ("adm", "middle_block.1.qkv.weight", ()),
     ],
 )
-def test_rows_of_attention_that_cannot_be_ordered_are_a_difference_of_shape(
-    layout: str, name: str, shape: tuple[int, ...]
-) -> None:
+def test_attention_rows_of_a_wrong_number_are_a_shape_error(layout: str, name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(
         ValueError, match=rf"^the weights do not fit .* of another shape: .*{name} has {re.escape(str(shape))}"
     ):
         build(NETWORKS[layout]).import_weights(weights(layout) | {name: torch.zeros(shape)}, layout=layout)
 
 
-def test_some_names_missing_is_shown_as_a_difference() -> None:
+def test_missing_names_are_listed() -> None:
     theirs = weights("adm")
     del theirs["input_blocks.0.0.weight"]
     with pytest.raises(ValueError, match=r"do not fit this network: 1 missing: input_blocks\.0\.0\.weight$"):

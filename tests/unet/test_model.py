@@ -92,7 +92,7 @@ CHANGE_SHAPES = {
 """fields whose change adds, removes or reshapes weights"""
 
 
-def test_every_field_has_a_change_to_try() -> None:
+def test_every_field_has_a_change() -> None:
     assert set(CHANGES) == {field.name for field in fields(UNetConfig)}
 
 

@@ -1,4 +1,4 @@
-"""Published networks by name: their counts, on the meta device, and what they were trained with."""
+"""Published networks by name: counts on the meta device, training settings, and networks made from them."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import unet
 from residual.count import multiply_adds, parameters
 from unet import EDM2Config, EDM2UNet, UNet, UNetConfig
 
-# What their publications, or the published networks themselves, count.
+# Parameters according to the publications or the published networks.
 PUBLISHED = {
     "ddpm-cifar10": 35_746_307,
     "ddpm-256": 113_673_219,

@@ -1,4 +1,4 @@
-"""Model folders in the hub's layouts, made on disk; publishing, with the hub replaced."""
+"""Model folders of diffusers and of this project; publishing to a replaced hub."""
 
 import json
 import re
@@ -132,7 +132,7 @@ def test_hub_ids(kind: str, theirs: UNet2DModel, tmp_path: Path, monkeypatch: py
     assert asked == ["someone/net", "*.json", "*.safetensors"]
 
 
-def test_weights_in_another_form_are_refused_with_the_way_out(folder: Path, theirs: UNet2DModel) -> None:
+def test_sharded_pickled_and_variant_weights_are_refused(folder: Path, theirs: UNet2DModel) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=rf"no {WEIGHTS} in .*; if there is only a \.bin \(a pickle, not opened"):
         UNet.from_pretrained(folder)
@@ -155,7 +155,7 @@ def test_weights_in_another_form_are_refused_with_the_way_out(folder: Path, thei
         UNet.from_pretrained(folder)
 
 
-def test_the_way_out_works(folder: Path, theirs: UNet2DModel, tmp_path: Path) -> None:
+def test_sharded_weights_convert_as_the_message_says(folder: Path, theirs: UNet2DModel, tmp_path: Path) -> None:
     theirs.save_pretrained(folder, max_shard_size="100KB")
     (folder / WEIGHTS).unlink()
     other = tmp_path / "other"
@@ -163,7 +163,7 @@ def test_the_way_out_works(folder: Path, theirs: UNet2DModel, tmp_path: Path) ->
     assert_same(UNet.from_pretrained(other), theirs)
 
 
-def test_damaged_or_foreign_folders_are_one_clear_line(folder: Path) -> None:
+def test_damaged_or_foreign_folders_are_refused(folder: Path) -> None:
     whole, config = (folder / WEIGHTS).read_bytes(), folder / "config.json"
     (folder / WEIGHTS).write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=rf"{WEIGHTS} is not a complete safetensors file .*: copy or save it again$"):
@@ -182,7 +182,7 @@ def test_damaged_or_foreign_folders_are_one_clear_line(folder: Path) -> None:
         UNet.from_pretrained(folder)
 
 
-def test_a_config_of_more_than_the_memory_costs_none(folder: Path) -> None:
+def test_a_config_too_large_for_memory_is_refused(folder: Path) -> None:
     """Networks are laid out without memory before any weight is read."""
     edit(folder / "config.json", lambda d: d.update(block_out_channels=[2**20, 2**20]))
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_every_refusal_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_expressed_is_refused_by_name(name: str, folder: Path) -> None:
+def test_unsupported_arguments_are_refused_by_name(name: str, folder: Path) -> None:
     edit(folder / "config.json", lambda d: d.update(REFUSED[name]))
     line = rf"config\.json: UNet2DModel with {name}=.* cannot be expressed here: {re.escape(_REFUSED[name][0])}$"
     with pytest.raises(ValueError, match=line):
@@ -245,7 +245,7 @@ def test_what_is_not_expressed_is_refused_by_name(name: str, folder: Path) -> No
         ({"block_out_channels": [0, 32]}, "block_out_channels=.* needs one width, above 0, for each"),
         ({"block_out_channels": 32}, r"block_out_channels=32 should be tuple\[int, \.\.\.\]"),
         ({"norm_eps": "1e-5"}, "norm_eps='1e-5' should be float"),
-        ({"sample_size": [8, 8, 8]}, r"sample_size=\(8, 8, 8\) should be int \| tuple\[int, int\] \| None"),
+        ({"sample_size": [8, 8, 8]}, r"sample_size=.8, 8, 8. should be int \| tuple\[int, int\] \| None"),
         ({"layers_per_bloc": 2}, "unknown field 'layers_per_bloc'; did you mean layers_per_block"),
         ({"attention_head_dim": 7}, "level 1: head_channels=7 does not divide 64 channels; one of: 1, 2, 4"),
         (
@@ -256,7 +256,7 @@ def test_what_is_not_expressed_is_refused_by_name(name: str, folder: Path) -> No
         ({"layers_per_block": 0}, "blocks_per_level=0 must be at least 1"),
     ],
 )
-def test_wrong_arguments_are_one_clear_line(change: dict[str, Any], message: str, folder: Path) -> None:
+def test_wrong_arguments_are_refused(change: dict[str, Any], message: str, folder: Path) -> None:
     edit(folder / "config.json", lambda d: d.update(change))
     with pytest.raises(ValueError, match=rf"config\.json: .*{message}") as error:
         UNet.from_pretrained(folder)
@@ -297,7 +297,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_EDM2])
-def test_what_is_pushed_is_a_folder_that_opens(config: UNetConfig | EDM2Config, hub: Hub) -> None:
+def test_a_pushed_folder_can_be_loaded(config: UNetConfig | EDM2Config, hub: Hub) -> None:
     net = unet.build(replace(config, classes=3))
     assert net.push_to_hub("me/tiny", private=True, commit_message="First") == "https://huggingface.co/me/tiny"
     assert hub.calls == [
@@ -320,7 +320,7 @@ def test_what_is_pushed_is_a_folder_that_opens(config: UNetConfig | EDM2Config, 
     assert_close(names["net"].state_dict(), net.state_dict(), rtol=0, atol=0)
 
 
-def test_a_card_that_is_there_is_kept(hub: Hub) -> None:
+def test_an_existing_card_is_kept(hub: Hub) -> None:
     net = UNet(TINY)
     net.push_to_hub("me/tiny")
     card = hub.root / "me" / "tiny" / "README.md"
@@ -340,7 +340,7 @@ def test_a_card_that_is_there_is_kept(hub: Hub) -> None:
         (ConnectionError("no route"), "no route"),
     ],
 )
-def test_what_the_hub_does_not_take_is_one_line(error: Exception, reason: str, hub: Hub) -> None:
+def test_hub_errors_are_one_line(error: Exception, reason: str, hub: Hub) -> None:
     hub.error = error
     with pytest.raises(ValueError, match=rf"the hub refused 'me/tiny': {reason}.* \(log in with") as found:
         UNet(TINY).push_to_hub("me/tiny")

@@ -1,4 +1,4 @@
-"""Twenty random `UNet2DModel`s, read from their own arguments: equal, and back again."""
+"""Twenty random `UNet2DModel`s, imported from their arguments and exported again: equal outputs."""
 
 import random
 from typing import Any
@@ -55,7 +55,7 @@ def arguments(seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_random_network_is_the_same_here(seed: int) -> None:
+def test_a_random_network_is_equal(seed: int) -> None:
     torch.manual_seed(seed)
     given = arguments(seed)
     theirs = UNet2DModel(**given).eval()

@@ -77,29 +77,29 @@ def find_layout(layouts: Mapping[str, UNetLayout], state: State) -> str:
     raise ValueError(f"the names, such as {example!r}, fit none of the layouts {', '.join(layouts)}")
 
 
-def config_of_weights(config: UNetConfig, state: State, layout: str) -> UNetConfig:
+def config_of_weights(config: Config, state: State, layout: str) -> Config:
     """`config` with the channels, labels and image size of the network whose state dict is given in another layout.
 
     If the tensors do not have the shapes of `config`, twice as many outputs as inputs are taken for a learned variance,
-    and all rows of a label table for classes. Missing tensors are left to `import_weights`.
+    and all rows of a label table for classes. Missing tensors are left to `import_weights`. Configs of EDM2 are
+    returned unchanged.
     """
     chosen = _layout(layout, config)
-    theirs = chosen.clean(state)
-    config = chosen.with_size_of(config, theirs)
-    names = {place.ours: f"{place.theirs}.weight" for place in chosen.places(config)}
-    stem, head, label = (theirs.get(names[name]) for name in ("encoder.0.conv", "head.conv", "embedding.label"))
+    return config if isinstance(config, EDM2Config) else _unet_config_of(config, chosen.clean(state), chosen)
+
+
+def _unet_config_of(config: UNetConfig, theirs: State, layout: UNetLayout) -> UNetConfig:
+    config = layout.with_size_of(config, theirs)
+    names = {place.ours: f"{place.theirs}.weight" for place in layout.places(config)}
+    ours = ("encoder.0.conv", "head.conv", "embedding.label", "embedding.augment")
+    stem, head, label, augment = (theirs.get(names.get(name, "")) for name in ours)
+    config = replace(config, augment_channels=None if augment is None else augment.shape[1])
     if stem is not None and head is not None:
         inputs, outputs = stem.shape[1], head.shape[0]
         if (inputs, outputs) != (config.in_channels, config.out_channels * (1 + config.learned_variance)):
             variance = outputs == 2 * inputs
-            config = replace(
-                config,
-                in_channels=inputs,
-                out_channels=inputs if variance else outputs,
-                learned_variance=variance,
-            )
-    augment = theirs.get(names.get("embedding.augment", ""))
-    config = replace(config, augment_channels=None if augment is None else augment.shape[1])
+            outputs = inputs if variance else outputs
+            config = replace(config, in_channels=inputs, out_channels=outputs, learned_variance=variance)
     if label is None:
         return replace(config, classes=None)
     if config.label_embedding != "table":

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from training.data import DataConfig, open_images
 from training.data.sources.records import PICTURES
-from training.data.sources.source import find_source
+from training.data.sources.source import NAMED, find_source
 
 
 def test_the_embedded_digits(config) -> None:
@@ -70,6 +71,18 @@ def test_split_folders(config, pixels, save, tmp_path: Path) -> None:
         find_source(config(source=folder, split="test"))
     with pytest.raises(ValueError, match=r"data\.split 'test'.*'digits'.*train"):
         find_source(config(split="test"))
+
+
+def test_a_named_source_has_an_argument_only_if_its_key_ends_in_a_colon(
+    config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NAMED, "few:", lambda setting, *rest: replace(NAMED["digits"]("digits", *rest), name=setting))
+    assert find_source(config(source="few:12")).name == "few:12"
+    for source in ("few", "digits:12"):
+        with pytest.raises(ValueError, match=rf"data\.source '{source}'"):
+            find_source(config(source=source))
+    with pytest.raises(ValueError, match=r"data\.label_column is 'x'"):
+        find_source(config(source="few:12", label_column="x"))
 
 
 def test_linked_folders_are_followed_once(config, pixels, save, tmp_path: Path) -> None:

@@ -21,15 +21,15 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
-from training.data.cache.journal import Journal, Progress
-from training.data.cache.pixel_file import PixelFile, has_images
+from training.data.cache.journal import JOURNAL, Journal, Progress
+from training.data.cache.pixel_file import PixelFile
 from training.data.images import TooManyBad, check_bad, fingerprint, listing
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Records, Source
 from training.files import write_text
 
 FORMAT_VERSION = 3
-IMAGES, LABELS, INFO, JOURNAL = "images.bin", "labels.npy", "cache.json", "journal.jsonl"
+IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"
 SAVE_SECONDS = 5.0
 
 
@@ -81,14 +81,9 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
     """Decodes a source into the files of a cache folder, from where its journal ends."""
     records = source.open()
     stored = records.pixel_format.stored
-    journal = Journal(folder / JOURNAL)
-    progress = journal.load()
-    if not has_images(folder, progress, stored):
-        journal.path.unlink()
-        progress = journal.load()
-    with closing(PixelFile(folder, journal, progress, stored, records.count)) as file:
-        file.save()  # records this process in the journal
+    with closing(PixelFile(folder, stored, records.count)) as file:
         decode_into(file, records, preprocessing, max_bad)
+    progress = file.progress
     if progress.shape is None:
         raise ValueError(f"data.source {source.setting!r} holds no image that can be read" + listing(progress.bad))
     array = np.memmap(file.path, stored, "r", shape=(progress.count, *progress.shape))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from training.data.sources.labels import Label
 
+JOURNAL = "journal.jsonl"
+
 
 @dataclass
 class Progress:

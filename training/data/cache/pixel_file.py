@@ -9,28 +9,36 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Shaped
 
-from training.data.cache.journal import Journal, Progress
+from training.data.cache.journal import JOURNAL, Journal
 from training.units import show_size
 
 
 class PixelFile:
     """Images appended to a raw file: the first defines the size; the first in colour makes all of them RGB.
 
-    It continues after the images of `progress`, which it updates. `total` is the number of images to come; ValueError
-    is raised as soon as the disk has not enough space for them.
+    It continues where the journal of the folder ends, or from the start if images that the journal counts are lost.
+    `total` is the number of images to come; ValueError is raised as soon as the disk has not enough space for them.
     """
 
-    def __init__(self, folder: Path, journal: Journal, progress: Progress, dtype: np.dtype, total: int):
-        self.folder, self.journal, self.progress, self.dtype, self.total = folder, journal, progress, dtype, total
+    def __init__(self, folder: Path, dtype: np.dtype, total: int):
+        self.folder, self.dtype, self.total = folder, dtype, total
+        self.journal = Journal(folder / JOURNAL)
+        self.progress = self.journal.load()
         self._file: BinaryIO | None = None
-        if progress.shape is not None:
-            self._open(progress.shape, progress.count)
+        if self.progress.shape is not None:
+            written = self.progress.count * math.prod(self.progress.shape) * dtype.itemsize
+            if self.path.exists() and self.path.stat().st_size >= written:
+                self._open(self.progress.shape, self.progress.count)
+            else:
+                self.journal.path.unlink()
+                self.progress = self.journal.load()
+        self.save()  # records this process in the journal
 
     @property
     def path(self) -> Path:
-        """The file with the images."""
+        """The file with the images; there may be another one for another number of channels."""
         assert self.progress.shape is not None
-        return images_file(self.folder, self.progress.shape[0])
+        return self.folder / f"images-{self.progress.shape[0]}.bin"
 
     def append(self, image: Shaped[np.ndarray, "c h w"], name: str) -> None:
         """Appends one image. Raises ValueError if its size differs from that of the others."""
@@ -73,7 +81,7 @@ class PixelFile:
                 f"the decoded images need {show_size(needed)} but the disk of {self.folder} has {show_size(free)} free;"
                 " free some, set data.cache to a folder on another disk, or data.size to something smaller"
             )
-        self._file = images_file(self.folder, shape[0]).open("r+b" if count else "wb")
+        self._file = (self.folder / f"images-{shape[0]}.bin").open("r+b" if count else "wb")
         self._file.truncate(count * size)
         self._file.seek(0, os.SEEK_END)
 
@@ -90,16 +98,3 @@ class PixelFile:
         self.progress.shape = (channels, height, width)
         self.save()
         grey.unlink()
-
-
-def has_images(folder: Path, progress: Progress, dtype: np.dtype) -> bool:
-    """Whether the images of `progress` are in the folder."""
-    if progress.shape is None:
-        return True
-    file = images_file(folder, progress.shape[0])
-    return file.exists() and file.stat().st_size >= progress.count * math.prod(progress.shape) * dtype.itemsize
-
-
-def images_file(folder: Path, channels: int) -> Path:
-    """The file for a number of channels; the journal's progress identifies the valid one of two."""
-    return folder / f"images-{channels}.bin"

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from training.data.sources.folder import image_folder
 from training.data.sources.records import ARRAYS, PICTURES, TABLES, Item, Records, Source, choose_split, split_of, walk
 from training.data.sources.tables import Columns, hub_tables, local_tables
 
-PICTURE_KINDS, TABLE_KINDS = ("digits", "hub", "tables", "images"), ("hub", "tables")
+PICTURE_KINDS, TABLE_KINDS = ("named", "hub", "tables", "images"), ("hub", "tables")
 USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "range": (("arrays",), "the range of pictures is known"),
     "image_column": (TABLE_KINDS, "only tables have columns"),
@@ -40,8 +41,8 @@ def find_source(config: DataConfig) -> Source:
         raise ValueError(f"data.channels {config.channels} must be 1 (grey), 3 (RGB) or null (as found) for pictures")
     columns = Columns(config.image_column, config.label_column, config.labels)
     pixel_format, folder = config.preprocessing.pixel_format, Path(config.source).expanduser()
-    if kind == "digits":
-        return digits(config.split, config.labels, pixel_format)
+    if kind == "named":
+        return NAMED[key_of(config.source)](config.source, config.split, config.labels, pixel_format)
     if kind == "hub":
         return hub_tables(config.source, config.split, columns, pixel_format)
     if kind == "tables":
@@ -56,8 +57,8 @@ def find_source(config: DataConfig) -> Source:
 
 def find_files(setting: str) -> tuple[str, list[Path]]:
     """The kind of a source and its files. Raises ValueError if there is none."""
-    if setting == "digits":
-        return "digits", []
+    if key_of(setting) in NAMED:
+        return "named", []
     if setting.startswith(HUB):
         return "hub", []
     path = Path(setting).expanduser()
@@ -99,12 +100,12 @@ def folder_files(folder: Path) -> tuple[str, list[Path]]:
     return found.popitem()
 
 
-def digits(split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:
+def digits(setting: str, split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:
     """scikit-learn's handwritten digits: 1,797 grey images of 8x8 px, levels 0..16 scaled to 0..255, classes "0".."9".
 
     Source: E. Alpaydin and C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI repository (test part).
     """
-    choose_split(split, ["train"], "digits")
+    choose_split(split, ["train"], setting)
     labelled = labels is not False
 
     def read() -> Records:
@@ -122,4 +123,17 @@ def digits(split: str, labels: bool | None, pixel_format: PixelFormat) -> Source
             stamp=lambda: [[item.name, image.nbytes] for item, image in zip(items, pixels, strict=True)],
         )
 
-    return Source("digits", "digits", ["digits", 1, labelled], read)
+    return Source(setting, "digits", ["digits", 1, labelled], read)
+
+
+NamedSource = Callable[[str, str, bool | None, PixelFormat], Source]
+"""makes a source of pictures from `data.source`, `data.split`, `data.labels` and the format of decoded pictures"""
+
+NAMED: dict[str, NamedSource] = {"digits": digits}
+"""named sources: key "NAME" for `data.source` NAME, key "NAME:" for NAME:ARGUMENT; a user's script may add to it"""
+
+
+def key_of(setting: str) -> str:
+    """The key of `NAMED` that a value of `data.source` would have."""
+    name, colon, _ = setting.partition(":")
+    return name + colon
