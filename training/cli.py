@@ -225,8 +225,8 @@ class Schema(Generic[R]):
         if not near and section in self.sections:
             return f" is unknown; the section {section} has {shorten(list(beside), 30)}"
         near = near or closest(name, names, 2)
-        way_out = f"did you mean {' or '.join(dashes + other for other in near[:3])}?" if near else "--help lists them"
-        return f" is unknown; {way_out}"
+        way_out = f"did you mean {' or '.join(dashes + other for other in near[:3])}?"
+        return f" is unknown; {way_out if near else '--help lists them'}"
 
     def help(self, task: str, tasks: Sequence[str]) -> str:
         """The text of `--help`: every flag with its type, default and meaning."""
@@ -267,10 +267,8 @@ def show(value: Any, flag: bool) -> str:
 def _converted(leaf: Leaf, value: Any, where: str) -> Any:
     """The value as the type of its field. A flag is read as in a file, but texts need no quotes, lists no brackets."""
     is_flag = where == "--"
-    readings = [lambda: value]
-    if is_flag:
-        readings = [lambda: read_value(value), lambda: read_value(f"[{value}]"), lambda: value.split(","), *readings]
-    for reading in readings:
+    as_text = [lambda: read_value(value), lambda: read_value(f"[{value}]"), lambda: value.split(",")]
+    for reading in [*(as_text if is_flag else []), lambda: value]:
         with contextlib.suppress(TypeError, ValueError):
             return convert(reading(), leaf.hint)
     example = "" if leaf.default in (None, MISSING) else f", such as {show(leaf.default, is_flag)}"

@@ -28,9 +28,8 @@ def require_memory(
     try:
         model = outline()
         needed = state_bytes(model, optimizer_slots, frozen_names(model, freeze))
-        what = (
-            f"{show_size(needed)} (weights, gradients, optimizer, EMA of {show_count(parameters(model), 3)} parameters)"
-        )
+        count = show_count(parameters(model), 3)
+        what = f"{show_size(needed)} (weights, gradients, optimizer, EMA of {count} parameters)"
     except (RuntimeError, TypeError) as error:  # a product of sizes, or a size, beyond 64 bits
         if "overflow" not in str(error).lower():
             raise

@@ -118,8 +118,7 @@ class RunFolder:
             log.print_line(
                 f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, using the previous one"
             )
-        config = write_yaml({"format_version": FORMAT_VERSION} | self.resolved)
-        files.write_text(self.config, config)
+        files.write_text(self.config, write_yaml({"format_version": FORMAT_VERSION} | self.resolved))
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         if newest is None:
