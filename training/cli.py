@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
+import residual
 from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
 from training.run import Run
@@ -32,6 +33,7 @@ OWN = {
     "run": ("FOLDER", "its log, checkpoints, samples and model (default: runs/NAME for a config NAME.yaml)"),
     "fresh": (None, "start over; the existing contents of the run folder are moved aside"),
     "dry-run": (None, "show the settings, the size of the model, memory and learning rates, and exit"),
+    "version": (None, "show the version of the project and exit"),
     "validate": (None, "check every image of the data set, report errors and statistics, and exit"),
 }
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false", types.NoneType: "null"}
@@ -56,11 +58,15 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     """Reads the flags of the command (`OWN`) and those of the run, and the YAML file.
 
     `task`, a key of `runs`, is read first; then `init` and the `kind` and `preset` of each section; then all values.
-    `--help` prints the settings and exits.
+    `--help` prints the settings and exits, `--version` the version.
 
     Raises ValueError, in one line, for what cannot be read, is unknown, does not fit, or is refused by a dataclass.
     """
     own, flags = read_flags(argv)
+    if "version" in own:
+        if rank() == 0:
+            print(f"residual-diffusion {residual.__version__}")
+        raise SystemExit(0)
     path = Path(own["config"]) if "config" in own else None if "help" in own else default_config
     if path is None and "help" not in own:
         raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")

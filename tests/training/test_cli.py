@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import residual
 from training import script
 from training.cli import Command, Schema, parse, words
 from training.data import ImageSet
@@ -464,6 +465,10 @@ def shown(capsys: pytest.CaptureFixture[str], *argv: str, runs: dict = RUNS) -> 
         parse(runs, argv, default_config=Path("never-read.yaml"))
     assert end.value.code == 0
     return capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
+    assert shown(capsys, "--version") == f"residual-diffusion {residual.__version__}\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
