@@ -1,4 +1,4 @@
-"""Denoising diffusion: noise levels, formulations, the loss, denoisers, guidance, samplers. Knows no network."""
+"""Denoising diffusion: noise levels, formulations, the loss, denoisers, guidance, samplers. Independent of any network."""
 
 from diffusion.denoiser import Condition, Denoiser, NetworkDenoiser, clipped
 from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow

@@ -209,7 +209,7 @@ class Flow:
         return NoiseLevel(alpha=1 - sigma, sigma=sigma, c_in=one, c_noise=self.time_scale * time, a=-one, b=one)
 
     def draw_time(self, random: Random) -> Times:
-        return random.uniform()
+        return 1 - random.uniform()  # never 0, where some weightings are infinite
 
     def time_at(self, ratio: Times) -> Times:
         return 1 / (1 + 1 / ratio)  # 0 at ratio 0, and 1 where it is infinite

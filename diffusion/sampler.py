@@ -87,7 +87,7 @@ class FromDiffusers:
     """A solver that calls a scheduler of diffusers, for what must equal its pipelines. For DDPM models.
 
     The scheduler receives the denoised image (`prediction_type="sample"`), whatever the network predicts, and clips it.
-    This class alone knows that diffusers' timesteps are integers.
+    Only this class depends on the integer timesteps of diffusers.
     """
 
     name: str
@@ -154,8 +154,8 @@ def choose_sampler(name: str, formulation: Formulation, steps: int, **options: f
     if isinstance(sampler.solver, FromDiffusers) and not isinstance(formulation, DDPM):
         others = ", ".join(name for name, row in SAMPLERS.items() if not isinstance(row.solver, FromDiffusers))
         raise ValueError(
-            f"sampler={name} needs the timesteps of a ddpm model, but this model is a {type(formulation).__name__} "
-            f"model; choose: {others}"
+            f"sampler={name} needs the timesteps of a ddpm model, but the formulation of this model is "
+            f"{type(formulation).__name__}; choose: {others}"
         )
     _check_steps(name, formulation, steps)
     return replace(sampler, solver=replace(sampler.solver, **given)) if given else sampler  # type: ignore[type-var]

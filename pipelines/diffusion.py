@@ -87,10 +87,14 @@ class DiffusionModel:
     ) -> Sampler:
         """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
         chosen = choose_sampler(sampler or self.default_sampler, self.formulation, steps, **options)
-        if not 0 <= guidance_interval[0] < guidance_interval[1]:
-            low, high = guidance_interval
+        low, high = guidance_interval
+        if not 0 <= low < high:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
         if guidance == 1:
+            if guidance_interval != ALL_LEVELS:
+                raise ValueError(
+                    f"guidance_interval={low:g},{high:g} has no effect with guidance=1; give guidance, too"
+                )
             return chosen
         if not math.isfinite(guidance):
             raise ValueError(f"guidance={guidance:g} is not a finite number; give 1 (as trained) or more")

@@ -218,7 +218,7 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")
         if config.time_embedding == "log_fourier":
             raise ValueError(
-                "model.time_embedding=log_fourier needs noise levels above 0, which no objective gives; give fourier"
+                "model.time_embedding=log_fourier takes the logarithm of c_noise, which is not positive here; give fourier"
             )
         augment_channels = 9 if self.augment.non_leaky > 0 else None
         return replace(config, null_label=self.diffusion.label_dropout > 0, augment_channels=augment_channels)
