@@ -5,8 +5,8 @@ does not take `--run` for a flag of its own). Every setting of the YAML file can
 `--train.images 2e5`; `--help` lists them, `--validate` looks at every image, `--dry-run` shows what would be trained.
 The same command resumes a run that was interrupted.
 
-After SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP to any of its processes it finishes the current update, saves, and exits
-with code 75. A second Ctrl-C ends it at once.
+After SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP to any of its processes it finishes the current update, saves, and
+exits with code 75. A second Ctrl-C ends it at once.
 """
 
 from collections.abc import Mapping, Sequence
