@@ -18,12 +18,12 @@ from training import script
 from training.cli import Command, Schema, parse, words
 from training.data import ImageSet
 from training.optimizer import OPTIMIZERS, SGD, AdamW
-from training.run import FORMAT_VERSION, Run
+from training.run import Run
 from training.schedule import SCHEDULES
 from training.script import command
 from training.settings import changeable, field_texts, plain, setting, variants
 from training.task import Task
-from training.yaml_file import read_value, read_yaml, write_yaml
+from training.yaml_file import FORMAT_VERSION, read_value, read_yaml, write_yaml
 
 ROOT = Path(__file__).parents[2]
 
