@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,28 @@ from torch.testing import assert_close
 
 import resnet
 import unet
+from diffusion import DDPM
+from pipelines.diffusion import DiffusionModel
 from tasks import RUNS
+from tests.tasks.small import SMALL
 from training.cli import parse
 from unet.layouts import LAYOUTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS, PUBLISHED, ZOO = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DRAWING, BLOCKS, PUBLISHED, ZOO = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_about_drawing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    config = replace(SMALL, in_channels=1, out_channels=1, classes=10, null_label=True)
+    classes = tuple(map(str, range(10)))
+    DiffusionModel(unet.UNet(config), DDPM(), classes, null_label=True).save(tmp_path / "runs" / "digits")
+    names: dict = {}
+    exec(DRAWING, names)
+    assert names["images"].shape == (16, 1, 8, 8)
+    assert names["images"].abs().max() <= 1
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +83,15 @@ def test_the_files_that_the_readme_names_exist() -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
-def test_every_recipe_is_understood_and_says_what_to_expect(recipe: str) -> None:
+def test_every_recipe_can_be_parsed_and_states_hardware_time_and_result(recipe: str) -> None:
     path = ROOT / "configs" / recipe
     assert parse(RUNS, ["--config", str(path)]).folder.name == path.stem
-    header = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    assert all(word in header for word in ("Hardware:", "ime", "esult"))
+    header = " ".join(line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    items = dict(re.findall(r"\b(Hardware|Time|Result): (.+?)(?= (?:Time|Result): |$)", header))
+    assert items.keys() == {"Hardware", "Time", "Result"}, items
+    assert re.search(r"\b(CPU|GPU)s?\b", items["Hardware"]), items
+    for name in ("Time", "Result"):
+        assert re.search(r"\d|minute|not yet measured", items[name]), items
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs" / "accelerate").glob("*.yaml")))

@@ -29,11 +29,8 @@ STATE = "state.json"
 
 
 def _machine() -> dict[str, str | int]:
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-    }
+    threads = torch.get_num_threads()
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "threads": threads}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,7 @@ def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Che
 
     `tensors` has one entry per file. If writing fails, such as on a full disk, the temporary folder is removed.
     """
-    folder = empty_folder(root / f"tmp-{_name(metadata.images)}")
+    folder = empty_folder(root / f"tmp-{metadata.images:09d}")
     try:
         files = {}
         for name, group in tensors.items():
@@ -132,15 +129,16 @@ def list_folders(root: Path) -> list[Path]:
 def verify(folder: Path) -> str | None:
     """The problem with the checkpoint in `folder`; None if every byte is as it was written, and nothing was added."""
     try:
-        text, state = _read_state(folder)
+        text = (folder / STATE).read_bytes().decode()
+        state = json.loads(text)
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in state["files"].items()}
         if state["format_version"] != FORMAT_VERSION:
             version = f"format_version {state['format_version']}, this version reads {FORMAT_VERSION}"
             return f"{STATE} has {version}; continue this run with the version that wrote it"
         if text != _render(state) or state["sha256"] != _sha256_of_state(state):
             return f"{STATE} has changed since it was written (SHA-256)"
-        if folder.name != _name(state["images"]):
-            return f"{STATE} belongs to the checkpoint {_name(state['images'])}"
+        if folder.name != (name := f"{state['images']:09d}"):
+            return f"{STATE} belongs to the checkpoint {name}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE} cannot be read ({type(error).__name__}: {error})"
     added = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {STATE, *files}
@@ -170,7 +168,7 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     for folder in list_folders(root):
         problem = verify(folder)
         if problem is None:
-            _, state = _read_state(folder)
+            state = json.loads((folder / STATE).read_bytes())
             metadata = {each.name: state[each.name] for each in fields(CheckpointMetadata)}
             return Checkpoint(folder=folder, **metadata), damaged
         damaged[folder] = problem
@@ -184,27 +182,22 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint on the CPU, by file and name. The caller must have verified it."""
-    _, state = _read_state(checkpoint.folder)
-    return {name.removesuffix(".safetensors"): load_file(checkpoint.folder / name) for name in state["files"]}
+    return {path.stem: load_file(path) for path in checkpoint.folder.glob("*.safetensors")}
 
 
 def changes(before: CheckpointMetadata, now: CheckpointMetadata) -> list[str]:
     """Differences between a checkpoint and the run that resumes from it, and their effects; one line each."""
+    effect = "dropout, batch norms and rounding"
     rows = [
-        ("processes", before.processes, now.processes, "dropout, batch norms and rounding"),
-        ("train.micro_batch", before.micro_batch, now.micro_batch, "dropout, batch norms and rounding"),
+        ("processes", before.processes, now.processes, effect),
+        ("train.micro_batch", before.micro_batch or "null", now.micro_batch or "null", effect),
         *((name, before.machine[name], now.machine[name], "rounding") for name in ("torch", "threads")),
     ]
     return [
-        f"{name}: {'null' if old is None else old} when saved, {'null' if new is None else new} now; "
-        f"same images and noise, other {effect}"
+        f"{name}: {old} when saved, {new} now; same images and noise, other {effect}"
         for name, old, new, effect in rows
         if old != new
     ]
-
-
-def _name(images: int) -> str:
-    return f"{images:09d}"
 
 
 def sha256(path: Path) -> str:
@@ -220,9 +213,3 @@ def _sha256_of_state(state: Mapping[str, Any]) -> str:
 
 def _render(state: Mapping[str, Any]) -> str:
     return json.dumps(state, indent=2) + "\n"
-
-
-def _read_state(folder: Path) -> tuple[str, dict[str, Any]]:
-    """`state.json` as text and parsed."""
-    text = (folder / STATE).read_bytes().decode()
-    return text, json.loads(text)

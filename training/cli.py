@@ -7,16 +7,17 @@ import sys
 import textwrap
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
+import residual
 from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
-from training.run import FORMAT_VERSION, Run
+from training.run import Run
 from training.script import rank
-from training.settings import Leaf, flat, given_fields, kind_of, leaves, plain, sections
-from training.yaml_file import listing, read_value, read_yaml
+from training.settings import Leaf, kind_of, leaves, plain, sections
+from training.yaml_file import listing, read_settings, read_value
 
 R = TypeVar("R", bound=Run)
 RUN_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.,+=@-]*[A-Za-z0-9_,+=@-])?")
@@ -32,6 +33,7 @@ OWN = {
     "run": ("FOLDER", "its log, checkpoints, samples and model (default: runs/NAME for a config NAME.yaml)"),
     "fresh": (None, "start over; the existing contents of the run folder are moved aside"),
     "dry-run": (None, "show the settings, the size of the model, memory and learning rates, and exit"),
+    "version": (None, "show the version of the project and exit"),
     "validate": (None, "check every image of the data set, report errors and statistics, and exit"),
 }
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false", types.NoneType: "null"}
@@ -56,22 +58,25 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     """Reads the flags of the command (`OWN`) and those of the run, and the YAML file.
 
     `task`, a key of `runs`, is read first; then `init` and the `kind` and `preset` of each section; then all values.
-    `--help` prints the settings and exits.
+    `--help` prints the settings and exits, `--version` the version.
 
     Raises ValueError, in one line, for what cannot be read, is unknown, does not fit, or is refused by a dataclass.
     """
     own, flags = read_flags(argv)
+    if "version" in own:
+        if rank() == 0:
+            print(f"residual-diffusion {residual.__version__}")
+        raise SystemExit(0)
     path = Path(own["config"]) if "config" in own else None if "help" in own else default_config
     if path is None and "help" not in own:
         raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")
-    file, version = _read(path) if path else ({}, None)
+    file, version = read_settings(path) if path else ({}, None)
     task = str(flags.pop("task", file.pop("task", next(iter(runs)))))
     run_class = runs[require_known("task", task, runs)]
-    folder = Path(own["run"]) if "run" in own else Path("runs", path.stem if path else "help")
-    if version is not None and path and "run" not in own:
-        folder = path.parent  # the config.yaml of a run folder continues that run
-    is_resumable = (folder / "config.yaml").is_file() and "fresh" not in own
-    schema = Schema(run_class, file, flags, path, folder / "config.yaml" if is_resumable else None)
+    default = path.parent if path and version else Path("runs", path.stem if path else "")
+    folder = Path(own.get("run", default))  # by default the config.yaml of a run folder continues that run
+    record = folder / "config.yaml"
+    schema = Schema(run_class, file, flags, path, record if record.is_file() and "fresh" not in own else None)
     if "help" in own or path is None:
         if rank() == 0:
             print(schema.help(task, list(runs)))
@@ -136,18 +141,18 @@ class Schema(Generic[R]):
         record: Path | None = None,
     ) -> None:
         self.run, self.file, self.flags, self.path, self.record = run, file, flags, path, record
-        self.sections = sections(run)
-        self.classes: dict[str, type] = {}
-        top = {leaf.name: leaf for leaf in leaves(run)}
-        found = [leaf for name, leaf in top.items() if name not in self.sections]
-        for name, declared in self.sections.items():
-            found += self._section(declared, top[name])
+        self.sections, self.classes = sections(run), dict[str, type]()
+        top = leaves(run)
+        found = [leaf for leaf in top if leaf.name not in self.sections]  # before the sections
+        for leaf in top:
+            found += self._section(leaf) if leaf.name in self.sections else []
         self.leaves = {leaf.name: leaf for leaf in found if leaf.name not in run.derived}
 
-    def _section(self, declared: Field, leaf: Leaf) -> list[Leaf]:
+    def _section(self, leaf: Leaf) -> list[Leaf]:
         """Chooses kind and preset of a section, and lists its values."""
-        name, table, pseudo = leaf.name, declared.metadata.get("table"), list[Leaf]()
-        presets: Mapping[str, Any] = (declared.metadata.get("presets") or dict)()
+        name, metadata = leaf.name, self.sections[leaf.name].metadata
+        table, pseudo = metadata.get("table"), list[Leaf]()
+        presets = metadata["presets"]() if table else {}
         preset = self._first(f"{name}.preset") if presets else None
         default, source = None, f"init={self._first('init')}"
         if preset is not None:
@@ -157,8 +162,8 @@ class Schema(Generic[R]):
         basis = leaf.default if default is None else default
         cls = leaf.hint if basis is MISSING else type(basis)
         if table:
-            kind = self._first(f"{name}.kind") or kind_of(table, basis)
-            cls = table[require_known(f"{name}.kind", str(kind), table)]
+            kind = str(self._first(f"{name}.kind") or kind_of(table, basis))
+            cls = table[require_known(f"{name}.kind", kind, table)]
             if default is not None and type(default) is not cls:
                 is_kind = kind_of(table, default)
                 raise ValueError(f"{name}.kind={kind} contradicts {source}, which is {is_kind}; leave one out")
@@ -179,7 +184,7 @@ class Schema(Generic[R]):
         try:
             return self.run.init_config(init) if isinstance(init, str) else None
         except ValueError:
-            record, _ = _read(self.record) if self.record else ({}, None)
+            record = read_settings(self.record)[0] if self.record else {}
             if record.get("init") != init:
                 raise
             self.file = {name: value for name, value in record.items() if name.startswith("model.")} | dict(self.file)
@@ -219,15 +224,15 @@ class Schema(Generic[R]):
             return f"={value} is a section; set its fields, such as {dashes}{example}"
         if section in self.sections:
             for kind, cls in (self.sections[section].metadata.get("table") or {}).items():
-                if last in (each.name for each in given_fields(cls)):
+                if last in (each.name for each in fields(cls)):
                     return f" is unknown; it needs {dashes}{section}.kind={kind}"
         near = [beside[other] for other in closest(last, beside, 2)]
         near += [other for other in names if other.rpartition(".")[2] == last]
         if not near and section in self.sections:
             return f" is unknown; the section {section} has {shorten(list(beside), 30)}"
         near = near or closest(name, names, 2)
-        way_out = f"did you mean {' or '.join(dashes + other for other in near[:3])}?" if near else "--help lists them"
-        return f" is unknown; {way_out}"
+        way_out = f"did you mean {' or '.join(dashes + other for other in near[:3])}?"
+        return f" is unknown; {way_out if near else '--help lists them'}"
 
     def help(self, task: str, tasks: Sequence[str]) -> str:
         """The text of `--help`: every flag with its type, default and meaning."""
@@ -265,28 +270,11 @@ def show(value: Any, flag: bool) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], int | None]:
-    """The settings in a file, by dotted name, and its format version if it is the config.yaml of a run folder."""
-    tree = read_yaml(path)
-    version = tree.pop("format_version", None)
-    if version not in (None, FORMAT_VERSION):
-        raise ValueError(
-            f"{path} has format_version {version}, this version reads {FORMAT_VERSION}; use the version that wrote it, "
-            "or start over with a config of your own"
-        )
-    try:
-        return dict(flat(tree)), version
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def _converted(leaf: Leaf, value: Any, where: str) -> Any:
     """The value as the type of its field. A flag is read as in a file, but texts need no quotes, lists no brackets."""
     is_flag = where == "--"
-    readings = [lambda: value]
-    if is_flag:
-        readings = [lambda: read_value(value), lambda: read_value(f"[{value}]"), lambda: value.split(","), *readings]
-    for reading in readings:
+    as_text = [lambda: read_value(value), lambda: read_value(f"[{value}]"), lambda: value.split(",")]
+    for reading in [*(as_text if is_flag else []), lambda: value]:
         with contextlib.suppress(TypeError, ValueError):
             return convert(reading(), leaf.hint)
     example = "" if leaf.default in (None, MISSING) else f", such as {show(leaf.default, is_flag)}"
@@ -296,7 +284,7 @@ def _converted(leaf: Leaf, value: Any, where: str) -> Any:
 def _make(cls: type, section: str, values: Mapping[str, Any]) -> Any:
     """A dataclass from values by dotted name. Its ValueError names the section."""
     prefix = f"{section}." if section else ""
-    names = [each.name for each in given_fields(cls)]
+    names = [each.name for each in fields(cls)]
     try:
         return cls(**{name: values[prefix + name] for name in names if prefix + name in values})
     except ValueError as error:

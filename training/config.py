@@ -68,13 +68,10 @@ class TrainConfig:
             )
         share = self.batch // processes
         if share % (micro_batch := self.micro_batch or share):
+            fitting = next(number for number in range(min(share, micro_batch), 0, -1) if share % number == 0)
             raise ValueError(
                 f"train.micro_batch={micro_batch} does not divide the {share} images of each of {processes} "
                 f"process{'es' if processes > 1 else ''}; "
-                f"give a divisor of {share}, such as {_divisor_below(share, micro_batch)}"
+                f"give a divisor of {share}, such as {fitting}"
             )
         return share // micro_batch
-
-
-def _divisor_below(number: int, limit: int) -> int:
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

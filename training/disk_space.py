@@ -37,9 +37,9 @@ def raise_disk_full(folder: Path, needed: int, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_full(error):
-            raise
-        raise DiskFull(_message(folder, what, needed, free_bytes(folder), f" ({error})")) from None
+        if is_full(error):
+            raise DiskFull(_message(folder, what, needed, free_bytes(folder), f" ({error})")) from None
+        raise
 
 
 @contextmanager
@@ -63,15 +63,11 @@ def is_full(error: BaseException) -> bool:
 def append_line(path: Path, line: str) -> bool:
     """Append a line to a text file: all of it or, on a full disk, nothing. Returns whether it was written."""
     data = f"{line}\n".encode()
-    try:
-        with path.open("ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            if file.write(data) == len(data):
-                return True
-            file.truncate(end)
-    except OSError as error:
-        if not is_full(error):
-            raise
+    with ignore_disk_full(), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if file.write(data) == len(data):
+            return True
+        file.truncate(end)
     return False
 
 

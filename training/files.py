@@ -51,7 +51,8 @@ def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
     Two renames, because no single portable operation replaces a folder that is not empty. A crash between them leaves
     the previous folder beside `target`, where `recover_folder` finds it.
     """
-    new, old = empty_folder(_new(target)), _old(target)
+    new, old = _beside(target)
+    empty_folder(new)
     try:
         fill(new)
         sync_tree(new)
@@ -67,16 +68,13 @@ def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
 
 def recover_folder(target: Path) -> None:
     """Undo an interrupted `replace_folder`."""
-    old = _old(target)
+    new, old = _beside(target)
     if old.exists() and not target.exists():
         os.rename(old, target)
     shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(_new(target), ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
 
 
-def _new(target: Path) -> Path:
-    return target.with_name(f"tmp-new-{target.name}")
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f"tmp-old-{target.name}")
+def _beside(target: Path) -> tuple[Path, Path]:
+    """The folders beside `target` for its next and its previous content."""
+    return target.with_name(f"tmp-new-{target.name}"), target.with_name(f"tmp-old-{target.name}")

@@ -56,7 +56,10 @@ class RunLock:
         try:
             self._lock.acquire()
         except Timeout:
-            raise ValueError(f"{self.path.parent} is in use{_by(Holder.read(self.path))}") from None
+            holder = Holder.read(self.path)
+            by = f"process {holder.pid} on {holder.host} since {holder.since}" if holder else "another process"
+            way_out = "wait until it ends, stop it, or give another --run"
+            raise ValueError(f"{self.path.parent} is in use by {by}; {way_out}") from None
         except OSError as error:
             if error.errno not in CANNOT_LOCK:
                 raise
@@ -68,8 +71,3 @@ class RunLock:
     def release(self) -> None:
         """Release the lock, if it is held. The file stays, so that two processes cannot lock two different files."""
         self._lock.release(force=True)
-
-
-def _by(holder: Holder | None) -> str:
-    who = f" by process {holder.pid} on {holder.host} since {holder.since}" if holder else " by another process"
-    return f"{who}; wait until it ends, stop it, or give another --run"

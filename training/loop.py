@@ -5,7 +5,6 @@ Time is counted in images seen.
 
 import time
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -184,20 +183,15 @@ class Loop:
         step, folder = self.step, self.folder
         needed, what = saved_bytes(step.trained, self.optimizer_slots), "a checkpoint and the model"
 
-        def write() -> Path:
+        def write() -> None:
             with raise_disk_full(folder.path, needed, what):
                 staged = checkpoint.stage(folder.checkpoints, state_tensors(step), self.metadata())
                 files.replace_folder(folder.model, lambda new: self.task.save(step.ema.model, new))
-                return staged
-
-        def publish(staged: Path) -> None:
-            with raise_disk_full(folder.path, 0, "a checkpoint"):
                 checkpoint.publish(staged)
             checkpoint.prune(folder.checkpoints, self.config.keep_last, self.config.is_permanent)
 
         try:
-            staged = on_main(write)  # and a barrier
-            on_main(lambda: publish(staged))
+            on_main(write)
         except DiskFull as error:
             on_main(lambda: checkpoint.clean(folder.checkpoints))
             if step.updates == 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from residual.count import parameters
 from training.freeze import frozen_names
 from training.units import show_count, show_size
 
@@ -27,7 +28,8 @@ def require_memory(
     try:
         model = outline()
         needed = state_bytes(model, optimizer_slots, frozen_names(model, freeze))
-        what = f"{show_size(needed)} (weights, gradients, optimizer, EMA of {_parameters(model)} parameters)"
+        count = show_count(parameters(model), 3)
+        what = f"{show_size(needed)} (weights, gradients, optimizer, EMA of {count} parameters)"
     except (RuntimeError, TypeError) as error:  # a product of sizes, or a size, beyond 64 bits
         if "overflow" not in str(error).lower():
             raise
@@ -40,21 +42,19 @@ def require_memory(
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """Memory of the device, used or not, for each of its processes; None if the system does not report it."""
+    """Memory of the device, used or not, for each of its processes; None if the system does not report it.
+
+    For the CPU that of the machine, or the limit of the container.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    available = machine_bytes()
-    return None if available is None else available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def machine_bytes() -> int | None:
-    """Memory of this machine, or the limit of this process's container; None if the system does not report it."""
     try:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         return None
     allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
-    return min(installed, int(allowed)) if allowed.isdecimal() else installed
+    available = min(installed, int(allowed)) if allowed.isdecimal() else installed
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:
@@ -62,22 +62,14 @@ def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] =
     return 2 * model_bytes(model) + (1 + optimizer_slots) * trained_bytes(model, frozen)
 
 
-def tensor_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of the parameters and of the buffers that a checkpoint holds."""
-    names = {name for name, _ in model.named_parameters()}
-    stored = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
-    of_parameters = sum(size for name, size in stored.items() if name in names)
-    return {"parameters": of_parameters, "buffers": sum(stored.values()) - of_parameters}
-
-
-def checkpoint_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:
+def checkpoint_bytes(model: nn.Module, optimizer_slots: int) -> int:
     """Bytes of a checkpoint: weights and their average, and the optimizer's slots where weights are trained."""
-    return state_bytes(model, optimizer_slots, frozen) - trained_bytes(model, frozen)
+    return state_bytes(model, optimizer_slots) - trained_bytes(model)
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of the weights in a model folder."""
-    return sum(tensor_bytes(model).values())
+    """Bytes of the weights in a model folder, and of the buffers that belong to them."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def saved_bytes(model: nn.Module, optimizer_slots: int, checkpoints: int = 1) -> int:
@@ -88,7 +80,3 @@ def saved_bytes(model: nn.Module, optimizer_slots: int, checkpoints: int = 1) ->
 def trained_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:
     """Bytes of the weights that are trained, and so of their gradients."""
     return sum(p.nbytes for name, p in model.named_parameters() if p.requires_grad and name not in frozen)
-
-
-def _parameters(model: nn.Module) -> str:
-    return show_count(sum(p.numel() for p in model.parameters()), 3)

@@ -31,9 +31,10 @@ class Optimizer(ABC):
         require(norm is None or norm > 0, self, "max_grad_norm", "give a norm above 0, or null for no clipping")
 
     @property
-    @abstractmethod
     def slots(self) -> int:
         """Tensors of the size of a weight that are kept for each weight."""
+        weight = nn.Parameter(torch.empty(1, device="meta"))
+        return sum(value.shape == weight.shape for value in self.new_state(weight).values())
 
     @abstractmethod
     def make(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -64,10 +65,6 @@ class AdamW(Optimizer):
         super().__post_init__()
         require(all(0 <= beta < 1 for beta in self.betas), self, "betas", "give two numbers in [0, 1)")
 
-    @property
-    def slots(self) -> int:
-        return 2
-
     def make(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.groups(weights), lr=self.learning_rate, betas=self.betas, fused=True)
 
@@ -90,17 +87,13 @@ class SGD(Optimizer):
         require(0 <= self.momentum < 1, self, "momentum", "give at least 0 and below 1")
         require(self.momentum > 0 or not self.nesterov, self, "nesterov", "it needs momentum above 0")
 
-    @property
-    def slots(self) -> int:
-        return int(self.momentum > 0)
-
     def make(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             self.groups(weights), lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=True
         )
 
     def new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        return {"momentum_buffer": torch.zeros_like(weight)} if self.slots else {}
+        return {"momentum_buffer": torch.zeros_like(weight)} if self.momentum > 0 else {}
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}

@@ -76,13 +76,12 @@ def _store() -> dict[str, Any]:
     torchrun passes the same store to every attempt (pytorch#135712). Only on a single machine is its count of restarts
     known to be the same for all processes; on several, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
-    counts = {name: int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")}
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    restarted = shared and counts["TORCHELASTIC_RESTART_COUNT"] > 0 and counts["GROUP_WORLD_SIZE"] == 1
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", 0))
+    restarted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and restarts > 0 and machines == 1
     if not restarted or dist.is_initialized():
         return {}
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, world_size, is_master=False)
-    prefix = f"restart {counts['TORCHELASTIC_RESTART_COUNT']}"
-    return {"store": dist.PrefixStore(prefix, store), "rank": rank, "world_size": world_size}
+    return {"store": dist.PrefixStore(f"restart {restarts}", store), "rank": rank, "world_size": world_size}

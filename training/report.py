@@ -35,11 +35,8 @@ def report(
     one = activation_bytes(task.model, *task.example(two)) // 2
     activations = one * micro_batch
     seen = config.updates * config.batch
-    split = " x ".join(
-        f"{number} {name}"
-        for number, name in [(processes, "processes"), (accumulation, "passes"), (micro_batch, "images")]
-        if number > 1 or name == "images"
-    )
+    parts = [(processes, "processes"), (accumulation, "passes"), (micro_batch, "images")]
+    split = [f"{number} {name}" for number, name in parts if number > 1 or name == "images"]
     rows = {
         "parameters": f"{count:,}",
         "multiply-adds": f"{show_count(multiply_adds(task.model, *task.example(two[:1])))} per image, forward",
@@ -47,12 +44,12 @@ def report(
         "  model and optimizer": f"{show_size(state)} (weights, gradients, optimizer, EMA)",
         "  activations": f"{show_size(activations)} in float32 ({micro_batch} x {show_size(one)})",
         "checkpoint": f"{show_size(checkpoint_bytes(task.model, slots))} on disk, {kept_checkpoints(config)}",
-        "updates": f"{config.updates:,} of {split}",
+        "updates": f"{config.updates:,} of {' x '.join(split)}",
         "length": f"{seen:,} images: each of the {len(images):,} about {seen / len(images):,.1f} times",
     }
     rates = [f"{point:>15,}   {settings.learning_rate(point):.3e}" for point in rate_points(settings)]
-    lines = [*(f"{name:<24}{text}" for name, text in rows.items()), "", "    images seen   learning rate", *rates]
-    return "\n".join([write_yaml(resolved), *lines])
+    table = [f"{name:<24}{text}" for name, text in rows.items()]
+    return "\n".join([write_yaml(resolved), *table, "", "    images seen   learning rate", *rates])
 
 
 def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:

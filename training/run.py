@@ -12,9 +12,6 @@ from training.task import Task
 
 T = TypeVar("T", bound=Task)
 
-FORMAT_VERSION = 2
-"""of the config.yaml of a run folder"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run(TrainingSettings, ABC, Generic[T]):

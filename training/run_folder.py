@@ -18,10 +18,9 @@ from training.checkpoint import Checkpoint
 from training.disk_space import raise_disk_full
 from training.lock import Holder, RunLock
 from training.processes import on_main
-from training.run import FORMAT_VERSION
-from training.settings import changeable, flat
+from training.settings import changeable
 from training.step import TrainingSettings
-from training.yaml_file import read_yaml, write_yaml
+from training.yaml_file import FORMAT_VERSION, flat, read_settings, write_yaml
 
 BEFORE = {"lock", "tmp-config.yaml"}
 """Files that may exist in a new run folder before config.yaml is written."""
@@ -119,8 +118,7 @@ class RunFolder:
             log.print_line(
                 f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, using the previous one"
             )
-        config = write_yaml({"format_version": FORMAT_VERSION} | self.resolved)
-        files.write_text(self.config, config)
+        files.write_text(self.config, write_yaml({"format_version": FORMAT_VERSION} | self.resolved))
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         if newest is None:
@@ -131,16 +129,10 @@ class RunFolder:
         return ("finished" if done else "resume"), newest
 
     def _check_config(self, may_change: Collection[str]) -> None:
-        stored = read_yaml(self.config)
-        if (version := stored.pop("format_version", None)) != FORMAT_VERSION:
-            raise ValueError(
-                f"{self.config} has format_version {version}, this version reads {FORMAT_VERSION}; continue this run "
-                "with the version that wrote it, give another --run, or --fresh to start over"
-            )
-        old, new = dict(flat(stored)), dict(flat(self.resolved))
+        (old, _), new = read_settings(self.config, is_record=True), dict(flat(self.resolved))
         changed = [
             f"{name}={old.get(name, 'absent')} in the folder, {new.get(name, 'absent')} now"
-            for name in [*old, *(name for name in new if name not in old)]
+            for name in old | new
             if name not in may_change and old.get(name, "absent") != new.get(name, "absent")
         ]
         if changed:

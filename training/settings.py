@@ -3,13 +3,11 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
-
-Presets = Callable[[], Mapping[str, Any]]
 
 
 def setting(default: Any, *, may_change: bool = False) -> Any:
@@ -17,16 +15,11 @@ def setting(default: Any, *, may_change: bool = False) -> Any:
     return field(default=default, metadata={"may_change": may_change})
 
 
-def section(default: Callable[[], Any], presets: Presets | None = None) -> Any:
-    """Declares a section of a run, a dataclass. `section.preset` takes its defaults from one of the `presets`."""
-    return field(default_factory=default, metadata={"presets": presets})
-
-
-def variants(table: Mapping[str, type], default: str, presets: Presets | None = None) -> Any:
+def variants(table: Mapping[str, type], default: str, presets: Callable[[], Mapping[str, Any]] = dict) -> Any:
     """Declares a section whose dataclass is chosen by `section.kind`, a key of `table`.
 
-    The table is read whenever settings are parsed or written, so a user's script may add to it. A preset also chooses
-    the kind.
+    The table is read whenever settings are parsed or written, so a user's script may add to it. `section.preset`, a
+    key of `presets`, gives the defaults and chooses the kind.
     """
     return field(default_factory=lambda: table[default](), metadata={"table": table, "presets": presets})
 
@@ -50,27 +43,19 @@ class Leaf:
     help: str
 
 
-def given_fields(cls: type) -> Iterator[Field]:
-    """The fields of a dataclass that the caller of its constructor may give."""
-    return (each for each in fields(cls) if each.init)
-
-
 def sections(run: type) -> dict[str, Field]:
     """The fields of a run that are sections, by name."""
     hints = get_type_hints(run)
-    return {
-        each.name: each for each in given_fields(run) if each.metadata.get("table") or is_dataclass(hints[each.name])
-    }
+    return {each.name: each for each in fields(run) if "table" in each.metadata or is_dataclass(hints[each.name])}
 
 
 def leaves(cls: type, section: str = "", default: Any = None) -> list[Leaf]:
     """The values of one dataclass, in the order of declaration. The instance `default` replaces its defaults."""
     hints, texts, found = get_type_hints(cls), field_texts(cls), []
-    for each in given_fields(cls):
-        value = each.default_factory() if each.default_factory is not MISSING else each.default
-        value = value if default is None else getattr(default, each.name)
-        name = f"{section}.{each.name}" if section else each.name
-        found.append(Leaf(name, hints[each.name], value, texts.get(each.name, "")))
+    for each in fields(cls):
+        value = each.default if each.default_factory is MISSING else each.default_factory()
+        value = getattr(default, each.name, value)
+        found.append(Leaf(f"{section}.{each.name}".lstrip("."), hints[each.name], value, texts.get(each.name, "")))
     return found
 
 
@@ -88,34 +73,21 @@ def plain(config: Any) -> Any:
     if not is_dataclass(config):
         return str(config) if isinstance(config, Path) else config
     tree = {}
-    for each in given_fields(type(config)):
+    for each in fields(config):
         value, table = getattr(config, each.name), each.metadata.get("table")
         tree[each.name] = {"kind": kind_of(table, value), **plain(value)} if table else plain(value)
     return dict(sorted(tree.items(), key=lambda item: isinstance(item[1], dict)))
 
 
-def changeable(config: Any, prefix: str = "") -> set[str]:
+def changeable(run: Any) -> set[str]:
     """The dotted names of the fields that were declared with `may_change`."""
-    found = set()
-    for each in given_fields(type(config)):
-        if is_dataclass(value := getattr(config, each.name)):
-            found |= changeable(value, f"{prefix}{each.name}.")
-        elif each.metadata.get("may_change"):
-            found.add(prefix + each.name)
-    return found
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted name. Raises ValueError for a key with a dot."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if "." in str(key):
-            parent, _, last = str(key).rpartition(".")
-            raise ValueError(f"{name} is not a key; write `{last}:` indented below `{parent}:`")
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{name}.")
-        else:
-            yield name, value
+    parts = {"": run} | {f"{name}.": getattr(run, name) for name in sections(type(run))}
+    return {
+        prefix + each.name
+        for prefix, config in parts.items()
+        for each in fields(config)
+        if each.metadata.get("may_change")
+    }
 
 
 def field_texts(cls: type) -> dict[str, str]:

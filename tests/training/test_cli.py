@@ -13,16 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import residual
 from training import script
 from training.cli import Command, Schema, parse, words
 from training.data import ImageSet
 from training.optimizer import OPTIMIZERS, SGD, AdamW
-from training.run import FORMAT_VERSION, Run
+from training.run import Run
 from training.schedule import SCHEDULES
 from training.script import command
 from training.settings import changeable, field_texts, plain, setting, variants
 from training.task import Task
-from training.yaml_file import read_value, read_yaml, write_yaml
+from training.yaml_file import FORMAT_VERSION, read_value, read_yaml, write_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -464,6 +465,10 @@ def shown(capsys: pytest.CaptureFixture[str], *argv: str, runs: dict = RUNS) -> 
         parse(runs, argv, default_config=Path("never-read.yaml"))
     assert end.value.code == 0
     return capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
+    assert shown(capsys, "--version") == f"residual-diffusion {residual.__version__}\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

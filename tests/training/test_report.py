@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.training.toy import config as settings_with
 from training.data import Images
-from training.memory import tensor_bytes
+from training.memory import model_bytes
 from training.report import activation_bytes, rate_points, report
 from training.step import TrainingSettings
 from training.task import Batch, Task
@@ -59,7 +59,7 @@ def test_dropout_counts_although_the_model_is_in_eval_mode():
 
 
 def test_stored_bytes():
-    assert tensor_bytes(net()) == {"parameters": (3 * 8 + 8 * 2) * FLOAT, "buffers": 5 * FLOAT}
+    assert model_bytes(net()) == (3 * 8 + 8 * 2 + 5) * FLOAT
 
 
 def lines(config: TrainingSettings, processes: int = 1) -> dict[str, str]:

@@ -17,9 +17,9 @@ import yaml
 from tests.training.test_checkpoint import flip
 from tests.training.toy import BATCH, ToyTask, config, resolved, train
 from training.data import DataConfig
-from training.run import FORMAT_VERSION
 from training.run_folder import RunFolder
 from training.step import TrainingSettings
+from training.yaml_file import FORMAT_VERSION
 
 HALF = 5 * BATCH
 
