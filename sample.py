@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads the command line, draws, writes."""
     args = parser().parse_args(argv)
     model = load_model(args.model)
-    args.sampler = args.sampler or model.default_sampler
+    args.sampler = model.default_sampler if args.sampler is None else args.sampler
     labels = _check(args, model)
     device = _device(args.device)
     state = process_state()

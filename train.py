@@ -3,10 +3,10 @@
 Several processes: `accelerate launch train.py ...`, or `torchrun ... -- train.py ...` (the dashes, so that torchrun
 does not take `--run` for a flag of its own). Every setting of the YAML file can be changed by a flag such as
 `--train.images 2e5`; `--help` lists them, `--validate` looks at every image, `--dry-run` shows what would be trained.
-The same command goes on with a run that was interrupted.
+The same command resumes a run that was interrupted.
 
-Asked to stop by SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP to any of its processes, it saves after the current update
-and exits with code 75; a second Ctrl-C ends it at once.
+After SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP to any of its processes it finishes the current update, saves, and
+exits with code 75. A second Ctrl-C ends it at once.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,9 @@
-"""How many of a model's digits are what they were asked to be, as judged by a classifier of real digits.
+"""Share of drawn digits that a classifier of real digits recognises as their label.
 
     python -m benchmarks.recognised_digits runs/digits
 
-A support vector machine learns one half of scikit-learn's handwritten digits; the other half says how far it can be
-trusted. Then the model draws `--num` digits, the labels in turn, and the classifier reads them.
+A support vector machine is trained on one half of scikit-learn's handwritten digits and tested on the other half. Then
+the model draws `--num` digits, the labels in turn, and the classifier recognises them.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run folder of train.py, or a model folder")
     parser.add_argument("--num", type=int, default=500, help="digits to draw")
     parser.add_argument("--steps", type=int, default=50, help="steps of the sampler")
-    parser.add_argument("--sampler", default="ddim", help=f"one of: {', '.join(SAMPLERS)}")
-    parser.add_argument("--guidance", type=float, default=1.0, help="strength of the label; 1: as learned")
+    parser.add_argument("--sampler", help=f"one of: {', '.join(SAMPLERS)}; without it ddim for ddpm models, else heun")
+    parser.add_argument("--guidance", type=float, default=1.0, help="strength of the label; 1: as trained")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     args = parser.parse_args(argv)
     model = load_model(args.model)
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> None:
     images = model.draw(range(args.num), labels, seed=args.seed, **options)
     drawn = to_uint8(images).reshape(args.num, -1) / 255 * 16
     recognised = np.mean(judge.predict(drawn) == labels)
-    print(f"real digits:  {accuracy:.1%} of {len(held_out)} held-out digits are read right by the classifier")
-    print(f"drawn digits: {recognised:.1%} of {args.num} are read as the digit that was asked for")
+    print(f"real digits:  {accuracy:.1%} of {len(held_out)} held-out digits are recognised correctly")
+    print(f"drawn digits: {recognised:.1%} of {args.num} are recognised as their label")
 
 
 if __name__ == "__main__":

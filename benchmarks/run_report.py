@@ -1,4 +1,4 @@
-"""What the log of a run says: speed, the loss, and a picture of it.
+"""Report of a run's log: speed, the loss, and a picture of it.
 
     python -m benchmarks.run_report runs/cifar10
 

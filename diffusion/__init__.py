@@ -1,4 +1,4 @@
-"""Denoising diffusion: noise levels, formulations, the loss, denoisers, guidance, samplers. Knows no network."""
+"""Denoising diffusion for any network: noise levels, formulations, the loss, denoisers, guidance, samplers."""
 
 from diffusion.denoiser import Condition, Denoiser, NetworkDenoiser, clipped
 from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow

@@ -129,6 +129,12 @@ def _tables(
     return alpha2.sqrt().to(device, dtype), (1 - alpha2).sqrt().to(device, dtype)
 
 
+def _require_between(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError for values whose squares float32 cannot hold, and for those that are not finite."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} is out of range; give {low:g} to {high:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EDM:
     """Noise is added to the image, x = x0 + sigma noise; input and target of the network have unit variance.
@@ -136,7 +142,7 @@ class EDM:
     The unit of time is sigma, in units of the data (images in [-1, 1]). Karras et al. 2022, eq. 7 and table 1:
     D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), so F is trained towards (x0 - c_skip x) / c_out.
 
-    Raises ValueError for values that are not positive, and sigma_min above sigma_max.
+    Raises ValueError for values out of range, and for sigma_min above sigma_max.
     """
 
     sigma_data: float = 0.5
@@ -155,8 +161,8 @@ class EDM:
 
     def __post_init__(self) -> None:
         for name in ("sigma_data", "sigma_min", "sigma_max", "p_std"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; give a number above 0")
+            _require_between(name, getattr(self, name), 1e-6, 1e6)
+        _require_between("p_mean", self.p_mean, -20, 20)
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}; lower sigma_min")
 
@@ -190,7 +196,7 @@ class Flow:
     """Flow matching on straight lines: x = (1 - t) x0 + t noise, and the network predicts noise - x0.
 
     The unit of time is t, 0 (clean image) … 1 (noise). Lipman et al. 2023, section 4.1; Liu et al. 2023, eq. 1.
-    Raises ValueError for a time scale that is not positive.
+    Raises ValueError for a time scale out of range.
     """
 
     time_scale: float = 1000.0
@@ -200,8 +206,7 @@ class Flow:
     clips_x0: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.time_scale < float("inf"):
-            raise ValueError(f"time_scale={self.time_scale} is out of range; give a number above 0")
+        _require_between("time_scale", self.time_scale, 1e-6, 1e6)
 
     def level(self, time: Times) -> NoiseLevel:
         sigma = time.view(-1, 1, 1, 1)
@@ -209,7 +214,7 @@ class Flow:
         return NoiseLevel(alpha=1 - sigma, sigma=sigma, c_in=one, c_noise=self.time_scale * time, a=-one, b=one)
 
     def draw_time(self, random: Random) -> Times:
-        return random.uniform()
+        return 1 - random.uniform()  # never 0, where some weightings are infinite
 
     def time_at(self, ratio: Times) -> Times:
         return 1 / (1 + 1 / ratio)  # 0 at ratio 0, and 1 where it is infinite

@@ -17,18 +17,20 @@ def guided(
     scale: float,
     formulation: Formulation,
     interval: tuple[float, float] = ALL_LEVELS,
+    limit: float = math.inf,
 ) -> Denoiser:
     """`free + scale (given - free)` (Ho & Salimans 2022, eq. 6, with scale = 1 + w).
 
     `free` is the same network without the label, or a worse network (Karras et al. 2024, autoguidance). Scale 0 is
     `free`, 1 is `given`, above 1 extrapolates. Guidance is applied where `sigma / alpha` lies in `interval`; elsewhere
-    the result is `given` (Kynkäänniemi et al. 2024). The result leaves the range of images; see `clipped`.
+    the result is `given` (Kynkäänniemi et al. 2024). Extrapolated images leave the range of images; they are clipped to
+    [-`limit`, `limit`] (see `clipped` for the reason).
     """
 
     def denoise(x: Images, time: Times, condition: Condition) -> Images:
         x0 = given(x, time, condition)
         inside = _inside(formulation, time, interval)
-        return x0 if inside is False else _extrapolated(x0, free(x, time, condition), scale, inside)
+        return x0 if inside is False else _moved(x0, free(x, time, condition), scale, limit, inside)
 
     return denoise if scale != 1 else given
 
@@ -39,6 +41,7 @@ def classifier_free(
     null: int,
     formulation: Formulation,
     interval: tuple[float, float] = ALL_LEVELS,
+    limit: float = math.inf,
 ) -> Denoiser:
     """`guided` by the same network without its label, both evaluated in one batch of double size.
 
@@ -56,7 +59,7 @@ def classifier_free(
         if scale == 0 and inside is True:
             return denoise(x, time, unlabelled)
         x0, free = denoise(x.repeat(2, 1, 1, 1), time.repeat(2), _concatenated(condition, unlabelled)).chunk(2)
-        return _extrapolated(x0, free, scale, inside)
+        return _moved(x0, free, scale, limit, inside)
 
     return both if scale != 1 else denoise
 
@@ -70,8 +73,10 @@ def _inside(formulation: Formulation, time: Times, interval: tuple[float, float]
     return bool(mask.all()) if bool(mask.all()) == bool(mask.any()) else mask
 
 
-def _extrapolated(given: Images, free: Images, scale: float, inside: bool | torch.Tensor) -> Images:
+def _moved(given: Images, free: Images, scale: float, limit: float, inside: bool | torch.Tensor) -> Images:
     moved = free + scale * (given - free)
+    if not 0 <= scale <= 1:
+        moved = moved.clamp(-limit, limit)
     return moved if isinstance(inside, bool) else torch.where(inside, moved, given)
 
 

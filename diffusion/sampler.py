@@ -1,6 +1,5 @@
 """Samplers: where a chain starts, its times, its solver, and whether denoised images are clipped."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -87,7 +86,7 @@ class FromDiffusers:
     """A solver that calls a scheduler of diffusers, for what must equal its pipelines. For DDPM models.
 
     The scheduler receives the denoised image (`prediction_type="sample"`), whatever the network predicts, and clips it.
-    This class alone knows that diffusers' timesteps are integers.
+    Only this class depends on the integer timesteps of diffusers.
     """
 
     name: str
@@ -134,7 +133,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": Sampler(pure_noise, "trailing", EulerAncestral(), clip=False),
 }
 MAX_STEPS = 1_000_000
-MAX_OPTION = {"eta": 1.0, "churn": math.inf}
+MAX_OPTION = {"eta": 1.0, "churn": 1e6}
 
 
 def choose_sampler(name: str, formulation: Formulation, steps: int, **options: float) -> Sampler:
@@ -146,16 +145,17 @@ def choose_sampler(name: str, formulation: Formulation, steps: int, **options: f
     sampler = SAMPLERS[require_known("sampler", name, SAMPLERS)]
     given = {option: value for option, value in options.items() if value != 0}
     for option, value in given.items():
+        require_known("option of samplers", option, MAX_OPTION)
         if option not in sampler.options:
             able = ", ".join(other for other, row in SAMPLERS.items() if option in row.options)
             raise ValueError(f"{option}={value:g} has no meaning for sampler {name}; leave it out, or choose: {able}")
-        if not (0 < value <= MAX_OPTION[option] and math.isfinite(value)):
+        if not 0 < value <= MAX_OPTION[option]:
             raise ValueError(f"{option}={value:g} is out of range; give 0 (no added noise) to {MAX_OPTION[option]:g}")
     if isinstance(sampler.solver, FromDiffusers) and not isinstance(formulation, DDPM):
         others = ", ".join(name for name, row in SAMPLERS.items() if not isinstance(row.solver, FromDiffusers))
         raise ValueError(
-            f"sampler={name} needs the timesteps of a ddpm model, but this model is a {type(formulation).__name__} "
-            f"model; choose: {others}"
+            f"sampler={name} needs the timesteps of a ddpm model, but the formulation of this model is "
+            f"{type(formulation).__name__}; choose: {others}"
         )
     _check_steps(name, formulation, steps)
     return replace(sampler, solver=replace(sampler.solver, **given)) if given else sampler  # type: ignore[type-var]
@@ -164,7 +164,8 @@ def choose_sampler(name: str, formulation: Formulation, steps: int, **options: f
 def _check_steps(name: str, formulation: Formulation, steps: int) -> None:
     limit = formulation.timesteps if isinstance(formulation, DDPM) else MAX_STEPS
     if not 1 <= steps <= limit:
-        reason = "draws no image" if steps < 1 else f"is more than the {limit} timesteps of the model"
+        whole = " timesteps of the model" if isinstance(formulation, DDPM) else ""
+        reason = "draws no image" if steps < 1 else f"is more than {limit}{whole}"
         raise ValueError(f"steps={steps} {reason}; give 1 to {limit}")
     if not _distinct(name, formulation, steps):
         fewer = next(n for n in range(steps - 1, 0, -1) if _distinct(name, formulation, n))

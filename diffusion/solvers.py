@@ -48,8 +48,10 @@ class Step:
 
 
 def steps_of(formulation: Formulation, times: Float[Tensor, "times"]) -> Iterator[Step]:
-    """The steps between successive times."""
+    """The steps between successive times. Raises ValueError if a step starts at the clean image."""
     ratios = formulation.level(times).ratio.flatten().tolist()
+    if 0 in ratios[:-1]:
+        raise ValueError("times reach the clean image before their end; start above it")
     levels = [formulation.level(time[None]) for time in times]
     for (time, time_after), (now, after), (ratio, ratio_after) in zip(
         pairwise(times), pairwise(levels), pairwise(ratios), strict=True

@@ -136,5 +136,5 @@ def _read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, Pixel
         return tuple(document["classes"]), preprocessing, read_config(PixelFormat, document["pixel_format"])
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None

@@ -26,7 +26,6 @@ from diffusion import (
     Sampler,
     choose_sampler,
     classifier_free,
-    clipped,
     generators,
     sample,
 )
@@ -87,10 +86,12 @@ class DiffusionModel:
     ) -> Sampler:
         """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
         chosen = choose_sampler(sampler or self.default_sampler, self.formulation, steps, **options)
-        if not 0 <= guidance_interval[0] < guidance_interval[1]:
-            low, high = guidance_interval
+        low, high = guidance_interval
+        if not 0 <= low < high:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
         if guidance == 1:
+            if guidance_interval != ALL_LEVELS:
+                raise ValueError(f"guidance_interval={low:g},{high:g} has no effect with guidance=1; give both")
             return chosen
         if not math.isfinite(guidance):
             raise ValueError(f"guidance={guidance:g} is not a finite number; give 1 (as trained) or more")
@@ -137,12 +138,11 @@ class DiffusionModel:
         return [NO_LABEL if label == self.null else self.classes[label] for label in labels]
 
     def denoiser(self, guidance: float = 1.0, guidance_interval: tuple[float, float] = ALL_LEVELS) -> Denoiser:
-        """The denoiser of the network. Where guidance extrapolates, its results are clipped to [-1, 1]."""
+        """The denoiser of the network. Images that guidance extrapolates are clipped to [-1, 1]."""
         denoise: Denoiser = NetworkDenoiser(self.net, self.formulation)
         if self.null is None or guidance == 1:
             return denoise
-        denoise = classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval)
-        return denoise if guidance == 0 else clipped(denoise)
+        return classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval, limit=1.0)
 
     def denoising(
         self,
@@ -208,8 +208,8 @@ class DiffusionModel:
         if len(labels) != len(images):
             raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each")
         last = len(self.classes) - (self.null is None)
-        if wrong := [label for label in labels if not 0 <= label <= last]:
-            raise ValueError(f"label {wrong[0]} is outside 0 … {last}")
+        if wrong := [label for label in labels if not (isinstance(label, int) and 0 <= label <= last)]:
+            raise ValueError(f"label {wrong[0]} is not a whole number from 0 to {last}")
 
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
@@ -259,8 +259,10 @@ def describe_formulation(formulation: Formulation) -> dict[str, Any]:
     return {"kind": kind, **asdict(formulation)}  # type: ignore[call-overload]
 
 
-def read_formulation(document: dict[str, Any]) -> Formulation:
+def read_formulation(document: Any) -> Formulation:
     """The inverse of `describe_formulation`. Raises ValueError for an unknown kind or field, or a missing one."""
+    if not isinstance(document, dict):
+        raise ValueError(f"formulation={document!r} should be an object with a kind; train again")
     fields = dict(document)
     kind = require_known("formulation", str(fields.pop("kind", None)), FORMULATIONS)
     return read_config(FORMULATIONS[kind], fields)
@@ -285,5 +287,5 @@ def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, b
         return formulation, labels.classes, labels.null_label, read_config(PixelFormat, document["pixel_format"])
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None

@@ -105,13 +105,13 @@ class MPLinear(nn.Linear):
 
 @torch.no_grad()
 def normalize_weights(module: nn.Module) -> None:
-    """Normalises every stored `MPConv2d` and `MPLinear` weight to unit magnitude per output channel (eq. 66).
+    """Normalises trainable weights of `MPConv2d` and `MPLinear` to unit magnitude per output channel (eq. 66).
 
     Call it after each optimizer step, on the trained weights only, not on their averages. The output depends only on
     the direction of a weight, but the effective learning rate falls as its magnitude grows.
     """
     for part in module.modules():
-        if isinstance(part, (MPConv2d, MPLinear)):
+        if isinstance(part, (MPConv2d, MPLinear)) and part.weight.requires_grad:
             part.weight.copy_(normalize(part.weight, tuple(range(1, part.weight.dim()))))
 
 

@@ -1,5 +1,6 @@
-"""A record of a named model: config, size, published result and source."""
+"""Records of models: named ones, and the config class of each kind."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -20,3 +21,20 @@ class ModelInfo(Generic[ConfigT]):
     """published metric, such as top-1 accuracy on ImageNet"""
     size_px: int | None = None
     """side of the images the model was published for, in pixels; None where the config holds the size"""
+
+
+@dataclass(frozen=True)
+class ConfigClasses(Mapping[str, type]):
+    """The config class of each kind of network. Rows that are added to the table later are included."""
+
+    networks: Mapping[str, tuple[type, type]]
+    """kind -> (config class, network class)"""
+
+    def __getitem__(self, kind: str) -> type:
+        return self.networks[kind][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.networks)
+
+    def __len__(self) -> int:
+        return len(self.networks)

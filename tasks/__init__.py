@@ -1,4 +1,4 @@
-"""What can be trained: one file per task. `RUNS` names the dataclass that describes a run of each."""
+"""Tasks: one file per trainable thing. `RUNS` names the dataclass that describes a run of each."""
 
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionRun

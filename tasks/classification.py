@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier
+from residual.model_info import ConfigClasses
 from resnet import NETWORKS, Classifier, ClassifierConfig, build, import_weights, list_models, model_info
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
@@ -22,7 +23,7 @@ from training.run import Run
 from training.settings import variants
 from training.task import Batch, Evaluation, Task
 
-MODELS: dict[str, type] = {name: config for name, (config, _) in NETWORKS.items()}
+MODELS = ConfigClasses(NETWORKS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, denoisin
 from pictures.files import hidden_note
 from pipelines.diffusion import DiffusionModel, Network
 from residual.magnitude import normalize_weights
+from residual.model_info import ConfigClasses
 from tasks.augment import random_flip
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
@@ -25,7 +26,7 @@ from training.settings import variants
 from training.task import Batch, Evaluation, Task
 from unet import NETWORKS, EDM2Config, EDM2UNet, UNetConfig, build, list_presets, preset
 
-MODELS: dict[str, type] = {kind: config for kind, (config, _) in NETWORKS.items()}
+MODELS = ConfigClasses(NETWORKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class DiffusionTask(Task[DiffusionBatch]):
         return denoising_loss(net, trained.formulation, batch.image, noise, time, condition, weighting)
 
     def after_update(self, model: nn.Module) -> None:
-        """Weights of EDM2's network go back to unit magnitude (Karras et al. 2024, eq. 66)."""
+        """Weights of EDM2's network go back to unit magnitude, unless they are frozen (Karras et al. 2024, eq. 66)."""
         if isinstance(model, EDM2UNet):
             normalize_weights(model)
 
@@ -168,9 +169,20 @@ class DiffusionRun(Run[DiffusionTask]):
             return build(replace(self.model, size=(side, side)))
 
     def check_init(self) -> None:
-        """Raises ValueError as `load_init` does. The shape of the images does not matter, so none are needed."""
-        if self.init is not None:
-            read_init(self.outline(), self.init, self.init_layout, self.objective)
+        """Raises ValueError as `load_init` does, as far as that is known without the images.
+
+        A U-Net is adapted to the channels and classes of the images. EDM2's network must have those of `init`, so they
+        are assumed here; the names in a file of its weights depend on the size, so it is checked by `load_init` only.
+        """
+        if self.init is None:
+            return
+        run, trained = self, init_config(self.init)
+        if isinstance(self.model, EDM2Config):
+            if trained is None:
+                return
+            inputs = {name: getattr(trained, name) for name in ("in_channels", "out_channels", "classes")}
+            run = replace(self, model=replace(self.model, **inputs))
+        read_init(run.outline(), self.init, self.init_layout, self.objective)
 
     def load_init(self, task: DiffusionTask) -> list[str]:
         """Loads the weights of `init` into the network of `task`; returns messages to print.
@@ -218,7 +230,7 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")
         if config.time_embedding == "log_fourier":
             raise ValueError(
-                "model.time_embedding=log_fourier needs noise levels above 0, which no objective gives; give fourier"
+                "model.time_embedding=log_fourier takes the logarithm of c_noise, which may be 0 or less; give fourier"
             )
         augment_channels = 9 if self.augment.non_leaky > 0 else None
         return replace(config, null_label=self.diffusion.label_dropout > 0, augment_channels=augment_channels)

@@ -113,11 +113,11 @@ def _layout_of(state: Mapping[str, Tensor]) -> str:
 def _check_formulation(trained: Formulation, formulation: Formulation) -> None:
     """Raises ValueError with the fields that differ, and the flags that make them equal."""
     if different := differences(trained, formulation, FORMULATIONS):
-        values = "; ".join(
-            f"objective.{name} is {theirs} there and {ours} in this run" for name, (theirs, ours) in different.items()
-        )
+        rows = [
+            f"objective.{name} is {pair[0]} in the source and {pair[1]} in this run" for name, pair in different.items()
+        ]
         flags = " ".join(f"--objective.{name} {theirs}" for name, (theirs, _) in different.items())
-        raise ValueError(f"it was trained under another formulation ({values}); give {flags}")
+        raise ValueError(f"it was trained under another formulation ({'; '.join(rows)}); give {flags}")
 
 
 def _shape(config: UNetConfig | EDM2Config) -> str:

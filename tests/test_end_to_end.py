@@ -25,6 +25,16 @@ train: {images: 320, batch: 32, log_every_images: 32, checkpoint_every_images: 1
 optimizer: {learning_rate: 1e-3}
 schedule: {warmup_images: 0}
 """
+EDM2 = """
+data: {source: digits}
+model: {kind: edm2, base_channels: 16, channel_multipliers: [1, 2], blocks_per_level: 1, attention_levels: [1],
+        head_channels: 16}
+objective: {kind: edm}
+sample: {num: 0}
+train: {images: 320, batch: 32, log_every_images: 32, checkpoint_every_images: 320, trackers: [], precision: float32}
+optimizer: {learning_rate: 1e-2}
+"""
+"""a network whose log-variance and weight normalisation have to work on several processes too"""
 
 
 def launch(folder: Path, script: str, *arguments: object, processes: int = 1) -> str:
@@ -42,20 +52,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every run has been trained for ten updates; those in pieces were stopped after six."""
     out = tmp_path_factory.mktemp("runs")
     (out / "digits.yaml").write_text(CONFIG)
+    (out / "edm2.yaml").write_text(EDM2)
 
-    def train(name: str, *flags: object, processes: int = 1) -> str:
-        common = ("--config", "digits.yaml", "--run", name, "--data.cache", "cache")
+    def train(name: str, *flags: object, processes: int = 1, config: str = "digits.yaml") -> str:
+        common = ("--config", config, "--run", name, "--data.cache", "cache")
         return launch(out, "train.py", *common, *flags, processes=processes)
 
     train("one")
     train("accumulated", "--train.micro_batch", BATCH // 4)
     train("two", processes=2)
+    for name, processes in (("edm2", 1), ("edm2_two", 2)):
+        train(name, processes=processes, config="edm2.yaml")
     for prefix, processes in (("", 1), ("two_", 2)):
         dropout = ("--model.dropout", 0.2)
         train(f"{prefix}straight", *dropout, processes=processes)
         train(f"{prefix}pieces", *dropout, "--train.images", 6 * BATCH, processes=processes)
-        said = train(f"{prefix}pieces", *dropout, processes=processes)
-        assert f"resuming {prefix}pieces from 192 images (update 6)" in said
+        printed = train(f"{prefix}pieces", *dropout, processes=processes)
+        assert f"resuming {prefix}pieces from 192 images (update 6)" in printed
     return out
 
 
@@ -69,10 +82,10 @@ def hashes(run: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in (run / "checkpoints" / "000000320").glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("other", ["two", "accumulated"])
-def test_processes_and_micro_batches_change_nothing(runs: Path, other: str) -> None:
-    assert len(losses(runs / "one")) == 10
-    assert losses(runs / other) == pytest.approx(losses(runs / "one"), rel=0, abs=1e-5)
+@pytest.mark.parametrize(("one", "other"), [("one", "two"), ("one", "accumulated"), ("edm2", "edm2_two")])
+def test_processes_and_micro_batches_change_nothing(runs: Path, one: str, other: str) -> None:
+    assert len(losses(runs / one)) == 10
+    assert losses(runs / other) == pytest.approx(losses(runs / one), rel=0, abs=1e-5)
 
 
 @pytest.mark.parametrize("prefix", ["", "two_"])
@@ -88,14 +101,14 @@ def test_dropout_makes_another_run(runs: Path) -> None:
 
 
 def test_the_same_command_again_says_finished(runs: Path) -> None:
-    said = launch(runs, "train.py", "--config", "digits.yaml", "--run", "one", "--data.cache", "cache")
-    assert "finished: one has seen 320 images" in said
+    printed = launch(runs, "train.py", "--config", "digits.yaml", "--run", "one", "--data.cache", "cache")
+    assert "finished: one has seen 320 images" in printed
 
 
 def test_a_run_can_be_sampled(runs: Path) -> None:
-    said = launch(runs, "sample.py", "one", "--num", 11, "--steps", 2, "--out", "drawn")
-    assert "model: one at 320 images seen" in said
-    assert said.splitlines()[-1] == "grid: drawn/grid.png"
+    printed = launch(runs, "sample.py", "one", "--num", 11, "--steps", 2, "--out", "drawn")
+    assert "model: one at 320 images seen" in printed
+    assert printed.splitlines()[-1] == "grid: drawn/grid.png"
     assert sorted(path.name for path in (runs / "drawn").iterdir()) == [f"{k:06d}.png" for k in range(11)] + [
         "grid.png"
     ]

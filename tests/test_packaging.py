@@ -17,7 +17,7 @@ import residual
 ROOT = Path(__file__).parent.parent
 BASE = ("residual", "resnet", "unet")
 PACKAGES = (*BASE, "diffusion", "pictures", "pipelines")
-HEAVY = ("diffusers", "accelerate", "datasets", "jsonargparse", "torchvision")
+HEAVY = ("diffusers", "accelerate", "datasets", "torchvision")
 USE = """
 import importlib.util, sys
 import resnet, torch, unet

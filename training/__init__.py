@@ -1,1 +1,1 @@
-"""How anything is trained: config, command line, data, the loop on accelerate, checkpoints. Knows no network."""
+"""Training of any task: config, command line, data, the loop on accelerate, checkpoints. Knows no network."""

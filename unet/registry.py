@@ -64,7 +64,7 @@ def build(config: UNetConfig | EDM2Config, max_bytes: int = 2**40) -> UNet | EDM
     """
 
     def make() -> UNet | EDM2UNet:
-        return UNet(config) if isinstance(config, UNetConfig) else EDM2UNet(config)
+        return dict(NETWORKS.values())[type(config)](config)  # type: ignore[arg-type]
 
     if torch.get_default_device().type != "meta":
         check_weight_bytes(make, max_bytes)

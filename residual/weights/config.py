@@ -11,6 +11,9 @@ from typing import Any
 
 from residual.names import require_known
 
+EARLIER = "commits up to 9782c87"
+"""what wrote the format versions before those of today"""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads the object in a JSON file. Raises ValueError if the file is missing, damaged, or holds no object."""
@@ -32,6 +35,8 @@ def read_config(config_class: type, document: Mapping[str, Any], optional: Itera
 
     Raises ValueError with the field that is unknown (and the closest names), of the wrong type, or missing.
     """
+    if not isinstance(document, Mapping):
+        raise ValueError(f"{document!r} should be an object with the fields of {config_class.__name__}")
     hints = typing.get_type_hints(config_class)
     hints = {field.name: hints[field.name] for field in fields(config_class)}  # without class variables
     values = {}
@@ -51,9 +56,10 @@ def read_config(config_class: type, document: Mapping[str, Any], optional: Itera
 def require_version(found: Any, expected: int) -> None:
     """Raises ValueError unless a file has the format version that this version of the project reads."""
     if found != expected:
+        writer = EARLIER if isinstance(found, int) and found < expected else "a later version"
         raise ValueError(
-            f"format_version {found!r} was written by another version of this project, and this one reads {expected}; "
-            "use the version that wrote it, or train again"
+            f"format_version {found!r} was written by {writer}, "
+            f"this version reads {expected}; use the version that wrote it, or train again"
         )
 
 

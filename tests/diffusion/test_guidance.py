@@ -57,6 +57,16 @@ def test_guidance_acts_within_an_interval_of_noise_levels_alone(make, scale: flo
     assert_close(make(scale, interval=(0.0, math.inf))(X, T, LABEL), everywhere, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("make", [cfg, lambda scale, **options: guided(denoise, worse, scale, EDM(), **options)])
+def test_only_extrapolated_images_are_clipped(make) -> None:
+    given = denoise(X, T, LABEL)
+    assert given.abs().max() > 0.5
+    clipped, free = make(3.0, limit=0.5, interval=(0.5, 5.0))(X, T, LABEL), make(3.0, interval=(0.5, 5.0))(X, T, LABEL)
+    assert_close(clipped[1], free[1].clamp(-0.5, 0.5))
+    assert_close(clipped[[0, 2]], given[[0, 2]])
+    assert_close(make(0.5, limit=0.5)(X, T, LABEL), make(0.5)(X, T, LABEL))
+
+
 def test_both_denoised_images_come_from_one_batch_and_only_where_both_are_needed() -> None:
     sizes = []
 

@@ -217,8 +217,26 @@ def test_training_times_have_their_distribution() -> None:
     log = EDM(p_mean=-0.4, p_std=1.0).draw_time(Numbers()).log()
     assert (log.mean().item(), log.std().item()) == pytest.approx((-0.4, 1.0), abs=0.06)
     t = Flow().draw_time(Numbers())
-    assert (t.min() >= 0, t.max() < 1) == (True, True)
+    assert (t.min() > 0, t.max() <= 1) == (True, True)
     assert t.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+class Lowest(Numbers):
+    """The smallest numbers that can be drawn."""
+
+    def uniform(self) -> torch.Tensor:
+        return torch.zeros(self.count)
+
+    def integers(self, high: int) -> torch.Tensor:
+        return torch.zeros(self.count, dtype=torch.long)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_loss_is_finite_at_the_lowest_training_time(name: str, weighting: str) -> None:
+    (x0, noise), time = images(torch.float32), ALL[name].draw_time(Lowest(COUNT))
+    loss = denoising_loss(lambda x, t, label: x, ALL[name], x0, noise, time, weighting=WEIGHTINGS[weighting])
+    assert loss.isfinite().all()
 
 
 CHANGES = [
@@ -256,6 +274,9 @@ def test_every_formulation_fulfils_the_protocol(name: str) -> None:
         (EDM, {"sigma_data": 0.0}, "sigma_data=0"),
         (EDM, {"p_std": -1.0}, "p_std=-1"),
         (EDM, {"sigma_max": math.inf}, "sigma_max=inf"),
+        (EDM, {"p_mean": math.nan}, "p_mean=nan"),
+        (EDM, {"p_mean": 1000.0}, "p_mean=1000"),
+        (Flow, {"time_scale": 1e300}, "time_scale=1e"),
         (EDM, {"sigma_min": 90.0}, "sigma_min=90.*sigma_max=80"),
         (Flow, {"time_scale": 0.0}, "time_scale=0"),
     ],

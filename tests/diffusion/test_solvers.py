@@ -140,3 +140,9 @@ def test_steps_know_their_ends() -> None:
     assert (first.ratio, first.ratio_after, last.ratio, last.ratio_after) == (4.0, 2.0, 2.0, 0.0)
     assert (first.time, first.time_after, last.time_after) == (4.0, 2.0, 0.0)
     assert_close(first.after.sigma, last.now.sigma)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), DPMSolverPP2M(), EulerAncestral()])
+def test_steps_cannot_start_at_the_clean_image(solver: Solver) -> None:
+    with pytest.raises(ValueError, match="clean image"):
+        next(iter(solver(lambda x, t: x, EDM(), torch.ones(1, 1, 2, 2), torch.tensor([0.0, 1.0]), [])))

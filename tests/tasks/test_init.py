@@ -176,10 +176,12 @@ def test_a_model_folder_of_edm2_gives_weights_and_config() -> None:
     Path("plain.yaml").write_text("task: diffusion")
     run = parse(RUNS, ["--config", "plain.yaml", "--init", "edm2", "--objective.kind", "edm"]).run
     assert (type(run.model), run.model.base_channels, run.model.head_channels) == (EDM2Config, 16, 16)
+    run.check_init()
     task = run.build(digits())
     assert len(run.load_init(task)) == 1
     torch.testing.assert_close(task.model.state_dict(), trained.state_dict(), rtol=0, atol=0)
     save_file(trained.export_weights("edm2"), "edm2.safetensors")
+    replace(run, init="edm2.safetensors").check_init()
     other = replace(run, init="edm2.safetensors").build(digits())
     replace(run, init="edm2.safetensors").load_init(other)
     torch.testing.assert_close(other.model.state_dict(), trained.state_dict(), rtol=0, atol=0)

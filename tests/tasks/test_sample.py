@@ -75,6 +75,13 @@ def test_every_flag_matters(conditional, tmp_path):
         flags = {"label": "three", "steps": 5} | {name: value}
         other = run(conditional, tmp_path / name, "--num", 2, *[w for k, v in flags.items() for w in (f"--{k}", v)])
         assert abs(other - base).max() > 1, name
+    flags = ["--num", 2, "--steps", 5, "--label", "three", "--sampler", "heun"]
+    heun = run(conditional, tmp_path / "heun", *flags)
+    assert abs(run(conditional, tmp_path / "churn", *flags, "--churn", 4) - heun).max() > 1
+    guided = run(conditional, tmp_path / "guided", *flags, "--guidance", 4)
+    within = run(conditional, tmp_path / "within", *flags, "--guidance", 4, "--guidance-interval", 0.2, 3)
+    assert abs(within - guided).max() > 1
+    assert abs(within - heun).max() > 1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -146,6 +153,7 @@ def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, c
         (["--sampler", "ddpm", "--eta", "0.5"], "eta=0.5"),
         (["--churn", "1"], "churn=1"),
         (["--guidance-interval", "2", "1"], "guidance_interval=2,1"),
+        (["--guidance-interval", "1", "2"], "guidance_interval=1,2"),
         (["--label", "10"], "label 10"),
         (["--label", "thre"], "class 'thre'; did you mean three"),
         (["--label", "none", "--guidance", "2"], "guidance=2"),
