@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from residual.weights.config import foreign_version
 from training.config import TrainConfig
 from training.files import empty_folder, sync, write_text
 
@@ -133,8 +134,8 @@ def verify(folder: Path) -> str | None:
         state = json.loads(text)
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in state["files"].items()}
         if state["format_version"] != FORMAT_VERSION:
-            version = f"format_version {state['format_version']}, this version reads {FORMAT_VERSION}"
-            return f"{STATE} has {version}; continue this run with the version that wrote it"
+            version = foreign_version(state["format_version"], FORMAT_VERSION)
+            return f"{STATE} has {version}. Continue the run with the version that wrote it"
         if text != _render(state) or state["sha256"] != _sha256_of_state(state):
             return f"{STATE} has changed since it was written (SHA-256)"
         if folder.name != (name := f"{state['images']:09d}"):

@@ -71,7 +71,7 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     if path is None and "help" not in own:
         raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")
     file, version = read_settings(path) if path else ({}, None)
-    task = str(flags.pop("task", file.pop("task", next(iter(runs)))))
+    task = str(flags.pop("task", file.pop("task", None) or next(iter(runs))))
     run_class = runs[require_known("task", task, runs)]
     default = path.parent if path and version else Path("runs", path.stem if path else "")
     folder = Path(own.get("run", default))  # by default the config.yaml of a run folder continues that run
@@ -167,8 +167,8 @@ class Schema(Generic[R]):
             if default is not None and type(default) is not cls:
                 is_kind = kind_of(table, default)
                 raise ValueError(f"{name}.kind={kind} contradicts {source}, which is {is_kind}; leave one out")
-            meanings = "\n".join([leaf.help, *(f"{key}: {_summary(each)}" for key, each in table.items())])
-            pseudo.append(Leaf(f"{name}.kind", Literal[tuple(table)], kind, meanings.strip()))
+            meanings = " ".join(f"{key}: {_summary(each)}" for key, each in table.items())
+            pseudo.append(Leaf(f"{name}.kind", Literal[tuple(table)], kind, f"{leaf.help} {meanings}".strip()))
         if presets:
             hint = Literal[(*presets, None)]  # type: ignore[valid-type]
             pseudo.append(Leaf(f"{name}.preset", hint, preset, "a published model; its values become the defaults"))

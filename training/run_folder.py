@@ -130,10 +130,12 @@ class RunFolder:
 
     def _check_config(self, may_change: Collection[str]) -> None:
         (old, _), new = read_settings(self.config, is_record=True), dict(flat(self.resolved))
+        differ = [name for name in old | new if name not in may_change and old.get(name) != new.get(name)]
+        other_kinds = tuple(name.removesuffix("kind") for name in differ if name.endswith(".kind"))
         changed = [
             f"{name}={old.get(name, 'absent')} in the folder, {new.get(name, 'absent')} now"
-            for name in old | new
-            if name not in may_change and old.get(name, "absent") != new.get(name, "absent")
+            for name in differ
+            if name.endswith(".kind") or not name.startswith(other_kinds)
         ]
         if changed:
             raise ValueError(

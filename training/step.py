@@ -31,9 +31,9 @@ class TrainingSettings:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: Optimizer = variants(OPTIMIZERS, default="adamw")
-    """which optimizer"""
+    """the optimizer."""
     schedule: Schedule = variants(SCHEDULES, default="constant")
-    """how the learning rate changes"""
+    """the learning rate over the run."""
     ema: EmaConfig = field(default_factory=EmaConfig)
 
     def learning_rate(self, images_seen: int) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from residual.weights.config import foreign_version
+
 FORMAT_VERSION = 2
 """of the config.yaml of a run folder"""
 
@@ -20,8 +22,8 @@ def read_settings(path: Path, is_record: bool = False) -> tuple[dict[str, Any], 
     version = tree.pop("format_version", None)
     if version != FORMAT_VERSION and (is_record or version is not None):
         raise ValueError(
-            f"{path} has format_version {version}, this version reads {FORMAT_VERSION}; continue this run with the "
-            "version that wrote it, or start over: with a config of your own, another --run, or --fresh"
+            f"{path} has {foreign_version(version, FORMAT_VERSION)}. Continue the run with the version that wrote it, "
+            "or start over: with a config of your own, another --run, or --fresh"
         )
     try:
         return dict(flat(tree)), version

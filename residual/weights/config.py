@@ -11,9 +11,6 @@ from typing import Any
 
 from residual.names import require_known
 
-EARLIER = "commits up to 9782c87"
-"""what wrote the format versions before those of today"""
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads the object in a JSON file. Raises ValueError if the file is missing, damaged, or holds no object."""
@@ -53,14 +50,17 @@ def read_config(config_class: type, document: Mapping[str, Any], optional: Itera
     return config_class(**values)
 
 
+def foreign_version(found: Any, expected: int) -> str:
+    """The first half of a message about a file of another format version: what wrote it, and what is read here."""
+    earlier = isinstance(found, int) and found < expected
+    writer = "commits up to 9782c87" if earlier else "a later version of this project"
+    return f"format_version {found!r}, written by {writer}; this version reads {expected}"
+
+
 def require_version(found: Any, expected: int) -> None:
     """Raises ValueError unless a file has the format version that this version of the project reads."""
     if found != expected:
-        writer = EARLIER if isinstance(found, int) and found < expected else "a later version"
-        raise ValueError(
-            f"format_version {found!r} was written by {writer}, "
-            f"this version reads {expected}; use the version that wrote it, or train again"
-        )
+        raise ValueError(f"{foreign_version(found, expected)}. Use the version that wrote it, or train again")
 
 
 def convert(value: Any, hint: Any) -> Any:

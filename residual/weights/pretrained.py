@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from residual.weights.config import read_config, read_json
+from residual.weights.config import foreign_version, read_config, read_json
 from residual.weights.keymap import check_state
 
 FORMAT_VERSION = 2
@@ -69,13 +69,11 @@ class Pretrained(nn.Module):
         found = document.pop("model", document.get("_class_name"))
         if found != _qualified_name(cls):
             raise ValueError(f"{folder / 'config.json'} describes a {found!r}, not a {_qualified_name(cls)}")
-        version = document.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            way_out = "use the version of this project that wrote it"
-            if version == 1:
-                way_out = "written by commits up to 9782c87: call export_weights there, then import_weights"
-            found = f"{folder / 'config.json'} has format_version {version!r}"
-            raise ValueError(f"{found}; this version reads {FORMAT_VERSION}; {way_out}")
+        if (version := document.pop("format_version", None)) != FORMAT_VERSION:
+            found = f"{folder / 'config.json'} has {foreign_version(version, FORMAT_VERSION)}"
+            raise ValueError(
+                f"{found}. Call export_weights with the version that wrote it, import_weights with this one"
+            )
         try:
             return read_config(cls.config_class, document)
         except ValueError as error:

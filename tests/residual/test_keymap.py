@@ -135,8 +135,8 @@ def test_saved_folder_restores_the_network(tmp_path) -> None:
         ({"sizes": 1}, r"sizes=1 should be tuple\[int, ...\]"),
         ({"pair": [1]}, r"pair=\[1\] should be tuple\[int, int\] \| None"),
         ({"kind": "c"}, r"kind='c' should be Literal\['a', 'b'\]"),
-        ({"format_version": 3}, r"config\.json has format_version 3; this version reads 2; use the version"),
-        ({"format_version": 1}, "has format_version 1; this version reads 2; .*9782c87"),
+        ({"format_version": 3}, r"config\.json.*format_version 3.* 2"),
+        ({"format_version": 1}, "format_version 1.*9782c87.* 2"),
         ({"model": "other.Net"}, "describes a 'other.Net', not a"),
     ],
 )
