@@ -223,7 +223,7 @@ class Schema(Generic[R]):
             example = next(other for other in names if other.startswith(f"{name}."))
             return f"={value} is a section; set its fields, such as {dashes}{example}"
         if section in self.sections:
-            for kind, cls in (self.sections[section].metadata.get("table") or {}).items():
+            for kind, cls in self.sections[section].metadata.get("table", {}).items():
                 if last in (each.name for each in fields(cls)):
                     return f" is unknown; it needs {dashes}{section}.kind={kind}"
         near = [beside[other] for other in closest(last, beside, 2)]
@@ -296,9 +296,8 @@ def _make(cls: type, section: str, values: Mapping[str, Any]) -> Any:
 
 def _summary(cls: type) -> str:
     """The first paragraph of a dataclass's docstring, without what it raises; nothing if it has none of its own."""
-    text = cls.__doc__ or ""
-    own = not text.startswith(f"{cls.__name__}(")  # the docstring that `dataclass` generates
-    return " ".join(text.partition("\n\n")[0].partition("Raises ")[0].split()) if own else ""
+    text = (cls.__doc__ or "").partition("\n\n")[0].partition("Raises ")[0]
+    return "" if text.startswith(f"{cls.__name__}(") else " ".join(text.split())  # `dataclass` generates such a text
 
 
 def _filled(text: str, indent: int) -> str:

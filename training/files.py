@@ -17,13 +17,6 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sync_tree(folder: Path) -> None:
-    """`sync` every file below `folder`, then the folders."""
-    paths = sorted(folder.rglob("*"), key=lambda path: (path.is_dir(), -len(path.parts)))
-    for path in [*paths, folder]:
-        sync(path)
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace the file `path` atomically."""
     temporary = path.with_name(f"tmp-{path.name}")
@@ -55,7 +48,8 @@ def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
     empty_folder(new)
     try:
         fill(new)
-        sync_tree(new)
+        for path in [*sorted(new.rglob("*"), reverse=True), new]:  # what a folder holds comes before it
+            sync(path)
         if target.exists():
             os.rename(target, old)
         os.rename(new, target)

@@ -53,12 +53,7 @@ class Loop:
     """One run: the arguments of `fit`, and the step that it repeats."""
 
     def __init__(
-        self,
-        task: Task[Any],
-        images: ImageSet,
-        settings: TrainingSettings,
-        folder: RunFolder,
-        accelerator: Accelerator,
+        self, task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
     ) -> None:
         self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
         self.config, self.optimizer_slots = settings.train, settings.optimizer.slots

@@ -69,16 +69,14 @@ class Step:
 
     def __init__(self, task: Task[Any], images: ImageSet, settings: TrainingSettings, accelerator: Accelerator) -> None:
         self.task, self.images, self.settings, self.accelerator = task, images, settings, accelerator
-        config, self.rank, ranks = settings.train, accelerator.process_index, accelerator.num_processes
+        config, device = settings.train, accelerator.device
+        self.rank, ranks = accelerator.process_index, accelerator.num_processes
         self.updates = 0
         """number of updates so far"""
         self.micro_batches = config.accumulation(ranks)
         self.micro_batch = config.batch // ranks // self.micro_batches
-        bf16 = accelerator.mixed_precision == "bf16"
-        self.memory_format = choose_memory_format(accelerator.device, bf16, config.compile)
-        self.trained: nn.Module = task.model.to(  # type: ignore[call-overload]
-            accelerator.device, memory_format=self.memory_format
-        )
+        self.memory_format = choose_memory_format(device, accelerator.mixed_precision == "bf16", config.compile)
+        self.trained: nn.Module = task.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         """the network in training"""
         average = copy.deepcopy(self.trained)  # before accelerate replaces the forward method
         if config.compile:
@@ -86,7 +84,6 @@ class Step:
         self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
         average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
         self.ema = Ema(average, self.trained)
-        device = accelerator.device
         self.reader = BatchReader(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, device)
 
     def update(self) -> StepResult:
