@@ -20,7 +20,7 @@ CASES = {
     'ResNetConfig(block="basik")': "no block 'basik'; one of: "
     "basic, bottleneck, split_attention, preact_basic, preact_bottleneck",
     'ResNetConfig(stem="conv5")': "no stem 'conv5'; one of: conv7, deep, conv3",
-    'ResNetConfig(shortcut="E")': "no shortcut 'E'; one of: A, A_split, B, C, D, none",
+    'ResNetConfig(shortcut="E")': "no shortcut 'E'; one of: A, A_split, B, D, none",
     'cifar_resnet(20, "wide")': "no block 'wide'; one of: "
     "basic, bottleneck, split_attention, preact_basic, preact_bottleneck",
     'ResNetConfig(stride_in="2x2")': "no stride_in '2x2'; one of: 3x3, 1x1",
