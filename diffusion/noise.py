@@ -91,7 +91,7 @@ class Formulation(Protocol):
     """
 
     network_fields: ClassVar[tuple[str, ...]]
-    """fields on which the meaning of trained weights depends; the others may differ when training goes on"""
+    """fields on which the meaning of trained weights depends; the others may differ when training continues"""
     clips_x0: ClassVar[bool]
     """whether samplers may clip denoised images to [-1, 1], as published for this formulation"""
 

@@ -16,7 +16,7 @@ CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 @dataclass(frozen=True)
 class Holder:
-    """The last holder of a lock. It may no longer hold it; only acquiring the lock tells."""
+    """The last holder of a lock. It may no longer hold it; only an attempt to acquire the lock shows that."""
 
     host: str
     pid: int
