@@ -208,7 +208,7 @@ class DiffusionModel:
         if len(labels) != len(images):
             raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each")
         last = len(self.classes) - (self.null is None)
-        if wrong := [label for label in labels if not (isinstance(label, int) and 0 <= label <= last)]:
+        if wrong := [label for label in labels if label not in range(last + 1)]:
             raise ValueError(f"label {wrong[0]} is not a whole number from 0 to {last}")
 
     def save(self, folder: Path) -> None:

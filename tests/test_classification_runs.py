@@ -94,29 +94,25 @@ def test_two_processes_count_every_image_once(folder: Path, capsys: pytest.Captu
 
 
 def test_a_classifier_is_not_sampled(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"no model in .*: its model has no diffusion.json, so it is of another task"):
+    with pytest.raises(ValueError, match=r"no diffusion\.json"):
         load_model(run)
 
 
 def test_what_cannot_be_evaluated(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=re.escape("'nothing' is not a run folder (no config.yaml); give one of train.py")
-    ):
+    with pytest.raises(ValueError, match=r"'nothing'.*config\.yaml"):
         read_run("nothing", [])
-    with pytest.raises(
-        ValueError, match=re.escape("'--train.images' is not for an evaluation; usage: evaluate.py RUN")
-    ):
+    with pytest.raises(ValueError, match=r"'--train\.images'.*evaluate\.py RUN"):
         read_run(str(run), ["--train.images", "5"])
     assert read_run(str(run), ["--data.split=test", "--data.validation", "0.3"]).data.validation == 0.3
     (tmp_path / "config.yaml").write_text("task: diffusion\n")
-    with pytest.raises(ValueError, match="is a run of diffusion; only classifiers can be evaluated so far"):
+    with pytest.raises(ValueError, match="a run of diffusion"):
         read_run(str(tmp_path), [])
 
 
 def test_errors_of_evaluate_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(run), "--data.validation", "null", "--data.cache", str(run.parent.parent / "cache")])
-    assert "error: nothing was held out of" in capsys.readouterr().err
+    assert "data.validation" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "usage: evaluate.py RUN" in capsys.readouterr().out

@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def read_config(config_class: type, document: Mapping[str, Any], optional: Iterable[str] = ()) -> Any:
+def read_config(config_class: type, document: Any, optional: Iterable[str] = ()) -> Any:
     """Builds a config dataclass from plain JSON values, each checked against the field's type. Lists become tuples.
 
     All fields must be given, except those in `optional`: a default that changes later would change the network.

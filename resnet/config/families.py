@@ -41,8 +41,8 @@ def cifar_resnet(depth: int, block: BlockKind = "basic", **fields: Any) -> ResNe
     """
     convolutions = BLOCK_TRAITS[ResNetConfig(block=block).block].convolutions
     blocks = _depth_to_blocks(depth, convolutions, 2)
-    shape: dict[str, Any] = {"widths": (16, 32, 64), "stem": "conv3", "stem_channels": 16}
-    return ResNetConfig(num_classes=10, block=block, blocks_per_stage=blocks, **shape | fields)
+    shape: dict[str, Any] = {"num_classes": 10, "widths": (16, 32, 64), "stem": "conv3", "stem_channels": 16}
+    return ResNetConfig(block=block, blocks_per_stage=blocks, **shape | fields)
 
 
 def wide_resnet(depth: int, factor: int, **fields: Any) -> ResNetConfig:

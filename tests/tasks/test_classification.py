@@ -331,7 +331,7 @@ def test_an_incomplete_model_folder_is_refused(saved, tmp_path: Path) -> None:
     file = folder / "classification.json"
     document = json.loads(file.read_text())
     for change, message in (
-        ({"format_version": 9}, "format_version 9 "),
+        ({"format_version": 9}, "format_version 9"),
         ({"classes": ["a", "b"]}, "2 classes, config.json has 10"),
         ({"preprocessing": {}}, "'size'"),
         ({"preprocessing": document["preprocessing"] | {"channels": None}}, "no size or channels"),

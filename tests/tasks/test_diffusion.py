@@ -384,8 +384,8 @@ def damaged(source, target, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=9), "format_version 9 .*3"),
-        (lambda d: d.update(format_version=2), "format_version 2 .*9782c87.*3"),
+        (lambda d: d.update(format_version=9), "format_version 9.* 3"),
+        (lambda d: d.update(format_version=2), "format_version 2.*9782c87.* 3"),
         (lambda d: d.pop("formulation"), "'formulation'"),
         (lambda d: d["formulation"].pop("kind"), "formulation 'None'.*ddpm, edm, flow"),
         (lambda d: d["formulation"].update(kind="edn"), "formulation 'edn'.*edm"),
@@ -520,7 +520,6 @@ def test_labels_that_a_model_was_not_trained_with_are_refused(conditional, uncon
         ([0, 1], [3], "1 labels for 2 images"),
         ([0, 1], [3, 11], "label 11 .*0 to 10"),
         ([0], [-1], "label -1 .*0 to 10"),
-        ([0], [3.5], "label 3.5 .*0 to 10"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_any_work(conditional, images, labels, message):
