@@ -85,7 +85,8 @@ class DiffusionModel:
         **options: float,
     ) -> Sampler:
         """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
-        chosen = choose_sampler(sampler or self.default_sampler, self.formulation, steps, **options)
+        name = self.default_sampler if sampler is None else sampler
+        chosen = choose_sampler(name, self.formulation, steps, **options)
         low, high = guidance_interval
         if not 0 <= low < high:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")

@@ -1,4 +1,4 @@
-"""Models by name: published counts and statistics, lists, networks of one's own, summaries, unknown names."""
+"""Models by name: published counts and statistics, lists, user-defined networks, summaries, unknown names."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -150,6 +150,7 @@ def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, c
         (["--steps", "0"], "steps=0"),
         (["--steps", "1001"], "steps=1001"),
         (["--sampler", "dddim"], "sampler 'dddim'; did you mean ddim"),
+        (["--sampler", ""], "sampler ''"),
         (["--sampler", "ddpm", "--eta", "0.5"], "eta=0.5"),
         (["--churn", "1"], "churn=1"),
         (["--guidance-interval", "2", "1"], "guidance_interval=2,1"),
