@@ -14,21 +14,22 @@ ROOT = Path(__file__).parent.parent
 BASE = {"torch", "einops", "jaxtyping", "numpy"}
 # What each package may import: packages of ours below it, and libraries at module level.
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
-    "residual": (set(), BASE),
-    "pictures": (set(), BASE | {"PIL"}),
-    "resnet": ({"residual"}, BASE),
-    "unet": ({"residual"}, BASE),
+    "storage": (set(), set()),
+    "residual": ({"storage"}, BASE),
+    "pictures": ({"storage"}, BASE | {"PIL"}),
+    "resnet": ({"residual", "storage"}, BASE),
+    "unet": ({"residual", "storage"}, BASE),
     "diffusion": ({"residual"}, BASE | {"diffusers"}),
     "training": (
-        {"residual", "pictures"},
+        {"residual", "pictures", "storage"},
         BASE | {"accelerate", "datasets", "filelock", "PIL", "safetensors", "tqdm", "yaml"},
     ),
     "pipelines": (
-        {"residual", "resnet", "unet", "diffusion", "pictures"},
+        {"residual", "resnet", "unet", "diffusion", "pictures", "storage"},
         BASE | {"accelerate"},
     ),
     "tasks": (
-        {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines"},
+        {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines", "storage"},
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
 }

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import residual
 
 ROOT = Path(__file__).parent.parent
-BASE = ("residual", "resnet", "unet")
+BASE = ("storage", "residual", "resnet", "unet")
 PACKAGES = (*BASE, "diffusion", "pictures", "pipelines")
 HEAVY = ("diffusers", "accelerate", "datasets", "torchvision")
 USE = """

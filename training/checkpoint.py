@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from residual.weights.config import foreign_version
+from storage.write import empty_folder, sync, write_text
 from training.config import TrainConfig
-from training.files import empty_folder, sync, write_text
 
 FORMAT_VERSION = 3
 STATE = "state.json"

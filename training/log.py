@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, filter_trackers
 from tqdm import tqdm
 
+from storage.write import write_text
 from training.config import TrainConfig
 from training.disk_space import append_line, ignore_disk_full, is_full
-from training.files import write_text
 
 
 def print_line(text: str) -> None:

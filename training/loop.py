@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from training import checkpoint, files, log
+from storage.write import replace_folder
+from training import checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata
 from training.data import ImageSet
 from training.disk_space import DiskFull, free_bytes, is_full, raise_disk_full, require_disk_space
@@ -181,7 +182,7 @@ class Loop:
         def write() -> None:
             with raise_disk_full(folder.path, needed, what):
                 staged = checkpoint.stage(folder.checkpoints, state_tensors(step), self.metadata())
-                files.replace_folder(folder.model, lambda new: self.task.save(step.ema.model, new))
+                replace_folder(folder.model, lambda new: self.task.save(step.ema.model, new))
                 checkpoint.publish(staged)
             checkpoint.prune(folder.checkpoints, self.config.keep_last, self.config.is_permanent)
 

@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from training import checkpoint, files, log
+from storage.write import recover_folder, write_text
+from training import checkpoint, log
 from training.checkpoint import Checkpoint
 from training.disk_space import raise_disk_full
 from training.lock import Holder, RunLock
@@ -102,7 +103,7 @@ class RunFolder:
         self._acquire_lock()
 
     def _prepare(self, settings: TrainingSettings) -> tuple[Status, Checkpoint | None]:
-        files.recover_folder(self.model)
+        recover_folder(self.model)
         checkpoint.clean(self.checkpoints)
         if checkpoint.list_folders(self.checkpoints):
             self._check_config(changeable(settings))
@@ -118,7 +119,7 @@ class RunFolder:
             log.print_line(
                 f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, using the previous one"
             )
-        files.write_text(self.config, write_yaml({"format_version": FORMAT_VERSION} | self.resolved))
+        write_text(self.config, write_yaml({"format_version": FORMAT_VERSION} | self.resolved))
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         if newest is None:

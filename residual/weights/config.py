@@ -1,7 +1,6 @@
 """Reads JSON files and config dataclasses, with types checked."""
 
 import contextlib
-import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -10,19 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from residual.names import require_known
+from storage import read
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads the object in a JSON file. Raises ValueError if the file is missing, damaged, or holds no object."""
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} should hold a JSON object, not a {type(document).__name__}")
-    return document
+    return read.read_json(path)
 
 
 def read_config(config_class: type, document: Any, optional: Iterable[str] = ()) -> Any:

@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from residual.weights.config import foreign_version, read_config, read_json
 from residual.weights.keymap import check_state
+from storage.read import require_regular
+from storage.write import replace_file
 
 FORMAT_VERSION = 2
 M = TypeVar("M", bound="Pretrained")
@@ -41,8 +42,8 @@ class Pretrained(nn.Module):
         document = {"format_version": FORMAT_VERSION, "model": _qualified_name(type(self))}
         document |= dataclasses.asdict(self.config)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
-        _replace(folder / "config.json", lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
+        replace_file(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
+        replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
 
     @classmethod
     def from_pretrained(cls: type[M], folder_or_hub_id: str | Path) -> M:
@@ -162,8 +163,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"no weights at {path}")
+    require_regular(path)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -206,15 +208,6 @@ def model_class(folder: Path, classes: Iterable[type[M]]) -> type[M]:
     if found not in named:
         raise ValueError(f"{path} describes model={found!r}, which is none of: {', '.join(named)}")
     return named[found]
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -180,7 +180,7 @@ def test_damaged_files_are_named(tmp_path) -> None:
         Net.from_pretrained(tmp_path)
     weights.unlink()
     config.write_bytes(b"\xff\xfe{")
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"config\.json.*UTF-8"):
         Net.from_pretrained(tmp_path)
     config.write_text(text)
     with pytest.raises(ValueError, match="no weights at"):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from training import checkpoint, files
+from storage.write import recover_folder, replace_folder
+from training import checkpoint
 from training.checkpoint import (
     FORMAT_VERSION,
     CheckpointMetadata,
@@ -259,7 +260,7 @@ def test_a_crash_anywhere_leaves_a_good_checkpoint_and_a_good_model(tmp_path):
             except Crash:
                 pass
         checkpoint.clean(root / "checkpoints")
-        files.recover_folder(root / "model")
+        recover_folder(root / "model")
         found, damaged = newest(root / "checkpoints")
         assert found is not None
         assert found.images == (24 if (root / "checkpoints/000000024").exists() else 16)
@@ -273,6 +274,6 @@ def test_a_crash_anywhere_leaves_a_good_checkpoint_and_a_good_model(tmp_path):
 def save(root, images: int) -> None:
     """As the loop does it."""
     staged = stage(root / "checkpoints", content(images), metadata(images))
-    files.replace_folder(root / "model", lambda folder: (folder / "weights").write_text(str(images)))
+    replace_folder(root / "model", lambda folder: (folder / "weights").write_text(str(images)))
     publish(staged)
     prune(root / "checkpoints", 2)

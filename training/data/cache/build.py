@@ -21,12 +21,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
+from storage.write import write_text
 from training.data.cache.journal import JOURNAL, Journal, Progress
 from training.data.cache.pixel_file import PixelFile
 from training.data.images import TooManyBad, check_bad, fingerprint, listing
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Records, Source
-from training.files import write_text
 
 FORMAT_VERSION = 3
 IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"

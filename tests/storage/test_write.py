@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from training.files import recover_folder, replace_folder, write_text
+from storage.write import create_new, empty_folder, recover_folder, remove, replace_file, replace_folder, write_text
 
 
 def fill(text: str):
@@ -82,3 +82,59 @@ def test_a_file_is_replaced_at_once(tmp_path):
     write_text(path, "β")
     assert path.read_text(encoding="utf-8") == "β"
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A file and a folder that links in the folder written to lead to."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_text("precious")
+    (tmp_path / "out").mkdir()
+    yield tmp_path / "outside" / "file"
+    assert (tmp_path / "outside" / "file").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["x", "tmp-x"])
+def test_a_file_is_never_written_through_a_link(outside, tmp_path, name):
+    (tmp_path / "out" / name).symlink_to(outside)
+    write_text(tmp_path / "out" / "x", "new")
+    assert not (tmp_path / "out" / "x").is_symlink()
+    assert (tmp_path / "out" / "x").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["x", "tmp-new-x", "tmp-old-x"])
+def test_a_folder_is_never_written_through_a_link(outside, tmp_path, name):
+    (tmp_path / "out" / name).symlink_to(outside.parent)
+    recover_folder(tmp_path / "out" / "x")
+    replace_folder(tmp_path / "out" / "x", fill("new"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
+    assert not (tmp_path / "out" / "x").is_symlink()
+    assert (tmp_path / "out" / "x" / "a.txt").read_text() == "new"
+
+
+def test_links_are_removed_not_followed(outside, tmp_path):
+    for path in (tmp_path / "out" / "a", tmp_path / "out" / "b"):
+        path.symlink_to(outside.parent)
+    assert list(empty_folder(tmp_path / "out" / "a").iterdir()) == []
+    remove(tmp_path / "out" / "b")
+    remove(tmp_path / "out" / "nothing")
+    (tmp_path / "out" / "file").symlink_to(outside)
+    create_new(tmp_path / "out" / "file")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "file"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_on_permissions(tmp_path, mask):
+    def private(path):
+        path.unlink(missing_ok=True)
+        path.touch(0o600)
+
+    before = os.umask(mask)
+    try:
+        replace_file(tmp_path / "file", private)
+        replace_folder(tmp_path / "folder", lambda new: private(new / "file"))
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "file", tmp_path / "folder" / "file"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
