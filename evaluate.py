@@ -7,17 +7,20 @@ torchrun --nproc_per_node 4 -- evaluate.py RUN
 Prints accuracy and loss of the averaged model on the held-out images, or on other images of the same classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.classification import load_classifier
+from residual.names import require_known
 from tasks import RUNS
 from tasks.accuracy import accuracy
 from tasks.classification import ClassificationRun, as_trained
-from training.cli import parse, read_flags
+from training.cli import Schema, parse, read_flags
 from training.data import open_validation
 from training.processes import leave_processes, on_main, process_state
-from training.script import command
+from training.script import VERSION, command, show_and_exit
+from training.settings import is_finite
+from training.yaml_file import read_settings
 
 USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"
 ALLOWED = ("data.", "classification.validation_batch")
@@ -26,10 +29,16 @@ ALLOWED = ("data.", "classification.validation_batch")
 @command
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, evaluates, prints one line per figure."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\n{USAGE}")
-        raise SystemExit(0 if argv else 2)
-    folder, *flags = argv
+    if not argv:
+        raise ValueError(f"no run is given; {USAGE}")
+    folder, flags = ("", argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    own, given = read_flags(flags)
+    if "version" in own:
+        show_and_exit(VERSION)
+    if "help" in own:
+        show_and_exit("\n".join([__doc__, USAGE, *(_settings_help(folder, given) if folder else [])]))
+    if not folder:
+        raise ValueError(f"no run is given before {argv[0]}; {USAGE}")
     run = read_run(folder, flags)
     state = process_state()
     classifier = load_classifier(folder)
@@ -45,14 +54,30 @@ def main(argv: Sequence[str]) -> None:
         for name, value in found.items():
             right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
             print(f"{name}: {value:.4f}{right}")
+    if wrong := [name for name, value in found.items() if not is_finite(value)]:
+        raise ValueError(
+            f"{folder}: {wrong[0]} is {found[wrong[0]]}; its model is damaged or diverged, so train it again"
+        )
     leave_processes()
+
+
+def _settings_help(folder: str, given: Mapping[str, str]) -> list[str]:
+    """The settings that can be changed, with those of the run in `folder`."""
+    config = _config_of(folder)
+    file, _ = read_settings(config)
+    return Schema(RUNS[require_known("task", str(file.pop("task", None)), RUNS)], file, given, config).fields(*ALLOWED)
+
+
+def _config_of(folder: str) -> Path:
+    config = Path(folder, "config.yaml")
+    if not config.is_file():
+        raise ValueError(f"{folder!r} is not a run folder (no config.yaml); give one of train.py; {USAGE}")
+    return config
 
 
 def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
     """The settings of a run, changed by `flags`. Raises ValueError for a folder that is not a run of a classifier."""
-    config = Path(folder, "config.yaml")
-    if not config.is_file():
-        raise ValueError(f"{folder!r} is not a run folder (no config.yaml); give one of train.py; {USAGE}")
+    config = _config_of(folder)
     own, given = read_flags(flags)
     if wrong := next((name for name in (*own, *given) if not name.startswith(ALLOWED)), None):
         raise ValueError(f"'--{wrong}' cannot be used with evaluate.py; {USAGE}")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from storage.show import printable
 from tasks import RUNS
 from training.accelerator import make_accelerator
 from training.cli import parse
@@ -41,18 +42,24 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
         leave_processes()
         return
     accelerator = make_accelerator(run.train)
+
+    def show(line: str) -> None:
+        accelerator.print(printable(line))
+
+    for line in parsed.notes:
+        show(line)
     require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots)
     folder = RunFolder(parsed.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:
         run.check_init()
     images = open_images(run.data, on_main=on_main)
-    accelerator.print(f"data: {images}")
+    show(f"data: {images}")
     task = run.build(images)
     for line in [] if resumes else run.load_init(task):
-        accelerator.print(line)
+        show(line)
     if frozen := freeze(task.model, run.freeze):
-        accelerator.print(frozen)
+        show(frozen)
     exit_code = 0
     if parsed.dry_run:
         if accelerator.is_main_process:

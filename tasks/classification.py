@@ -20,7 +20,7 @@ from training.data import ImageSet, PixelFormat, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
 from training.run import Run
-from training.settings import variants
+from training.settings import setting, variants
 from training.task import Batch, Evaluation, Task
 
 MODELS = ConfigClasses(NETWORKS)
@@ -32,7 +32,7 @@ class ClassificationConfig:
 
     label_smoothing: float = 0.0
     """share of each label that is spread evenly over all classes (Szegedy et al. 2016)"""
-    validation_batch: int = 500
+    validation_batch: int = setting(500, may_change=True)
     """images per forward pass of an evaluation, on each process"""
 
     def __post_init__(self) -> None:

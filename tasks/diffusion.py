@@ -141,7 +141,7 @@ class DiffusionRun(Run[DiffusionTask]):
     objective: Formulation = variants(FORMULATIONS, "ddpm")
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     augment: DiffusionAugment = field(default_factory=DiffusionAugment)
-    sample: SampleConfig = field(default_factory=SampleConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata={"may_change": True})
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": _FROM_IMAGES,

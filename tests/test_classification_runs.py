@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import residual
 from evaluate import main, read_run
 from pipelines.classification import load_classifier
 from pipelines.diffusion import load_model
@@ -53,6 +54,42 @@ def test_evaluate_says_the_same_again(run: Path, capsys: pytest.CaptureFixture[s
     assert f"model: {run} at 20,032 images seen\nimages: 359 grey images of 8 x 8 px" in said
     assert f"top1: {right / 359:.4f} ({right} of 359)\ntop5: " in said
     assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+
+
+def test_evaluate_shows_help_with_the_values_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--help"], ["-h"], [str(run), "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(argv)
+        text = capsys.readouterr().out
+        assert "usage: evaluate.py RUN" in text
+        assert ("--data.validation TEXT|NUMBER|null  (0.2; default: null)" in text) == (str(run) in argv)
+    with pytest.raises(SystemExit, match="0"):
+        main([str(run), "--help", "--classification.validation_batch", "7"])
+    text = capsys.readouterr().out
+    assert "--classification.validation_batch INT  (7; default: 500)" in text
+    assert "--train." not in text
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"residual-diffusion {residual.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["--data.source", "x"], ["nowhere", "--help"], ["nowhere"]])
+def test_evaluate_without_a_run_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "usage: evaluate.py RUN" in line
+
+
+def test_a_figure_that_is_not_finite_is_an_error(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("evaluate.accuracy", lambda *args: {"top1": 0.1, "validation_loss": float("nan")})
+    with pytest.raises(SystemExit, match="2"):
+        main([str(run), "--data.cache", str(run.parent.parent / "cache")])
+    printed = capsys.readouterr()
+    assert "validation_loss: nan" in printed.out
+    assert re.search(r"validation_loss is nan", printed.err)
 
 
 def test_a_trained_classifier_names_pictures(run: Path) -> None:

@@ -11,12 +11,11 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
-import residual
 from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
 from training.run import Run
-from training.script import rank
-from training.settings import Leaf, kind_of, leaves, plain, sections
+from training.script import VERSION, show_and_exit
+from training.settings import Leaf, is_finite, kind_of, leaves, plain, sections
 from training.yaml_file import listing, read_settings, read_value
 
 R = TypeVar("R", bound=Run)
@@ -24,13 +23,16 @@ RUN_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.,+=@-]*[A-Za-z0-9_,+=@-])?")
 ABOUT = """Train a model. The same command resumes a run that was interrupted.
 
 A flag `--train.images 2e5` equals `images: 2e5` in section `train` of the YAML file, and has precedence over it. A list
-is 1,2,2 in a flag and [1, 2, 2] in the file. null means none. Fields depend on the `kind` of a section: --help shows
-those of the kinds that are chosen, as with `--help --optimizer.kind sgd`.
+is 1,2,2 in a flag and [1, 2, 2] in the file. null means none. Fields depend on the task and on the `kind` of a section:
+--help shows those that are chosen, as with `--help --task classification --optimizer.kind sgd`, and the values that a
+config, flags or `--init` give.
+
+A flag that chooses a preset or another kind replaces what the file has in that section.
 """
 OWN = {
     "help": (None, "show this text and exit"),
     "config": ("FILE", "the run, as a YAML file"),
-    "run": ("FOLDER", "its log, checkpoints, samples and model (default: runs/NAME for a config NAME.yaml)"),
+    "run": ("FOLDER", "its log, checkpoints, samples and model (default: runs/NAME for a config NAME.yaml or a task)"),
     "fresh": (None, "start over; the existing contents of the run folder are moved aside"),
     "dry-run": (None, "show the settings, the size of the model, memory and learning rates, and exit"),
     "version": (None, "show the version of the project and exit"),
@@ -52,37 +54,35 @@ class Command(Generic[R]):
     validate: bool
     resolved: dict[str, Any]
     """all settings in plain types, defaults included; written as YAML they give the same run again"""
+    notes: tuple[str, ...] = ()
+    """which config, preset or init the settings come from, and what of them is not used; to be printed"""
 
 
 def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path | None = None) -> Command[R]:
     """Reads the flags of the command (`OWN`) and those of the run, and the YAML file.
 
     `task`, a key of `runs`, is read first; then `init` and the `kind` and `preset` of each section; then all values.
-    `--help` prints the settings and exits, `--version` the version.
+    Without `--config` the defaults of the task are used. If no setting is given either, they are those of the run in
+    the folder `--run`, if there is one, or else those of `default_config`. `--help` prints the settings and exits,
+    `--version` the version.
 
     Raises ValueError, in one line, for what cannot be read, is unknown, does not fit, or is refused by a dataclass.
     """
     own, flags = read_flags(argv)
     if "version" in own:
-        if rank() == 0:
-            print(f"residual-diffusion {residual.__version__}")
-        raise SystemExit(0)
-    path = Path(own["config"]) if "config" in own else None if "help" in own else default_config
-    if path is None and "help" not in own:
-        raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")
+        show_and_exit(VERSION)
+    path, notes = _config_of(own, flags, default_config)
     file, version = read_settings(path) if path else ({}, None)
     task = str(flags.pop("task", file.pop("task", None) or next(iter(runs))))
     run_class = runs[require_known("task", task, runs)]
-    default = path.parent if path and version else Path("runs", path.stem if path else "")
+    default = path.parent if path and version else Path("runs", path.stem if path else task)
     folder = Path(own.get("run", default))  # by default the config.yaml of a run folder continues that run
     record = folder / "config.yaml"
     schema = Schema(run_class, file, flags, path, record if record.is_file() and "fresh" not in own else None)
-    if "help" in own or path is None:
-        if rank() == 0:
-            print(schema.help(task, list(runs)))
-        raise SystemExit(0)
+    if "help" in own:
+        show_and_exit(schema.help(task, list(runs)))
     if not RUN_NAME.fullmatch(folder.name):
-        name = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-") or path.stem
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-") or default.name
         raise ValueError(
             f"run folder {str(folder)!r} has a name that some systems cannot store; "
             f"use letters, digits and inner _ . , + = @ -, such as --run {Path('runs', name)}"
@@ -91,7 +91,23 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     resolved = {"task": task, **plain(run)}
     for section, _, name in (name.rpartition(".") for name in run_class.derived):
         resolved[section].pop(name, None)
-    return Command(task, run, folder, "fresh" in own, "dry-run" in own, "validate" in own, resolved)
+    notes += schema.notes()
+    return Command(task, run, folder, "fresh" in own, "dry-run" in own, "validate" in own, resolved, tuple(notes))
+
+
+def _config_of(
+    own: Mapping[str, str], flags: Mapping[str, str], default_config: Path | None
+) -> tuple[Path | None, list[str]]:
+    """The file of the settings, if there is one, and a note if the user did not give it."""
+    if "config" in own:
+        return Path(own["config"]), []
+    if flags or "help" in own:
+        return None, []
+    if "run" in own and (record := Path(own["run"], "config.yaml")).is_file():
+        return record, [f"settings: those of {record}"]
+    if default_config is None:
+        raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")
+    return default_config, [f"settings: those of {default_config}, because none are given"]
 
 
 def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -116,6 +132,8 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
             if not words or words[0].startswith("--"):
                 raise ValueError(f"--{name} has no value; write --{name} VALUE")
             text = words.pop(0)
+        if not text.strip() and OWN.get(name, ("",))[0] is not None:
+            raise ValueError(f"--{name} is empty; give a value, null for none, or [] for an empty list")
         if name == "config" and name in own:
             raise ValueError(f"--config is given twice ({own[name]}, {text}); give one file and change it by flags")
         (own if name in OWN else flags)[name] = text
@@ -126,8 +144,9 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
 class Schema(Generic[R]):
     """The settings that can be given for a run, with the `kind` and the `preset` of each section already chosen.
 
-    `file` and `flags` are what is given, by dotted name. `record` is the config.yaml of a run to resume, which
-    no longer needs the model that it was initialised from.
+    `file` and `flags` are what is given, by dotted name. A flag that chooses a preset or another kind replaces what the
+    file has in that section. `record` is the config.yaml of a run to resume, which no longer needs the model that it
+    was initialised from.
 
     Raises ValueError for an unknown kind or preset, for two that contradict each other, and as `Run.init_config` does.
     """
@@ -142,6 +161,7 @@ class Schema(Generic[R]):
     ) -> None:
         self.run, self.file, self.flags, self.path, self.record = run, file, flags, path, record
         self.sections, self.classes = sections(run), dict[str, type]()
+        self.bases, self.replaced = dict[str, str](), list[str]()
         top = leaves(run)
         found = [leaf for leaf in top if leaf.name not in self.sections]  # before the sections
         for leaf in top:
@@ -153,12 +173,14 @@ class Schema(Generic[R]):
         name, metadata = leaf.name, self.sections[leaf.name].metadata
         table, pseudo = metadata.get("table"), list[Leaf]()
         presets = metadata["presets"]() if table else {}
+        default = self._init_config(self._first("init")) if name == "model" else None
+        if default is not None:
+            self.bases[name] = f"init={self._first('init')}"
+        self._replace_file(leaf, table or {}, presets, default or leaf.default)
         preset = self._first(f"{name}.preset") if presets else None
-        default, source = None, f"init={self._first('init')}"
         if preset is not None:
-            default, source = presets[require_known(f"{name}.preset", str(preset), presets)], f"{name}.preset={preset}"
-        elif name == "model":
-            default = self._init_config(self._first("init"))
+            default = presets[require_known(f"{name}.preset", str(preset), presets)]
+            self.bases[name] = f"{name}.preset={preset}"
         basis = leaf.default if default is None else default
         cls = leaf.hint if basis is MISSING else type(basis)
         if table:
@@ -166,7 +188,9 @@ class Schema(Generic[R]):
             cls = table[require_known(f"{name}.kind", kind, table)]
             if default is not None and type(default) is not cls:
                 is_kind = kind_of(table, default)
-                raise ValueError(f"{name}.kind={kind} contradicts {source}, which is {is_kind}; leave one out")
+                raise ValueError(
+                    f"{name}.kind={kind} contradicts {self.bases[name]}, which is {is_kind}; leave one out"
+                )
             meanings = " ".join(f"{key}: {_summary(each)}" for key, each in table.items())
             pseudo.append(Leaf(f"{name}.kind", Literal[tuple(table)], kind, f"{leaf.help} {meanings}".strip()))
         if presets:
@@ -174,6 +198,20 @@ class Schema(Generic[R]):
             pseudo.append(Leaf(f"{name}.preset", hint, preset, "a published model; its values become the defaults"))
         self.classes[name] = cls
         return pseudo + leaves(cls, name, basis if type(basis) is cls else None)
+
+    def _replace_file(self, leaf: Leaf, table: Mapping[str, type], presets: Mapping[str, Any], basis: Any) -> None:
+        """Leaves out what the file has in a section, if a flag chooses another basis for its values."""
+        name, given = leaf.name, self.flags
+        of_file = [each for each in self.file if each.startswith(f"{name}.")]
+        kind, preset = self.file.get(f"{name}.kind"), self.file.get(f"{name}.preset")
+        if table and kind is None:
+            kind = kind_of(table, presets.get(preset, basis) if isinstance(preset, str) else basis)
+        chosen = [f"{name}.preset"] if presets and f"{name}.preset" in given else []
+        chosen += [f"{name}.kind"] if given.get(f"{name}.kind", kind) != kind else []
+        if chosen and of_file:
+            self.file = {each: value for each, value in self.file.items() if each not in of_file}
+            what = f"--{chosen[0]} {given[chosen[0]]} replaces the section {name} of {self.path}"
+            self.replaced.append(f"{what}: not used are {', '.join(of_file)}")
 
     def _first(self, name: str) -> Any:
         """A value that others depend on."""
@@ -195,6 +233,19 @@ class Schema(Generic[R]):
         values = self.values()
         return _make(self.run, "", values | {name: _make(cls, name, values) for name, cls in self.classes.items()})
 
+    def notes(self) -> list[str]:
+        """What of the file is not used; and for each section with a preset, or with the values of `init`, which one,
+        and which values differ from it."""
+        lines, values = list(self.replaced), self.values()
+        for section, basis in self.bases.items():
+            differ = [
+                f"{name}={show(values[name], True)} instead of {show(leaf.default, True)}"
+                for name, leaf in self.leaves.items()
+                if name.startswith(f"{section}.") and values[name] != leaf.default
+            ]
+            lines.append(" with ".join([basis, *([", ".join(differ)] if differ else [])]))
+        return lines
+
     def values(self) -> dict[str, Any]:
         """The value of every field, by dotted name: from the flags, else from the file, else the default.
 
@@ -203,13 +254,13 @@ class Schema(Generic[R]):
         values = {name: leaf.default for name, leaf in self.leaves.items()}
         for where, given in ((f"{self.path}: ", self.file), ("--", self.flags)):
             for name, value in given.items():
-                if value is None and name in self.sections:
+                if name in self.sections and (value is None or value == {}):
                     continue  # an empty section in the file
                 if name not in self.leaves:
                     raise ValueError(f"{where}{name}{self._unknown(name, value, '--' if where == '--' else '')}")
                 values[name] = _converted(self.leaves[name], value, where)
         if missing := next((name for name, value in values.items() if value is MISSING), None):
-            raise ValueError(f"{missing} is missing; give it in {self.path or 'a config'} or as --{missing}")
+            raise ValueError(f"{missing} is missing; give it in {self.path or 'a config'} or as --{missing} VALUE")
         return values
 
     def _unknown(self, name: str, value: Any, dashes: str) -> str:
@@ -235,18 +286,33 @@ class Schema(Generic[R]):
         return f" is unknown; {way_out if near else '--help lists them'}"
 
     def help(self, task: str, tasks: Sequence[str]) -> str:
-        """The text of `--help`: every flag with its type, default and meaning."""
+        """The text of `--help`: every flag with its type, default and meaning, and the value that is given."""
         lines = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [--SECTION.FIELD VALUE ...]", "", ABOUT, "command:"]
         for name, (metavar, text) in OWN.items():
             lines += [f"  --{name}{f' {metavar}' if metavar else ''}", _filled(text, 6)]
-        lines, section = [*lines, "", "run:"], ""
-        for leaf in [Leaf("task", Literal[tuple(tasks)], task, "what is trained"), *self.leaves.values()]:
+        about = f"what is trained; --help --task {'|'.join(tasks)} lists its settings"
+        return "\n".join(
+            [*lines, "", "run:", *self._help(Leaf("task", Literal[tuple(tasks)], task, about)), *self.fields()]
+        )
+
+    def fields(self, *prefixes: str) -> list[str]:
+        """The lines of a help text: the settings whose names start with one of `prefixes`, or all if none is given."""
+        lines, section = list[str](), ""
+        for leaf in self.leaves.values():
+            if not leaf.name.startswith(prefixes or ""):
+                continue
             if (parent := leaf.name.rpartition(".")[0]) != section:
                 section, about = parent, _summary(self.classes[parent])
                 lines += ["", f"{section}:", *([_filled(about, 2), ""] if about else [])]
-            default = "required" if leaf.default is MISSING else f"default: {show(leaf.default, flag=True)}"
-            lines += [f"  --{leaf.name} {words(leaf.hint)}  ({default})", _filled(leaf.help, 6)]
-        return "\n".join(lines)
+            lines += self._help(leaf)
+        return lines
+
+    def _help(self, leaf: Leaf) -> list[str]:
+        default = "required" if leaf.default is MISSING else f"default: {show(leaf.default, flag=True)}"
+        is_own = leaf.name.endswith((".kind", ".preset"))  # their default is what is chosen
+        given = None if is_own else self.flags.get(leaf.name, self.file.get(leaf.name))
+        now = "" if given is None else f"{show(given, flag=True)}; "
+        return [f"  --{leaf.name} {words(leaf.hint)}  ({now}{default})", _filled(leaf.help, 6)]
 
 
 def words(hint: Any) -> str:
@@ -272,13 +338,15 @@ def show(value: Any, flag: bool) -> str:
 
 def _converted(leaf: Leaf, value: Any, where: str) -> Any:
     """The value as the type of its field. A flag is read as in a file, but texts need no quotes, lists no brackets."""
-    is_flag = where == "--"
+    is_flag, problem = where == "--", "does not fit"
     as_text = [lambda: read_value(value), lambda: read_value(f"[{value}]"), lambda: value.split(",")]
     for reading in [*(as_text if is_flag else []), lambda: value]:
         with contextlib.suppress(TypeError, ValueError):
-            return convert(reading(), leaf.hint)
+            if is_finite(converted := convert(reading(), leaf.hint)):
+                return converted
+            problem = "is not finite"
     example = "" if leaf.default in (None, MISSING) else f", such as {show(leaf.default, is_flag)}"
-    raise ValueError(f"{where}{leaf.name}={show(value, is_flag)} does not fit; give {words(leaf.hint)}{example}")
+    raise ValueError(f"{where}{leaf.name}={show(value, is_flag)} {problem}; give {words(leaf.hint)}{example}")
 
 
 def _make(cls: type, section: str, values: Mapping[str, Any]) -> Any:

@@ -7,6 +7,8 @@ from training.settings import require, setting
 
 MAX_BATCH = 2**24
 """A larger value is almost certainly a typo. Every rank draws random numbers for the whole global batch."""
+MAX_IMAGES = 10**15
+"""A larger value is almost certainly a typo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class TrainConfig:
     """of the initial weights, the order of the images, and all random numbers of the training"""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """precision of the forward and backward pass. auto: bf16 if the hardware supports it, else float32"""
-    compile: bool = False
+    compile: bool = setting(False, may_change=True)
     """compile the model with torch.compile"""
     log_every_images: int = setting(2_000, may_change=True)
     """images between two lines of the log"""
@@ -42,7 +44,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(1 <= self.batch <= MAX_BATCH, self, "batch", f"give 1 to {MAX_BATCH:,}")
         require(0 <= self.seed < 2**64, self, "seed", "give 0 or more, below 2^64")
-        for name in ("images", "log_every_images", "eval_every_images", "checkpoint_every_images"):
+        require(1 <= self.images <= MAX_IMAGES, self, "images", f"give 1 to {MAX_IMAGES:,}")
+        for name in ("log_every_images", "eval_every_images", "checkpoint_every_images"):
             require(getattr(self, name) >= 1, self, name, "give at least 1")
         require(self.micro_batch is None or self.micro_batch >= 1, self, "micro_batch", "give at least 1, or null")
         require(self.keep_last >= 2, self, "keep_last", "give at least 2, so that one is left if the other is damaged")

@@ -11,6 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import residual
+from storage.show import printable
+
+MAX_MESSAGE = 2_000
+"""characters of an error message; the middle of a longer one, such as a value of a megabyte, is left out"""
+VERSION = f"residual-diffusion {residual.__version__}"
 INTERRUPTED = 128 + signal.SIGINT
 PATIENCE_S = 5.0
 """seconds that other ranks wait, so that rank 0 can report the error first"""
@@ -44,7 +50,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             if rank():
                 time.sleep(PATIENCE_S)
                 name += f" (process {rank()})"
-            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"{name}: error: {_one_line(str(error))}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr, flush=True)
@@ -53,8 +59,28 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     return script
 
 
+def show_and_exit(text: str) -> NoReturn:
+    """Prints a help text or the like, on the first of several processes, and ends the script."""
+    if rank() == 0:
+        print(text)
+    raise SystemExit(0)
+
+
+def _one_line(text: str) -> str:
+    """A message as one line that a terminal shows as it is."""
+    text = " ".join(text.split())
+    if len(text) > MAX_MESSAGE:
+        half = MAX_MESSAGE // 2
+        text = f"{text[:half]} … ({len(text) - 2 * half:,} characters are left out) … {text[-half:]}"
+    return printable(text)
+
+
 class ScriptParser(argparse.ArgumentParser):
-    """An argument parser whose errors are ValueErrors, for use inside `command`."""
+    """An argument parser with `--version`, whose errors are ValueErrors, for use inside `command`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument("--version", action="version", version=VERSION, help="show the version of the project")
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -25,9 +26,17 @@ def variants(table: Mapping[str, type], default: str, presets: Callable[[], Mapp
 
 
 def require(rule: bool, config: Any, name: str, way_out: str) -> None:
-    """Raises ValueError for the value of the field `name`, unless the rule holds."""
-    if not rule:
-        raise ValueError(f"{name}={getattr(config, name)} is out of range; {way_out}")
+    """Raises ValueError for the value of the field `name`, unless it is finite and the rule holds."""
+    value = getattr(config, name)
+    if not (rule and is_finite(value)):
+        raise ValueError(f"{name}={value} is out of range; {way_out}")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value, or a list of values, has no number that is infinite or NaN."""
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -80,14 +89,13 @@ def plain(config: Any) -> Any:
 
 
 def changeable(run: Any) -> set[str]:
-    """The dotted names of the fields that were declared with `may_change`."""
-    parts = {"": run} | {f"{name}.": getattr(run, name) for name in sections(type(run))}
-    return {
-        prefix + each.name
-        for prefix, config in parts.items()
-        for each in fields(config)
-        if each.metadata.get("may_change")
-    }
+    """The dotted names of the fields that were declared with `may_change`, and of those of such a section."""
+    found = {each.name for each in fields(run) if each.metadata.get("may_change")}
+    for section in sections(type(run)):
+        for each in fields(getattr(run, section)):
+            if section in found or each.metadata.get("may_change"):
+                found.add(f"{section}.{each.name}")
+    return found
 
 
 def field_texts(cls: type) -> dict[str, str]:

@@ -1,14 +1,25 @@
-"""Reads and writes settings as YAML. 1e-4 is a number; 017 and duplicate keys are errors; an error is one line."""
+"""Reads and writes settings as YAML: names and values only, in bounded time. An error is one line.
+
+1e-4 is a number; a date is a text. 017, duplicate names, tags (!), aliases (*, &) and deep nesting are errors.
+"""
 
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
 from residual.weights.config import foreign_version
+from storage.read import read_text
 
+Number = TypeVar("Number", int, float)
+MAX_BYTES = 1 << 17
+"""of a file; reading one of this size takes seconds"""
+MAX_DEPTH = 16
+"""lists and sections within each other"""
+MAX_DIGITS = 100
+"""characters of an integer; Python's `int` needs quadratic time"""
 FORMAT_VERSION = 2
 """of the config.yaml of a run folder"""
 
@@ -33,14 +44,16 @@ def read_settings(path: Path, is_record: bool = False) -> tuple[dict[str, Any], 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the file. Raises ValueError, with the line if it is known, if there is none."""
-    if not path.is_file():
-        raise ValueError(f"config {path} does not exist{listing(path.parent)}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = read_text(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise ValueError(f"config {path} does not exist{listing(path.parent)}") from None
+    try:
+        tree = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{path}{line}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}{line}: {_problem(error)}") from error
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, Mapping):
         found = "is empty" if tree is None else f"holds {tree!r:.40}, not `key: value` lines"
@@ -52,7 +65,7 @@ def read_value(text: str) -> Any:
     """One value, by the same rules as in a file. Raises ValueError."""
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
 
@@ -62,13 +75,13 @@ def write_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted name. Raises ValueError for a key with a dot."""
+    """Nested settings by dotted name; an empty section is one value. Raises ValueError for a key with a dot."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if "." in str(key):
             parent, _, last = str(key).rpartition(".")
             raise ValueError(f"{name} is not a key; write `{last}:` indented below `{parent}:`")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flat(value, f"{name}.")
         else:
             yield name, value
@@ -81,27 +94,79 @@ def listing(folder: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if (name := str(key.value)) in lines:
-                problem = f"{name} was already given in line {lines[name]}; keep one of the two"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            lines[name] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
+    """Builds dicts with texts as keys, lists, str, int, float, bool and None from YAML without tags and aliases."""
 
-    def construct_decimal(self, node: yaml.ScalarNode) -> int:
-        if re.fullmatch(r"[-+]?0[0-7_]+|.*:.*", node.value):
-            problem = f"{node.value} is not decimal to YAML 1.1 (017 is 15, 1:30 is 90); write a decimal, or quote it"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return self.construct_yaml_int(node)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            mark = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            _refuse(event, f"{mark}{event.anchor} is an alias of YAML; write the value itself, or quote a text")
+        if getattr(event, "tag", None) is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            _refuse(event, f"{tag!r} is a tag of YAML; leave it out, or quote a text")
+        if self.depth == MAX_DEPTH:
+            _refuse(
+                event, f"lists or sections are nested more than {MAX_DEPTH} deep; write `key: value` below `section:`"
+            )
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:  # type: ignore[override]
+        lines, found = dict[str, int](), dict[str, Any]()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                _refuse(key, "a list or a section cannot be the name of a setting; write `key: value`")
+            if (name := key.value) in lines:
+                _refuse(key, f"{name} was already given in line {lines[name]}; keep one of the two")
+            lines[name] = key.start_mark.line + 1
+            found[name] = self.construct_object(value, deep=True)
+        return found
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_DIGITS:
+            _refuse(node, f"an integer of {len(node.value):,} characters is too long; give at most {MAX_DIGITS}")
+        return _number(node, super().construct_yaml_int)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        return _number(node, super().construct_yaml_float)
+
+
+def _number(node: yaml.ScalarNode, construct: Callable[[yaml.ScalarNode], Number]) -> Number:
+    if re.fullmatch(r"[-+]?0[0-7_]+|.*:.*", node.value):
+        problem = f"{node.value} is not decimal to YAML 1.1 (017 is 15, 1:30 is 90); write a decimal, or quote it"
+        _refuse(node, problem)
+    try:
+        return construct(node)
+    except ValueError:
+        _refuse(node, f"{node.value} is not a number; quote it if it is a text")
+
+
+def _refuse(place: Any, problem: str) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """The problem in one line; a syntax error, which PyYAML raises, with its context and a way out."""
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return str(error.problem)
+    where = f"{error.context}, " if error.context else ""
+    return f"{where}{error.problem}; check indents and brackets, and quote a text with special characters"
 
 
 class _Dumper(yaml.SafeDumper):
     pass
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0].rpartition(":")[2] in ("null", "bool", "int", "float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
 # In YAML 1.1, which PyYAML reads, a number with an exponent but without a decimal point is a string.
 _EXPONENT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")

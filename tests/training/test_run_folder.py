@@ -75,14 +75,23 @@ def test_what_may_change(tmp_path):
         "trackers": ("tensorboard",),
         "keep_last": 3,
     }
-    changes |= {"micro_batch": 4, "keep_every_images": 64}
+    changes |= {"micro_batch": 4, "keep_every_images": 64, "compile": True}
     assert opened(tmp_path / "run", images=2 * HALF, **changes).status == "resume"
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["keep_last"] == 3
 
 
-def test_the_cache_may_move(tmp_path):
+@pytest.mark.parametrize(
+    "data", [{"cache": "there"}, {"source": "moved"}, {"max_bad": 20}, {"label_file": "moved.jsonl"}, {"labels": True}]
+)
+def test_the_images_may_move(tmp_path, data):
     train(tmp_path / "run", images=HALF)
-    assert opened(tmp_path / "run", other={"data": {"cache": "there"}}).status == "resume"
+    assert opened(tmp_path / "run", other={"data": data}).status == "resume"
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    train(tmp_path / "run", images=HALF)
+    with pytest.raises(ValueError, match=r"data\.size=absent .*9"):
+        opened(tmp_path / "run", other={"data": {"size": 9}})
 
 
 def test_before_anything_was_trained_the_config_may_change(tmp_path):

@@ -16,13 +16,16 @@ HUB = "hub:"
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The images of a run. Raises ValueError for values out of range and for fields that contradict each other."""
+    """The images of a run. Raises ValueError for values out of range and for fields that contradict each other.
 
-    source: str = "digits"
+    Fields that state where images and labels are may change when a run is resumed: the fingerprint decides.
+    """
+
+    source: str = setting("digits", may_change=True)
     """digits (embedded: 1,797 grey 8x8 images), a folder of images or of arrays (.npy, channels x height x width), a
     parquet or arrow file, a glob or folder of such files, or hub:OWNER/NAME[@REVISION] for a data set of the Hugging
     Face hub"""
-    split: str = "train"
+    split: str = setting("train", may_change=True)
     """split to train on, where the source has splits (files or sub-folders named train, validation, test; splits of the
     hub)"""
     validation: str | float | None = None
@@ -44,13 +47,13 @@ class DataConfig:
     validation images are then cropped in the center"""
     center_share: float = 1.0
     """share of each side that crop center keeps; classifiers are often evaluated at 0.875"""
-    image_column: str | None = None
+    image_column: str | None = setting(None, may_change=True)
     """column with the images of a table; null finds it by its type, else by usual names"""
-    label_column: str | None = None
+    label_column: str | None = setting(None, may_change=True)
     """column with the labels of a table; null finds it by its type, else by usual names"""
-    label_file: Path | None = None
+    label_file: Path | None = setting(None, may_change=True)
     """labels for a folder: lines such as {"file_name": "a/b.png", "label": "cat"}, names relative to data.source"""
-    labels: bool | None = None
+    labels: bool | None = setting(None, may_change=True)
     """true requires labels, false ignores them, null uses them if there are any"""
     cache: Path | None = setting(None, may_change=True)
     """folder for the decoded images; null is ~/.cache/residual-diffusion"""
@@ -60,7 +63,7 @@ class DataConfig:
     stream_shards: int = 16
     """number of row groups of tables whose images are shuffled together while streaming; twice as many are held in
     memory, encoded"""
-    max_bad: int = 10
+    max_bad: int = setting(10, may_change=True)
     """number of unreadable images that may be skipped before that is an error"""
 
     def __post_init__(self) -> None:
