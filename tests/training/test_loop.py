@@ -8,7 +8,19 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.training.toy import BATCH, ToyTask, accelerator, config, hashes, images, loop, newest, tensors, train
+from tests.training.toy import (
+    BATCH,
+    ToyEvaluation,
+    ToyTask,
+    accelerator,
+    config,
+    hashes,
+    images,
+    loop,
+    newest,
+    tensors,
+    train,
+)
 from training.config import TrainConfig
 from training.ema import EmaConfig
 from training.log import read
@@ -82,6 +94,15 @@ def test_a_run_that_dies_between_checkpoints_resumes_with_the_same_bits(tmp_path
         ]
 
     assert rows(tmp_path / "died") == rows(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_of_an_evaluation_that_is_not_finite_ends_the_run(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(ToyEvaluation, "run", lambda evaluation, model, context: {"average": value})
+    for _ in range(2):  # the same command repeats the evaluation
+        with pytest.raises(ValueError, match=rf"evaluation after 80 images average is {value}\..*--fresh"):
+            train(tmp_path)
+    assert not any(row.get("evaluated") for row in read(tmp_path / "log.jsonl"))
 
 
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
