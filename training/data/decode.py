@@ -1,6 +1,7 @@
 """Decodes the items of a source in order, in threads where that helps; errors become text."""
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -23,6 +24,8 @@ T = TypeVar("T")
 CHUNK = 32
 QUICK_SECONDS = 5e-4
 WORKERS = min(16, os.cpu_count() or 1)
+MAX_HELD = 1 << 30
+"""bytes of decoded images that wait for an earlier one; beyond them, threads decode no further"""
 
 Decoded = tuple[Item, np.ndarray | str, bool]
 
@@ -35,32 +38,67 @@ def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator
     compete for the lock. The time of the first chunk decides. A stream is not read far ahead.
     """
     todo = iter(items)
-    start = time.perf_counter()
-    first = [attempt(item, preprocessing) for item in islice(todo, CHUNK)]
-    quick = time.perf_counter() - start < QUICK_SECONDS * len(first)
-    yield from first
-    if quick:
+    seconds, count = 0.0, 0
+    for count, item in enumerate(islice(todo, CHUNK), 1):
+        start = time.perf_counter()
+        decoded = attempt(item, preprocessing)
+        seconds += time.perf_counter() - start
+        yield decoded
+    if seconds < QUICK_SECONDS * count:
         yield from (attempt(item, preprocessing) for item in todo)
     else:
-        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo)
+        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo, size=decoded_bytes)
+
+
+def decoded_bytes(decoded: Decoded) -> int:
+    """Memory of the pixels."""
+    return 0 if isinstance(decoded[1], str) else decoded[1].nbytes
 
 
 def in_threads(
-    function: Callable[[Item], T], items: Iterable[Item], workers: int = WORKERS
+    function: Callable[[Item], T],
+    items: Iterable[Item],
+    workers: int = WORKERS,
+    size: Callable[[T], int] = lambda result: 0,
 ) -> Generator[T, None, None]:
-    """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead."""
+    """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead.
+
+    `size` is the memory of a result in bytes. Once results of `MAX_HELD` bytes wait, a thread leaves the rest of its chunk
+    to the reader, so that no more than one result per thread is added.
+    """
     todo = iter(items)
-    pending: deque[Future[list[T]]] = deque()
+    pending: deque[tuple[list[Item], Future[list[T]]]] = deque()
+    held, lock = 0, threading.Lock()
+
+    def compute(chunk: list[Item]) -> list[T]:
+        nonlocal held
+        results: list[T] = []
+        for item in chunk:
+            if held > MAX_HELD:
+                break
+            results.append(function(item))
+            with lock:
+                held += size(results[-1])
+        return results
+
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
                 while len(pending) < 2 * workers and (chunk := list(islice(todo, CHUNK))):
-                    pending.append(pool.submit(lambda chunk: [function(item) for item in chunk], chunk))
+                    pending.append((chunk, pool.submit(compute, chunk)))
                 if not pending:
                     return
-                yield from pending.popleft().result()
+                chunk, future = pending.popleft()
+                results = future.result()
+                del future  # it holds the results, too
+                computed = len(results)
+                while results:
+                    with lock:
+                        held -= size(results[0])
+                    yield results.pop(0)
+                yield from map(function, chunk[computed:])
         finally:
-            for future in pending:
+            for _, future in pending:
                 future.cancel()
 
 
