@@ -13,30 +13,10 @@ from jaxtyping import Shaped
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import Base
 
+from pictures.formats import FORMATS, MAX_PIXELS
 from pictures.preprocessing import Preprocessing
 from storage.read import open_regular, read_bytes
 
-FORMATS = {
-    "PNG": (".png", ".apng"),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "WEBP": (".webp",),
-    "AVIF": (".avif", ".avifs"),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "DIB": (".dib",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-    "QOI": (".qoi",),
-    "PCX": (".pcx",),
-    "ICO": (".ico",),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),
-}
-"""the formats that are decoded, by Pillow's names, and their usual suffixes. No decoder of them starts another program, as
-that of PostScript does. TGA is last because its files have no signature"""
-MAX_PIXELS = 89_478_485
-"""an image with more pixels is an error, as a few kB can unpack to gigabytes; Pillow warns beyond this number. The images
-that all threads decode at a time have no more pixels either"""
 MAX_METADATA = 64 << 20
 """bytes that the texts or the colour profile of a PNG may have, uncompressed; Pillow's limit is 1 MiB"""
 DEEP = "F"
@@ -58,7 +38,7 @@ TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 """what makes an image of each EXIF orientation upright"""
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error by MAX_PIXELS
+warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata are ignored, and large pictures an error
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_METADATA
 PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
 
@@ -163,10 +143,10 @@ def random_box(width: int, height: int, random: np.random.Generator) -> tuple[in
 
 @contextmanager
 def open_image(data: Path | bytes | np.ndarray) -> Iterator[Image.Image]:
-    """Opens the file of a picture, or its bytes, of which only the header is read; or takes pixels (h, w) or (h, w, c).
+    """Opens a file or the bytes of one, of which only the header is read; or takes pixels (h, w) or (h, w, c).
 
-    Only decoders of `FORMATS` are tried, and only regular files are opened. Raises as Pillow does for other formats, and
-    as `open_regular` does.
+    Only decoders of `FORMATS` are tried, and only regular files are opened. Raises as Pillow does for other formats,
+    and as `open_regular` does.
     """
     if isinstance(data, np.ndarray):
         yield Image.fromarray(data)
@@ -192,9 +172,9 @@ def orientation(image: Image.Image) -> int:
 def ends_early(image: Image.Image, data: Path | bytes | np.ndarray) -> bool:
     """Whether the compressed pixels of a loaded PNG or JPEG end before the last row, which Pillow does not report.
 
-    Pillow leaves missing rows of a PNG 0, and libjpeg makes missing blocks grey. An image that ends like this is decoded
-    again: a PNG over other values, a JPEG with more data before its end. If it changes, its own data were not enough.
-    (Of the other formats Pillow reports it. A progressive JPEG with less detail than was saved is not noticed.)
+    Pillow leaves missing rows of a PNG 0, and libjpeg makes missing blocks grey. An image that ends like this is
+    decoded again: a PNG over other values, a JPEG with more data before its end. If it changes, its own data were not
+    enough. Of the other formats Pillow reports it. A progressive JPEG with less detail than was saved is not noticed.
     """
     width, height = image.size
     if isinstance(data, np.ndarray) or image.format not in ("PNG", "JPEG"):

@@ -15,7 +15,7 @@ from PIL import UnidentifiedImageError
 
 from pictures.decode import decode_file
 from pictures.preprocessing import Preprocessing
-from training.data.sources.arrays import ArrayFile
+from training.data.sources.arrays import ArrayImage
 from training.data.sources.records import Item
 from training.data.sources.table_files import first_line
 
@@ -38,13 +38,13 @@ def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator
     compete for the lock. The time of the first chunk decides. A stream is not read far ahead.
     """
     todo = iter(items)
-    seconds, count = 0.0, 0
-    for count, item in enumerate(islice(todo, CHUNK), 1):
+    seconds = []
+    for item in islice(todo, CHUNK):
         start = time.perf_counter()
         decoded = attempt(item, preprocessing)
-        seconds += time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
         yield decoded
-    if seconds < QUICK_SECONDS * count:
+    if sum(seconds) < QUICK_SECONDS * len(seconds):
         yield from (attempt(item, preprocessing) for item in todo)
     else:
         yield from in_threads(partial(attempt, preprocessing=preprocessing), todo, size=decoded_bytes)
@@ -63,8 +63,8 @@ def in_threads(
 ) -> Generator[T, None, None]:
     """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead.
 
-    `size` is the memory of a result in bytes. Once results of `MAX_HELD` bytes wait, a thread leaves the rest of its chunk
-    to the reader, so that no more than one result per thread is added.
+    `size` is the memory of a result in bytes. Once results of `MAX_HELD` bytes wait, a thread leaves the rest of its
+    chunk to the reader, so that at most one result per thread is added.
     """
     todo = iter(items)
     pending: deque[tuple[list[Item], Future[list[T]]]] = deque()
@@ -105,7 +105,7 @@ def in_threads(
 def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:
     """`decode_file` of an item, with an error as text."""
     try:
-        if isinstance(item.data, ArrayFile):
+        if isinstance(item.data, ArrayImage):
             return item, item.data.read(), False
         return item, *decode_file(item.data, preprocessing, random)
     except MemoryError:
