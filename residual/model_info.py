@@ -28,9 +28,8 @@ def refuse_pretrained(name: str, changes: Mapping[str, Any]) -> None:
     for argument in ("pretrained", "weights"):
         if argument in changes:
             raise ValueError(
-                f"{argument}={changes[argument]!r}: nothing is downloaded with a name; create {name!r} without it, then call "
-                "net.import_weights with the published file as safetensors, or open a folder or a hub id by "
-                "from_pretrained"
+                f"{argument}={changes[argument]!r}: a name downloads nothing; create {name!r} without it, then call "
+                "net.import_weights with the published file as safetensors; from_pretrained opens folders and hub ids"
             )
 
 
