@@ -170,7 +170,7 @@ def _draw(
         device=device,
         **_options(args),
     )
-    with tqdm(total=batches * args.steps, unit="step", disable=not state.is_main_process) as bar:
+    with tqdm(total=batches * args.steps, unit="step", disable=None if state.is_main_process else True) as bar:
         for numbers, step, x in share:
             bar.update(step > 0)
             frames = frames if step > 0 else []

@@ -23,7 +23,7 @@ from training.freeze import freeze
 from training.loop import fit
 from training.memory import require_memory
 from training.processes import leave_processes, on_main
-from training.report import report
+from training.report import Outlook, report
 from training.run import Run
 from training.run_folder import RunFolder
 from training.script import command
@@ -61,10 +61,12 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
     if frozen := freeze(task.model, run.freeze):
         show(frozen)
     exit_code = 0
+    outlook = Outlook(task, run, images, accelerator.device, accelerator.num_processes)
     if parsed.dry_run:
-        if accelerator.is_main_process:
-            print(report(parsed.resolved, task, run, images, accelerator.num_processes))
+        accelerator.print(report(parsed.resolved, outlook, outlook.measure(accelerator)))
     else:
+        for line in on_main(outlook.warnings):
+            show(line)
         with closing(folder):
             folder.open(run, parsed.resolved, parsed.fresh)
             if not fit(task, images, run, folder, accelerator):

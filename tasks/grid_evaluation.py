@@ -75,6 +75,8 @@ class GridEvaluation:
         if accelerator.is_main_process:
             context.folder.mkdir(parents=True, exist_ok=True)
             names = trained.names(trained.cycle(range(config.num)))
-            draw_grid(pixels, names).save(context.folder / f"{context.images_seen:09d}.png")
+            grid = draw_grid(pixels, names)
+            grid.save(context.folder / f"{context.images_seen:09d}.png")
+            context.log_image("grid", np.asarray(grid.convert("RGB")))
         values = pixels / 127.5 - 1
         return {"sample_mean": float(values.mean()), "sample_std": float(values.std())}

@@ -5,11 +5,13 @@ the metadata (`CheckpointMetadata`), and size and SHA-256 of every other file an
 if every file matches, none is missing, and none was added.
 """
 
+import functools
 import hashlib
 import json
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import residual
 from residual.weights.config import foreign_version
 from storage.write import empty_folder, sync, write_text
 from training.config import TrainConfig
@@ -29,9 +32,29 @@ FORMAT_VERSION = 3
 STATE = "state.json"
 
 
-def _machine() -> dict[str, str | int]:
-    threads = torch.get_num_threads()
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "threads": threads}
+def describe_machine(device: torch.device) -> dict[str, str | int]:
+    """Versions of this project (with its git commit, if it is a checkout), Python and PyTorch; device and threads."""
+    return {
+        "version": residual.__version__,
+        "commit": _commit() or "unknown",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of this checkout, with -dirty if files differ from it; None without a checkout or without git."""
+    root = Path(__file__).parents[1]
+    git = ["git", "--git-dir", str(root / ".git"), "--work-tree", str(root)]
+    try:
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +73,8 @@ class CheckpointMetadata:
     """fingerprint of the images"""
     config: Mapping[str, Any]
     """all settings of the run, in plain types"""
-    machine: Mapping[str, str | int] = field(default_factory=_machine)
-    """versions of python and torch, and threads per process"""
+    machine: Mapping[str, str | int]
+    """what computed it, see `describe_machine`"""
     written: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """when, ISO 8601"""
 
@@ -192,7 +215,11 @@ def changes(before: CheckpointMetadata, now: CheckpointMetadata) -> list[str]:
     rows = [
         ("processes", before.processes, now.processes, effect),
         ("train.micro_batch", before.micro_batch or "null", now.micro_batch or "null", effect),
-        *((name, before.machine[name], now.machine[name], "rounding") for name in ("torch", "threads")),
+        *(
+            (name, before.machine[name], now.machine[name], "rounding")
+            for name in ("torch", "threads", "device")
+            if name in before.machine
+        ),
     ]
     return [
         f"{name}: {old} when saved, {new} now; same images and noise, other {effect}"

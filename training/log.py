@@ -1,24 +1,34 @@
 """The log of a run: progress bar, log.jsonl, and accelerate's trackers."""
 
 import json
+import re
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, filter_trackers
+from jaxtyping import UInt8
 from tqdm import tqdm
 
+from storage.read import is_regular, read_bytes
+from storage.show import printable
 from storage.write import write_text
 from training.config import TrainConfig
 from training.disk_space import append_line, ignore_disk_full, is_full
 
 
 def print_line(text: str) -> None:
-    """Print one line, above the progress bar if there is one. A full disk behind the standard output is ignored."""
+    """Print one line, above the progress bar if there is one; control characters are escaped.
+
+    A full disk behind the standard output is ignored.
+    """
     with ignore_disk_full():
-        tqdm.write(text)
+        tqdm.write(printable(text))
 
 
 def truncate(path: Path, images: int) -> None:
@@ -42,6 +52,8 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             return  # a line truncated by a crash
 
 
+PROJECT = "residual-diffusion"
+"""of all runs in the trackers"""
 BAR = "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"
 SHOWN = {
     "loss": "loss={:.3g}",
@@ -52,24 +64,44 @@ SHOWN = {
 
 
 class RunLog:
-    """Writes the numbers of a run; only the main process writes."""
+    """Writes the numbers of a run; only the main process writes.
+
+    The progress bar is for terminals. Elsewhere, such as in a file, each line of the log is also a line of text.
+    `settings`, by name, are stored in the trackers. In wandb a resumed run continues the same run, whose id is in the
+    file `wandb_id` beside the log.
+    """
 
     def __init__(
-        self, path: Path, tracker_folder: Path, config: TrainConfig, images_seen: int, accelerator: Accelerator
+        self,
+        path: Path,
+        tracker_folder: Path,
+        config: TrainConfig,
+        images_seen: int,
+        accelerator: Accelerator,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.accelerator = path, accelerator
+        self.path, self.accelerator, self.images = path, accelerator, config.updates * config.batch
         self.was_full = False
         accelerator.log_with = filter_trackers(list(config.trackers), tracker_folder)
         accelerator.project_configuration.set_directories(str(tracker_folder))
-        accelerator.init_trackers(path.parent.name, init_kwargs={"tensorboard": {"purge_step": images_seen + 1}})
+        options: dict[str, dict[str, Any]] = {
+            "tensorboard": {"purge_step": images_seen + 1},
+            "trackio": {"name": path.parent.name, "resume": "allow"},
+        }
+        if "wandb" in config.trackers and accelerator.is_main_process:
+            run_id = _wandb_id(path.with_name("wandb_id"), is_new=images_seen == 0)
+            options["wandb"] = options["trackio"] | {"id": run_id, "dir": str(path.parent)}
+        accelerator.init_trackers(PROJECT, init_kwargs=options)
+        plain = {name: str(value) if isinstance(value, list) else value for name, value in (settings or {}).items()}
+        self._track(lambda tracker: tracker.store_init_configuration(plain))
         self.bar = tqdm(
-            total=config.updates * config.batch,
+            total=self.images,
             initial=images_seen,
             unit="img",
             unit_scale=True,
             bar_format=BAR,
-            disable=not accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 20,
+            disable=not (accelerator.is_main_process and sys.stderr.isatty()),
+            mininterval=0.5,
         )
 
     def advance(self, images: int) -> None:
@@ -82,29 +114,61 @@ class RunLog:
 
         On a full disk the line is left out, and a tracker that cannot write is disabled for the rest of the run.
         """
-        for tracker in list(self.accelerator.trackers) if numbers else []:
-            self._track(tracker, lambda tracker: tracker.log(dict(numbers), step=images_seen))
+        if numbers:
+            self._track(lambda tracker: tracker.log(dict(numbers), step=images_seen))
         if self.accelerator.is_main_process:
-            row = {"images": images_seen, "update": update, **marks, **numbers}
+            time = datetime.now(UTC).isoformat(timespec="seconds")
+            row = {"images": images_seen, "update": update, "time": time, **marks, **numbers}
             if not append_line(self.path, json.dumps(row)) and not self.was_full:
                 print_line(f"the disk is full: {self.path} lacks the lines after {images_seen:,} images")
                 self.was_full = True
-            if shown := [text.format(numbers[name]) for name, text in SHOWN.items() if name in numbers]:
-                self.bar.set_postfix_str(" ".join(shown), refresh=False)
+            self._show(images_seen, numbers)
+
+    def write_image(self, name: str, images_seen: int, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Write an image to the trackers that take images; to be called on the main process."""
+
+        def log_image(tracker: GeneralTracker) -> None:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: pixels[None]}, step=images_seen, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({name: [pixels]}, step=images_seen)
+
+        self._track(log_image)
 
     def close(self) -> None:
         """Close the bar and the trackers."""
         with ignore_disk_full():
             self.bar.close()
-        for tracker in list(self.accelerator.trackers):
-            self._track(tracker, lambda tracker: tracker.finish())
+        self._track(lambda tracker: tracker.finish())
         self.accelerator.trackers = []
 
-    def _track(self, tracker: GeneralTracker, call: Callable[[GeneralTracker], object]) -> None:
-        try:
-            call(tracker)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            self.accelerator.trackers.remove(tracker)
-            print_line(f"the disk is full: {tracker.name} gets no more numbers of this run")
+    def _show(self, images_seen: int, numbers: Mapping[str, float]) -> None:
+        if not self.bar.disable:
+            if shown := [text.format(numbers[name]) for name, text in SHOWN.items() if name in numbers]:
+                self.bar.set_postfix_str(" ".join(shown), refresh=False)
+        elif numbers:
+            shown = [SHOWN.get(name, f"{name}={{:.4g}}").format(number) for name, number in numbers.items()]
+            if speed := numbers.get("images_per_second"):
+                shown.append(f"left={tqdm.format_interval((self.images - images_seen) / speed)}")
+            with ignore_disk_full():
+                print(f"{images_seen:,} of {self.images:,} images: {' '.join(shown)}", file=sys.stderr, flush=True)
+
+    def _track(self, call: Callable[[GeneralTracker], object]) -> None:
+        for tracker in list(self.accelerator.trackers):
+            try:
+                call(tracker)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self.accelerator.trackers.remove(tracker)
+                print_line(f"the disk is full: {tracker.name} gets no more numbers of this run")
+
+
+def _wandb_id(path: Path, is_new: bool) -> str:
+    """The id of a run in wandb: that in the file, or else a new one, which is stored there."""
+    found = read_bytes(path).decode(errors="replace").strip() if is_regular(path) and not is_new else ""
+    if not re.fullmatch("[a-z0-9]{8}", found):
+        found = secrets.token_hex(4)
+        with ignore_disk_full():
+            write_text(path, f"{found}\n")
+    return found

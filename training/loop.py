@@ -12,12 +12,12 @@ from accelerate import Accelerator
 
 from storage.write import replace_folder
 from training import checkpoint, log
-from training.checkpoint import Checkpoint, CheckpointMetadata
+from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
 from training.data import ImageSet
 from training.disk_space import DiskFull, free_bytes, is_full, raise_disk_full, require_disk_space
 from training.log import RunLog
 from training.memory import checkpoint_bytes, saved_bytes
-from training.meter import Meter
+from training.meter import Meter, require_finite
 from training.processes import on_main
 from training.run_folder import RunFolder
 from training.state import restore, state_tensors
@@ -25,6 +25,7 @@ from training.step import Step, TrainingSettings
 from training.stop import Stop
 from training.task import EvaluationContext, Task
 from training.units import show_size
+from training.yaml_file import flat
 
 
 def fit(
@@ -66,7 +67,8 @@ class Loop:
         with closing(step), Stop() as self.stop:
             self.begin()
             seen = step.images_seen
-            self.log = RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator)
+            settings = dict(flat({**folder.resolved, "machine": self.metadata().machine}))
+            self.log = RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator, settings)
             with closing(self.log):
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
                 if not evaluated and self.evaluation_due():
@@ -131,7 +133,7 @@ class Loop:
             evaluate = self.evaluation_due()
             if write or save or stopped or evaluate:
                 means = meter.means(self.accelerator)
-                meter.require_finite(means)  # before a checkpoint or the averaged model would be overwritten
+                require_finite(f"in the last {meter.updates} updates, which are not saved,", means)
                 if write:
                     numbers = {**means, "learning_rate": result.learning_rate}
                     numbers |= meter.speed(config.batch, step.reader.waited_seconds)
@@ -168,6 +170,7 @@ class Loop:
             processes=self.accelerator.num_processes,
             data=self.images.fingerprint,
             config=self.folder.resolved,
+            machine=describe_machine(self.accelerator.device),
         )
 
     def save(self, last: bool = False) -> bool:
@@ -210,7 +213,14 @@ class Loop:
         A stop cuts them short; then nothing is logged, and the resumed run repeats them.
         """
         step, folder, numbers, complete = self.step, self.folder.samples, dict[str, float](), True
-        context = EvaluationContext(folder, step.images_seen, self.accelerator, self.stop.agreed)
+        seen = step.images_seen
+        context = EvaluationContext(
+            folder,
+            seen,
+            self.accelerator,
+            self.stop.agreed,
+            lambda name, pixels: self.log.write_image(name, seen, pixels),
+        )
         step.ema.share_buffers()
         for evaluation in self.task.evaluations:
             if not self.due(evaluation.every_images):
@@ -228,5 +238,6 @@ class Loop:
             if found is None:
                 return
             numbers |= found
+        require_finite(f"in the evaluation after {seen:,} images", numbers)
         if complete:
             self.log.write(step.images_seen, step.updates, numbers, evaluated=True)

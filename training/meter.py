@@ -16,13 +16,14 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(2, device=device)
-        self._updates = 0
+        self.updates = 0
+        """updates since the last `restart`"""
         self._waited_seconds, self._paused_s, self._since = 0.0, 0.0, time.perf_counter()
 
     def add(self, loss: Float[Tensor, ""], gradient_norm: Float[Tensor, ""]) -> None:
         """Count one update."""
         self._sums += torch.stack([loss, gradient_norm])
-        self._updates += 1
+        self.updates += 1
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -33,28 +34,29 @@ class Meter:
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean loss and gradient norm of the updates since the last `restart`, over all processes. Waits for them."""
-        loss, norm = (accelerator.reduce(self._sums, "mean") / self._updates).tolist()
+        loss, norm = (accelerator.reduce(self._sums, "mean") / self.updates).tolist()
         return {"loss": loss, "gradient_norm": norm}
 
     def speed(self, batch: int, waited_seconds: float) -> dict[str, float]:
         """Images per second, and the share of time spent waiting for data (`waited_seconds` in total)."""
         elapsed = time.perf_counter() - self._since - self._paused_s
         return {
-            "images_per_second": batch * self._updates / elapsed,
+            "images_per_second": batch * self.updates / elapsed,
             "data_wait": (waited_seconds - self._waited_seconds) / elapsed,
         }
 
     def restart(self, waited_seconds: float) -> None:
         """Start a new interval."""
         self._sums.zero_()
-        self._updates = 0
+        self.updates = 0
         self._waited_seconds, self._paused_s, self._since = waited_seconds, 0.0, time.perf_counter()
 
-    def require_finite(self, means: Mapping[str, float]) -> None:
-        """Raises ValueError if one of `means` is not finite; to be called before anything is saved."""
-        if not all(map(math.isfinite, means.values())):
-            raise ValueError(
-                f"training diverged: in the last {self._updates} updates the mean loss is {means['loss']} and the mean "
-                f"gradient norm is {means['gradient_norm']}; nothing was saved since. Lower optimizer.learning_rate, "
-                "or raise schedule.warmup_images, and start over with --fresh"
-            )
+
+def require_finite(where: str, numbers: Mapping[str, float]) -> None:
+    """Raises ValueError if one of `numbers` is not finite; `where` they were measured begins the message."""
+    if not all(map(math.isfinite, numbers.values())):
+        shown = ", ".join(f"{name} is {number}" for name, number in numbers.items())
+        raise ValueError(
+            f"training diverged: {where} {shown}. Lower optimizer.learning_rate, "
+            "or raise schedule.warmup_images, and start over with --fresh"
+        )

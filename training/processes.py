@@ -17,11 +17,38 @@ TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others: long enough for one of them to decode a large data set."""
 
 
+LAUNCHER = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
+    "ACCELERATE_DYNAMO_BACKEND": "torch.compile by the launcher",
+}
+"""variables by which accelerate's launcher requests what this trainer does not do"""
+COUNTS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+"""variables with numbers that launchers set"""
+
+
+def check_environment() -> None:
+    """Raises ValueError for variables of a launcher that ask for what this trainer does not do, or make no sense."""
+    for name, what in LAUNCHER.items():
+        if (value := os.environ.get(name, "")).lower() not in ("", "0", "false", "no"):
+            raise ValueError(
+                f"{name}={value}: {what} is not supported. Each process holds the whole model; launch with "
+                "`accelerate launch --multi_gpu` or torchrun, and see train.compile and train.micro_batch"
+            )
+    for name in COUNTS:
+        if not (value := os.environ.get(name, "0")).removeprefix("-").isdecimal():
+            raise ValueError(f"{name}={value!r} in the environment is not a number; a launcher sets it, so unset it")
+
+
 def process_state() -> PartialState:
     """Rank, number of processes and device of this process. The first call joins the process group.
 
-    Raises ValueError if a launcher started several processes that do not see each other.
+    Raises ValueError as `check_environment` does, and if a launcher started several processes that do not see each
+    other.
     """
+    check_environment()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT, **_store())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:

@@ -23,8 +23,9 @@ PATIENCE_S = 5.0
 
 
 def rank() -> int:
-    """The rank of this process, as torchrun and accelerate's launcher set it."""
-    return int(os.environ.get("RANK", 0))
+    """The rank of this process, as torchrun and accelerate's launcher set it; 0 for what is no number."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 from accelerate import Accelerator
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
@@ -35,6 +36,8 @@ class EvaluationContext:
     accelerator: Accelerator
     interrupted: Callable[[], object]
     """true once the run is to stop; every process must call it equally often, and all get the same value"""
+    log_image: Callable[[str, UInt8[np.ndarray, "h w 3"]], object] = lambda name, pixels: None
+    """sends an image to the trackers; to be called on the main process"""
 
 
 @runtime_checkable

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import residual
 from storage.write import recover_folder, replace_folder
 from training import checkpoint
 from training.checkpoint import (
     FORMAT_VERSION,
     CheckpointMetadata,
     changes,
+    describe_machine,
     newest,
     prune,
     publish,
@@ -33,6 +35,7 @@ def content(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
 
 def metadata(images: int, **changed) -> CheckpointMetadata:
     values = {"processes": 2, "data": "abc", "micro_batch": None, "config": {"name": "né"}}
+    values["machine"] = describe_machine(torch.device("cpu"))
     return CheckpointMetadata(images=images, update=images // 8, batch=8, **values | changed)
 
 
@@ -48,10 +51,14 @@ def test_what_is_written_is_read(tmp_path):
     assert (found.folder, found.images, found.update, found.processes, found.data) == (folder, 80, 10, 2, "abc")
     assert (found.batch, found.config) == (8, metadata(80).config)
     assert found.machine == {
+        "version": residual.__version__,
+        "commit": found.machine["commit"],
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "device": "cpu",
         "threads": torch.get_num_threads(),
     }
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", str(found.machine["commit"]))
     assert abs(datetime.now(UTC) - datetime.fromisoformat(found.written)) < timedelta(minutes=1)
     assert damaged == {}
     for file, tensors in read_tensors(found).items():
@@ -165,6 +172,20 @@ def test_changes_since_the_checkpoint_are_listed():
         "torch: 2.12 when saved, 2.13 now; same images and noise, other rounding",
         "threads: 2 when saved, 1 now; same images and noise, other rounding",
     ]
+    on_gpu = metadata(80, machine={**before.machine, "device": "NVIDIA H100"})
+    assert changes(on_gpu, metadata(80, machine={**before.machine, "device": "cpu"})) == [
+        "device: NVIDIA H100 when saved, cpu now; same images and noise, other rounding"
+    ]
+
+
+def test_a_copy_without_git_has_no_commit(tmp_path, monkeypatch):
+    checkpoint._commit.cache_clear()
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "training" / "checkpoint.py"))
+    assert describe_machine(torch.device("cpu"))["commit"] == "unknown"
+    checkpoint._commit.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    assert describe_machine(torch.device("cpu"))["commit"] == "unknown"
+    checkpoint._commit.cache_clear()
 
 
 def test_none_intact_is_an_error(tmp_path):

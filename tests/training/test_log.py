@@ -1,11 +1,20 @@
 import json
+import re
+import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+import yaml
+from accelerate.utils import LoggerType
+from PIL import Image
 
-from tests.training.toy import accelerator, config
-from training.log import RunLog, evaluated, read, truncate
+from tests.training.toy import accelerator, config, train
+from training.log import PROJECT, RunLog, evaluated, print_line, read, truncate
 from training.step import TrainingSettings
 
 
@@ -35,7 +44,17 @@ def opened(path: Path, settings: TrainingSettings, images_seen: int) -> RunLog:
     return RunLog(path / "log.jsonl", path / "tensorboard", settings.train, images_seen, accelerator(settings))
 
 
-def test_rows_and_the_bar(tmp_path, capsys):
+def without_time(path: Path) -> list[dict]:
+    rows = list(read(path))
+    for row in rows:
+        written = datetime.fromisoformat(row.pop("time"))
+        assert written.utcoffset() == timedelta(0)
+        assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)
+    return rows
+
+
+def test_rows_and_the_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     settings = config()
     with closing(
         RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings.train, 8, accelerator(settings))
@@ -43,14 +62,33 @@ def test_rows_and_the_bar(tmp_path, capsys):
         log.advance(8)
         log.write(16, 2, {"loss": 0.123456})
         log.write(16, 2, {"score": 2.0}, evaluated=True)
-    assert list(read(tmp_path / "log.jsonl")) == [
+    assert without_time(tmp_path / "log.jsonl") == [
         {"images": 16, "update": 2, "loss": 0.123456},
         {"images": 16, "update": 2, "evaluated": True, "score": 2.0},
     ]
     assert "16.0/80.0" in capsys.readouterr().err
 
 
-def test_the_bar_shows_all_numbers_at_80_columns(tmp_path, capsys):
+def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
+    with closing(opened(tmp_path, config(), 0)) as log:
+        for _ in range(5):
+            log.advance(8)
+        log.write(40, 5, {"loss": 0.123456, "data_wait": 0.011, "images_per_second": 2.0})
+        log.write(40, 5, {"score": 2.0}, evaluated=True)
+        log.write(40, 5, {}, saved=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "40 of 80 images: loss=0.123 wait=1% images_per_second=2 left=00:20",
+        "40 of 80 images: score=2",
+    ]
+
+
+def test_lines_cannot_control_the_terminal(capsys):
+    print_line("moved \x1b[31m\u202e")
+    assert capsys.readouterr().out == "moved \\x1b[31m\\u202e\n"
+
+
+def test_the_bar_shows_all_numbers_at_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     settings = config(images=102_400_000, batch=128)
     log = opened(tmp_path, settings, 3_600_000)
     with closing(log):
@@ -66,13 +104,66 @@ def test_the_bar_shows_all_numbers_at_80_columns(tmp_path, capsys):
     assert len(line) <= 79
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def test_tensorboard_gets_settings_numbers_and_images(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = config(trackers=("tensorboard",))
-    with closing(
-        RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", settings.train, 0, accelerator(settings))
-    ) as log:
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    options = config(trackers=("tensorboard",))
+    found = {"data.size": [8, 8], "init": None, "train.batch": 8}
+    engine = accelerator(options)
+    log = RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard", options.train, 0, engine, found)
+    with closing(log):
         log.write(16, 2, {"loss": 0.5})
-    events = EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name)).Reload()
+        log.write_image("grid", 16, pixels)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / PROJECT)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(16, 0.5)]
+    (image,) = events.Images("grid")
+    assert image.step == 16
+    assert np.array_equal(np.asarray(Image.open(BytesIO(image.encoded_image_string))), pixels)
+    (stored,) = tmp_path.glob("tensorboard/*/*/hparams.yml")
+    assert yaml.safe_load(stored.read_text()) == {"data.size": "[8, 8]", "init": None, "train.batch": 8}
+
+
+class Wandb(ModuleType):
+    """A stand-in for the module wandb that records what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.started: list[dict] = []
+        self.logged: list[tuple[int, dict]] = []
+        self.settings: dict = {}
+        self.config = SimpleNamespace(update=lambda values, allow_val_change: self.settings.update(values))
+        self.Image = lambda pixels: pixels.shape
+
+    def init(self, **options) -> SimpleNamespace:
+        self.started.append(options)
+        return SimpleNamespace(log=lambda values, step: self.logged.append((step, values)), finish=lambda: None)
+
+
+def test_wandb_gets_one_project_settings_and_images_and_a_resume_continues_the_run(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    available = [LoggerType.TENSORBOARD, LoggerType.WANDB]
+    monkeypatch.setattr("training.accelerator.get_available_trackers", lambda: available)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: available)
+    changes = {"trackers": ("wandb",), "images": 40, "checkpoint_every_images": 16, "eval_every_images": 40}
+    train(tmp_path / "mine", **changes)
+    train(tmp_path / "mine", **changes | {"images": 80})
+    train(tmp_path / "other", **changes)
+    assert [options["project"] for options in wandb.started] == ["residual-diffusion"] * 3
+    assert [options["name"] for options in wandb.started] == ["mine", "mine", "other"]
+    assert [options["resume"] for options in wandb.started] == ["allow"] * 3
+    first, again, other = (options["id"] for options in wandb.started)
+    assert first == again != other
+    assert wandb.settings["train.batch"] == 8
+    assert wandb.settings["machine.device"] == "cpu"
+    steps = [step for step, values in wandb.logged if "loss" in values]
+    assert steps == [*range(8, 88, 8), *range(8, 48, 8)]
+    with closing(opened(tmp_path / "mine", config(trackers=("wandb",)), 40)) as log:
+        log.write_image("grid", 40, np.zeros((2, 2, 3), np.uint8))
+    assert wandb.logged[-1] == (40, {"grid": [(2, 2, 3)]})
+    with closing(opened(tmp_path / "mine", config(trackers=("wandb",)), 0)):
+        assert wandb.started[-1]["id"] != first, "a run that starts over is another one"
+    (tmp_path / "mine" / "wandb_id").write_bytes(b"\xff../")
+    with closing(opened(tmp_path / "mine", config(trackers=("wandb",)), 40)):
+        assert re.fullmatch("[a-z0-9]{8}", wandb.started[-1]["id"])

@@ -8,7 +8,19 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.training.toy import BATCH, ToyTask, accelerator, config, hashes, images, loop, newest, tensors, train
+from tests.training.toy import (
+    BATCH,
+    ToyEvaluation,
+    ToyTask,
+    accelerator,
+    config,
+    hashes,
+    images,
+    loop,
+    newest,
+    tensors,
+    train,
+)
 from training.config import TrainConfig
 from training.ema import EmaConfig
 from training.log import read
@@ -77,11 +89,20 @@ def test_a_run_that_dies_between_checkpoints_resumes_with_the_same_bits(tmp_path
 
     def rows(path):
         return [
-            {key: value for key, value in row.items() if key not in ("images_per_second", "data_wait")}
+            {key: value for key, value in row.items() if key not in ("images_per_second", "data_wait", "time")}
             for row in read(path / "log.jsonl")
         ]
 
     assert rows(tmp_path / "died") == rows(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_of_an_evaluation_that_is_not_finite_ends_the_run(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(ToyEvaluation, "run", lambda evaluation, model, context: {"average": value})
+    for _ in range(2):  # the same command repeats the evaluation
+        with pytest.raises(ValueError, match=rf"evaluation after 80 images average is {value}\..*--fresh"):
+            train(tmp_path)
+    assert not any(row.get("evaluated") for row in read(tmp_path / "log.jsonl"))
 
 
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
@@ -119,7 +140,7 @@ def test_due_intervals(tmp_path):
     assert {row["update"] for row in rows if "loss" in row} == {3, 6, 9, 10}
     row = next(row for row in rows if "loss" in row)
     assert set(row) == {
-        "images", "update", "loss", "gradient_norm", "learning_rate", "images_per_second", "data_wait"
+        "images", "update", "time", "loss", "gradient_norm", "learning_rate", "images_per_second", "data_wait"
     }  # fmt: skip
 
 
@@ -180,7 +201,7 @@ def test_a_checkpoint_is_there_before_the_first_update(tmp_path):
 def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_every_images, checkpoint_every_images):
     task = ToyTask()
     task.spoil_at = 6
-    with pytest.raises(ValueError, match=r"training diverged: in the last \d+ updates the mean loss is nan"):
+    with pytest.raises(ValueError, match=r"training diverged: in the last \d+ updates.* loss is nan.*--fresh"):
         train(tmp_path, task, log_every_images=log_every_images, checkpoint_every_images=checkpoint_every_images)
     assert newest(tmp_path).name == "000000000"
     assert all(value.isfinite().all() for value in tensors(tmp_path).values())
@@ -307,7 +328,7 @@ def test_trackers(tmp_path):
     train(tmp_path / "a", images=BATCH)
     train(tmp_path / "b", images=BATCH, trackers=("tensorboard",))
     assert not (tmp_path / "a/tensorboard").exists()
-    assert list((tmp_path / "b/tensorboard/b").glob("events.*"))
+    assert list((tmp_path / "b/tensorboard/residual-diffusion").glob("events.*"))
 
 
 def test_bf16_reaches_the_convolutions_and_not_the_weights(tmp_path, monkeypatch):

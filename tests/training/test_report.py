@@ -1,5 +1,7 @@
 """The report of the dry run, against numbers counted by hand."""
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.training.toy import ToyTask, accelerator, images
 from tests.training.toy import config as settings_with
 from training.data import Images
 from training.memory import model_bytes
-from training.report import activation_bytes, rate_points, report
+from training.report import Outlook, activation_bytes, rate_points, report
 from training.step import TrainingSettings
 from training.task import Batch, Task
 
 FLOAT = 4
+CPU = torch.device("cpu")
 IMAGES = Images(np.zeros((400, 3, 1, 1), np.uint8))
 
 
@@ -63,7 +67,8 @@ def test_stored_bytes():
 
 
 def lines(config: TrainingSettings, processes: int = 1) -> dict[str, str]:
-    text = report({"task": "toy", "train": {"betas": [0.9, 0.99]}}, Vectors(), config, IMAGES, processes=processes)
+    outlook = Outlook(Vectors(), config, IMAGES, CPU, processes)
+    text = report({"task": "toy", "train": {"betas": [0.9, 0.99]}}, outlook)
     assert text.startswith("task: toy\ntrain:\n  betas: [0.9, 0.99]\n")
     assert max(map(len, text.splitlines())) <= 80
     return {line[:24].strip(): line[24:] for line in text.splitlines()}
@@ -91,7 +96,7 @@ def test_memory_is_that_of_one_process_and_one_pass():
 
 def test_the_table_of_learning_rates_is_the_schedule():
     config = settings_with(images=10_000, batch=100, warmup_images=1000, learning_rate=0.5, schedule="linear")
-    text = report({}, Vectors(), config, IMAGES.part(np.arange(1)))
+    text = report({}, Outlook(Vectors(), config, IMAGES.part(np.arange(1)), CPU))
     table = [line.split() for line in text.partition("learning rate\n")[2].splitlines()]
     assert len(table) == 11
     for seen, rate in table:
@@ -110,3 +115,63 @@ def test_rates_are_shown_before_updates_that_happen(images: int, warmup: int):
     assert 1 <= len(points) <= 11
     if warmup < points[-1]:
         assert -(-warmup // 64) * 64 in points
+
+
+def test_a_run_that_fits_has_no_warning():
+    assert Outlook(Vectors(), settings_with(images=4_000_000, batch=8), IMAGES, CPU).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("available", "way_out"),
+    [
+        (840 + 44 * 8, None),
+        (840 + 44 * 8 - 1, "train.micro_batch=4"),
+        (840 + 44, "train.micro_batch=1"),
+        (840, "model"),
+    ],
+)
+def test_memory_is_compared_with_the_machine(available: int, way_out: str | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("training.report.total_bytes", lambda device: available)
+    found = Outlook(Vectors(), settings_with(batch=8), IMAGES, CPU).warnings()
+    assert len(found) == (way_out is not None)
+    for line in found:
+        assert re.search(rf"1\.19 kB.* cpu has .*{way_out}$", line)
+
+
+def test_a_length_that_is_absurd_for_the_images():
+    outlook = Outlook(Vectors(), settings_with(images=20_000_000, batch=8), IMAGES.part(np.arange(60)), CPU)
+    (line,) = outlook.warnings()
+    assert re.search(r"60 images .*333,333 times .*train\.images=20,000,000.*train\.images=60,000", line)
+    assert report({}, outlook).endswith(line)
+
+
+def test_a_network_that_the_meta_device_cannot_compute_is_not_an_error():
+    task = Vectors()
+    task.model.append(Stubborn())
+    assert Outlook(task, settings_with(), IMAGES, CPU).warnings() == []
+
+
+class Stubborn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sum().item()
+
+
+def test_a_batch_norm_with_one_image_is_refused():
+    task = Vectors()
+    task.model.insert(1, nn.BatchNorm1d(8))
+    assert Outlook(task, settings_with(batch=2), IMAGES, CPU).image_bytes > 0
+    for changes, processes in (({"batch": 1}, 1), ({"batch": 8, "micro_batch": 1}, 2), ({"batch": 2}, 2)):
+        given = rf"train\.batch={changes['batch']}, .*{processes} processes.*2 or more"
+        with pytest.raises(ValueError, match=rf"batch norm.*{given}"):
+            Outlook(task, settings_with(**changes), IMAGES, CPU, processes).warnings()
+
+
+def test_the_time_of_a_run_is_that_of_an_update(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([100.0, 100.5])
+    monkeypatch.setattr("training.report.time.perf_counter", lambda: next(clock))
+    settings = settings_with(images=8 * 7200, batch=8, micro_batch=4)
+    outlook = Outlook(ToyTask(), settings, images(), CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.report.Step.update", lambda step: SimpleNamespace(loss=torch.zeros(())))
+        found = outlook.measure(accelerator(settings))
+    assert found == "2:00:00 at 8 images/s (4 in a pass)"
