@@ -25,8 +25,6 @@ _FIXED = {
     "decoder_attention": ("all",),
     "residual_scale": (1.0,),
     "input_skips": (False,),
-    "pyramid": (False,),
-    "middle": ("attention",),
 }
 
 
