@@ -13,6 +13,7 @@ from torch import nn
 from residual.weights.config import foreign_version, read_config, read_json
 from residual.weights.keymap import check_state
 from residual.weights.read import read_folder_weights
+from storage.show import markdown
 from storage.write import replace_file
 
 FORMAT_VERSION = 2
@@ -113,8 +114,8 @@ class Pretrained(nn.Module):
         weights = list(self.parameters())
         return _CARD.format(
             tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
-            title=repo_id.partition("/")[2],
-            repo_id=repo_id,
+            title=markdown(repo_id.partition("/")[2]),
+            repo_id=json.dumps(repo_id),
             package=package,
             name=name,
             about=(type(self).__doc__ or "").strip().partition("\n")[0],
@@ -138,7 +139,7 @@ A `{package}.{name}` with {count} parameters ({types}). {about}
 ```python
 from {package} import {name}
 
-net = {name}.from_pretrained("{repo_id}")
+net = {name}.from_pretrained({repo_id})
 ```
 
 Its config:
