@@ -268,6 +268,21 @@ def test_evaluation_draws_the_same_grid_every_time(tmp_path):
     assert numbers["sample_std"] > 0
 
 
+def test_the_grid_is_sent_to_the_trackers(tmp_path):
+    task, sent = small_run(sample=SampleConfig(num=4, steps=1)).build(digits()), {}
+    (evaluation,) = task.evaluations
+    with torch.no_grad():
+        context = EvaluationContext(tmp_path, 7, Accelerator(cpu=True), lambda: False, sent.__setitem__)
+        evaluation.run(task.model.eval(), context)
+    assert np.array_equal(sent["grid"], np.asarray(Image.open(tmp_path / "000000007.png").convert("RGB")))
+
+
+@pytest.mark.parametrize("guidance", [1e300, float("nan"), float("-inf")])
+def test_guidance_beyond_all_bounds_is_refused(guidance):
+    with pytest.raises(ValueError, match=rf"guidance={re.escape(str(guidance))} .*1,000"):
+        SampleConfig(guidance=guidance)
+
+
 @pytest.mark.parametrize(
     "sample",
     [
@@ -419,7 +434,7 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
     images = Images(array, pixel_format=pixels)
     run = small_run()
     task = train(run, images, 60)
-    assert run.load_init(task) == ["samples: images have 4 channels, of which pictures show the first 3"]
+    assert run.load_init(task) == []
     evaluate(task, tmp_path)
     with Image.open(tmp_path / "000012345.png") as picture:
         assert picture.mode == "RGB"
@@ -429,7 +444,7 @@ def test_arrays_of_any_channels_and_range_are_trained_on_and_drawn(tmp_path, cap
         [str(tmp_path / "model"), "--num", "2", "--steps", "20", "--out", str(tmp_path / "out"), "--device", "cpu"]
     )
     for name in ("000000.npy", "000001.npy"):
-        drawn = np.load(tmp_path / "out" / name)
+        drawn = np.load(tmp_path / "out" / "images" / name)
         assert (drawn.shape, drawn.dtype) == ((4, 8, 8), np.float32)
         assert drawn.min() >= -3
         assert drawn.max() <= 5
