@@ -35,7 +35,7 @@ class Listing:
         suffix is an image if it is one, and if there are no arrays or tables.
         """
         listing, bare = cls(), []
-        for path in walk([folder] if paths is None else paths, listing.left_out):
+        for path in dict.fromkeys(walk([folder] if paths is None else paths, listing.left_out)):
             suffix = path.suffix.lower()
             if kind := KIND_OF.get(suffix):
                 listing.files.setdefault(kind, []).append(path)
