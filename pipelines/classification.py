@@ -114,7 +114,7 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     Raises ValueError, with the reason, if there is none or it is incomplete.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    classes, preprocessing, pixel_format = _read_description(folder / DESCRIPTION_FILE)
+    classes, preprocessing, pixel_format = read_description(folder / DESCRIPTION_FILE)
     net = from_pretrained(folder).float()
     if not isinstance(net, Classifier):
         raise ValueError(f"{folder} holds a {type(net).__name__}, which is not a classifier; give the folder of one")
@@ -126,7 +126,8 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen)
 
 
-def _read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat]:
+def read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat]:
+    """Classes, preprocessing and pixel format of a model folder. Raises ValueError if it is incomplete or unknown."""
     document = read_json(path)
     try:
         require_version(document["format_version"], FORMAT_VERSION)

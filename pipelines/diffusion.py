@@ -7,7 +7,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +31,14 @@ from diffusion import (
 )
 from diffusion.guidance import ALL_LEVELS
 from pictures.pixel_format import BYTES, PixelFormat
-from pipelines.folder import check_finite, find_model
+from pipelines.folder import check_finite, find_model, open_folder
+from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
 from residual.names import require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
+from residual.weights.read import note
 from unet import EDM2UNet, UNet, from_pretrained
+from unet.adapt import adapt_weights
+from unet.layouts.diffusers import find_network
 
 T = TypeVar("T")
 Network = UNet | EDM2UNet
@@ -234,24 +238,68 @@ def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
 def load_model(path: str | Path) -> DiffusionModel:
     """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
-    Raises ValueError, with the reason, if there is none or it is incomplete.
+    A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler says what
+    it predicts. `path` may also be "owner/name" on the Hugging Face hub. Raises ValueError, with the reason, if there
+    is no model or it is incomplete.
     """
-    folder, images_seen = find_model(path, DESCRIPTION_FILE)
+    place = open_folder(path)
+    if _is_of_diffusers(place):
+        return _from_diffusers(place)
+    folder, images_seen = find_model(place, DESCRIPTION_FILE)
     formulation, classes, null_label, pixel_format = read_description(folder / DESCRIPTION_FILE)
-    net: Network = from_pretrained(folder).float()
+    net: Network = _without_variance(from_pretrained(folder).float(), folder)
     check_finite(net, folder)
-    if getattr(net.config, "learned_variance", False):
-        raise ValueError(f"{folder}: a model with learned_variance cannot be sampled yet")
-    if net.config.in_channels != net.config.out_channels:
-        raise ValueError(
-            f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
-            "cannot be sampled here: it needs more than noise"
-        )
+    _check_channels(net, folder)
     if net.config.classes != (None if classes is None else len(classes)):
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
         )
     return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen)
+
+
+def _is_of_diffusers(folder: Path) -> bool:
+    return not (folder / DESCRIPTION_FILE).exists() and find_network(folder) is not None
+
+
+def _from_diffusers(folder: Path) -> DiffusionModel:
+    check_pipeline(folder)
+    network = find_network(folder)
+    assert network is not None
+    if read_json(network / "config.json").get("sample_size") is None:
+        raise ValueError(
+            f"{network / 'config.json'} has no sample_size, the side of the images in pixels; add the one of training"
+        )
+    if (text := average_beside(folder)) is not None:
+        note(text)
+    if (formulation := formulation_of(folder)) is None:
+        formulation = DDPM()
+        note(f"{folder} has no scheduler; its network is taken for one of {formulation}")
+    net = _without_variance(from_pretrained(folder).float(), folder)
+    _check_channels(net, folder)
+    classes = None if net.config.classes is None else tuple(map(str, range(net.config.classes)))
+    return DiffusionModel(net, formulation, classes)
+
+
+def _without_variance(net: Network, folder: Path) -> Network:
+    """The network without a learned variance, which the samplers do not use."""
+    if isinstance(net, EDM2UNet) or not net.config.learned_variance:
+        return net
+    config = replace(net.config, learned_variance=False)
+    weights, messages = adapt_weights(net.state_dict(), net.config, config)
+    with torch.device("meta"):
+        plain = UNet(config)
+    plain.load_state_dict(weights, assign=True)
+    for text in messages:
+        note(f"{folder}: {text}")
+    return plain.requires_grad_(True).eval()
+
+
+def _check_channels(net: Network, folder: Path) -> None:
+    if net.config.in_channels != net.config.out_channels:
+        raise ValueError(
+            f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
+            "cannot be sampled here: it needs more than noise"
+        )
 
 
 def describe_formulation(formulation: Formulation) -> dict[str, Any]:

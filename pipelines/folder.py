@@ -4,6 +4,8 @@ from pathlib import Path
 
 from torch import nn
 
+from residual.weights.pretrained import local_folder
+
 
 def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     """The model folder of a run folder (its newest), or `path` itself; and the images seen, of a run.
@@ -11,9 +13,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
     no such model.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"no folder {str(path)!r}; give a run folder (of train.py) or a model folder")
+    path = open_folder(path)
     is_run = (path / "config.yaml").is_file()
     folder = path / "model" if is_run else path
     if not (folder / description).is_file():
@@ -22,6 +22,29 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
         reason = of_run if is_run else f"it has neither config.yaml nor {description}"
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
     return folder, images_seen(path) if is_run else None
+
+
+def model_folder(path: str | Path) -> Path:
+    """The model folder of a run folder, a model folder itself, or that of a repository on the hub.
+
+    Raises ValueError if there is none yet.
+    """
+    if not (Path(path) / "config.yaml").is_file():
+        return local_folder(path)
+    if not (Path(path) / "model").is_dir():
+        raise ValueError("this run has not saved a model yet")
+    return Path(path) / "model"
+
+
+def open_folder(path: str | Path) -> Path:
+    """The folder `path`, or the downloaded one of a repository "owner/name" on the Hugging Face hub.
+
+    Raises ValueError if there is neither.
+    """
+    try:
+        return local_folder(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; give a run folder (of train.py), a model folder or a hub id") from None
 
 
 def check_finite(net: nn.Module, folder: Path) -> None:

@@ -193,7 +193,8 @@ class DiffusionRun(Run[DiffusionTask]):
         messages = [] if note is None else [f"samples: {note}"]
         if self.init is None:
             return messages
-        weights, adapted = read_init(task.diffusion.net, self.init, self.init_layout, self.objective)
+        trained = task.diffusion
+        weights, adapted = read_init(trained.net, self.init, self.init_layout, self.objective, trained.classes)
         task.model.load_state_dict(weights)
         return messages + adapted
 
