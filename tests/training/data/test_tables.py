@@ -249,3 +249,99 @@ def test_a_row_without_an_image_is_skipped_and_named(table, read, capsys) -> Non
     assert images.bad == ("row 1: no image",)
     assert len(images) == 3
     assert "skipped row 1: no image" in capsys.readouterr().err
+
+
+@pytest.fixture
+def paths(pixels, save, tmp_path: Path):
+    """A table of paths in a folder of its own, with images below and beside it."""
+    folder = tmp_path / "set"
+    for i, name in enumerate(["set/a.png", "set/deep/b.png", "outside.png", "set2/c.png", "set/back\\slash.png"]):
+        save(tmp_path / name, pixels(i, 4, 4))
+    (folder / "out.png").symlink_to(tmp_path / "outside.png")
+    (folder / "out").symlink_to(tmp_path / "set2")
+    (folder / "in.png").symlink_to("a.png")
+
+    def write(names: list, kind: str = "text") -> Path:
+        feature = Value("string") if kind == "text" else Image()
+        values = names if kind == "text" else [{"bytes": None, "path": name} for name in names]
+        table = pa.table({"image": values}).cast(Features({"image": feature}).arrow_schema)
+        pq.write_table(table, folder / "t.parquet")
+        return folder / "t.parquet"
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_paths_of_a_table_are_relative_to_its_folder(kind: str, paths, config, pixels, tmp_path, monkeypatch) -> None:
+    file = paths(["a.png", "deep/b.png", "deep\\b.png", "./deep/../a.png", "in.png", "back\\slash.png"], kind)
+    monkeypatch.chdir(tmp_path.parent)
+    for source in (file, file.parent / "*.parquet"):
+        images = open_images(config(source=source))
+        expected = [pixels(i, 4, 4) for i in (0, 1, 1, 0, 0, 4)]
+        np.testing.assert_array_equal(images.read(np.arange(6))[:, 0], expected)
+    assert len(open_images(config(source=paths([str(file.parent / "a.png")], kind)))) == 1
+
+
+OUTSIDE = {
+    "parent": "../outside.png",
+    "neighbour": "../set2/c.png",
+    "through": "deep/../../outside.png",
+    "absolute": "/etc/hostname",
+    "link": "out.png",
+    "linked folder": "out/c.png",
+    "windows parent": "..\\outside.png",
+    "drive": "C:\\images\\a.png",
+    "drive with slashes": "C:/images/a.png",
+    "share": "\\\\server\\share\\a.png",
+    "file": "file:///etc/hostname",
+    "http": "http://example.com/a.png",
+    "https": "HTTPS://example.com/a.png",
+    "s3": "s3://bucket/a.png",
+    "hf": "hf://datasets/owner/name/a.png",
+    "pipe": "/dev/stdin",
+    "proc": "/proc/self/environ",
+    "control": "../\x1b[31m.png",
+}
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_table_names_no_file_outside_its_folder(name: str, kind: str, paths, config, monkeypatch) -> None:
+    opened: list = []
+    monkeypatch.setattr("pictures.decode.open_regular", lambda path: opened.append(path) or 1 / 0)
+    with pytest.raises(ValueError, match=r"image") as error:
+        open_images(config(source=paths([OUTSIDE[name]] * 2, kind)))
+    text = str(error.value)
+    assert repr(OUTSIDE[name]) in text
+    assert "data.allow_outside" in text or "copy the images" in text
+    assert not opened
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "../set2/c.png", "out.png"])
+def test_a_setting_allows_files_outside(name: str, paths, config, pixels) -> None:
+    images = open_images(config(source=paths([name]), allow_outside=True))
+    np.testing.assert_array_equal(images.read(np.array([0]))[0, 0], pixels(3 if "c" in name else 2, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["none.png", "x" * 300 + ".png", "a\0b.png", "deep", " ", "in.png/a.png"])
+def test_a_name_without_a_file_counts_as_bad(name: str, paths, config) -> None:
+    images = open_images(config(source=paths(["a.png", name])))
+    assert len(images) == 1
+    assert len(images.bad) == 1
+
+
+def test_a_hub_data_set_names_no_file_outside_its_folder(paths, config, tmp_path: Path) -> None:
+    file = paths(["../outside.png"], "image").rename(tmp_path / "set2" / "t.parquet")
+    (tmp_path / "set2" / "c.png").unlink()
+    with pytest.raises(ValueError, match=r"'\.\./outside\.png'.*data\.allow_outside"):
+        open_images(config(source=f"hub:{file.parent}"))
+
+
+def test_postscript_in_a_table_starts_no_program(config, tmp_path: Path, monkeypatch) -> None:
+    started: list = []
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **_: started.append(arguments))
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    pq.write_table(pa.table({"image": [data]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"row 0: not an image"):
+        open_images(config(source=tmp_path / "t.parquet"))
+    assert not started

@@ -1,7 +1,6 @@
 """Folders of pictures or arrays, with labels from their sub-folders or from a file."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pictures.pixel_format import PixelFormat
@@ -22,6 +21,7 @@ def image_folder(
     label_file: Path | None,
     pixel_format: PixelFormat,
     arrays: ArrayOptions | None,
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """The images below `folder`, all pictures (of `pixel_format`) or all arrays, in the order of their paths.
 
@@ -52,8 +52,7 @@ def image_folder(
     def read() -> Records:
         first = None if arrays is None else first_array(members, names, arrays, setting)
         items = [
-            Item(name, file if first is None else replace(first, path=file))
-            for name, file in zip(names, members, strict=True)
+            Item(name, file if first is None else first.of(file)) for name, file in zip(names, members, strict=True)
         ]
         return Records(
             sizes=[len(items)],
@@ -69,8 +68,8 @@ def image_folder(
     if label_file is not None:
         key.append(["labels", *stamp(label_file.expanduser())])
     if arrays is not None:
-        key.append(["range", arrays.range])
-    return Source(setting, chosen.name, ["folder", *key], read)
+        key.append(["range", arrays.range, *([] if arrays.axes is None else [arrays.axes])])
+    return Source(setting, chosen.name, ["folder", *key], read, notes)
 
 
 def folder_labels(folder: Path, names: list[str], classes: list[str], labels: bool | None) -> Labelled:
