@@ -99,7 +99,7 @@ def file_labels(path: Path, folder: Path, files: list[Path], members: list[Path]
     The file names images relative to `folder` and may leave out other splits; classes are those of all splits in the
     order of their names, so that a class has the same number in each.
     """
-    found = read_label_file(path, [file.relative_to(folder).as_posix() for file in files])
+    found = read_label_file(path, [file.relative_to(folder).as_posix() for file in files], folder)
     names = [file.relative_to(folder).as_posix() for file in members]
     if missing := [name for name in names if name not in found]:
         raise ValueError(

@@ -13,12 +13,11 @@ import numpy as np
 from pictures.pixel_format import PixelFormat
 from residual.names import require_known
 from training.data.config import HUB
-from training.data.sources.labels import Label
+from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
 from training.data.sources.table_files import first_line, open_table, readable
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
-LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "fine_labels", "coarse_label")
 
 TEXTS = ("string", "large_string")
 ROWS_TO_TRY = 100
@@ -68,7 +67,7 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     for table in tables:
         if label is not None and labels is not None:
             with readable(table.file):
-                labels += table.column(label).to_pylist()
+                labels += normalize_labels(table.column(label).to_pylist())
 
     def load(shard: int) -> list[Item]:
         table, group = groups[shard]
@@ -117,7 +116,7 @@ def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFo
         return Records(
             sizes=[min(HUB_ROWS, len(table) - start) for start in starts],
             load=load,
-            labels=None if label is None else table.select_columns([label])[:][label],
+            labels=None if label is None else normalize_labels(table.select_columns([label])[:][label]),
             classes=class_names(label, table.features),
             pixel_format=pixel_format,
             stamp=list,
