@@ -10,7 +10,7 @@ BIN = .venv/bin
 demo: .venv/train
 	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
 	$(BIN)/python -m benchmarks.recognised_digits $(RUN)
-	$(BIN)/python sample.py $(RUN) --num 100 --out $(RUN)/drawn
+	$(BIN)/python sample.py $(RUN) --num 100
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q

@@ -8,6 +8,7 @@ Prints accuracy and loss of the averaged model on the held-out images, or on oth
 data.split, unless data.validation names a part of them.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,6 @@ from training.cli import Schema, parse, read_flags
 from training.data import open_validation
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, show_and_exit
-from training.settings import is_finite
 from training.yaml_file import read_settings
 
 USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"
@@ -34,13 +34,13 @@ def main(argv: Sequence[str]) -> None:
     """Reads the command line, evaluates, prints one line per figure."""
     if not argv:
         raise ValueError(f"no run is given; {USAGE}")
-    folder, flags = ("", argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    folder, flags = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
     own, given = read_flags(flags)
     if "version" in own:
         show_and_exit(VERSION)
     if "help" in own:
-        show_and_exit("\n".join([__doc__, USAGE, *(_settings_help(folder, given) if folder else [])]))
-    if not folder:
+        show_and_exit("\n".join([__doc__, USAGE, *([] if folder is None else _settings_help(folder, given))]))
+    if folder is None:
         raise ValueError(f"no run is given before {argv[0]}; {USAGE}")
     run = read_run(folder, flags)
     state = process_state()
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         for name, value in found.items():
             right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
             print(f"{name}: {value:.4f}{right}")
-    if wrong := [name for name, value in found.items() if not is_finite(value)]:
+    if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
         raise ValueError(
             f"{folder}: {wrong[0]} is {found[wrong[0]]}; its model is damaged or diverged, so train it again"
         )

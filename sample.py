@@ -1,13 +1,19 @@
 """Draw images with a trained diffusion model.
 
-python sample.py RUN_OR_MODEL --num 64 --label 3 --out DIR
-torchrun --nproc_per_node 4 -- sample.py RUN_OR_MODEL --num 50000 --out DIR
+python sample.py RUN_OR_MODEL --num 64 --label 3
+torchrun --nproc_per_node 4 -- sample.py RUN_OR_MODEL --num 50000 --npz --out DIR
 """
 
 import argparse
+import csv
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +23,51 @@ from tqdm import tqdm
 
 from diffusion import SAMPLERS, late_start
 from diffusion.guidance import ALL_LEVELS
-from pictures.files import check_savable, hidden_note, save_image, to_uint8
-from pictures.grid import draw_grid, save_animation
+from pictures.files import are_pictures, check_savable, picture_bytes, read_image, save_image
+from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
 from pipelines.diffusion import DiffusionModel, gather_drawn, load_model
-from training.processes import leave_processes, process_state
-from training.script import ScriptParser, command
+from storage.show import printable
+from storage.write import remove
+from training.disk_space import is_full, require_disk_space
+from training.log import print_line
+from training.memory import is_out_of_memory
+from training.output_folder import OutputFolder, default_folder, weights_sha256
+from training.processes import leave_processes, on_main, process_state
+from training.script import VERSION, ScriptParser, command
 
 MAX_IN_GRID = 256
 MAX_FRAMES = 40
 MAX_FILES = 10_000_000
 ALL = "all"
 """label for the classes in turn, unless a class has this name"""
+LINE_EVERY_SECONDS = 30.0
+"""where there is no terminal for a progress bar"""
+MAX_TEXT = 200
+"""characters of a name in the metadata of a picture"""
+FORMULA = ("=", "+", "-", "@")
+"""first characters of what a spreadsheet calculates"""
+NOTABLE = 0.01
+"""share of clipped values that is reported"""
+RECORD = "samples.json"
+NAMES = ("images", "labels.csv", "grid.png", "animation.gif", "samples.npz")
 
 Labels = Callable[[Sequence[int]], list[int] | None]
 """gives the labels of image numbers"""
-Drawn = tuple[np.ndarray, list[np.ndarray]]
-"""pixels of an image (h, w, c), and those of the frames before it"""
+Frames = list[tuple[int, list[np.ndarray]]]
+"""values (c, h, w) of an image at several steps, by its number"""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default of an option to its help, if it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    text = argparse.ArgumentDefaultsHelpFormatter
-    p = ScriptParser(prog="sample.py", description=__doc__.splitlines()[0], formatter_class=text, allow_abbrev=False)
+    about = __doc__.splitlines()[0]
+    p = ScriptParser(prog="sample.py", description=about, formatter_class=HelpFormatter, allow_abbrev=False)
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
     p.add_argument("--num", type=int, default=64, help="number of images")
     p.add_argument(
@@ -74,9 +103,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out",
         type=Path,
-        default=Path("samples"),
         metavar="DIR",
-        help="folder for 000000.png … (.npy for models trained on arrays)",
+        help="folder for images/000000.png … (.npy for models trained on arrays); replaced as a whole if it holds an "
+        "earlier output with this model; without it drawn in the folder of the run or model",
     )
     p.add_argument(
         "--grid",
@@ -85,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"also write grid.png: the first {MAX_IN_GRID} images with the names of their classes",
     )
     p.add_argument("--animation", action="store_true", help="also write animation.gif, the grid as it is denoised")
+    p.add_argument(
+        "--npz",
+        action="store_true",
+        help="also write samples.npz for evaluators: arr_0, RGB of 8 bits (n, h, w, 3), and arr_1, the labels",
+    )
     p.add_argument("--device", default="auto", help="cpu, cuda, mps, …; auto: the fastest available")
     return p
 
@@ -93,22 +127,27 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, draws, writes."""
     args = parser().parse_args(argv)
+    args.out = default_folder(args.model, "drawn") if args.out is None else args.out
+    out = OutputFolder(args.out, args.model, RECORD, NAMES)
+    out.check()
     model = load_model(args.model)
     args.sampler = model.default_sampler if args.sampler is None else args.sampler
     labels = _check(args, model)
     device = _device(args.device)
-    state = process_state()
-    if state.is_main_process:
+    facts = _facts(args, model, out, device)
+    if process_state().is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
-        print(f"model: {args.model}{seen}; {args.num} images, {args.sampler}, {args.steps} steps, seed {args.seed}")
+        options = f"{args.num} images, {args.sampler}, {args.steps} steps, seed {args.seed}"
+        print_line(f"model: {args.model}{seen}; {options}")
         if warning := late_start(args.sampler, model.formulation, args.steps):
-            print(f"note: {warning}")
+            print_line(f"note: {warning}")
     model.net.to(device)
-    args.out.mkdir(parents=True, exist_ok=True)
 
-    shown = gather_drawn(_draw(args, model, labels, device), args.num)
-    if state.is_main_process:
-        _write(args, model, labels, shown)
+    with _kept(args, model, out):
+        on_main(lambda: _begin(args, model, out, facts))
+        frames = gather_drawn(_draw(args, model, labels, device, out), args.num)
+        if process_state().is_main_process:
+            _write(args, model, labels, frames, out, facts)
     leave_processes()
 
 
@@ -125,9 +164,9 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
             raise ValueError(f"{name}={getattr(args, name)} draws no image; give at least 1")
     if args.num > MAX_FILES:
         raise ValueError(f"num={args.num} is more than {MAX_FILES} files; draw them in parts, each with its own --seed")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"out={str(args.out)!r} is a file; give a folder")
     check_savable(model.shape[0], model.pixel_format)
+    if args.npz and not are_pictures(model.shape[0], model.pixel_format):
+        raise ValueError("npz is for evaluators of pictures, but this model draws arrays; read the .npy files instead")
     model.check(**_options(args))
     if args.label is None or (args.label == ALL and ALL not in (model.classes or ())):
         return model.cycle
@@ -135,6 +174,25 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
     if args.guidance != 1 and label == model.null:
         raise ValueError(f"guidance={args.guidance:g} strengthens a label, but label is none; leave one of them out")
     return lambda numbers: [label] * len(numbers)
+
+
+def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, device: torch.device) -> dict[str, Any]:
+    """What determines the images, for samples.json."""
+    interval = None if tuple(args.guidance_interval) == ALL_LEVELS else list(args.guidance_interval)
+    names = ("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance")
+    return {
+        "written_by": f"sample.py of {VERSION}",
+        "model": printable(str(args.model)),
+        "model_folder": out.model,
+        "images_seen": model.images_seen,
+        "weights_sha256": weights_sha256(model.net),
+        **{name: getattr(args, name) for name in names},
+        "guidance_interval": interval,
+        "classes": None if model.classes is None else len(model.classes),
+        "shape": list(model.shape),
+        "pixel_format": asdict(model.pixel_format),
+        "device": device.type,
+    }
 
 
 def _device(name: str) -> torch.device:
@@ -151,60 +209,187 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
+def _begin(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, facts: Mapping[str, Any]) -> None:
+    """Prepares the staging folder, in which the finished images of an interrupted command of this kind stay."""
+    folder = out.begin(facts, keep=("images",), may_differ=("num", "device")) / "images"
+    folder.mkdir(exist_ok=True)
+    wanted = {_file(model, number) for number in range(args.num)} if any(folder.iterdir()) else set()
+    for path in folder.iterdir():
+        if path.name not in wanted or not _finished(path, model):
+            remove(path)
+    if left := sum(1 for _ in folder.iterdir()):
+        print_line(f"continuing: {left:,} of {args.num:,} images are already in {folder}")
+    if model.pixel_format.file == "npy":
+        needed = math.prod(model.shape) * np.dtype(model.pixel_format.dtype).itemsize * (args.num - left)
+        require_disk_space(folder, needed, f"{args.num - left:,} images")
+
+
+def _file(model: DiffusionModel, number: int) -> str:
+    return f"{number:06d}.{model.pixel_format.file}"
+
+
+def _finished(path: Path, model: DiffusionModel) -> bool:
+    """Whether a file holds a whole image of the model."""
+    try:
+        return not path.is_symlink() and read_image(path).shape == model.shape
+    except (ValueError, OSError):
+        return False
+
+
+@contextmanager
+def _kept(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder) -> Iterator[None]:
+    """Turns errors of drawing and writing into one line, and reports the finished images that stay."""
+    try:
+        yield
+    except BaseException as error:
+        count = sum(1 for _ in (out.staging / "images").glob(f"[0-9]*.{model.pixel_format.file}"))
+        out.leave(discard=count == 0)
+        kept = f"{count:,} of {args.num:,} images are kept in {str(out.staging)!r}; the same command goes on with them"
+        kept = kept if count else "nothing was written"
+        if is_out_of_memory(error):
+            raise ValueError(
+                f"batch={args.batch} needs more memory than there is; give a smaller --batch; {kept}"
+            ) from None
+        if is_full(error):
+            raise ValueError(f"the disk of {str(args.out)!r} is full; {kept}") from None
+        if isinstance(error, KeyboardInterrupt) and process_state().is_main_process:
+            print(printable(kept), file=sys.stderr)
+        raise
+
+
 def _draw(
-    args: argparse.Namespace, model: DiffusionModel, labels: Labels, device: torch.device
-) -> list[tuple[int, Drawn]]:
-    """Draws and writes this process's images. Returns those that the grid and the animation show, by number."""
-    state = process_state()
-    shown = min(args.num, MAX_IN_GRID) if args.grid or args.animation else 0
-    frame_steps = np.linspace(0, args.steps, min(MAX_FRAMES, args.steps + 1)).round().astype(int)
-    wanted = set(frame_steps.tolist()) if args.animation else set()
-    kept: list[tuple[int, Drawn]] = []
-    frames: list[np.ndarray] = []
-    batches = math.ceil(math.ceil(args.num / state.num_processes) / args.batch)
-    share = model.draw_share(
-        args.num,
-        labels,
-        batch=args.batch,
-        rank=state.process_index,
-        ranks=state.num_processes,
-        seed=args.seed,
-        device=device,
-        **_options(args),
-    )
-    with tqdm(total=batches * args.steps, unit="step", disable=None if state.is_main_process else True) as bar:
-        for numbers, step, x in share:
-            bar.update(step > 0)
-            frames = frames if step > 0 else []
-            if step in wanted and numbers[0] < shown:
-                frames.append(to_uint8(x))
-            if step < args.steps:
-                continue
-            for i, number in enumerate(numbers):
-                if number < args.num:
-                    save_image(x[i].cpu(), model.pixel_format, args.out / f"{number:06d}.{model.pixel_format.file}")
+    args: argparse.Namespace, model: DiffusionModel, labels: Labels, device: torch.device, out: OutputFolder
+) -> Frames:
+    """Draws and writes this process's images, without those that are finished. Returns the frames of an animation.
+
+    The batches do not depend on what is finished, so that an interrupted command ends with the same bits. With an
+    animation, the images in it are drawn again.
+    """
+    state, folder = process_state(), out.staging / "images"
+    shown = min(args.num, MAX_IN_GRID) if args.animation else 0
+    wanted = set(np.linspace(0, args.steps, min(MAX_FRAMES, args.steps + 1)).round().astype(int).tolist())
+    share = range(state.process_index, args.num, state.num_processes)
+    names = set(os.listdir(folder))
+    batches = [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
+    batches = [batch for batch in batches if batch[0] < shown or any(_file(model, k) not in names for k in batch)]
+    drawn, printed = list[tuple[int, list[np.ndarray]]](), time.monotonic()
+    with tqdm(total=len(batches) * args.steps, unit="step", disable=None if state.is_main_process else True) as bar:
+        for done, numbers in enumerate(batches):
+            if state.is_main_process and bar.disable and time.monotonic() > printed + LINE_EVERY_SECONDS:
+                printed = time.monotonic()
+                print_line(f"drawing: {done / len(batches):.1%}")
+            frames: list[np.ndarray] = []
+            options = {"seed": args.seed, "device": device, **_options(args)}
+            for step, x in enumerate(model.denoising(numbers, labels(numbers), **options)):
+                bar.update(step > 0)
+                if step in wanted and numbers[0] < shown:
+                    frames.append(model.pixel_format.from_unit(x))
+            if not x.isfinite().all():
+                broken = next(number for number, image in zip(numbers, x, strict=True) if not image.isfinite().all())
+                raise ValueError(
+                    f"image {broken} has values that are not finite; try other options, such as --guidance 1"
+                )
+            for i, (number, image) in enumerate(zip(numbers, x.cpu(), strict=True)):
+                text = _text(args, model, number, labels([number]))
+                save_image(image, model.pixel_format, folder / _file(model, number), text)
                 if number < shown:
-                    kept.append((number, (to_uint8(x[i : i + 1])[0], [frame[i] for frame in frames])))
-    return kept
+                    drawn.append((number, [frame[i] for frame in frames]))
+    return drawn
 
 
-def _write(args: argparse.Namespace, model: DiffusionModel, labels: Labels, shown: list[Drawn]) -> None:
-    """Writes the pictures that show many images, and prints where everything is."""
-    suffix = model.pixel_format.file
-    print(f"images: {args.out / f'000000.{suffix}'} … {args.out / f'{args.num - 1:06d}.{suffix}'}")
-    stale = sum(path.stem.isdecimal() and int(path.stem) >= args.num for path in args.out.glob(f"[0-9]*.{suffix}"))
-    if stale:
-        print(f"note: {args.out} also holds {stale} images that this command did not write")
-    if shown and (note := hidden_note(model.shape[0])):
-        print(f"note: {note}")
-    names = model.names(labels(range(len(shown))))
-    if args.animation:
-        stacked = [np.stack(frame) for frame in zip(*(frames for _, frames in shown), strict=True)]
-        save_animation([draw_grid(frame, names) for frame in stacked], args.out / "animation.gif")
-        print(f"animation: {args.out / 'animation.gif'}")
-    if args.grid:
-        draw_grid(np.stack([pixels for pixels, _ in shown]), names).save(args.out / "grid.png")
-        print(f"grid: {args.out / 'grid.png'}")
+def _text(args: argparse.Namespace, model: DiffusionModel, number: int, labels: list[int] | None) -> dict[str, str]:
+    """The metadata of a picture."""
+    names = ("seed", "sampler", "steps", "guidance")
+    text = {"Software": VERSION, "model": str(args.model), "image": number}
+    text |= {name: getattr(args, name) for name in names}
+    text |= {name: getattr(args, name) for name in ("eta", "churn") if getattr(args, name)}
+    if labels is not None:
+        text |= {"label": labels[0], "class": (model.names(labels) or [""])[0]}
+    return {name: printable(str(value))[:MAX_TEXT] for name, value in text.items()}
+
+
+def _write(
+    args: argparse.Namespace,
+    model: DiffusionModel,
+    labels: Labels,
+    frames: list[list[np.ndarray]],
+    out: OutputFolder,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes what shows or lists the images, puts the folder in its place, and prints where everything is."""
+    folder = out.staging
+    missing = args.num - sum(1 for _ in (folder / "images").iterdir())
+    if missing:
+        raise ValueError(f"{missing} of {args.num} images are missing in {folder}; all machines need the same folder")
+    read = lambda number: read_image(folder / "images" / _file(model, number))  # noqa: E731
+    lines = [f"images: {args.out / 'images' / _file(model, 0)} … {args.out / 'images' / _file(model, args.num - 1)}"]
+    if model.classes is not None:
+        _write_labels(folder / "labels.csv", args, model, labels)
+        lines.append(f"labels: {args.out / 'labels.csv'}")
+    if args.npz:
+        _write_npz(folder / "samples.npz", args.num, model, labels, read)
+        lines.append(f"npz: {args.out / 'samples.npz'}")
+    clipped = None
+    if not are_pictures(model.shape[0], model.pixel_format):
+        clipped = _clipped_share(args.num, model, read)
+        if clipped >= NOTABLE:
+            ends = f"{model.pixel_format.low:g} … {model.pixel_format.high:g}"
+            lines.append(
+                f"note: {clipped:.1%} of the values are at the ends of the range {ends}, where they are clipped"
+            )
+    if args.grid or args.animation:
+        shown = np.stack([read(number) for number in range(min(args.num, MAX_IN_GRID))])
+        names = model.names(labels(range(len(shown))))
+        if note := hidden_note(len(shown), model.shape, model.pixel_format):
+            lines.append(f"note: {note}")
+        if args.animation:
+            ranges = value_ranges(shown)
+            steps = [np.stack(frame) for frame in zip(*frames, strict=True)]
+            pictures = [draw_samples(values, model.pixel_format, names, ranges) for values in steps]
+            save_animation(pictures, folder / "animation.gif")
+            lines.append(f"animation: {args.out / 'animation.gif'}")
+        if args.grid:
+            draw_samples(shown, model.pixel_format, names).save(folder / "grid.png")
+            lines.append(f"grid: {args.out / 'grid.png'}")
+    out.publish({**facts, "clipped_share": clipped})
+    for line in lines:
+        print_line(line)
+
+
+def _write_labels(path: Path, args: argparse.Namespace, model: DiffusionModel, labels: Labels) -> None:
+    """A table of file, label and name of the class.
+
+    Names that a spreadsheet would calculate, such as =1+1, begin with an apostrophe, its mark of a text.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "label", "class"])
+        for number in range(args.num):
+            for label in labels([number]) or []:
+                (name,) = map(printable, model.names([label]) or [""])
+                table.writerow([_file(model, number), label, f"'{name}" if name.startswith(FORMULA) else name])
+
+
+def _write_npz(
+    path: Path, count: int, model: DiffusionModel, labels: Labels, read: Callable[[int], np.ndarray]
+) -> None:
+    """The images as one array, as the evaluator of guided-diffusion reads it; written one by one."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *model.shape[1:], 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for number in range(count):
+                pixels = picture_bytes(read(number))
+                file.write(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1).tobytes())
+        if (numbers := labels(range(count))) is not None:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, np.array(numbers, np.int64), allow_pickle=False)
+
+
+def _clipped_share(count: int, model: DiffusionModel, read: Callable[[int], np.ndarray]) -> float:
+    """The share of all values that are at an end of the range."""
+    low, high = model.pixel_format.from_unit(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2)).ravel()
+    return float(np.mean([np.mean((values <= low) | (values >= high)) for values in map(read, range(count))]))
 
 
 if __name__ == "__main__":

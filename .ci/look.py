@@ -10,7 +10,7 @@ from PIL import Image
 run, demo_log = map(Path, sys.argv[1:])
 grid_path = Path(demo_log.read_text().splitlines()[-1].split()[-1])
 grid = Image.open(grid_path)
-drawn = sorted((run / "drawn").glob("[0-9]*.png"))
+drawn = sorted((run / "drawn" / "images").iterdir())
 lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 losses = [line["loss"] for line in lines if "loss" in line]
 

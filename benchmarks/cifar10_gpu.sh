@@ -10,4 +10,4 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 timeout "${minutes}m" accelerate launch train.py --config configs/cifar10.yaml --run "$run" --data.source "$source" \
     --train.checkpoint_every_images 400000 --train.eval_every_images 4000000 || [ $? -eq 124 ]
 python -m benchmarks.run_report "$run"
-python sample.py "$run" --num 64 --steps 100 --out "$run/drawn"
+python sample.py "$run" --num 64 --steps 100

@@ -1,13 +1,18 @@
-"""Converts samples to 8-bit pictures and writes them in the file format of the training data."""
+"""Converts samples to 8-bit pictures, writes them in the file format of the training data, and reads them."""
 
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from pictures.pixel_format import BYTES, PixelFormat
+from pictures.pixel_format import BYTES, FULL_RANGE, PixelFormat
+from storage.read import read_bytes
+from storage.write import replace_file
 
 
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
@@ -16,20 +21,13 @@ def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
 
 
 def to_picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """A grey picture of the first channel, or a colour picture of the first three."""
-    return Image.fromarray(pixels[..., 0] if shown(pixels.shape[-1]) == 1 else np.ascontiguousarray(pixels[..., :3]))
+    """A grey picture of one channel, or a colour picture of three."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels))
 
 
-def shown(channels: int) -> int:
-    """Number of channels that a picture shows: 1 (grey) or 3 (colour)."""
-    return 1 if channels < 3 else 3
-
-
-def hidden_note(channels: int) -> str | None:
-    """A note about channels that pictures do not show; None if they show all."""
-    if channels in (1, 3):
-        return None
-    return f"images have {channels} channels, of which pictures show the first{' 3' if shown(channels) == 3 else ''}"
+def are_pictures(channels: int, pixel_format: PixelFormat) -> bool:
+    """Whether such images can be shown as they are: grey or colour, with the full range of 8 or 16 bits."""
+    return channels in (1, 3) and FULL_RANGE.get(pixel_format.dtype) == (pixel_format.low, pixel_format.high)
 
 
 def check_savable(channels: int, pixel_format: PixelFormat) -> None:
@@ -38,14 +36,42 @@ def check_savable(channels: int, pixel_format: PixelFormat) -> None:
         raise ValueError(f"images with {channels} channels cannot be PNG files, which are grey (1) or colour (3)")
 
 
-def save_image(image: Float[Tensor, "c h w"], pixel_format: PixelFormat, path: Path) -> None:
-    """Writes one image in [-1, 1] in its format: an array (c, h, w), or a picture.
+def save_image(
+    image: Float[Tensor, "c h w"], pixel_format: PixelFormat, path: Path, text: Mapping[str, str] | None = None
+) -> None:
+    """Writes one image in [-1, 1] in its format, at once: an array (c, h, w), or a picture with `text` as metadata.
 
     Colour pictures have 8 bits, the most that Pillow supports. Greys have 16 bits if the format has.
     """
+    data = BytesIO()
     if pixel_format.file == "npy":
-        np.save(path, pixel_format.from_unit(image[None])[0])
-    elif pixel_format.dtype == "uint16" and len(image) == 1:
-        Image.fromarray(pixel_format.from_unit(image[None])[0, 0]).save(path)
+        np.save(data, pixel_format.from_unit(image[None])[0])
     else:
-        to_picture(to_uint8(image[None])[0]).save(path)
+        info = PngInfo()
+        for key, value in (text or {}).items():
+            info.add_text(key, value)
+        if pixel_format.dtype == "uint16" and len(image) == 1:
+            picture = Image.fromarray(pixel_format.from_unit(image[None])[0, 0])
+        else:
+            picture = to_picture(to_uint8(image[None])[0])
+        picture.save(data, "png", pnginfo=info)
+    replace_file(path, lambda new: new.write_bytes(data.getvalue()), flush=False)
+
+
+def read_image(path: Path) -> Shaped[np.ndarray, "c h w"]:
+    """The values of an image that `save_image` has written. Raises ValueError or OSError if it is damaged."""
+    data = BytesIO(read_bytes(path, None))
+    if path.suffix == ".npy":
+        return np.lib.format.read_array(data, allow_pickle=False)
+    try:
+        with Image.open(data, formats=["PNG"]) as picture:
+            pixels = np.asarray(picture)
+    except SyntaxError as error:  # how Pillow reports a damaged PNG file
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def picture_bytes(values: Shaped[np.ndarray, "c h w"]) -> UInt8[np.ndarray, "h w c"]:
+    """The 8-bit pixels of a picture of 8 or 16 bits, rounded."""
+    pixels = values.transpose(1, 2, 0)
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)

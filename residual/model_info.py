@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 ConfigT = TypeVar("ConfigT")
 
@@ -21,6 +21,16 @@ class ModelInfo(Generic[ConfigT]):
     """published metric, such as top-1 accuracy on ImageNet"""
     size_px: int | None = None
     """side of the images the model was published for, in pixels; None where the config holds the size"""
+
+
+def refuse_pretrained(name: str, changes: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the way to published weights, for the arguments by which other libraries load them."""
+    for argument in ("pretrained", "weights"):
+        if argument in changes:
+            raise ValueError(
+                f"{argument}={changes[argument]!r}: a name downloads nothing; create {name!r} without it, then call "
+                "net.import_weights with the published file as safetensors; from_pretrained opens folders and hub ids"
+            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from residual.weights.adapt import adapt_inputs
 from residual.weights.keymap import Difference, export_state, import_state
 from residual.weights.layout import Layout, read_state
 from residual.weights.pretrained import Pretrained
+from residual.weights.read import plain_names
 from resnet.checks import check_images
 from resnet.config.classifier import ClassifierConfig
 from resnet.layouts import (
@@ -21,7 +22,6 @@ from resnet.layouts import (
     require_layout,
     weight_names,
     with_counters,
-    without_prefix,
 )
 
 
@@ -106,9 +106,9 @@ class Classifier(Pretrained):
         """Loads weights in another library's layout, from a state dict or a safetensors file.
 
         Without `layout`, the layout that has most of the names is used. A first convolution for another number of
-        channels is adapted; a classifier for another number of classes is not loaded. Returns one message per such
-        adaptation. Raises ValueError for an unknown layout, for a config that the layout cannot express, for names or
-        shapes that do not fit (with the difference), and for a pickle.
+        channels is adapted; a classifier that is missing, or has another number of classes, is not loaded. Returns one
+        message per such change. Raises ValueError for an unknown layout, for a config that the layout cannot express,
+        for names or shapes that do not fit (with the difference), and for a pickle.
         """
         try:
             return load_weights(self, read_state(state_dict), layout)
@@ -135,7 +135,8 @@ class Classifier(Pretrained):
 
 def load_weights(net: Classifier, given: Mapping[str, Tensor], layout: str | None) -> list[str]:
     """As `Classifier.import_weights`, but raises `Difference` for names or shapes that do not fit."""
-    given, ours, messages = without_prefix(given), net.state_dict(), list[str]()
+    given, messages = plain_names(given)
+    ours = net.state_dict()
     if given.keys() == ours.keys():
         raise ValueError("the weights have our own names: load them by load_state_dict")
     name = likely_layout(net.layouts, net.config, given, ours) if layout is None else layout
@@ -148,7 +149,10 @@ def load_weights(net: Classifier, given: Mapping[str, Tensor], layout: str | Non
         how = "summed" if new < old else "shared"
         messages.append(f"{names[STEM]}: {old} input channels adapted to {new}; weights are {how}")
     head = [names[name] for name in CLASSIFIER]
-    if head[0] in theirs and (classes := len(theirs[head[0]])) != len(net.fc.weight):
+    if not theirs.keys() & set(head):
+        kept = {name: ours.pop(name) for name in CLASSIFIER}
+        messages.append(f"{' and '.join(head)}: not in the file, which has no classifier; it starts fresh")
+    elif head[0] in theirs and (classes := len(theirs[head[0]])) != len(net.fc.weight):
         kept = {name: ours.pop(name) for name in CLASSIFIER}
         theirs = {name: tensor for name, tensor in theirs.items() if name not in head}
         lost = f"not loaded, {classes} classes in the file and {len(net.fc.weight)} in this network"

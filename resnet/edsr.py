@@ -13,10 +13,10 @@ from residual.names import require_known
 from residual.weights.keymap import export_state, import_state
 from residual.weights.layout import read_state
 from residual.weights.pretrained import Pretrained
+from residual.weights.read import plain_names
 from resnet.checks import check_images
 from resnet.config.edsr import EDSRConfig
 from resnet.layouts import edsr as names
-from resnet.layouts import without_prefix
 
 LAYOUT = "edsr-pytorch"
 DIV2K_MEAN = (114.444, 111.4605, 103.02)
@@ -65,8 +65,8 @@ class EDSR(Pretrained):
         fit.
         """
         _check_layout(layout or LAYOUT)
-        theirs, ours = dict(without_prefix(read_state(state_dict))), self.state_dict()
-        kept, messages = {}, []
+        theirs, messages = plain_names(read_state(state_dict))
+        ours, kept = self.state_dict(), {}
         if (scale := names.scale_of(theirs, self.config.channels)) not in (None, self.config.scale):
             theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("tail.0.")}
             kept = {name: ours.pop(name) for name in list(ours) if name.startswith("tail.up")}

@@ -11,10 +11,11 @@ from residual import Add, Project
 from residual.names import require_known
 from residual.weights.keymap import export_state, import_state
 from residual.weights.layout import Layout, read_state
+from residual.weights.read import plain_names
 from resnet.checks import check_images
 from resnet.classifier import Classifier
 from resnet.layouts import fpn as names
-from resnet.layouts import with_counters, without_prefix
+from resnet.layouts import with_counters
 
 LAYOUT = "torchvision"
 
@@ -73,11 +74,12 @@ class FPN(nn.Module):
         shapes do not fit, and for a backbone that torchvision cannot express.
         """
         body, ours = self._layout(layout or LAYOUT), self.state_dict()
-        theirs, messages = names.current_names(without_prefix(read_state(state_dict)))
+        state, notes = plain_names(read_state(state_dict))
+        theirs, messages = names.current_names(state)
         places = list(names.places(body, self.config, len(self.lateral)))
         theirs = with_counters(theirs, export_state(places, body.table, ours))
         self.load_state_dict(import_state(places, body.table, theirs, ours))
-        return messages
+        return notes + messages
 
     def export_weights(self, layout: str = LAYOUT) -> dict[str, Tensor]:
         """The weights as a state dict of torchvision. The exact inverse of `import_weights`."""

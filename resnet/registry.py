@@ -10,11 +10,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from residual.model_info import ModelInfo
+from residual.model_info import ModelInfo, refuse_pretrained
 from residual.names import require_known
 from residual.weights.keymap import Difference
 from residual.weights.layout import read_state
 from residual.weights.pretrained import local_folder, model_class
+from residual.weights.read import plain_names
 from resnet.classifier import Classifier, load_weights
 from resnet.config.classifier import ClassifierConfig
 from resnet.config.densenet import DenseNetConfig
@@ -24,7 +25,7 @@ from resnet.config.resnet import ResNetConfig
 from resnet.densenet import DenseNet
 from resnet.edsr import EDSR
 from resnet.highway import HighwayNet
-from resnet.layouts import CLASSIFIER, COUNTER, bodies, without_prefix
+from resnet.layouts import CLASSIFIER, COUNTER, bodies
 from resnet.model import ResNet
 from resnet.table import MODELS, Config
 
@@ -57,6 +58,7 @@ def create_model(name: str, num_classes: int | None = None, in_channels: int | N
     for invalid values.
     """
     config = model_info(name).config
+    refuse_pretrained(name, changes)
     if num_classes is not None:
         changes["num_classes"] = num_classes
     if in_channels is not None:
@@ -106,7 +108,7 @@ def import_weights(
 
 def likely_models(state_dict: Mapping[str, Tensor]) -> list[str]:
     """The models whose published names and shapes these are, for any number of classes and image channels."""
-    state_dict = without_prefix(state_dict)
+    state_dict, _ = plain_names(state_dict)
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if not name.endswith(COUNTER)}
     blocks = {match[0] for name in shapes if (match := _BLOCK.match(name))}
     others = 1 + len(CLASSIFIER)  # tensors that depend on the image channels or on the classes

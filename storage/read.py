@@ -53,7 +53,10 @@ def open_regular(path: Path) -> BinaryIO:
 def read_bytes(path: Path, limit: int | None = MAX_TEXT) -> bytes:
     """The content of a regular file. Raises ValueError if it is not regular, or larger than `limit` bytes."""
     with open_regular(path) as file:
-        data = file.read() if limit is None else file.read(limit + 1)
+        try:
+            data = file.read() if limit is None else file.read(limit + 1)
+        except OSError as error:  # such as of a failing disk; it names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
     if limit is not None and len(data) > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes, the most that is read of such a file")
     return data

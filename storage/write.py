@@ -23,22 +23,24 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda new: new.write_bytes(text.encode()))
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], flush: bool = True) -> None:
     """Replace the file `path` atomically by one that `write` writes; a link is replaced, not followed.
 
-    The permissions are those that the umask gives.
+    The permissions are those that the umask gives. Without `flush` the file may be lost in a power failure.
     """
     temporary = path.with_name(f"tmp-{path.name}")
     try:
         mode = create_new(temporary)
         write(temporary)
         temporary.chmod(mode)  # some libraries write files for the owner alone
-        sync(temporary)
+        if flush:
+            sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    if flush:
+        sync(path.parent)
 
 
 def create_new(path: Path) -> int:
@@ -70,38 +72,57 @@ def empty_folder(folder: Path) -> Path:
 
 
 def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
-    """Replace the folder `target` by one that `fill` writes, once that is complete and flushed to the disk.
-
-    Two renames, because no single portable operation replaces a folder that is not empty. A crash between them leaves
-    the previous folder beside `target`, where `recover_folder` finds it.
-    """
-    new, old = _beside(target)
-    mode = empty_folder(new).stat().st_mode & 0o666  # for files; some libraries write them for the owner alone
+    """Replace the folder `target` by one that `fill` writes, once that is complete and flushed to the disk."""
+    new = empty_folder(staging_folder(target))
     try:
         fill(new)
-        for path in [*sorted(new.rglob("*"), reverse=True), new]:  # what a folder holds comes before it
-            if path.is_file() and not path.is_symlink():
-                path.chmod(mode)
-            sync(path)
-        if os.path.lexists(target):
-            os.rename(target, old)
-        os.rename(new, target)
-        sync(target.parent)
+        publish_folder(target)
     except Exception:
         recover_folder(target)
         raise
+
+
+def staging_folder(target: Path) -> Path:
+    """The folder beside `target` in which its next content is written."""
+    return target.with_name(f"tmp-new-{target.name}")
+
+
+def publish_folder(target: Path) -> None:
+    """Flush the staging folder of `target` to the disk, and rename it to `target`. The previous content is removed.
+
+    Two renames, because no single portable operation replaces a folder that is not empty. A crash between them leaves
+    the previous folder beside `target`, where `restore_folder` finds it.
+    """
+    new, old = staging_folder(target), _previous(target)
+    mode = new.stat().st_mode & 0o666  # for files; some libraries write them for the owner alone
+    for path in [*sorted(new.rglob("*"), reverse=True), new]:  # what a folder holds comes before it
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+        sync(path)
+    if os.path.lexists(target):
+        os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except Exception:
+        restore_folder(target)
+        raise
+    sync(target.parent)
+    remove(old)
+
+
+def restore_folder(target: Path) -> None:
+    """Restore the previous content of `target` after a crash in `publish_folder`; the staging folder stays."""
+    old = _previous(target)
+    if os.path.lexists(old) and not os.path.lexists(target):
+        os.rename(old, target)
     remove(old)
 
 
 def recover_folder(target: Path) -> None:
     """Undo an interrupted `replace_folder`."""
-    new, old = _beside(target)
-    if os.path.lexists(old) and not os.path.lexists(target):
-        os.rename(old, target)
-    remove(old)
-    remove(new)
+    restore_folder(target)
+    remove(staging_folder(target))
 
 
-def _beside(target: Path) -> tuple[Path, Path]:
-    """The folders beside `target` for its next and its previous content."""
-    return target.with_name(f"tmp-new-{target.name}"), target.with_name(f"tmp-old-{target.name}")
+def _previous(target: Path) -> Path:
+    return target.with_name(f"tmp-old-{target.name}")

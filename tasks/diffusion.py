@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, denoising_loss, drop_labels
-from pictures.files import hidden_note
+from pictures.grid import hidden_note
 from pipelines.diffusion import DiffusionModel, Network
 from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
@@ -189,7 +189,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
         Raises ValueError if they do not fit, or were trained under another formulation.
         """
-        note = hidden_note(task.diffusion.shape[0])
+        note = hidden_note(self.sample.num, task.diffusion.shape, task.diffusion.pixel_format)
         messages = [] if note is None else [f"samples: {note}"]
         if self.init is None:
             return messages

@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from pictures.files import to_uint8
-from pictures.grid import draw_grid
+from pictures.grid import draw_samples
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn
 from training.task import EvaluationContext
 
@@ -67,16 +68,16 @@ class GridEvaluation:
             if context.interrupted():
                 return None
             if step == config.steps:
-                drawn += zip(numbers, to_uint8(x), strict=True)
+                drawn += zip(numbers, x.float().cpu().numpy(), strict=True)
         images = gather_drawn(drawn, config.num)
         if not images:
             return {}
-        pixels = np.stack(images)
+        finished = torch.from_numpy(np.stack(images))
         if accelerator.is_main_process:
             context.folder.mkdir(parents=True, exist_ok=True)
             names = trained.names(trained.cycle(range(config.num)))
-            grid = draw_grid(pixels, names)
+            grid = draw_samples(trained.pixel_format.from_unit(finished), trained.pixel_format, names)
             grid.save(context.folder / f"{context.images_seen:09d}.png")
             context.log_image("grid", np.asarray(grid.convert("RGB")))
-        values = pixels / 127.5 - 1
+        values = to_uint8(finished) / 127.5 - 1
         return {"sample_mean": float(values.mean()), "sample_std": float(values.std())}

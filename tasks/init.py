@@ -16,7 +16,8 @@ from diffusion.formulations import PREDICTIONS, SCHEDULES
 from pipelines.diffusion import DESCRIPTION_FILE, Network, read_description
 from residual.weights.config import read_json
 from residual.weights.keymap import check_state
-from residual.weights.pretrained import local_folder, read_weights
+from residual.weights.pretrained import local_folder
+from residual.weights.read import read_weights
 from unet import EDM2Config, UNetConfig, from_pretrained
 from unet.adapt import adapt_weights
 from unet.layouts import likely_layouts

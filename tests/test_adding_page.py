@@ -111,7 +111,7 @@ def test_an_objective_is_trained_and_sampled(folder: Path) -> None:
     model = json.loads((folder / "runs" / "trig_flow" / "model" / "diffusion.json").read_text())
     assert model["formulation"] == {"kind": "trig_flow", "max_time": 1.55}
     assert "heun" in run(folder, "sample.main", "trig_flow")
-    drawn = np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "drawn").glob("0*.png"))])
+    drawn = np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "drawn" / "images").glob("0*.png"))])
     assert drawn.shape == (20, 8, 8)
     assert drawn.std(axis=0).mean() > 10  # the images differ
 

@@ -109,8 +109,7 @@ def test_a_run_can_be_sampled(runs: Path) -> None:
     printed = launch(runs, "sample.py", "one", "--num", 11, "--steps", 2, "--out", "drawn")
     assert "model: one at 320 images seen" in printed
     assert printed.splitlines()[-1] == "grid: drawn/grid.png"
-    assert sorted(path.name for path in (runs / "drawn").iterdir()) == [f"{k:06d}.png" for k in range(11)] + [
-        "grid.png"
-    ]
-    with Image.open(runs / "drawn" / "000010.png") as picture:
+    images = [f"{k:06d}.png" for k in range(11)]
+    assert sorted(path.name for path in (runs / "drawn" / "images").iterdir()) == images
+    with Image.open(runs / "drawn" / "images" / "000010.png") as picture:
         assert picture.size == (8, 8)

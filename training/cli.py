@@ -15,7 +15,7 @@ from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
 from training.run import Run
 from training.script import VERSION, show_and_exit
-from training.settings import Leaf, is_finite, kind_of, leaves, plain, sections
+from training.settings import Leaf, is_representable, kind_of, leaves, plain, sections
 from training.yaml_file import listing, read_settings, read_value
 
 R = TypeVar("R", bound=Run)
@@ -119,7 +119,8 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     flags: dict[str, str] = {}
     words, last = ["--help" if word == "-h" else word for word in argv], ""
     while words:
-        word = words.pop(0)
+        if (word := words.pop(0)) == "--":
+            continue  # what launchers put before a script's flags
         name, equals, text = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             is_item = last and not word.startswith("-")
@@ -342,9 +343,9 @@ def _converted(leaf: Leaf, value: Any, where: str) -> Any:
     as_text = [lambda: read_value(value), lambda: read_value(f"[{value}]"), lambda: value.split(",")]
     for reading in [*(as_text if is_flag else []), lambda: value]:
         with contextlib.suppress(TypeError, ValueError):
-            if is_finite(converted := convert(reading(), leaf.hint)):
+            if is_representable(converted := convert(reading(), leaf.hint)):
                 return converted
-            problem = "is not finite"
+            problem = "is not finite or too large"
     example = "" if leaf.default in (None, MISSING) else f", such as {show(leaf.default, is_flag)}"
     raise ValueError(f"{where}{leaf.name}={show(value, is_flag)} {problem}; give {words(leaf.hint)}{example}")
 

@@ -74,5 +74,5 @@ def append_line(path: Path, line: str) -> bool:
 def _message(folder: Path, what: str, needed: int, free: int, reason: str = "") -> str:
     return (
         f"the disk is full: {folder} has no space for {what}: {show_size(needed)} are needed, {show_size(free)} are "
-        f"free{reason}; remove something, or give a --run on a larger disk"
+        f"free{reason}; remove something, or use a larger disk"
     )

@@ -40,10 +40,14 @@ class Holder:
 
 
 class RunLock:
-    """The lock of a run folder: the file `path`, whose content describes the holder."""
+    """The lock of a folder: the file `path`, whose content describes the holder.
 
-    def __init__(self, path: Path) -> None:
+    Messages name the folder (by default the one that holds the file), and the flag that gives another one.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None, flag: str = "--run") -> None:
         self.path = path
+        self._folder, self._flag = folder or path.parent, flag
         self.before: Holder | None = None
         """the previous holder"""
         # without soft locks, filelock's fallback on systems without locks: they would outlive a killed process
@@ -58,8 +62,8 @@ class RunLock:
         except Timeout:
             holder = Holder.read(self.path)
             by = f"process {holder.pid} on {holder.host} since {holder.since}" if holder else "another process"
-            way_out = "wait until it ends, stop it, or give another --run"
-            raise ValueError(f"{self.path.parent} is in use by {by}; {way_out}") from None
+            way_out = f"wait until it ends, stop it, or give another {self._flag}"
+            raise ValueError(f"{self._folder} is in use by {by}; {way_out}") from None
         except OSError as error:
             if error.errno not in CANNOT_LOCK:
                 raise

@@ -1,6 +1,7 @@
 """Memory of model, gradients, optimizer and EMA, independent of the batch, compared with that of the device."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from training.freeze import frozen_names
 from training.units import show_count, show_size
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
+_NO_MEMORY = r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory"
 
 
 def require_memory(
@@ -55,6 +57,13 @@ def total_bytes(device: torch.device) -> int | None:
     allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
     available = min(installed, int(allowed)) if allowed.isdecimal() else installed
     return available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory of the machine or of the device could not be allocated."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and re.search(_NO_MEMORY, str(error)) is not None
 
 
 def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:

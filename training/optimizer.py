@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from training.settings import require
 
+MAX_RATE = 1e3
+"""A larger learning rate or weight decay is almost certainly a typo."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
@@ -25,8 +28,8 @@ class Optimizer(ABC):
     """gradient clipping: maximum norm of the gradient of all weights. null: no clipping"""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, self, "learning_rate", "give a rate above 0")
-        require(self.weight_decay >= 0, self, "weight_decay", "give 0 or more")
+        require(0 < self.learning_rate <= MAX_RATE, self, "learning_rate", f"give a rate above 0, at most {MAX_RATE:g}")
+        require(0 <= self.weight_decay <= MAX_RATE, self, "weight_decay", f"give 0 to {MAX_RATE:g}")
         norm = self.max_grad_norm
         require(norm is None or norm > 0, self, "max_grad_norm", "give a norm above 0, or null for no clipping")
 

@@ -7,17 +7,20 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import residual
+from residual.weights.read import WeightsNote
 from storage.show import printable
 
 MAX_MESSAGE = 2_000
 """characters of an error message; the middle of a longer one, such as a value of a megabyte, is left out"""
 VERSION = f"residual-diffusion {residual.__version__}"
 INTERRUPTED = 128 + signal.SIGINT
+_python_shows = warnings.showwarning
 PATIENCE_S = 5.0
 """seconds that other ranks wait, so that rank 0 can report the error first"""
 
@@ -41,6 +44,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
         name = Path(sys.argv[0]).name
+        warnings.showwarning = _show_warning
         try:
             main(sys.argv[1:] if argv is None else argv, **options)
         except (ValueError, OSError) as error:
@@ -65,6 +69,21 @@ def show_and_exit(text: str) -> NoReturn:
     if rank() == 0:
         print(text)
     raise SystemExit(0)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Prints a note about weights as one line, on the first of several processes, and any other warning as usual."""
+    if not issubclass(category, WeightsNote):
+        _python_shows(message, category, filename, lineno, file, line)
+    elif rank() == 0:
+        print(f"note: {_one_line(str(message))}")
 
 
 def _one_line(text: str) -> str:

@@ -26,17 +26,19 @@ def variants(table: Mapping[str, type], default: str, presets: Callable[[], Mapp
 
 
 def require(rule: bool, config: Any, name: str, way_out: str) -> None:
-    """Raises ValueError for the value of the field `name`, unless it is finite and the rule holds."""
+    """Raises ValueError for the value of the field `name`, unless it is representable and the rule holds."""
     value = getattr(config, name)
-    if not (rule and is_finite(value)):
+    if not (rule and is_representable(value)):
         raise ValueError(f"{name}={value} is out of range; {way_out}")
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value, or a list of values, has no number that is infinite or NaN."""
+def is_representable(value: Any) -> bool:
+    """Whether all numbers of a value, or of a list of values, are finite, and its integers below 2^64."""
     if isinstance(value, list | tuple):
-        return all(map(is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+        return all(map(is_representable, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) < 2**64
 
 
 @dataclass(frozen=True)

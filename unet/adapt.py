@@ -49,7 +49,7 @@ def adapt_weights(
     if isinstance(source, EDM2Config) or isinstance(target, EDM2Config):
         return adapted, messages
     if source.learned_variance and not target.learned_variance:
-        for name in ("head.conv.weight", "head.conv.bias"):
+        for name in _output_weights(target):
             adapted[name] = adapted[name][: source.out_channels]
         messages.append("output: the learned variance is dropped")
     if source.in_channels != target.in_channels:
@@ -58,7 +58,7 @@ def adapt_weights(
         how = "summed" if target.in_channels < source.in_channels else "shared"
         messages.append(f"input: {source.in_channels} channels in the source, {target.in_channels} here; {how}")
     if source.out_channels != target.out_channels:
-        for name in ("head.conv.weight", "head.conv.bias"):
+        for name in _output_weights(target):
             halves = adapted[name].chunk(1 + target.learned_variance)
             adapted[name] = torch.cat([adapt_outputs(half, target.out_channels) for half in halves])
         how = "averaged" if target.out_channels < source.out_channels else "repeated"
@@ -71,9 +71,18 @@ def adapt_weights(
 def _input_weights(config: UNetConfig) -> Iterator[str]:
     """The names of the weights that read the image."""
     yield "encoder.0.conv.weight"
+    skips = [i for i, block in enumerate(config.skeleton.encoder(), start=1) if block.resample is not None]
     if config.input_skips:
-        first = (i for i, block in enumerate(config.skeleton.encoder(), start=1) if block.resample is not None)
-        yield from (f"input_skips.{i}.branch.weight" for i in list(first)[:1])
+        yield from (f"input_skips.{i}.branch.weight" for i in skips[:1])
+    if config.pyramid:
+        yield from (f"input_skips.{i}.conv.weight" for i in skips)
+
+
+def _output_weights(config: UNetConfig) -> Iterator[str]:
+    """The names of the weights and biases that write the image."""
+    skips = [i for i, block in enumerate(config.skeleton.decoder()) if block.resample is not None and config.pyramid]
+    for module in ("head.conv", *(f"output_skips.{i}.head.conv" for i in skips)):
+        yield from (f"{module}.weight", f"{module}.bias")
 
 
 def _adapt_augmentation(weights: dict[str, Tensor], source: UNetConfig, target: UNetConfig) -> Iterator[str]:

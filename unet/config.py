@@ -14,8 +14,11 @@ TimeEmbedding = Literal["ddpm", "adm", "fourier", "log_fourier"]
 LabelEmbedding = Literal["table", "linear", "linear_first"]
 DecoderAttention = Literal["all", "last"]
 Init = Literal["torch", "xavier"]
+Middle = Literal["attention", "blocks", "none"]
 MAX_BLOCKS = 1000
 """largest number of blocks per level; more is almost certainly a typo"""
+MAX_LEVELS = 24
+"""largest number of levels; the size of the images would have to be a multiple of 2^23 px"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Skeleton:
         check_at_least_one(self, "base_channels")
         if not self.channel_multipliers:
             raise ValueError("channel_multipliers=() describes no level; give one entry per level, such as 1,2,2")
+        if self.depth > MAX_LEVELS:
+            raise ValueError(f"channel_multipliers has {self.depth} entries, one per level; give at most {MAX_LEVELS}")
         blocks = self.blocks_per_level if isinstance(self.blocks_per_level, tuple) else (self.blocks_per_level,)
         if min(blocks, default=0) < 1 or max(blocks) > MAX_BLOCKS:
             raise ValueError(
@@ -245,6 +250,11 @@ class UNetConfig:
     """factor on every sum of shortcut and branch (DDPM++, NCSN++: the root of one half)"""
     input_skips: bool = False
     """whether the downsampled and convolved input is added to the encoder at every level (NCSN++)"""
+    pyramid: bool = False
+    """whether images of all sizes enter and leave: the filtered input, through a 1x1 convolution, is added to the
+    encoder at every level, and every level of the decoder adds an image to the output (NCSN++ for 256 px and more)"""
+    middle: Middle = "attention"
+    """between encoder and decoder: two blocks with attention between them, only the blocks, or nothing"""
     init: Init = "torch"
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
     learned_variance: bool = False
@@ -259,6 +269,8 @@ class UNetConfig:
         for name in ("eps", "residual_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
+        if self.pyramid and self.input_skips:
+            raise ValueError("pyramid=True and input_skips=True both add the input to the encoder; give one of them")
         _ = self.skeleton
         name = "base_channels" if self.time_channels is None else "time_channels"
         if (width := getattr(self, name)) % 2 or width < 4:
@@ -304,6 +316,7 @@ def _check_choices(config: UNetConfig) -> None:
         "label_embedding": LabelEmbedding,
         "decoder_attention": DecoderAttention,
         "init": Init,
+        "middle": Middle,
     }
     for name, choice in choices.items():
         value = getattr(config, name)

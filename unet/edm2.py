@@ -24,7 +24,7 @@ from unet.config import Block, Level
 from unet.edm2_config import EDM2Config
 from unet.layouts import EDM2_LAYOUTS
 from unet.model import level_chain
-from unet.network import Network
+from unet.network import Network, check_channels, per_image
 
 
 class Embedding(nn.Module):
@@ -106,7 +106,7 @@ class EDM2UNet(Network):
     def forward(
         self,
         x: Float[Tensor, "b c_in h w"],
-        t: Shaped[Tensor, "b"],
+        t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float,
         label: Int[Tensor, "b"] | None = None,
         *,
         emb: Float[Tensor, "b e"] | None = None,
@@ -118,10 +118,13 @@ class EDM2UNet(Network):
         noise level and label (`config.emb_channels` wide). With `return_logvar`, the log-variance of the loss at `t` is
         returned too; so every parameter takes part in the forward pass, as training on several processes needs.
 
-        Raises ValueError for a size that the levels cannot halve, and for a label if there are no classes.
+        Raises ValueError for another number of channels than `config.in_channels`, for a size that the levels cannot
+        halve, and for a label if there are no classes.
         """
+        check_channels(x, self.config.in_channels)
         if reason := self.config.skeleton.size_error(*x.shape[2:]):
             raise ValueError(reason)
+        t = per_image(t, x)
         e = self.embedding(t, label, emb)
         skips = []
         for block in self.encoder:

@@ -29,10 +29,11 @@ from residual import (
 )
 from residual.recompute import Recomputed
 from residual.weights.pretrained import build_on_meta, local_folder
+from residual.weights.read import read_folder_weights
 from unet.config import Block, Level, Resample, UNetConfig
 from unet.embedding import DivideByTime, Embedding
 from unet.layouts import UNET_LAYOUTS, diffusers
-from unet.network import Network
+from unet.network import Network, check_channels, per_image
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class UNet(Network):
     config_class = UNetConfig
     hub_tags = ("diffusion",)
     layouts = UNET_LAYOUTS
+    later_fields = frozenset({"pyramid", "middle"})
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
@@ -78,16 +80,18 @@ class UNet(Network):
         self.embedding = Embedding(config)
         stem = Chain(conv=nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in skeleton.encoder())])
-        self.input_skips = nn.ModuleDict(self._input_skips() if config.input_skips else {})
+        self.input_skips = nn.ModuleDict(self._input_skips())
+        blocks = config.middle != "none"
         self.middle = level_chain(
             last,
-            res1=self._residual(last.channels, last.channels),
-            attn=self._attention(last),
-            res2=self._residual(last.channels, last.channels),
+            res1=self._residual(last.channels, last.channels) if blocks else None,
+            attn=self._attention(last) if config.middle == "attention" else None,
+            res2=self._residual(last.channels, last.channels) if blocks else None,
         )
         self.decoder = nn.ModuleList(self._decoder_chain(block) for block in skeleton.decoder())
-        c_out = config.out_channels * (1 + config.learned_variance)
-        self.head = Chain(norm=self._norm(first), conv=ZeroConv2d(first, c_out, kernel_size=3, padding=1))
+        self.output_skips = nn.ModuleDict(self._output_skips() if config.pyramid else {})
+        self.head = self._head(first)
+        self.enlarge = FIRUp() if config.pyramid else None
         self.divide = DivideByTime() if config.time_embedding == "log_fourier" else None
         if config.init == "xavier":
             self.apply(_xavier)
@@ -95,29 +99,35 @@ class UNet(Network):
     def forward(
         self,
         x: Float[Tensor, "b c_in h w"],
-        t: Shaped[Tensor, "b"],
+        t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float,
         label: Int[Tensor, "b"] | None = None,
         *,
         emb: Float[Tensor, "b e"] | None = None,
         augment: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
-        """The network's output for noisy images `x` at timesteps `t` (0 … T - 1, whole or fractional).
+        """The network's output for noisy images `x` at timesteps `t` (0 … T - 1, whole or fractional; one or one each).
 
         `label` counts from 0; without it the null label is used. `emb` is added to the embedding after the time MLP
         (`config.emb_channels` wide). `augment` is the augmentation label (`config.augment_channels` numbers). With
         learned variance the second half of the channels interpolates the variance.
 
-        Raises ValueError for a size that the levels cannot halve, for a label if there are no classes, and for a
-        missing label if there is no null label.
+        Raises ValueError for another number of channels than `config.in_channels`, for a size that the levels cannot
+        halve, for a label if there are no classes, and for a missing label if there is no null label.
         """
+        check_channels(x, self.config.in_channels)
         if any(side == 0 or side % self.stride for side in x.shape[2:]):
             raise ValueError(self.config.skeleton.size_error(*x.shape[2:]))
+        t = per_image(t, x)
         e = self.embedding(t, label, emb, augment)
         skips = self.encode(x, e)
-        x = self.middle(skips[-1], e)
-        for block in self.decoder:
+        x, image = self.middle(skips[-1], e), None
+        for i, block in enumerate(self.decoder):
             x = block(torch.cat([x, skips.pop()], dim=1), e)
+            if str(i) in self.output_skips:
+                x, image = self.output_skips[str(i)](x, image, e)
         x = self.head(x)
+        if self.enlarge is not None and image is not None:
+            x = x + self.enlarge(image)
         return x if self.divide is None else self.divide(x, t)
 
     def encode(self, x: Float[Tensor, "b c_in h w"], e: Float[Tensor, "b e"]) -> list[Tensor]:
@@ -126,7 +136,7 @@ class UNet(Network):
         for i, block in enumerate(self.encoder):
             x = block(x, e)
             if str(i) in self.input_skips:
-                x = image = self.input_skips[str(i)](x, image)
+                x, image = self.input_skips[str(i)](x, image)
             outputs.append(x)
         return outputs
 
@@ -142,11 +152,11 @@ class UNet(Network):
             return super().from_pretrained(folder)
         config = diffusers.read_network_config(network)
         net = build_on_meta(cls, config, network / "config.json")
-        state = diffusers.read_network_weights(network)
+        state = read_folder_weights(network, diffusers.WEIGHTS_STEM)
         try:
             net.import_weights(state, "diffusers")
         except ValueError as error:
-            raise ValueError(f"{network / diffusers.WEIGHTS_FILE}: {error}") from None
+            raise ValueError(f"{network}: {error}") from None
         return net.eval()
 
     @classmethod
@@ -190,10 +200,17 @@ class UNet(Network):
 
     def _decoder_chain(self, block: Block) -> Chain:
         nodes = self._block_nodes(block)
-        if block.resample is not None:
-            kind = RESAMPLING[block.resample]
-            nodes["up"] = self._resample(block.c_out, kind.up, kind)
+        if block.resample is not None and not self.config.pyramid:
+            nodes["up"] = self._up(block.c_out, block.resample)
         return level_chain(block.level, **nodes)
+
+    def _up(self, c: int, resample: Resample) -> nn.Module:
+        kind = RESAMPLING[resample]
+        return self._resample(c, kind.up, kind)
+
+    def _head(self, c: int) -> Chain:
+        c_out = self.config.out_channels * (1 + self.config.learned_variance)
+        return Chain(norm=self._norm(c), conv=ZeroConv2d(c, c_out, kernel_size=3, padding=1))
 
     def _resample(self, c: int, part: Callable[..., nn.Module], kind: Resampling) -> nn.Module:
         return self._residual(c, c, part, kind.project) if kind.in_block else part(c, c)
@@ -207,10 +224,19 @@ class UNet(Network):
     def _input_skips(self) -> dict[str, nn.Module]:
         width, skips = self.config.in_channels, dict[str, nn.Module]()
         for i, block in enumerate(self.config.skeleton.encoder(), start=1):
-            if block.resample is not None:
+            if block.resample is not None and self.config.pyramid:
+                skips[str(i)] = ImageInput(width, block.c_out)
+            elif block.resample is not None and self.config.input_skips:
                 skips[str(i)] = InputSkip(FIRDownConv(width, block.c_out), self._merge())
                 width = block.c_out
         return skips
+
+    def _output_skips(self) -> dict[str, nn.Module]:
+        return {
+            str(i): ImageOutput(self._head(block.c_out), level_chain(block.level, up=self._up(block.c_out, resample)))
+            for i, block in enumerate(self.config.skeleton.decoder())
+            if (resample := block.resample) is not None
+        }
 
 
 class InputSkip(nn.Module):
@@ -221,8 +247,48 @@ class InputSkip(nn.Module):
         self.branch = branch
         self.merge = merge
 
-    def forward(self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"]) -> Float[Tensor, "b c h w"]:
-        return self.merge(x, self.branch(image))
+    def forward(
+        self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The sum, twice: the encoder's output, and the input of the skip below."""
+        x = self.merge(x, self.branch(image))
+        return x, x
+
+
+class ImageInput(nn.Module):
+    """Halves the image, and adds it to the encoder's output through a 1×1 convolution (NCSN++, `input_skip`)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.down = FIRDown()
+        self.conv = nn.Conv2d(c_in, c_out, kernel_size=1)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c2 h w"]]:
+        """The encoder's output with the image, and the image at this size."""
+        image = self.down(image)
+        return x + self.conv(image), image
+
+
+class ImageOutput(nn.Module):
+    """The end of a level of the decoder: adds an image to the doubled one from below (NCSN++, `output_skip`).
+
+    `head` makes the image of the level, `grow` doubles the size of the decoder's output.
+    """
+
+    def __init__(self, head: nn.Module, grow: nn.Module) -> None:
+        super().__init__()
+        self.enlarge = FIRUp()
+        self.head = head
+        self.grow = grow
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], image: Float[Tensor, "b c2 h2 w2"] | None, emb: Float[Tensor, "b e"]
+    ) -> tuple[Float[Tensor, "b c h3 w3"], Float[Tensor, "b c2 h w"]]:
+        """The decoder's output at twice the size, and the image at the present size."""
+        added = self.head(x)
+        return self.grow(x, emb), added if image is None else self.enlarge(image) + added
 
 
 def level_chain(level: Level, **nodes: nn.Module | None) -> Chain:

@@ -5,13 +5,31 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from residual.weights.layout import read_state
 from residual.weights.pretrained import Pretrained
+from residual.weights.read import plain_names
 from unet.adapt import adapt_weights
 from unet.layouts import config_of_weights, export_weights, find_layout, import_weights
 from unet.layouts.layout import UNetLayout
+
+
+def per_image(t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float, x: Float[Tensor, "b c h w"]) -> Shaped[Tensor, "b"]:
+    """One time per image, on the device of the images, from one for all of them or one each."""
+    if isinstance(t, Tensor) and t.shape == x.shape[:1]:
+        return t
+    return torch.as_tensor(t, device=x.device).expand(len(x))
+
+
+def check_channels(x: Float[Tensor, "b c h w"], channels: int) -> None:
+    """Raises ValueError unless the images have this number of channels."""
+    if x.shape[1] != channels:
+        raise ValueError(
+            f"images with {x.shape[1]} channels, but this network takes {channels} (in_channels); convert the images, "
+            "or build the network with in_channels, to which weights can be adapted (unet.adapt)"
+        )
 
 
 class Network(Pretrained):
@@ -37,13 +55,14 @@ class Network(Pretrained):
         self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None
     ) -> tuple[dict[str, Tensor], list[str]]:
         """The weights that `import_weights` would load, and its messages. The network is not changed."""
-        state = read_state(state_dict)
+        state, notes = plain_names(read_state(state_dict))
         layout = layout or find_layout(self.layouts, state)
         source, expected = config_of_weights(self.config, state, layout), self.state_dict()
         if source != self.config:
             with torch.device("meta"):
                 expected = type(self)(source).state_dict()
-        return adapt_weights(import_weights(source, state, expected, layout), source, self.config)
+        weights, messages = adapt_weights(import_weights(source, state, expected, layout), source, self.config)
+        return weights, notes + messages
 
     def export_weights(self, layout: str) -> dict[str, Tensor]:
         """The weights as a state dict in another library's layout. The exact inverse of `import_weights`.

@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 
 from residual.count import check_weight_bytes
-from residual.model_info import ModelInfo
+from residual.model_info import ModelInfo, refuse_pretrained
 from residual.names import require_known
 from residual.weights.pretrained import local_folder, model_class
 from unet.config import UNetConfig
@@ -35,9 +35,16 @@ def preset_info(name: str) -> ModelInfo[UNetConfig | EDM2Config]:
     return PRESETS[require_known("preset", name, PRESETS)]
 
 
-def preset(name: str) -> UNetConfig | EDM2Config:
-    """Config of a published network, with the dropout of its training. Raises ValueError for an unknown name."""
-    return preset_info(name).config
+def preset(name: str, **changes: Any) -> UNetConfig | EDM2Config:
+    """Config of a published network, with the dropout of its training. `changes` replace fields of it.
+
+    Raises ValueError for an unknown name or field, with the closest ones.
+    """
+    config = preset_info(name).config
+    refuse_pretrained(name, changes)
+    for field in changes:
+        require_known(f"field of {name}", field, [field.name for field in fields(config)])
+    return replace(config, **changes)
 
 
 def create_model(name: str, **changes: Any) -> UNet | EDM2UNet:
@@ -45,10 +52,7 @@ def create_model(name: str, **changes: Any) -> UNet | EDM2UNet:
 
     Raises ValueError for an unknown name or field, with the closest ones, and as `build` does.
     """
-    config = preset(name)
-    for field in changes:
-        require_known(f"field of {name}", field, [field.name for field in fields(config)])
-    return build(replace(config, **changes))
+    return build(preset(name, **changes))
 
 
 @overload

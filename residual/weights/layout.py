@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from residual.weights.keymap import Place, Table
-from residual.weights.pretrained import read_weights
+from residual.weights.read import read_weights, usable
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Layout:
 def read_state(state_dict: Mapping[str, Any] | str | Path) -> Mapping[str, Tensor]:
     """Returns a state dict, or reads one from a safetensors file.
 
-    Raises ValueError for a missing or damaged file, for a pickle, and for a mapping with values other than tensors,
-    such as a training checkpoint that contains a state dict.
+    Raises ValueError for a missing or damaged file, for a pickle, for NaN and infinity, and for a mapping with values
+    other than tensors, such as a training checkpoint that contains a state dict.
     """
     if not isinstance(state_dict, Mapping):
         return read_weights(Path(state_dict))
     for name, tensor in state_dict.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name!r} is a {type(tensor).__name__}, not a tensor: give the state dict itself")
-    return state_dict
+    return usable(state_dict)
 
 
 def inexpressible(network: str, value: str, reason: str) -> ValueError:

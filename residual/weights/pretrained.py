@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from residual.weights.config import foreign_version, read_config, read_json
 from residual.weights.keymap import check_state
-from storage.read import require_regular
+from residual.weights.read import read_folder_weights
+from storage.show import markdown
 from storage.write import replace_file
 
 FORMAT_VERSION = 2
@@ -26,6 +27,8 @@ class Pretrained(nn.Module):
     """
 
     config_class: ClassVar[type]
+    later_fields: ClassVar[frozenset[str]] = frozenset()
+    """fields that configs of the first versions of the format lack; their defaults describe the networks of then"""
     hub_tags: ClassVar[tuple[str, ...]] = ()
     """tags of the model on the hub"""
 
@@ -55,7 +58,7 @@ class Pretrained(nn.Module):
         folder = local_folder(folder_or_hub_id)
         config = cls.read_config(folder)
         model = build_on_meta(cls, config, folder / "config.json")
-        state = read_weights(folder / "model.safetensors")
+        state = read_folder_weights(folder, "model")
         try:
             check_state(state, model.state_dict())
         except ValueError as error:
@@ -76,7 +79,7 @@ class Pretrained(nn.Module):
                 f"{found}. Call export_weights with the version that wrote it, import_weights with this one"
             )
         try:
-            return read_config(cls.config_class, document)
+            return read_config(cls.config_class, document, optional=cls.later_fields)
         except ValueError as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
 
@@ -111,8 +114,8 @@ class Pretrained(nn.Module):
         weights = list(self.parameters())
         return _CARD.format(
             tags="".join(f"\n- {tag}" for tag in ("residual-diffusion", *self.hub_tags)),
-            title=repo_id.partition("/")[2],
-            repo_id=repo_id,
+            title=markdown(repo_id.partition("/")[2]),
+            repo_id=json.dumps(repo_id),
             package=package,
             name=name,
             about=(type(self).__doc__ or "").strip().partition("\n")[0],
@@ -136,7 +139,7 @@ A `{package}.{name}` with {count} parameters ({types}). {about}
 ```python
 from {package} import {name}
 
-net = {name}.from_pretrained("{repo_id}")
+net = {name}.from_pretrained({repo_id})
 ```
 
 Its config:
@@ -156,28 +159,6 @@ def build_on_meta(model_class: type[M], config: Any, path: Path) -> M:
         raise ValueError(f"{path}: {error}") from None
     except RuntimeError:  # the size of a tensor exceeds 64 bits
         raise ValueError(f"{path} describes a network too large for any memory") from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file. Raises ValueError if it is missing, damaged, or a pickle."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise ValueError(f"no weights at {path}")
-    require_regular(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        # Checked only now: a valid safetensors file may begin with the same bytes, as the length of its header.
-        with path.open("rb") as file:
-            head = file.read(2)
-        if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            raise ValueError(
-                f"{path} is a pickle, which could run code, and is not opened; save a plain state dict first: "
-                "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
-            ) from None
-        raise ValueError(f"{path} is not a complete safetensors file ({error}): copy or save it again") from None
 
 
 def local_folder(folder_or_hub_id: str | Path) -> Path:

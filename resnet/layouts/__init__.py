@@ -19,13 +19,6 @@ Layouts = Mapping[str, Layout]
 State = Mapping[str, Tensor]
 
 
-def without_prefix(theirs: State) -> State:
-    """Removes the prefix `module.` of DataParallel."""
-    if theirs and all(name.startswith("module.") for name in theirs):
-        return {name.removeprefix("module."): tensor for name, tensor in theirs.items()}
-    return theirs
-
-
 def likely_layout(layouts: Layouts, config: Any, given: State, ours: State) -> str:
     """The layout that has most of these names, of those that can express the config.
 

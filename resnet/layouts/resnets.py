@@ -1,7 +1,9 @@
-"""Weight names of ResNets in torchvision, timm and akamaster's pytorch_resnet_cifar10."""
+"""Weight names of ResNets in torchvision, timm, transformers, and collections of networks for CIFAR."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+
+from torch import Tensor
 
 from residual.weights.keymap import Place, Rule, Table, conv_to_linear
 from residual.weights.layout import Layout, require
@@ -27,14 +29,26 @@ TABLE: Table = {
         *(Rule(f"sum.branch.{name}", name) for name in _PREACT),
         Rule("sum.shortcut.conv", "downsample.conv"),
     ],
+    # kuangliu's pytorch-cifar and akamaster's pytorch_resnet_cifar10
+    "cifar block": [*_BRANCH, Rule("shortcut.conv", "shortcut.0"), Rule("shortcut.norm", "shortcut.1")],
+    "transformers stem": [Rule("conv1", "convolution"), Rule("bn1", "normalization")],
+    "transformers block": [
+        *(
+            Rule(f"branch.{ours}{i + 1}", f"layer.{i}.{theirs}")
+            for i in range(3)
+            for ours, theirs in (("conv", "convolution"), ("bn", "normalization"))
+        ),
+        Rule("shortcut.conv", "shortcut.convolution"),
+        Rule("shortcut.norm", "shortcut.normalization"),
+    ],
     "1x1 classifier": [Rule("", "", conv_to_linear)],
 }
 
 
-def places(config: ResNetConfig, classifier: str = "fc") -> Iterator[Place]:
+def places(config: ResNetConfig, classifier: str = "fc", block_kind: str = "block") -> Iterator[Place]:
     """Every block with its prefix (`layer1.0`, …) in torchvision and the libraries that follow it."""
     yield Place("deep stem" if config.stem == "deep" else "stem", "levels.0", "")
-    kind = "averaging block" if config.shortcut == "D" else "block"
+    kind = "averaging block" if config.shortcut == "D" else block_kind
     for block in blocks_of(config):
         yield Place(kind, f"levels.{block.stage}.{block.index}", f"layer{block.stage}.{block.index}")
     yield Place("module", "fc", classifier)
@@ -50,6 +64,21 @@ def preact_places(config: ResNetConfig) -> Iterator[Place]:
     yield Place("1x1 classifier", "fc", "head.fc")
 
 
+def transformers_places(config: ResNetConfig) -> Iterator[Place]:
+    """Every block with its prefix in transformers' `ResNetForImageClassification`, which counts stages from 0."""
+    yield Place("transformers stem", "levels.0", "resnet.embedder.embedder")
+    for block in blocks_of(config):
+        theirs = f"resnet.encoder.stages.{block.stage - 1}.layers.{block.index}"
+        yield Place("transformers block", f"levels.{block.stage}.{block.index}", theirs)
+    yield Place("module", "fc", "classifier.1")
+
+
+def with_transformers_prefix(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The names of transformers' `ResNetModel`, which has no classifier, as those of the network with one."""
+    parts = ("embedder.", "encoder.")
+    return {f"resnet.{name}" if name.startswith(parts) else name: tensor for name, tensor in theirs.items()}
+
+
 _IMAGENET = {"widths": ((64, 128, 256, 512),), "noise": (False,), "stride_in": ("3x3",), "dropout": (0.0,)}
 _TORCHVISION = _IMAGENET | {
     "block": ("basic", "bottleneck"),
@@ -59,17 +88,23 @@ _TORCHVISION = _IMAGENET | {
     "se_reduction": (None,),
     "act": ("relu",),
 }
+_TRANSFORMERS = _TORCHVISION | {"groups": (1,), "group_width": (64,), "stride_in": ("3x3", "1x1")}
 _TIMM = _IMAGENET | {"stem": ("conv7", "deep"), "shortcut": ("B", "D")}
 _TIMM_PREACT = _TIMM | {"stem": ("conv7",), "se_reduction": (None,)}
-_AKAMASTER = {
-    "block": ("basic",),
-    "widths": ((16, 32, 64),),
+_CIFAR = {
+    "block": ("basic", "bottleneck"),
     "stem": ("conv3",),
-    "stem_channels": (16,),
-    "shortcut": ("A_split",),
+    "shortcut": ("B", "none"),
     "se_reduction": (None,),
     "act": ("relu",),
     "noise": (False,),
+    "stride_in": ("3x3",),
+}
+_AKAMASTER = _CIFAR | {
+    "block": ("basic",),
+    "widths": ((16, 32, 64),),
+    "stem_channels": (16,),
+    "shortcut": ("A_split", "B"),
 }
 
 
@@ -82,6 +117,20 @@ LAYOUTS = {
     "torchvision": Layout(places, TABLE, partial(require, "torchvision's ResNet", fixed=_TORCHVISION)),
     "timm": Layout(lambda config: (preact_places if config.preact else places)(config), TABLE, check_timm),
     "akamaster": Layout(
-        partial(places, classifier="linear"), TABLE, partial(require, "akamaster's ResNet", fixed=_AKAMASTER)
+        partial(places, classifier="linear", block_kind="cifar block"),
+        TABLE,
+        partial(require, "akamaster's ResNet", fixed=_AKAMASTER),
+    ),
+    "kuangliu": Layout(
+        partial(places, classifier="linear", block_kind="cifar block"),
+        TABLE,
+        partial(require, "kuangliu's ResNet", fixed=_CIFAR),
+    ),
+    "chenyaofo": Layout(places, TABLE, partial(require, "chenyaofo's CifarResNet", fixed=_CIFAR)),
+    "transformers": Layout(
+        transformers_places,
+        TABLE,
+        partial(require, "transformers' ResNet", fixed=_TRANSFORMERS),
+        clean=with_transformers_prefix,
     ),
 }

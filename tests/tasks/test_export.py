@@ -1,5 +1,11 @@
+import errno
+import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -9,10 +15,13 @@ from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 
 import export
 from diffusion import DDPM, EDM, generators
-from pipelines.diffusion import load_model
+from pictures.files import read_image, save_image
+from pictures.pixel_format import BYTES, PixelFormat
+from pipelines.diffusion import DiffusionModel, load_model
 from tasks.diffusion import DiffusionAugment
 from tasks.grid_evaluation import SampleConfig
-from tests.tasks.small import CLASSES, digits, shaken, small_run
+from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
+from unet import UNet
 
 
 def exported(model, out, *flags):
@@ -38,6 +47,7 @@ def test_pipelines_draw_the_images_of_an_unconditional_model(unconditional, tmp_
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {
         "README.md",
+        "export.json",
         "model_index.json",
         "scheduler/scheduler_config.json",
         "unet/config.json",
@@ -141,11 +151,196 @@ def test_the_scheduler_holds_the_formulation(unconditional, tmp_path):
     )  # fmt: skip
 
 
-def test_an_export_replaces_an_earlier_one(conditional, tmp_path, capsys):
+def test_an_export_replaces_an_earlier_one_as_a_whole(conditional, tmp_path, capsys):
     exported(conditional, tmp_path / "out")
+    (tmp_path / "out" / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_text("stale")
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / "out" / "README.md").unlink()
+    (tmp_path / "out" / "README.md").symlink_to(tmp_path / "elsewhere")
     exported(conditional, tmp_path / "out", "--label", "two")
     assert "It draws only this class: two." in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert f"model: {tmp_path / 'out'}" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.fp16.*"))
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "out"]
+
+
+def test_a_pipeline_that_is_no_export_is_kept(conditional, tmp_path, capsys):
+    folder = exported(conditional, tmp_path / "out")
+    (folder / "export.json").unlink()
+    with pytest.raises(SystemExit):
+        exported(conditional, folder)
+    assert str(folder) in capsys.readouterr().err
+    assert DDPMPipeline.from_pretrained(folder).unet.config.num_class_embeds == 11
+
+
+def test_the_record_of_an_export(conditional, tmp_path):
+    facts = json.loads((exported(conditional, tmp_path / "out", "--label", "7") / "export.json").read_text())
+    assert (facts["label"], facts["model"], facts["images_seen"]) == (7, str(conditional), None)
+    assert re.fullmatch("[0-9a-f]{64}", facts["weights_sha256"])
+
+
+FIELD = PixelFormat(dtype="float32", low=-50, high=150, file="npy")
+GREY16 = PixelFormat(dtype="uint16", high=65535)
+KINDS = {
+    "unconditional": {},
+    "colour": {"channels": 3},
+    "five channels": {"channels": 5, "pixels": FIELD},
+    "two channels of integers": {"channels": 2, "pixels": PixelFormat(dtype="int16", low=-300, high=40, file="npy")},
+    "one field": {"pixels": FIELD},
+    "bytes as arrays": {"channels": 3, "pixels": PixelFormat(file="npy")},
+    "greys of 16 bits": {"pixels": GREY16},
+    "colours of 16 bits": {"channels": 3, "pixels": GREY16},
+    "not square": {"size": (8, 16)},
+    "a field that is not square": {"size": (24, 40), "channels": 4, "pixels": FIELD},
+    "classes": {"classes": ("cat", "dog")},
+    "classes and no label": {"classes": ("cat", "dog"), "null_label": True},
+    "fields with classes": {"classes": ("cat", "dog"), "channels": 5, "pixels": FIELD},
+    "many classes": {"classes": tuple(map(str, range(40)))},
+    "one class": {"classes": ("cat", "dog"), "label": 1},
+    "one class of fields": {"classes": ("cat", "dog"), "label": 1, "channels": 2, "pixels": FIELD},
+    "one class, 16 bits": {"classes": ("cat", "dog"), "label": 1, "pixels": GREY16},
+    "the null label": {"classes": ("cat", "dog"), "null_label": True, "label": 2},
+    "x0 prediction": {"objective": DDPM(prediction="x0")},
+    "epsilon prediction": {"objective": DDPM()},
+    "cosine schedule": {"objective": DDPM(prediction="v", schedule="cosine")},
+    "few timesteps": {"objective": DDPM(schedule="cosine", timesteps=20)},
+}
+
+
+def some_model(
+    channels=1, pixels=BYTES, size=(8, 8), classes=None, null_label=False, objective=None, learned_variance=False
+):
+    """A model of such images with random weights."""
+    count = None if classes is None else len(classes)
+    config = replace(
+        SMALL, in_channels=channels, out_channels=channels, size=size, classes=count,
+        null_label=null_label, learned_variance=learned_variance,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    net = UNet(config).eval()
+    for weight in net.parameters():
+        weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.01)
+    return DiffusionModel(net, objective or DDPM(prediction="v"), classes, null_label, pixels, images_seen=123_456)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_on_the_card_draws_the_images_of_sample(tmp_path, monkeypatch, kind):
+    fields = dict(KINDS[kind])
+    label = fields.pop("label", None)
+    model = some_model(**fields)
+    out = tmp_path / "out"
+    out.mkdir()
+    export.save_diffusers(model, out, label)
+    monkeypatch.chdir(out)
+    names: dict = {}
+    exec(code(out), names)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "after 123,456 training images" in card
+    assert f"{model.shape[1]}x{model.shape[2]} px with {model.shape[0]} channel" in card
+    pixels = model.pixel_format
+    steps = min(50, model.formulation.timesteps)
+    if model.classes is not None and label is None:
+        count = min(len(model.classes), 10)
+        unit = model.draw(range(count), list(range(count)), steps=steps)
+        span = (pixels.high - pixels.low, pixels.low) if pixels.file == "npy" else (1, 0)
+        torch.testing.assert_close(names["images"], span[0] * (unit / 2 + 0.5) + span[1], rtol=0, atol=2e-4 * span[0])
+        return
+    expected = model.draw(range(4), None if label is None else [label] * 4, steps=steps)
+    for k in range(4):
+        save_image(expected[k], pixels, tmp_path / f"ours.{pixels.file}")
+        ours = read_image(tmp_path / f"ours.{pixels.file}")
+        theirs = read_image(out / f"{k:06d}.{pixels.file}")
+        assert (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
+        level = 2e-4 * (pixels.high - pixels.low) + (ours.dtype.kind in "iu")
+        np.testing.assert_allclose(theirs.astype(float), ours.astype(float), rtol=0, atol=level)
+
+
+def test_a_learned_variance_is_left_out(tmp_path, monkeypatch):
+    model = some_model(channels=3, learned_variance=True)
+    export.save_diffusers(model, tmp_path)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([10, 900])
+    with torch.no_grad():
+        theirs = UNet2DModel.from_pretrained(tmp_path, subfolder="unet")(x, t).sample
+        torch.testing.assert_close(theirs, model.net(x, t)[:, :3], rtol=0, atol=2e-5)
+    monkeypatch.chdir(tmp_path)
+    exec(code(tmp_path), {})
+    assert (tmp_path / "000003.png").is_file()
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "```\nimport os\n```",
+    "---\nlicense: mit\n---",
+    "[link](javascript:alert(1))",
+    "![](http://example.com/x.png)",
+    "# heading",
+    "a|b",
+    "\x1b]0;title\x07",
+    "bad \udcff byte",
+    "\u202egnp.exe",
+    "{0.__class__}",
+    "%s %d",
+    "&lt;b&gt;",
+    "日本",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("label", [None, 1])
+def test_names_of_classes_have_no_effect_on_the_card(tmp_path, name, label):
+    def card(name):
+        folder = tmp_path / "plain" if name == "plain" else tmp_path / "hostile"
+        folder.mkdir()
+        export.save_diffusers(some_model(classes=("cat", name)), folder, label)
+        return (folder / "README.md").read_text(encoding="utf-8")
+
+    hostile, plain = card(name).splitlines(), card("plain").splitlines()
+    assert len(hostile) == len(plain)
+    (changed,) = [line for line, other in zip(hostile, plain, strict=True) if line != other]
+    assert not re.search(r"(?<!\\)[`<>\[\]#|!]", changed.removeprefix("- 1: "))
+    assert changed.isprintable()
+
+
+def test_any_name_of_a_class_is_exported_by_the_command(tmp_path, capsys):
+    some_model(classes=("cat", "bad \udcff\x1b[31m")).save(tmp_path / "model")
+    folder = exported(tmp_path / "model", tmp_path / "out", "--label", "bad \udcff\x1b[31m")
+    assert json.loads((folder / "export.json").read_text())["label"] == 1
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("operation", [*((os, name) for name in ("fsync", "rename", "replace")), (Path, "write_text")])
+def test_a_full_disk_is_one_line_and_leaves_the_old_export(conditional, tmp_path, monkeypatch, capsys, operation):
+    folder = exported(conditional, tmp_path / "out")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*operation, full)
+        with pytest.raises(SystemExit) as end:
+            exported(conditional, folder, "--label", "3")
+    assert end.value.code == 2
+    assert f"the disk of '{folder}' is full" in capsys.readouterr().err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_files_that_may_not_grow(conditional, tmp_path, number):
+    """Without any stand-in: the system refuses the first byte beyond each of several sizes."""
+    limit = 100 * 4**number
+    code = "import resource, signal, sys, export; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); export.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(conditional), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=Path(export.__file__).parent, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ([] if done.returncode else ["out"])
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert str(tmp_path / "out") in done.stderr.splitlines()[-1]
 
 
 def test_the_card_states_the_training_images(conditional):

@@ -1,4 +1,9 @@
+import csv
+import errno
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import residual
 import sample
 from diffusion import DDPM, SAMPLERS
 from pictures.files import to_uint8
 from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
-from tests.tasks.small import SMALL
+from tests.tasks.small import CLASSES, SMALL
 from unet import UNet
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +28,16 @@ ROOT = Path(__file__).parents[2]
 
 def pixels(folder):
     """All images of a folder, in order, as integers."""
-    return np.stack([np.array(Image.open(path)) for path in sorted(folder.glob("0*.png"))]).astype(int)
+    return np.stack([np.array(Image.open(path)) for path in sorted((folder / "images").glob("0*.png"))]).astype(int)
+
+
+def files(folder):
+    """The files below a folder, by their paths in it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def record(folder):
+    return json.loads((folder / "samples.json").read_text())
 
 
 def run(model, out, *flags):
@@ -29,12 +45,29 @@ def run(model, out, *flags):
     return pixels(out)
 
 
+def torchrun(*arguments):
+    """sample.py on two processes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--",
+         str(ROOT / "sample.py"), *map(str, arguments)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_one_file_per_image_as_the_library_draws_it(conditional, tmp_path, capsys):
     found = run(conditional, tmp_path / "out", "--num", 12, "--steps", 10, "--seed", 3)
     model = load_model(conditional)
     expected = model.draw(range(12), [k % 10 for k in range(12)], steps=10, seed=3)
     assert abs(found - to_uint8(expected)[..., 0]).max() == 0
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())][::12] == ["000000.png", "grid.png"]
+    assert files(tmp_path / "out") == {
+        "grid.png",
+        "labels.csv",
+        "samples.json",
+        *(f"images/{k:06d}.png" for k in range(12)),
+    }
     printed = capsys.readouterr().out
     assert "12 images, ddim, 10 steps, seed 3" in printed
     assert f"grid: {tmp_path / 'out' / 'grid.png'}" in printed
@@ -51,13 +84,7 @@ def test_images_depend_neither_on_batches_nor_on_their_number(conditional, tmp_p
 def test_two_processes_draw_what_one_draws(conditional, tmp_path):
     one = run(conditional, tmp_path / "one", "--num", 7, "--steps", 10, "--animation")
     flags = ["--num", "7", "--steps", "10", "--animation", "--out", str(tmp_path / "two")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--",
-         str(ROOT / "sample.py"), str(conditional), *flags],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = torchrun(conditional, *flags)
     assert done.stdout.count("images:") == done.stdout.count("grid:") == 1
     assert abs(pixels(tmp_path / "two") - one).max() <= 1
     for name in ("grid.png", "animation.gif"):
@@ -85,11 +112,20 @@ def test_every_flag_matters(conditional, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_draws_from_the_command_line(conditional, tmp_path, sampler, capsys):
+def test_every_sampler_draws_from_the_command_line(conditional, tmp_path, sampler, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     run(conditional, tmp_path, "--num", 2, "--steps", 3, "--sampler", sampler, "--guidance", 2, "--animation")
     with Image.open(tmp_path / "animation.gif") as animation:
         assert animation.n_frames == 4
     assert "3/3" in capsys.readouterr().err
+
+
+def test_without_a_terminal_the_progress_is_plain_lines(conditional, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "LINE_EVERY_SECONDS", 0)
+    run(conditional, tmp_path, "--num", 8, "--steps", 2, "--batch", 2)
+    printed = capsys.readouterr()
+    assert [line for line in printed.out.splitlines() if "drawing" in line][-1] == "drawing: 75.0%"
+    assert printed.err == ""
 
 
 def test_a_model_without_classes_needs_no_label(unconditional, tmp_path):
@@ -98,7 +134,7 @@ def test_a_model_without_classes_needs_no_label(unconditional, tmp_path):
 
 def test_the_grid_can_be_left_out_and_moved(conditional, tmp_path, capsys):
     run(conditional, tmp_path / "bare", "--num", 2, "--steps", 2, "--no-grid")
-    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == ["000000.png", "000001.png"]
+    assert not (tmp_path / "bare" / "grid.png").exists()
     assert "grid:" not in capsys.readouterr().out
     run(conditional, tmp_path / "moving", "--num", 2, "--steps", 3, "--animation", "--no-grid")
     with Image.open(tmp_path / "moving" / "animation.gif") as animation:
@@ -132,13 +168,25 @@ def test_a_run_folder_is_sampled_and_dated(conditional, tmp_path, capsys):
     assert f"model: {folder} at 123,456 images seen; 1 images" in capsys.readouterr().out
 
 
-def test_notes_warn_of_a_late_start_and_of_older_images(conditional, tmp_path, capsys):
+def test_a_note_warns_of_a_late_start(conditional, tmp_path, capsys):
     run(conditional, tmp_path, "--num", 5, "--steps", 50)
     assert "note:" not in capsys.readouterr().out
     run(conditional, tmp_path, "--num", 2, "--steps", 1)
-    printed = capsys.readouterr().out
-    assert "note: 1 steps of ddim start at timestep 0 of 999" in printed
-    assert f"note: {tmp_path} also holds 3 images that this command did not write" in printed
+    assert "note: 1 steps of ddim start at timestep 0 of 999" in capsys.readouterr().out
+
+
+def test_an_earlier_output_is_replaced_as_a_whole(conditional, tmp_path):
+    run(conditional, tmp_path / "out", "--num", 5, "--steps", 2, "--animation", "--npz")
+    assert {"animation.gif", "samples.npz"} < files(tmp_path / "out")
+    run(conditional, tmp_path / "out", "--num", 2, "--steps", 2)
+    assert files(tmp_path / "out") == {
+        "grid.png",
+        "labels.csv",
+        "samples.json",
+        "images/000000.png",
+        "images/000001.png",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +259,7 @@ def test_greys_of_16_bits_are_drawn_with_16_bits(tmp_path):
     found = run(tmp_path, tmp_path / "out", "--num", 2, "--steps", 1)
     assert abs(found - expected).max() <= 1
     assert len(np.unique(found % 256)) > 1
-    for name, mode in (("000000.png", "I;16"), ("grid.png", "L")):
+    for name, mode in (("images/000000.png", "I;16"), ("grid.png", "L")):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.mode == mode
 
@@ -234,17 +282,326 @@ def test_arrays_come_out_as_arrays_of_their_kind(tmp_path, capsys, channels, pix
     expected = pixels.from_unit(untrained(tmp_path, channels, pixels))
     flags = ["--num", "2", "--steps", "1", "--animation", "--device", "cpu"]
     sample.main([str(tmp_path), "--out", str(tmp_path / "out"), *flags])
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"000000.npy", "000001.npy", "grid.png", "animation.gif"}
+    expected_files = {"images/000000.npy", "images/000001.npy", "grid.png", "animation.gif", "samples.json"}
+    assert files(tmp_path / "out") == expected_files
     for k in range(2):
-        found = np.load(tmp_path / "out" / f"00000{k}.npy", allow_pickle=False)
+        found = np.load(tmp_path / "out" / "images" / f"00000{k}.npy", allow_pickle=False)
         assert found.dtype == pixels.dtype
         assert found.shape == (channels, 8, 8)
         level = 1e-5 * (pixels.high - pixels.low) + (found.dtype.kind in "iu")
         np.testing.assert_allclose(found.astype(float), expected[k].astype(float), rtol=1e-3, atol=level)
+    assert "000000.npy … " in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "grid.png") as grid, Image.open(tmp_path / "out" / "animation.gif") as animation:
+        assert grid.size == animation.size
+        assert (grid.width > channels * 96) == (channels != 3)
+
+
+def test_values_at_the_ends_of_the_range_are_counted(tmp_path, capsys):
+    pixels = PixelFormat(dtype="float32", low=-3, high=5, file="npy")
+    drawn = pixels.from_unit(untrained(tmp_path, 2, pixels))
+    share = np.mean((drawn <= -3) | (drawn >= 5))
+    sample.main([str(tmp_path), "--out", str(tmp_path / "out"), "--num", "2", "--steps", "1", "--device", "cpu"])
+    assert record(tmp_path / "out")["clipped_share"] == pytest.approx(share)
+    assert (f"{share:.1%} of the values" in capsys.readouterr().out) == (share >= 0.01)
+    assert share > 0.01
+
+
+def test_the_share_of_clipped_values_of_pictures_is_no_concern(conditional, tmp_path, capsys):
+    run(conditional, tmp_path / "out", "--num", 2, "--steps", 10)
+    assert "of the values" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label", ["all", "three", "none"])
+def test_a_table_lists_the_labels(conditional, tmp_path, label):
+    run(conditional, tmp_path / "out", "--num", 12, "--steps", 2, "--label", label)
+    rows = list(csv.DictReader((tmp_path / "out" / "labels.csv").read_text().splitlines()))
+    assert [row["file"] for row in rows] == sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
+    number = {"all": 11 % 10, "three": 3, "none": 10}[label]
+    assert rows[11] == {"file": "000011.png", "label": str(number), "class": (*CLASSES, "none")[number]}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plain", "plain"),
+        ('a,b;"c"', 'a,b;"c"'),
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("-2+3", "'-2+3"),
+        ("two\nlines", "two\\nlines"),
+        ("\t=1", "\\t=1"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\udcff", "\\xff"),
+        ("\u202egnp", "\\u202egnp"),
+        ("日本", "日本"),
+        ("", ""),
+        ("n" * 5000, "n" * 5000),
+        ("<img src=x>", "<img src=x>"),
+    ],
+)
+def test_any_name_of_a_class_is_written_as_text(tmp_path, capsys, name, shown):
+    net = UNet(replace(SMALL, in_channels=1, out_channels=1, classes=2))
+    DiffusionModel(net, DDPM(), ("other", name)).save(tmp_path / "model")
+    run(tmp_path / "model", tmp_path / "out", "--num", 2, "--steps", 2)
+    rows = list(csv.reader((tmp_path / "out" / "labels.csv").read_text(encoding="utf-8").splitlines()))
+    assert rows == [["file", "label", "class"], ["000000.png", "0", "other"], ["000001.png", "1", shown]]
+    with Image.open(tmp_path / "out" / "images" / "000001.png") as picture:
+        assert picture.text["label"] == "1"
+        assert picture.text["class"] == shown.removeprefix("'")[: sample.MAX_TEXT]
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_picture_holds_what_drew_it(conditional, tmp_path):
+    flags = ["--num", 5, "--steps", 3, "--seed", 7, "--guidance", 2, "--eta", 0.5, "--label", "three"]
+    run(conditional, tmp_path / "out", *flags)
+    with Image.open(tmp_path / "out" / "images" / "000004.png") as picture:
+        assert picture.text == {
+            "Software": f"residual-diffusion {residual.__version__}",
+            "model": str(conditional), "image": "4", "seed": "7", "sampler": "ddim", "steps": "3", "guidance": "2.0",
+            "eta": "0.5", "label": "3", "class": "three",
+        }  # fmt: skip
+    facts = record(tmp_path / "out")
+    assert (facts["seed"], facts["label"], facts["num"], facts["images_seen"]) == (7, "three", 5, None)
+    assert facts["model_folder"] == str(conditional.resolve())
+    assert re.fullmatch("[0-9a-f]{64}", facts["weights_sha256"])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_array_for_evaluators(conditional, tmp_path, ranks):
+    flags = ["--num", "7", "--steps", "2", "--npz", "--out", str(tmp_path / "out")]
+    if ranks == 1:
+        run(conditional, tmp_path / "out", *flags[:-2])
+    else:
+        torchrun(conditional, *flags)
+    with np.load(tmp_path / "out" / "samples.npz") as arrays:
+        assert sorted(arrays) == ["arr_0", "arr_1"]
+        assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((7, 8, 8, 3), np.uint8)
+        np.testing.assert_array_equal(arrays["arr_0"], pixels(tmp_path / "out")[..., None].repeat(3, axis=-1))
+        assert arrays["arr_1"].tolist() == list(range(7))
+
+
+def test_an_array_for_evaluators_without_labels_and_in_colour(tmp_path):
+    untrained(tmp_path / "model", 3, BYTES)
+    run(tmp_path / "model", tmp_path / "out", "--num", 3, "--steps", 1, "--npz")
+    with np.load(tmp_path / "out" / "samples.npz") as arrays:
+        assert sorted(arrays) == ["arr_0"]
+        np.testing.assert_array_equal(arrays["arr_0"], pixels(tmp_path / "out"))
+
+
+def test_an_array_for_evaluators_of_16_bits_has_8(tmp_path):
+    untrained(tmp_path / "model", 1, PixelFormat(dtype="uint16", high=65535))
+    levels = run(tmp_path / "model", tmp_path / "out", "--num", 2, "--steps", 1, "--npz")
+    with np.load(tmp_path / "out" / "samples.npz") as arrays:
+        np.testing.assert_array_equal(arrays["arr_0"][..., 0], np.rint(levels / 257))
+
+
+def test_evaluators_of_pictures_read_no_fields(tmp_path, capsys):
+    untrained(tmp_path / "model", 5, PixelFormat(dtype="float32", low=0, high=1, file="npy"))
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--npz"])
+    assert "npz" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class Killed(BaseException):
+    """A process killed at once."""
+
+
+def kill(count, command):
+    """Runs sample.py, killed when it has written `count` images."""
+    save, left = sample.save_image, [count]
+
+    def saving(*arguments):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        save(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "save_image", saving)
+        with pytest.raises(Killed):
+            sample.main(list(map(str, command)))
+
+
+def test_an_interrupted_command_goes_on_with_its_images(conditional, tmp_path, capsys):
+    flags = ["--num", 11, "--steps", 5, "--batch", 3, "--animation", "--npz"]
+    run(conditional, tmp_path / "whole", *flags)
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in files(tmp_path / "whole")}
+    run(conditional, tmp_path / "out", "--num", 2, "--steps", 2)
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+    for count in (4, 9):
+        kill(count, [str(conditional), "--out", str(tmp_path / "out"), "--device", "cpu", *map(str, flags)])
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == before
+    run(conditional, tmp_path / "out", *flags)
+    assert "continuing: 9 of 11 images" in capsys.readouterr().out
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+@pytest.mark.parametrize("flag", [("--seed", 1), ("--steps", 3), ("--label", "two"), ("--guidance", 2), ("--eta", 1)])
+def test_images_of_another_command_are_not_mixed_in(conditional, tmp_path, capsys, flag):
+    kill(3, [str(conditional), "--out", str(tmp_path / "out"), "--num", "5", "--steps", "2", "--device", "cpu"])
+    expected = run(conditional, tmp_path / "other", "--num", 5, "--steps", 2, *flag)
+    found = run(conditional, tmp_path / "out", "--num", 5, "--steps", 2, *flag)
     printed = capsys.readouterr().out
-    assert "000000.npy … " in printed
-    assert (f"note: images have {channels} channels, of which pictures show" in printed) == (channels in (2, 4))
+    assert "tmp-new-out" in printed
+    assert "continuing" not in printed
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_images_of_other_weights_are_not_mixed_in(tmp_path, capsys):
+    untrained(tmp_path / "model", 1, BYTES)
+    flags = ["--num", "4", "--steps", "2", "--device", "cpu"]
+    kill(3, [str(tmp_path / "model"), "--out", str(tmp_path / "out"), *flags])
+    model = load_model(tmp_path / "model")
+    model.net.head.conv.bias.data += 0.5
+    model.save(tmp_path / "model")
+    sample.main([str(tmp_path / "model"), "--out", str(tmp_path / "out"), *flags])
+    assert "continuing" not in capsys.readouterr().out
+
+
+def test_fewer_images_of_an_interrupted_command_are_enough(conditional, tmp_path, capsys):
+    command = [str(conditional), "--out", str(tmp_path / "out"), "--steps", "2", "--device", "cpu", "--num"]
+    kill(8, [*command, "20"])
+    sample.main([*command, "6"])
+    assert "continuing: 6 of 6 images" in capsys.readouterr().out
+    assert len(pixels(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "link", "folder", "other"])
+def test_damaged_images_of_an_interrupted_command_are_drawn_again(conditional, tmp_path, damage):
+    command = [str(conditional), "--out", str(tmp_path / "out"), "--steps", "2", "--num", "5", "--device", "cpu"]
+    expected = run(conditional, tmp_path / "whole", "--num", 5, "--steps", 2)
+    kill(3, command)
+    path = tmp_path / "tmp-new-out" / "images" / "000001.png"
+    content = path.read_bytes()
+    path.unlink()
+    if damage in ("truncate", "empty"):
+        path.write_bytes(content[:40] if damage == "truncate" else b"")
+    elif damage == "link":
+        (tmp_path / "elsewhere.png").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere.png")
+    elif damage == "folder":
+        path.mkdir()
+    else:
+        Image.new("L", (9, 9)).save(path)
+    sample.main(command)
+    np.testing.assert_array_equal(pixels(tmp_path / "out"), expected)
+    assert not (tmp_path / "out" / "images" / "000001.png").is_symlink()
+    if damage == "link":
+        assert (tmp_path / "elsewhere.png").read_bytes() == content
+
+
+@pytest.mark.parametrize("flags", [[], ["--num", "3"]])
+def test_the_default_folder_belongs_to_the_run(conditional, tmp_path, monkeypatch, capsys, flags):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("task: diffusion\n")
+        shutil.copytree(conditional, tmp_path / name / "model")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b/model", "b"):
+        sample.main([name, "--steps", "1", "--num", "2", "--device", "cpu", *flags])
+    assert "grid: b/drawn/grid.png" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    for name in ("a", "b"):
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"config.yaml", "model", "drawn"}
+        assert record(tmp_path / name / "drawn")["model_folder"] == str(tmp_path / name)
+
+
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("place", ["save_image", "_write_npz", "_write_labels", "save_animation"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_output(conditional, tmp_path, monkeypatch, capsys, place):
+    before = run(conditional, tmp_path / "out", "--num", 2, "--steps", 2)
+    monkeypatch.setattr(sample, place, full_disk)
+    flags = ["--num", "3", "--steps", "1", "--npz", "--animation", "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        sample.main([str(conditional), "--out", str(tmp_path / "out"), *flags])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2
+    assert f"the disk of '{tmp_path / 'out'}' is full" in error
+    assert ("3 of 3 images are kept" in error) == (place != "save_image")
+    np.testing.assert_array_equal(pixels(tmp_path / "out"), before)
+    assert (tmp_path / "tmp-new-out").exists() == (place != "save_image")
+    assert not (tmp_path / "tmp-lock-out").exists()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_files_that_may_not_grow(conditional, tmp_path, capfd, number):
+    """Without any stand-in: the system refuses the first byte beyond each of several sizes."""
+    limit = 100 * 4**number
+    code = "import resource, signal, sys, sample; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sample.main(sys.argv[1:])"
+    flags = ["--num", "40", "--steps", "1", "--npz", "--animation", "--device", "cpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(conditional), *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode in (0, 2), done.stderr
+    assert (tmp_path / "out").exists() == (done.returncode == 0)
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert str(tmp_path / "out") in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    ],
+)
+def test_too_large_a_batch_is_one_line(conditional, tmp_path, monkeypatch, capsys, error):
+    def allocate(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(DiffusionModel, "denoising", allocate)
+    with pytest.raises(SystemExit) as end:
+        sample.main([str(conditional), "--out", str(tmp_path / "out"), "--batch", "200000", "--device", "cpu"])
+    assert end.value.code == 2
+    assert "batch=200000" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_refusal_of_memory_is_one_line(conditional, tmp_path):
+    code = "import resource, sys, sample; resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2); "
+    code += "sample.main(sys.argv[1:])"
+    flags = ["--num", "20000", "--batch", "20000", "--device", "cpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(conditional), *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "batch=20000" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_are_not_finite_are_refused(tmp_path, monkeypatch, capsys):
+    untrained(tmp_path / "model", 1, BYTES)
+    monkeypatch.setattr(UNet, "forward", lambda net, x, *rest: x * torch.nan)
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--steps", "2", "--device", "cpu"])
+    assert "image 0" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_arrays_that_do_not_fit_on_the_disk_are_refused_before_work(tmp_path, monkeypatch, capsys):
+    untrained(tmp_path / "model", 4, PixelFormat(dtype="float64", low=0, high=1, file="npy"))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, 10**6))
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--num", "1000000", "--device", "cpu"])
+    assert "1,000,000 images: 2.05 GB are needed, 1 MB are free" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_names_of_folders_are_printed_safely(conditional, tmp_path, capsys):
+    out = tmp_path / "a\nb\x1b[31m\udcff"
+    run(conditional, out, "--num", 1, "--steps", 1)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "a\\nb\\x1b[31m\\xff/grid.png" in printed
 
 
 def test_a_missing_folder_is_named(tmp_path, capsys):

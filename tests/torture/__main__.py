@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.torture import damage, disk, kills, signals
+from tests.torture import damage, disk, kills, outputs, signals
 from tests.torture.runs import Broken, Run
 
 
@@ -91,12 +91,23 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
             "the previous checkpoint intact, no partial files left, the bits of the undisturbed run"
         )
 
+    def output(script: outputs.Script, count: int) -> str:
+        found = outputs.kill_until(out, undisturbed(1), script, count, dice)
+        return (
+            f"{found['kills']} kills: {found['old']} left the old folder, {found['new']} the new one, "
+            f"{found['between two renames']} between two renames; the next command ended with the bits of an "
+            "undisturbed one"
+        )
+
     def holds(trial: Callable[[Path, Run, random.Random], None], processes: int) -> str:
         trial(out, undisturbed(processes), dice)
         return "as documented"
 
     def row(count: int, way: signals.Way) -> Callable[[], str]:
         return lambda: stopped(way, count)
+
+    def killed_output(script: outputs.Script, count: int) -> Callable[[], str]:
+        return lambda: output(script, count)
 
     quick = args.quick
     rows = {
@@ -105,6 +116,10 @@ def trials(out: Path, args: argparse.Namespace, dice: random.Random) -> dict[str
         **{way.name: row(1 if quick else args.signals, way) for way in signals.WAYS if not quick or way.quick},
         "newest checkpoint damaged": lambda: damaged(2 if quick else None),
         "disk full": lambda: full(2 if quick else 20),
+        **{
+            f"SIGKILL to {script.name} over an earlier output": killed_output(script, 1 if quick else 20)
+            for script in outputs.SCRIPTS
+        },
     }
     if quick:
         return rows

@@ -287,6 +287,10 @@ def test_of_a_flag_given_twice_the_last_counts():
     assert read("task: toy", "--train.images", "1", "--train.images", "2").run.train.images == 2
 
 
+def test_the_dashes_of_a_launcher_are_no_flag():
+    assert read("task: toy", "--", "--train.images", "2").run.train.images == 2
+
+
 def test_the_switches_and_the_run_folder():
     assert (read("task: toy").folder, read("task: toy").fresh, read("task: toy").dry_run) == (
         Path("runs/some"),
@@ -342,6 +346,7 @@ def test_the_record_of_a_run_continues_it():
 # --- the resolved config ---------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=8)
+INTEGERS = st.integers(1 - 2**64, 2**64 - 1)
 TOYS = st.builds(
     Toy,
     data=st.builds(
@@ -351,8 +356,8 @@ TOYS = st.builds(
         cache=st.none() | st.just(Path("a b/c")),
         columns=st.lists(TEXT).map(tuple),
     ),
-    model=st.builds(Model, channels=st.sampled_from([4, 40]), multipliers=st.lists(st.integers()).map(tuple))
-    | st.builds(Wide, width=st.integers()),
+    model=st.builds(Model, channels=st.sampled_from([4, 40]), multipliers=st.lists(INTEGERS).map(tuple))
+    | st.builds(Wide, width=INTEGERS),
     optimizer=st.sampled_from([AdamW(), SGD(nesterov=True)]),
     train=st.builds(Train, rate=st.floats(-1e9, 1e9), clip=st.none() | st.floats(1e-9, 1e9)),
 )  # fmt: skip
@@ -440,6 +445,8 @@ def test_lists_are_written_within_a_line():
         ("--model.preset=[a]", ["model.preset", "[a]", "small"]),
         ("--train.images=" + "9" * 5000, ["--train.images=9", "INT"]),
         ("--train.images=1e400", ["--train.images=1e400", "INT"]),
+        ("--train.images=1e300", ["--train.images=1e300", "too large", "INT"]),
+        ("--model.multipliers=1,18446744073709551616", ["--model.multipliers=1,18446744073709551616", "too large"]),
         ("--train.rate=1e400", ["--train.rate=1e400", "finite"]),
         ("--train.rate=.nan", ["--train.rate=.nan", "finite"]),
         ("--train.clip=-.inf", ["--train.clip=-.inf", "finite"]),
@@ -580,9 +587,9 @@ def test_a_byte_order_mark_and_the_line_ends_of_other_systems_are_read(data: byt
     assert read_yaml(Path("some.yaml"))["task"] == "toy"
 
 
-@pytest.mark.parametrize("kind", ["folder", "named pipe", "device", "large", "closed"])
+@pytest.mark.parametrize("kind", ["folder", "named pipe", "device", "large", "closed", "unreadable"])
 def test_a_config_that_is_no_regular_file(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]):
-    path = Path("/dev/zero") if kind == "device" else folder / "c.yaml"
+    path = {"device": Path("/dev/zero"), "unreadable": Path("/proc/self/mem")}.get(kind, folder / "c.yaml")
     if kind == "folder":
         path.mkdir()
     elif kind == "named pipe":
@@ -597,7 +604,8 @@ def test_a_config_that_is_no_regular_file(folder: Path, kind: str, capsys: pytes
         command(lambda argv: parse(RUNS, argv))(["--config", str(path)])
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
-    assert {"large": "131,072", "closed": "Not a directory"}.get(kind, kind) in line
+    problems = {"large": "131,072", "closed": "Not a directory", "unreadable": "Input/output error"}
+    assert problems.get(kind, kind) in line
 
 
 # --- help ------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ from training.schedule import Constant, Step
         (AdamW, "learning_rate", 0.0, "0"),
         (SGD, "learning_rate", float("nan"), "0"),
         (AdamW, "learning_rate", float("inf"), "0"),
+        (AdamW, "learning_rate", 1e300, "1000"),
+        (SGD, "weight_decay", 1e300, "1000"),
         (AdamW, "weight_decay", float("inf"), "0"),
         (AdamW, "betas", (float("nan"), 0.9), "[0, 1)"),
         (AdamW, "max_grad_norm", float("inf"), "null"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from residual.names import require_known
 from residual.weights.keymap import export_state, import_state
 from residual.weights.layout import read_state
+from residual.weights.read import plain_names
 from unet.config import UNetConfig
 from unet.edm2_config import EDM2Config
 from unet.layouts import adm, diffusers, edm, edm2
@@ -35,7 +36,7 @@ def import_weights(config: Config, state_dict: State | str | Path, ours: State, 
     express, for names or shapes that do not fit (with the difference), and for a pickle.
     """
     chosen = _layout(layout, config)
-    given = read_state(state_dict)
+    given, _ = plain_names(read_state(state_dict))
     theirs = chosen.clean(given)
     if chosen.signature_key not in theirs and (likely := likely_layouts(given)):
         raise ValueError(f"layout {layout!r} does not fit: {_described(likely)}")

@@ -25,6 +25,8 @@ _FIXED = {
     "decoder_attention": ("all",),
     "residual_scale": (1.0,),
     "input_skips": (False,),
+    "pyramid": (False,),
+    "middle": ("attention",),
 }
 
 

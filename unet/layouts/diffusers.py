@@ -1,5 +1,6 @@
 """Layout of diffusers' `UNet2DModel`, its arguments from our config and back, and its model folders."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from torch import Tensor
 from residual.weights.config import read_config, read_json
 from residual.weights.keymap import Place, Rule, Table, linear_to_conv, stacked_to_conv
 from residual.weights.layout import inexpressible
-from residual.weights.pretrained import read_weights
 from unet.config import UNetConfig
 from unet.layouts.layout import (
     UNetLayout,
@@ -22,7 +22,7 @@ from unet.layouts.layout import (
 )
 
 _NAME = "diffusers' UNet2DModel"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+WEIGHTS_STEM = "diffusion_pytorch_model"
 TABLE: Table = {
     "module": [Rule("", "")],
     "residual": [
@@ -33,6 +33,7 @@ TABLE: Table = {
         Rule("branch.norm2", "norm2"),
         Rule("branch.conv2", "conv2"),
         Rule("shortcut", "conv_shortcut"),
+        Rule("shortcut.project", "conv_shortcut"),
     ],
     "attention": [
         Rule("branch.norm", "group_norm"),
@@ -58,6 +59,9 @@ def places(config: UNetConfig) -> Iterator[Place]:
             yield Place("residual", f"{ours}.res", f"{theirs}.resnets.{counts[level]}")
             yield Place("attention", f"{ours}.attn", f"{theirs}.attentions.{counts[level]}")
             counts[level] += 1
+        elif config.pyramid:
+            yield Place("residual", f"{ours}.down", f"{theirs}.resnet_down")
+            yield Place("module", f"input_skips.{i}.conv", f"{theirs}.skip_conv")
         elif block.resample == "block":
             yield Place("residual", f"{ours}.down", f"{theirs}.downsamplers.0")
         else:
@@ -70,9 +74,14 @@ def places(config: UNetConfig) -> Iterator[Place]:
         level = block.level.index
         ours, theirs = f"decoder.{i}", f"up_blocks.{skeleton.depth - 1 - level}"
         yield Place("residual", f"{ours}.res", f"{theirs}.resnets.{counts[level]}")
-        yield Place("attention", f"{ours}.attn", f"{theirs}.attentions.{counts[level]}")
+        number = counts[level] if config.decoder_attention == "all" else 0
+        yield Place("attention", f"{ours}.attn", f"{theirs}.attentions.{number}")
         counts[level] += 1
-        if block.resample == "block":
+        if config.pyramid and block.resample is not None:
+            yield Place("residual", f"output_skips.{i}.grow.up", f"{theirs}.resnet_up")
+            yield Place("module", f"output_skips.{i}.head.norm", f"{theirs}.skip_norm")
+            yield Place("module", f"output_skips.{i}.head.conv", f"{theirs}.skip_conv")
+        elif block.resample == "block":
             yield Place("residual", f"{ours}.up", f"{theirs}.upsamplers.0")
         elif block.resample is not None:
             yield Place("module", f"{ours}.up", f"{theirs}.upsamplers.0.conv")
@@ -85,10 +94,11 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
 
     Raises ValueError, with the reason, for what that class cannot express.
     """
-    require(_NAME, config, _FIXED)
+    require(_NAME, config, _FIXED_PYRAMID if config.pyramid else _FIXED)
     skeleton = config.skeleton
     require_same_blocks(_NAME, skeleton)
-    resample = require_resample(_NAME, skeleton, ("conv", "conv_same", "block"))
+    allowed = ("block_fir",) if config.pyramid else ("conv", "conv_same", "block")
+    resample = require_resample(_NAME, skeleton, allowed)
     levels, last = skeleton.levels, skeleton.depth - 1
     widths = {level.channels // level.heads for level in skeleton.attending_levels}
     one_head = all(level.heads == 1 for level in levels)
@@ -98,9 +108,12 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
         )
     require_first_width(_NAME, skeleton)
     require_groups(_NAME, config)
+    if config.pyramid:
+        _require_pyramid_groups(config)
     in_block = resample == "block"
-    down_types = [_block_type("Down", level.attention, in_block and level.index < last) for level in levels]
-    up_types = [_block_type("Up", level.attention, in_block and level.index > 0) for level in levels]
+    kinds = [_block_kind(config, level.attention) for level in levels]
+    down_types = [_block_type("Down", kind, in_block and i < last) for i, kind in enumerate(kinds)]
+    up_types = [_block_type("Up", kind, in_block and i > 0) for i, kind in enumerate(kinds)]
     return {
         "sample_size": config.size[0] if config.size[0] == config.size[1] else list(config.size),
         "in_channels": config.in_channels,
@@ -110,8 +123,11 @@ def config_of(config: UNetConfig) -> dict[str, Any]:
         "down_block_types": down_types,
         "up_block_types": up_types[::-1],
         "attention_head_dim": None if one_head else widths.pop(),
-        "norm_num_groups": config.groups,
-        "attn_norm_num_groups": config.groups,
+        "norm_num_groups": None if config.pyramid else config.groups,
+        "attn_norm_num_groups": None if config.pyramid else config.groups,
+        "mid_block_type": None if config.middle == "none" else "UNetMidBlock2D",
+        "mid_block_scale_factor": _SCALE if config.pyramid else 1,
+        "add_attention": config.middle != "blocks",
         "norm_eps": config.eps,
         "dropout": config.dropout,
         "downsample_padding": 0 if resample == "conv_same" else 1,
@@ -129,18 +145,19 @@ def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
     Missing arguments have the defaults of `UNet2DModel`. Raises ValueError, with the name, for an argument that cannot
     be expressed, is unknown, or has the wrong type.
     """
-    public = {name: value for name, value in arguments.items() if not name.startswith("_")}
+    public = {name: value for name, value in arguments.items() if not name.startswith("_") and name not in _AVERAGE}
     given = asdict(read_config(Arguments, public, optional=asdict(Arguments())))
     for name, (rule, allowed) in _REFUSED.items():
         if not allowed(given[name], given):
             raise ValueError(f"UNet2DModel with {name}={given[name]!r} cannot be expressed here: {rule}")
+    pyramid = _is_pyramid(given)
     widths, down = tuple(given["block_out_channels"]), given["down_block_types"]
     size = given["sample_size"] if given["sample_size"] is not None else 2 ** (len(widths) - 1)
-    attention = tuple(level for level, name in enumerate(down) if name == "AttnDownBlock2D")
+    attention = tuple(level for level, name in enumerate(down) if name.startswith("Attn"))
     conv = "conv_same" if given["downsample_padding"] == 0 else "conv"
     attention_resample = {"conv": conv, "resnet": "block"}[given["downsample_type"]]
     kinds = {"DownBlock2D": conv, "AttnDownBlock2D": attention_resample, "ResnetDownsampleBlock2D": "block"}
-    resample = tuple(kinds[name] for name in down)
+    resample = tuple("block_fir" if pyramid else kinds[name] for name in down)
     head_channels = given["attention_head_dim"]
     config = UNetConfig(
         in_channels=given["in_channels"],
@@ -159,16 +176,40 @@ def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
         conditioning="add" if given["resnet_time_scale_shift"] == "default" else "scale_shift",
         resample=resample[0] if len(set(resample[:-1])) < 2 else resample,  # type: ignore[arg-type]
         dropout=given["dropout"],
-        groups=given["norm_num_groups"],
+        groups=32 if pyramid else given["norm_num_groups"],
+        group_channels=4 if pyramid else 1,
+        decoder_attention="last" if pyramid else "all",
+        residual_scale=0.5**0.5 if pyramid else 1.0,
+        pyramid=pyramid,
+        middle="none" if given["mid_block_type"] is None else "attention" if given["add_attention"] else "blocks",
         eps=given["norm_eps"],
         time_embedding=_time_of(given),  # type: ignore[arg-type]
     )
-    if config_of(config)["up_block_types"] != list(given["up_block_types"]):
+    expected, found = config_of(config)["up_block_types"], list(given["up_block_types"])
+    if found[-1:] == ["ResnetUpsampleBlock2D"] and expected[-1] == "UpBlock2D":
+        found[-1] = "UpBlock2D"  # the last block does not double the size, so both compute the same
+    if expected != found:
         raise ValueError(
             f"UNet2DModel with up_block_types={tuple(given['up_block_types'])} cannot be expressed here: "
-            f"the decoder mirrors the encoder, {tuple(config_of(config)['up_block_types'])}"
+            f"the decoder mirrors the encoder, {tuple(expected)}"
         )
     return config
+
+
+def _is_pyramid(given: Mapping[str, Any]) -> bool:
+    """Whether the blocks are those of NCSN++, which take and add images of all sizes."""
+    return "Skip" in "".join(given["down_block_types"])
+
+
+def _require_pyramid_groups(config: UNetConfig) -> None:
+    """Raises ValueError for widths at which blocks of NCSN++ have other groups in diffusers.
+
+    Their attention has 32 groups, and a block before it min(32, a + b / 4), whose input has a + b channels.
+    """
+    for block in config.skeleton.decoder():
+        if block.level.attention and min(block.c_out, block.c_in) < 128:
+            reason = "attention of NCSN++ needs 128 channels"
+            raise inexpressible(_NAME, f"channel_multipliers={config.channel_multipliers}", reason)
 
 
 def current_names(theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -201,7 +242,7 @@ class Arguments:
     dropout: float = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | None = 8
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = "default"
@@ -211,16 +252,36 @@ class Arguments:
     num_train_timesteps: int | None = None
 
 
-_FIXED = {
-    "group_channels": (1,),
+_ALWAYS = {
     "label_embedding": ("table",),
     "time_embedding": ("ddpm", "adm", "log_fourier"),
     "time_channels": (None,),
     "augment_channels": (None,),
-    "decoder_attention": ("all",),
-    "residual_scale": (1.0,),
     "input_skips": (False,),
 }
+_FIXED = _ALWAYS | {"group_channels": (1,), "decoder_attention": ("all",), "residual_scale": (1.0,)}
+_FIXED_PYRAMID = _ALWAYS | {
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "learned_variance": (False,),
+    "groups": (32,),
+    "group_channels": (4,),
+    "decoder_attention": ("last",),
+    "residual_scale": (0.5**0.5,),
+}
+_SCALE = 2**0.5
+"""divisor of the sums in blocks of NCSN++"""
+_AVERAGE = {
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+}
+"""what diffusers' `EMAModel` adds to the config of the network that it averages"""
+_PYRAMID_BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D"}
 _DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 _TIME: dict[str, dict[str, Any]] = {
     "ddpm": {"time_embedding_type": "positional", "flip_sin_to_cos": False, "freq_shift": 1},
@@ -248,9 +309,21 @@ _REFUSED: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
         "the embedding is four times as wide as the first level",
         lambda value, given: value in (None, 4 * given["block_out_channels"][0]),
     ),
-    "down_block_types": (f"give {', '.join(_DOWN)}", lambda value, given: set(value) <= set(_DOWN)),
-    "mid_block_type": ("the middle is UNetMidBlock2D", lambda value, given: value == "UNetMidBlock2D"),
-    "mid_block_scale_factor": ("the middle is not scaled", lambda value, given: value == 1),
+    "down_block_types": (
+        f"give {', '.join(_DOWN)}, or only {' and '.join(sorted(_PYRAMID_BLOCKS))}",
+        lambda value, given: set(value) <= set(_DOWN) or set(value) <= _PYRAMID_BLOCKS,
+    ),
+    "mid_block_type": ("give UNetMidBlock2D or null", lambda value, given: value in ("UNetMidBlock2D", None)),
+    "mid_block_scale_factor": (
+        "the middle is scaled as the other blocks: 1, or the root of 2 with SkipDownBlock2D",
+        lambda value, given: (
+            given["mid_block_type"] is None or math.isclose(value, _SCALE if _is_pyramid(given) else 1, rel_tol=1e-6)
+        ),
+    ),
+    "norm_num_groups": (
+        "give a number, or null with SkipDownBlock2D",
+        lambda value, given: (value is None) == _is_pyramid(given),
+    ),
     "downsample_type": (
         "give conv or resnet, the same up and down",
         lambda value, given: value == given["upsample_type"] and value in ("conv", "resnet"),
@@ -266,17 +339,21 @@ _REFUSED: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
             value == given["norm_num_groups"] or (value is None and given["resnet_time_scale_shift"] == "default")
         ),
     ),
-    "add_attention": ("the middle has attention", lambda value, given: bool(value)),
     "class_embed_type": ("labels are a table of rows", lambda value, given: value is None),
     "downsample_padding": ("give 0 or 1", lambda value, given: value in (0, 1)),
 }
 
 
-def _block_type(direction: str, attention: bool, resample_in_block: bool) -> str:
+def _block_kind(config: UNetConfig, attention: bool) -> str:
+    """The first part of the name of diffusers' class of a block."""
+    return ("Attn" if attention else "") + ("Skip" if config.pyramid else "")
+
+
+def _block_type(direction: str, kind: str, resample_in_block: bool) -> str:
     """The class of a block of diffusers; `direction` is "Down" or "Up"."""
-    if attention:
-        return f"Attn{direction}Block2D"
-    return f"Resnet{direction}sampleBlock2D" if resample_in_block else f"{direction}Block2D"
+    if resample_in_block and not kind:
+        return f"Resnet{direction}sampleBlock2D"
+    return f"{kind}{direction}Block2D"
 
 
 def find_network(folder: Path) -> Path | None:
@@ -297,20 +374,6 @@ def read_network_config(network: Path) -> UNetConfig:
         return config_from(arguments)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def read_network_weights(network: Path) -> dict[str, Tensor]:
-    """The state dict in a network's folder. Raises ValueError for a pickle, and for weights in several files."""
-    path = network / WEIGHTS_FILE
-    if path.is_file():
-        return read_weights(path)
-    convert = "save it with diffusers: UNet2DModel.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER"
-    if path.with_name(f"{path.name}.index.json").is_file():
-        raise ValueError(f"{network} holds its weights in several files; {convert}, max_shard_size='100GB')")
-    if (variants := sorted(network.glob(f"{path.stem}.*.safetensors"))) or path.with_suffix(".bin").is_file():
-        found = f"only {variants[0].name}" if variants else f"only {path.stem}.bin, a pickle, which could run code"
-        raise ValueError(f"{network} holds {found}; {convert})")
-    raise ValueError(f"no {path.name} in {network}; if there is only a .bin (a pickle, not opened here), {convert})")
 
 
 LAYOUT = UNetLayout(

@@ -38,7 +38,14 @@ TABLE: Table = {
     ],
 }
 _PREFIX = "model."
-_SHARED = {"groups": (32,), "group_channels": (4,), "time_channels": (None,), "learned_variance": (False,)}
+_SHARED = {
+    "pyramid": (False,),
+    "middle": ("attention",),
+    "groups": (32,),
+    "group_channels": (4,),
+    "time_channels": (None,),
+    "learned_variance": (False,),
+}
 _SONG = _SHARED | {
     "time_embedding": ("ddpm", "fourier"),
     "label_embedding": ("linear_first",),
