@@ -93,7 +93,7 @@ def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
         raise ValueError(f"{folder} is a run of {parsed.task}; only classifiers can be evaluated so far")
     run = parsed.run
     own_data = parse(RUNS, ["--config", str(config), "--run", folder]).run.data
-    moved = len({os.path.realpath(Path(data.source).expanduser()) for data in (run.data, own_data)}) > 1
+    moved = len({os.path.realpath(os.path.expanduser(data.source)) for data in (run.data, own_data)}) > 1
     if (moved or run.data.split != own_data.split) and "data.validation" not in given:
         run = replace(run, data=replace(run.data, validation=run.data.split))
     if moved and "data.label_file" not in given:

@@ -9,6 +9,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,10 +116,12 @@ class DiffusionModel:
 
         Classes that had no training image are left out.
         """
-        if self.classes is None:
-            return None
-        trained = [label for label in range(len(self.classes)) if self.class_counts is None or self.class_counts[label]]
-        return [trained[k % len(trained)] for k in images]
+        return None if self.classes is None else [self._drawn[k % len(self._drawn)] for k in images]
+
+    @cached_property
+    def _drawn(self) -> list[int]:
+        """The labels that had training images, or all where that is unknown."""
+        return [k for k in range(len(self.classes or ())) if self.class_counts is None or self.class_counts[k]]
 
     def label(self, text: str) -> int:
         """The number of a class from its name; else that of the null label from “none”, or of a class from its number.

@@ -341,8 +341,8 @@ def unknown_image(name: Any, names: Collection[str]) -> str:
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
         return f"{_repr.repr(name)} leaves the folder; give a path below it"
     tail = path.name.casefold()
-    same = (each for each in names if tail in (PurePosixPath(each.casefold()).name, PurePosixPath(each.casefold()).stem))
-    near = sorted(islice(same, 3))
+    ends = ((each, each.casefold().rpartition("/")[2]) for each in names)
+    near = sorted(islice((each for each, end in ends if tail in (end, end.rpartition(".")[0])), 3))
     near = near or closest(str(path), islice(names, NAMES_TO_TRY))
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"there is no image {_repr.repr(name)} in the folder{hint}"
