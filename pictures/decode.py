@@ -1,18 +1,24 @@
 """Decodes pictures to arrays of pixels, and applies their preprocessing."""
 
 import math
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
+from PIL.ExifTags import Base
 
+from pictures.formats import FORMATS, MAX_PIXELS
 from pictures.preprocessing import Preprocessing
+from storage.read import open_regular, read_bytes
 
-MAX_PIXELS = 89_478_485
-"""an image with more pixels is an error, as a few kB can unpack to gigabytes; Pillow warns beyond this number"""
+MAX_METADATA = 64 << 20
+"""bytes that the texts or the colour profile of a PNG may have, uncompressed; Pillow's limit is 1 MiB"""
 DEEP = "F"
 """Pillow's mode for greys of 0..65535; of its modes with more than 8 bits, only this one is resized exactly"""
 TO_BYTES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
@@ -22,7 +28,41 @@ AREA = 0.08, 1.0
 ASPECT = 3 / 4, 4 / 3
 """narrowest and widest width / height"""
 TRIES = 10
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error by MAX_PIXELS
+TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""what makes an image of each EXIF orientation upright"""
+warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata are ignored, and large pictures an error
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_METADATA
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
+
+
+class Budget:
+    """A number of pixels that threads share: `hold` waits until as many are free. Asking for all of them is allowed."""
+
+    def __init__(self, pixels: int):
+        self._free, self._changed = pixels, threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: pixels <= self._free)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+IN_FLIGHT = Budget(MAX_PIXELS)
 
 
 def decode(
@@ -44,11 +84,18 @@ def decode_file(
     data: Path | bytes | np.ndarray, preprocessing: Preprocessing, random: np.random.Generator | None = None
 ) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
     """`decode`, and whether the file holds several pictures (an animation, pages)."""
-    with Image.fromarray(data) if isinstance(data, np.ndarray) else open_image(data) as image:
+    with open_image(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
-        plain = to_plain(image, preprocessing)
-        several = getattr(image, "is_animated", False)
+        with IN_FLIGHT.hold(image.width * image.height):
+            several = getattr(image, "is_animated", False)
+            return to_pixels(to_plain(image, preprocessing, data), preprocessing, random), several
+
+
+def to_pixels(
+    plain: Image.Image, preprocessing: Preprocessing, random: np.random.Generator | None
+) -> Shaped[np.ndarray, "c h w"]:
+    """The pixels of an image of `to_plain`, with the channels, size and bits that `preprocessing` specifies."""
     if preprocessing.channels is not None and plain.mode != DEEP:
         plain = plain.convert("L" if preprocessing.channels == 1 else "RGB")
     plain = to_size(plain, preprocessing, random)
@@ -58,7 +105,7 @@ def decode_file(
         pixels = np.repeat(np.rint(pixels).clip(0, 65535).astype(np.uint16), preprocessing.channels or 1, axis=0)
     elif preprocessing.bits == 16:
         pixels = pixels.astype(np.uint16) * np.uint16(257)
-    return np.ascontiguousarray(pixels), several
+    return np.ascontiguousarray(pixels)
 
 
 def to_size(image: Image.Image, preprocessing: Preprocessing, random: np.random.Generator | None) -> Image.Image:
@@ -94,17 +141,67 @@ def random_box(width: int, height: int, random: np.random.Generator) -> tuple[in
     return left, upper, left + w, upper + h
 
 
-def open_image(data: Path | bytes) -> Image.Image:
-    """Opens an image file, or its bytes."""
-    if isinstance(data, bytes) and not data:
+@contextmanager
+def open_image(data: Path | bytes | np.ndarray) -> Iterator[Image.Image]:
+    """Opens a file or the bytes of one, of which only the header is read; or takes pixels (h, w) or (h, w, c).
+
+    Only decoders of `FORMATS` are tried, and only regular files are opened. Raises as Pillow does for other formats,
+    and as `open_regular` does.
+    """
+    if isinstance(data, np.ndarray):
+        yield Image.fromarray(data)
+        return
+    if not data:
         raise ValueError("no image")
-    return Image.open(BytesIO(data) if isinstance(data, bytes) else data)
+    with (
+        open_regular(data) if isinstance(data, Path) else BytesIO(data) as file,
+        Image.open(file, formats=tuple(FORMATS)) as image,
+    ):
+        yield image
 
 
-def to_plain(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Any image, upright and opaque, as mode L (grey), RGB or DEEP (16 bits to keep); palettes become RGB.
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, from 1 to 8; 1, which is upright, if there is none, or if it or all of EXIF is invalid."""
+    try:
+        found = image.getexif().get(Base.Orientation)
+    except Exception:  # as many types as there are ways of being damaged
+        return 1
+    return found if isinstance(found, int) and found in TURN else 1
 
-    Raises ValueError for 32 bits and, if 16 are to be kept, for files of which Pillow reads only 8.
+
+def ends_early(image: Image.Image, data: Path | bytes | np.ndarray) -> bool:
+    """Whether the compressed pixels of a loaded PNG or JPEG end before the last row, which Pillow does not report.
+
+    Pillow leaves missing rows of a PNG 0, and libjpeg makes missing blocks grey. An image that ends like this is
+    decoded again: a PNG over other values, a JPEG with more data before its end. If it changes, its own data were not
+    enough. Of the other formats Pillow reports it. A progressive JPEG with less detail than was saved is not noticed.
+    """
+    width, height = image.size
+    if isinstance(data, np.ndarray) or image.format not in ("PNG", "JPEG"):
+        return False
+    end = (0 if image.format == "PNG" else max(0, width - 8), height - 1, width, height)
+    last = image.crop(end)
+    if image.format == "PNG":
+        if last.getbbox(alpha_only=False):
+            return False
+        with open_image(data) as again:
+            again.im = Image.new(again.mode, again.size, 1).im
+            return bool(again.crop(end).getbbox(alpha_only=False))
+    if {level for pair in np.reshape(last.getextrema(), (-1, 2)) for level in pair} - {127, 128}:
+        return False
+    whole = read_bytes(data, None) if isinstance(data, Path) else data
+    cut = whole.rfind(b"\xff\xd9")
+    if cut < 0:
+        return False
+    with open_image(whole[:cut] + bytes(range(255)) * 4 + whole[cut:]) as again:
+        return again.tobytes() != image.tobytes()
+
+
+def to_plain(image: Image.Image, preprocessing: Preprocessing, data: Path | bytes | np.ndarray) -> Image.Image:
+    """The image in `data`, upright and opaque, as mode L (grey), RGB or DEEP (16 bits to keep); palettes become RGB.
+
+    Raises ValueError for pixels that end early, for 32 bits and, if 16 are to be kept, for files of which Pillow reads
+    only 8.
     """
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # Pillow reads it as 0..65535
     if image.mode in ("I", "F") and not deep:
@@ -118,7 +215,11 @@ def to_plain(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     if raw in TO_BYTES and "transparency" in image.info:
         colour = np.multiply(image.info["transparency"], TO_BYTES[raw]).astype(int).tolist()
         image.info["transparency"] = tuple(colour) if image.mode == "RGB" else colour
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    if ends_early(image, data):
+        raise ValueError("the pixels end early")
+    if (turn := orientation(image)) in TURN:
+        image = image.transpose(TURN[turn])
     if deep:
         levels = np.asarray(image).astype(np.int64)
         if preprocessing.bits == 16:

@@ -14,6 +14,8 @@ from training.task import EvaluationContext
 
 MAX_IN_GRID = 10_000
 """of the small images of a grid: nearly 7,000 px each way"""
+MAX_GUIDANCE = 1_000
+"""A larger value is almost certainly a typo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.num < 0 or self.batch < 1:
             raise ValueError(f"num={self.num}, batch={self.batch}: give num 0 or more, batch 1 or more")
+        if not abs(self.guidance) <= MAX_GUIDANCE:
+            raise ValueError(f"guidance={self.guidance} is out of range; give at most {MAX_GUIDANCE:,}, such as 2")
         if self.num > MAX_IN_GRID:
             raise ValueError(f"num={self.num} is more than a grid can show; give at most {MAX_IN_GRID}")
 

@@ -156,7 +156,7 @@ class UNet(Network):
         try:
             net.import_weights(state, "diffusers")
         except ValueError as error:
-            raise ValueError(f"{network}: {error}") from None
+            raise ValueError(f"{network / diffusers.WEIGHTS_STEM}.safetensors: {error}") from None
         return net.eval()
 
     @classmethod

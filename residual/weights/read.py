@@ -125,7 +125,7 @@ def usable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.dtype.itemsize < 4:
             cast[tensor.dtype] = cast.get(tensor.dtype, 0) + 1
             result[name] = tensor.float()
-        if not torch.isfinite(result[name]).all():
+        if not tensor.is_meta and not torch.isfinite(result[name]).all():
             raise ValueError(f"{name} has NaN or infinite numbers; take an earlier checkpoint, or save it again")
     for dtype, count in cast.items():
         note(f"{count} of {len(state)} tensors are {_type(dtype)} and are converted to float32")

@@ -115,7 +115,8 @@ def test_the_published_network(scale: int, branch_scale: float) -> None:
     theirs, ours, x = Published(config).eval(), EDSR(config).eval(), 50 * golden_input((2, 3, 7, 6)) + 128
     state = weights(theirs)
     theirs.load_state_dict(state)
-    assert ours.import_weights({f"module.{name}": tensor for name, tensor in state.items()}) == []
+    (line,) = ours.import_weights({f"module.{name}": tensor for name, tensor in state.items()})
+    assert "module." in line
     with torch.no_grad():
         expected = theirs(x)
         assert expected.shape == (2, 3, 7 * scale, 6 * scale)

@@ -47,7 +47,8 @@ def test_akamasters_names_with_the_prefix_of_data_parallel() -> None:
     net = ResNet(AKAMASTER)
     theirs = published(net, "akamaster")
     assert {key.partition(".")[0] for key in theirs} == {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}
-    assert net.import_weights({f"module.{key}": tensor for key, tensor in theirs.items()}) == []
+    (line,) = net.import_weights({f"module.{key}": tensor for key, tensor in theirs.items()})
+    assert "module." in line
     assert_close(net.export_weights("akamaster"), theirs, rtol=0, atol=0)
 
 
@@ -182,7 +183,7 @@ def test_a_failed_import_changes_nothing() -> None:
         (ResNetConfig(norm="group", noise=True), "timm", "cannot express noise=True: it has False"),
         (AKAMASTER, "timm", r"timm's ResNet cannot express widths=\(16, 32, 64\): it has \(64, 128, 256, 512\)"),
         (replace(AKAMASTER, shortcut="A"), "akamaster", "akamaster's ResNet .*shortcut='A'"),
-        (ResNetConfig(), "akamaster", "akamaster's ResNet cannot express widths"),
+        (ResNetConfig(), "akamaster", "akamaster's ResNet cannot express stem"),
     ],
 )
 def test_configs_that_a_layout_cannot_express(config: ResNetConfig, layout: str, message: str) -> None:

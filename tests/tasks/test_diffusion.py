@@ -268,6 +268,21 @@ def test_evaluation_draws_the_same_grid_every_time(tmp_path):
     assert numbers["sample_std"] > 0
 
 
+def test_the_grid_is_sent_to_the_trackers(tmp_path):
+    task, sent = small_run(sample=SampleConfig(num=4, steps=1)).build(digits()), {}
+    (evaluation,) = task.evaluations
+    with torch.no_grad():
+        context = EvaluationContext(tmp_path, 7, Accelerator(cpu=True), lambda: False, sent.__setitem__)
+        evaluation.run(task.model.eval(), context)
+    assert np.array_equal(sent["grid"], np.asarray(Image.open(tmp_path / "000000007.png").convert("RGB")))
+
+
+@pytest.mark.parametrize("guidance", [1e300, float("nan"), float("-inf")])
+def test_guidance_beyond_all_bounds_is_refused(guidance):
+    with pytest.raises(ValueError, match=rf"guidance={re.escape(str(guidance))} .*1,000"):
+        SampleConfig(guidance=guidance)
+
+
 @pytest.mark.parametrize(
     "sample",
     [

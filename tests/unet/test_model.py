@@ -66,6 +66,8 @@ CHANGES = {
     "decoder_attention": "last",
     "residual_scale": 0.7,
     "input_skips": True,
+    "pyramid": True,
+    "middle": "blocks",
     "init": "xavier",
     "learned_variance": True,
     "recompute_levels": (0,),
@@ -87,6 +89,8 @@ CHANGE_SHAPES = {
     "label_embedding",
     "augment_channels",
     "input_skips",
+    "pyramid",
+    "middle",
     "learned_variance",
 }
 """fields whose change adds, removes or reshapes weights"""

@@ -1,6 +1,7 @@
 """Decodes the items of a source in order, in threads where that helps; errors become text."""
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -14,7 +15,7 @@ from PIL import UnidentifiedImageError
 
 from pictures.decode import decode_file
 from pictures.preprocessing import Preprocessing
-from training.data.sources.arrays import ArrayFile
+from training.data.sources.arrays import ArrayImage
 from training.data.sources.records import Item
 from training.data.sources.table_files import first_line
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 CHUNK = 32
 QUICK_SECONDS = 5e-4
 WORKERS = min(16, os.cpu_count() or 1)
+MAX_HELD = 1 << 30
+"""bytes of decoded images that wait for an earlier one; beyond them, threads decode no further"""
 
 Decoded = tuple[Item, np.ndarray | str, bool]
 
@@ -35,39 +38,74 @@ def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator
     compete for the lock. The time of the first chunk decides. A stream is not read far ahead.
     """
     todo = iter(items)
-    start = time.perf_counter()
-    first = [attempt(item, preprocessing) for item in islice(todo, CHUNK)]
-    quick = time.perf_counter() - start < QUICK_SECONDS * len(first)
-    yield from first
-    if quick:
+    seconds = []
+    for item in islice(todo, CHUNK):
+        start = time.perf_counter()
+        decoded = attempt(item, preprocessing)
+        seconds.append(time.perf_counter() - start)
+        yield decoded
+    if sum(seconds) < QUICK_SECONDS * len(seconds):
         yield from (attempt(item, preprocessing) for item in todo)
     else:
-        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo)
+        yield from in_threads(partial(attempt, preprocessing=preprocessing), todo, size=decoded_bytes)
+
+
+def decoded_bytes(decoded: Decoded) -> int:
+    """Memory of the pixels."""
+    return 0 if isinstance(decoded[1], str) else decoded[1].nbytes
 
 
 def in_threads(
-    function: Callable[[Item], T], items: Iterable[Item], workers: int = WORKERS
+    function: Callable[[Item], T],
+    items: Iterable[Item],
+    workers: int = WORKERS,
+    size: Callable[[T], int] = lambda result: 0,
 ) -> Generator[T, None, None]:
-    """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead."""
+    """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead.
+
+    `size` is the memory of a result in bytes. Once results of `MAX_HELD` bytes wait, a thread leaves the rest of its
+    chunk to the reader, so that at most one result per thread is added.
+    """
     todo = iter(items)
-    pending: deque[Future[list[T]]] = deque()
+    pending: deque[tuple[list[Item], Future[list[T]]]] = deque()
+    held, lock = 0, threading.Lock()
+
+    def compute(chunk: list[Item]) -> list[T]:
+        nonlocal held
+        results: list[T] = []
+        for item in chunk:
+            if held > MAX_HELD:
+                break
+            results.append(function(item))
+            with lock:
+                held += size(results[-1])
+        return results
+
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
                 while len(pending) < 2 * workers and (chunk := list(islice(todo, CHUNK))):
-                    pending.append(pool.submit(lambda chunk: [function(item) for item in chunk], chunk))
+                    pending.append((chunk, pool.submit(compute, chunk)))
                 if not pending:
                     return
-                yield from pending.popleft().result()
+                chunk, future = pending.popleft()
+                results = future.result()
+                del future  # it holds the results, too
+                computed = len(results)
+                while results:
+                    with lock:
+                        held -= size(results[0])
+                    yield results.pop(0)
+                yield from map(function, chunk[computed:])
         finally:
-            for future in pending:
+            for _, future in pending:
                 future.cancel()
 
 
 def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:
     """`decode_file` of an item, with an error as text."""
     try:
-        if isinstance(item.data, ArrayFile):
+        if isinstance(item.data, ArrayImage):
             return item, item.data.read(), False
         return item, *decode_file(item.data, preprocessing, random)
     except MemoryError:

@@ -24,13 +24,18 @@ def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], P
     if config.stream:
         return StreamedImages(find_source(config), config.preprocessing, config.stream_shards, config.max_bad)
 
+    notes: list[str] = []
+
     def find() -> Path:
-        return find_cache(find_source(config), config.preprocessing, config.cache_folder, config.max_bad)
+        source = find_source(config)
+        notes.extend(source.notes)
+        return find_cache(source, config.preprocessing, config.cache_folder, config.max_bad)
 
     folder = on_main(find)
     if not folder.exists():  # the main process is on another machine, with its own disk
         folder = find()
     images = load_cache(folder)
+    images.notes = (*notes, *images.notes)
     check_bad(images.bad, config.max_bad)
     return images.part(divided(len(images), config.validation)[0]) if isinstance(config.validation, float) else images
 

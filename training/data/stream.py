@@ -15,6 +15,7 @@ from jaxtyping import Int, Int64, Shaped
 from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
+from storage.show import printable
 from training.data.images import Images, check_bad, describe
 from training.data.order import ShardOrder, image_random
 from training.data.sources.labels import count_classes, number_labels, summarize
@@ -56,6 +57,7 @@ class StreamedImages:
         self.fingerprint = fingerprint(self, records, preprocessing)
         """SHA-256 (hexadecimal) of names, sizes in bytes, labels and preprocessing, without any pixel"""
         self._records, self._preprocessing, self._max_bad = records, preprocessing, max_bad
+        self._notes = source.notes
         self._bad: dict[int, str] = {}
         self._held: OrderedDict[int, Future[Sequence[Item]]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="shards")
@@ -73,8 +75,8 @@ class StreamedImages:
         """A summary in one line."""
         shards, group = len(self._records.sizes), self._order.group
         how = f" in {shards:,} shards, {group} shuffled together" if shards > group else ""
-        classes = summarize(self.class_counts, self.classes)
-        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{classes}; streamed{how}"
+        classes, notes = summarize(self.class_counts, self.classes), "".join(f"; {note}" for note in self._notes)
+        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{classes}; streamed{how}{notes}"
 
     @property
     def bad(self) -> tuple[str, ...]:
@@ -154,7 +156,7 @@ class StreamedImages:
     def _skip(self, index: int, reason: str) -> None:
         """Reports once that an image is replaced. Raises ValueError for more of them than are allowed."""
         if self._bad.setdefault(index, reason) is reason:
-            tqdm.write(f"replaced {reason}", file=sys.stderr)
+            tqdm.write(printable(f"replaced {reason}"), file=sys.stderr)
             check_bad(self.bad, self._max_bad)
 
 

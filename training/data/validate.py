@@ -9,16 +9,16 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from PIL.ExifTags import Base
 from tqdm import tqdm
 
-from pictures.decode import open_image
+from pictures.decode import open_image, orientation
 from pictures.preprocessing import Preprocessing
+from storage.read import read_bytes
+from storage.show import printable
 from training.data.config import DataConfig
 from training.data.decode import attempt, in_threads
 from training.data.images import describe
-from training.data.sources.arrays import ArrayFile
+from training.data.sources.arrays import ArrayImage
 from training.data.sources.labels import check_label
 from training.data.sources.records import Item, Records
 from training.data.sources.source import find_source
@@ -32,7 +32,8 @@ def validate(config: DataConfig) -> None:
 
     Raises ValueError if an image or its label is invalid, or if images differ in size and `data.size` is not set.
     """
-    records = find_source(config).open()
+    source = find_source(config)
+    records = source.open()
     report = SetReport(records)
     inspect = partial(ImageReport.of, preprocessing=config.preprocessing)
     with (
@@ -41,9 +42,10 @@ def validate(config: DataConfig) -> None:
     ):
         for image in images:
             if problem := report.add(image):
-                bar.write(f"{image.name}: {problem}", file=sys.stdout)
+                bar.write(printable(f"{image.name}: {problem}"), file=sys.stdout)
             bar.update()
-    print("\n".join(f"{name:<16}{text}" for name, text in report.rows().items()))
+    rows = report.rows() | dict(note.split(": ", 1) for note in source.notes)
+    print("\n".join(f"{name:<16}{printable(text)}" for name, text in rows.items()))
     if report.invalid:
         raise ValueError(
             f"{report.invalid:,} of {records.count:,} images of data.source {config.source!r} are invalid, see the"
@@ -80,16 +82,16 @@ class ImageReport:
         _, decoded, _ = attempt(item, preprocessing)
         if isinstance(decoded, str):
             return cls(item.name, decoded)
-        data = item.data.path if isinstance(item.data, ArrayFile) else item.data
-        raw = data.read_bytes() if isinstance(data, Path) else data if isinstance(data, bytes) else data.tobytes()
+        data = item.data.data if isinstance(item.data, ArrayImage) else item.data
+        raw = read_bytes(data, None) if isinstance(data, Path) else data if isinstance(data, bytes) else data.tobytes()
         content = blake2b(raw, digest_size=16).digest()
-        if isinstance(item.data, ArrayFile):
+        if isinstance(item.data, ArrayImage):
             return cls(item.name, "", decoded.shape, item.data.pixel_format.dtype, decoded.shape[1:], content)
-        with Image.fromarray(data) if isinstance(data, np.ndarray) else open_image(raw) as image:
+        with open_image(data if isinstance(data, np.ndarray) else raw) as image:
             traits = {
                 "animated": getattr(image, "is_animated", False),
                 "transparent": image.has_transparency_data,
-                "turned by EXIF": image.getexif().get(Base.Orientation, 1) not in (0, 1),
+                "turned by EXIF": orientation(image) != 1,
             }
             present = tuple(name for name, is_present in traits.items() if is_present)
             return cls(item.name, "", decoded.shape, image.mode, (image.height, image.width), content, present)

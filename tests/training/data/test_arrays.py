@@ -80,9 +80,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "shape": (np.zeros((1, 2, 2), np.float32), "shape (1, 2, 2), but 0.npy has (1, 1, 2)"),
     "dtype": (np.zeros((1, 1, 2), np.float64), "dtype float64, but 0.npy has float32"),
     "axes": (np.zeros((1, 1, 1, 2), np.float32), "shape (1, 1, 1, 2) is neither (channels, height, width) nor"),
-    "empty": (np.zeros((0, 1, 2), np.float32), "shape (0, 1, 2) is neither (channels, height, width) nor"),
+    "empty": (np.zeros((0, 1, 2), np.float32), "shape (0, 1, 2) has no values"),
     "complex": (np.zeros((1, 1, 2), np.complex64), "dtype complex64 is not one of uint8, uint16, int8, "),
-    "objects": (np.array([[{}]]), "Array can't be memory-mapped: Python objects in dtype."),
+    "objects": (np.array([[{}]]), "dtype object is not one of uint8, "),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from training.data import DataConfig, open_images
-from training.data.sources.records import PICTURES
+from training.data.sources.listing import KINDS
 from training.data.sources.source import NAMED, find_source
 
 
@@ -97,9 +97,9 @@ def test_linked_folders_are_followed_once(config, pixels, save, tmp_path: Path) 
     ("source", "message"),
     [
         ("none", r"data\.source '.*none'"),
-        ("empty", r"data\.source '.*empty'.* " + " ".join(PICTURES)),
+        ("empty", r"data\.source '.*empty'.* " + " ".join(KINDS["images"])),
         ("flat/a.png", r"data\.source '.*a\.png'.*\.parquet or \.arrow"),
-        ("*.parquet", r"data\.source '.*\*\.parquet'.*\.parquet or \.arrow"),
+        ("*.parquet", r"data\.source '.*\*\.parquet' matches no file"),
         ("mixed", r"data\.source '.*mixed'.*b\.png.*\(x\)"),
         ("both", r"data\.source '.*both'.*a\.png.*t\.parquet.*both/\*\.parquet"),
     ],

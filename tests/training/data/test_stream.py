@@ -98,7 +98,8 @@ def test_row_groups_of_parquet_files(parquet: Path, streamed, pixels) -> None:
     check(images, [5, 5, 4, 5, 5], pixels, lambda i: i * 7 % 3)
     assert images.classes == ("cat", "dog", "eel")
     assert str(images) == (
-        "24 grey images of 8 x 8 px (height x width), 3 classes; streamed in 5 shards, 2 shuffled together"
+        "24 grey images of 8 x 8 px (height x width), 3 classes: cat (8), dog (8), eel (8); streamed in 5 shards, 2"
+        " shuffled together"
     )
 
 
@@ -126,7 +127,7 @@ def test_arrays_define_their_shape(streamed, tmp_path: Path) -> None:
     arrays = np.random.default_rng(0).normal(size=(6, 5, 4, 3)).astype(np.float16)
     for number, array in enumerate(arrays):
         np.save(tmp_path / f"{number}.npy", array)
-    images = streamed(tmp_path, size=None, channels=None, range=(-9, 9))
+    images = streamed(tmp_path, size=None, channels=None, range=(-9, 9), axes="chw")
     assert images.shape == (5, 4, 3)
     assert images.pixel_format.dtype == "float16"
     np.testing.assert_array_equal(taken(images, 0, 6)[0], arrays[image_index(np.arange(6), 6, 3)].astype(np.float32))

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from training.data import Images, open_images
+from training.data.sources.source import find_source
 
 ANIMALS = ClassLabel(names=["cat", "dog", "eel"])
 
@@ -162,6 +164,92 @@ def test_an_unreachable_hub_is_an_error(config, monkeypatch) -> None:
     assert asked == [(("owner/name",), {"split": "train", "revision": "v1.0"})]
 
 
+MISSING = """Config name is missing.
+Please pick one among the available configs: {names}
+Example of usage:
+\t`load_dataset('owner/name', 'a')`"""
+
+
+@pytest.mark.parametrize("text", [MISSING, "BuilderConfig 'x' not found. Available: {names}"])
+@pytest.mark.parametrize("names", [["plain_text", "en-US"], [f"part_{i}" for i in range(30)]])
+def test_the_configurations_of_a_hub_data_set_are_listed(text, names, config, monkeypatch) -> None:
+    def several(*arguments, **options):
+        raise ValueError(text.format(names=names))
+
+    monkeypatch.setattr("datasets.load_dataset", several)
+    listed = ", ".join(names)
+    with pytest.raises(ValueError, match=rf"data\.source 'hub:owner/name@v1'.*hub:owner/name:{names[0]}@v1.*{listed}"):
+        open_images(config(source="hub:owner/name@v1"))
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "revision"),
+    [
+        ("hub:owner/name", ("owner/name",), None),
+        ("hub:owner/name:en-US", ("owner/name", "en-US"), None),
+        ("hub:owner/name:2023.01@v1", ("owner/name", "2023.01"), "v1"),
+        ("hub:name:small", ("name", "small"), None),
+        ("hub:C:/sets/name", ("C:/sets/name",), None),
+    ],
+)
+def test_a_configuration_of_a_hub_data_set(source, arguments, revision, table, config, pixels, monkeypatch) -> None:
+    asked = []
+
+    def load(*arguments, **options):
+        asked.append((arguments, options))
+        return table()
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    check(open_images(config(source=source)), pixels, None, None)
+    assert asked == [(arguments, {"split": "train", "revision": revision})]
+
+
+def test_configurations_have_caches_of_their_own(config) -> None:
+    sources = ["hub:o/n", "hub:o/n:a", "hub:o/n:b", "hub:o/n@a"]
+    assert len({json.dumps(find_source(config(source=source)).key) for source in sources}) == 4
+
+
+@pytest.mark.parametrize("source", ["hub:", "hub::a", "hub:o/n:", "hub:o/n@", "hub:@v1"])
+def test_an_incomplete_name_of_the_hub(source, config) -> None:
+    with pytest.raises(ValueError, match=rf"data\.source '{source}'.*hub:OWNER/NAME"):
+        open_images(config(source=source))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "hub", "no row group"])
+def test_an_empty_table_is_named(kind: str, table, config, tmp_path: Path, monkeypatch) -> None:
+    empty, source = table(label=(ANIMALS, [0] * 4)).select([]), tmp_path / f"empty.{kind}"
+    if kind == "parquet":
+        empty.to_parquet(source)
+    elif kind == "arrow":
+        with pa.OSFile(str(source), "wb") as file, pa.ipc.new_file(file, empty.data.schema):
+            pass
+    elif kind == "hub":
+        monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: empty)
+        source = "hub:owner/empty"
+    else:
+        source = tmp_path / "empty.parquet"
+        pa.parquet.ParquetWriter(source, empty.data.schema).close()
+    with pytest.raises(ValueError, match=r"data\.source '.*empty.*no image"):
+        open_images(config(source=source))
+
+
+def test_labels_of_texts_are_normalised(table, read, pixels) -> None:
+    texts = [" cat", "cat ", "caf\u00e9", "cafe\u0301"]
+    check(read(table(label=(Value("string"), texts))), pixels, [1, 1, 0, 0], ("caf\u00e9", "cat"))
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_an_empty_label_is_missing(text, table, read) -> None:
+    with pytest.raises(ValueError, match=r"image 2.* missing"):
+        read(table(label=(Value("string"), ["a", "b", text, "a"])))
+
+
+def test_several_image_columns_are_listed(table, read) -> None:
+    two = table(image="left", right=(Image(), [{"bytes": b"no image", "path": None}] * 4))
+    with pytest.raises(ValueError, match=r"2 columns.*data\.image_column.*: left, right$"):
+        read(two)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_an_unreadable_file_is_named(kind: str, config, tmp_path: Path) -> None:
     file = tmp_path / f"bad.{kind}"
@@ -249,3 +337,99 @@ def test_a_row_without_an_image_is_skipped_and_named(table, read, capsys) -> Non
     assert images.bad == ("row 1: no image",)
     assert len(images) == 3
     assert "skipped row 1: no image" in capsys.readouterr().err
+
+
+@pytest.fixture
+def paths(pixels, save, tmp_path: Path):
+    """A table of paths in a folder of its own, with images below and beside it."""
+    folder = tmp_path / "set"
+    for i, name in enumerate(["set/a.png", "set/deep/b.png", "outside.png", "set2/c.png", "set/back\\slash.png"]):
+        save(tmp_path / name, pixels(i, 4, 4))
+    (folder / "out.png").symlink_to(tmp_path / "outside.png")
+    (folder / "out").symlink_to(tmp_path / "set2")
+    (folder / "in.png").symlink_to("a.png")
+
+    def write(names: list, kind: str = "text") -> Path:
+        feature = Value("string") if kind == "text" else Image()
+        values = names if kind == "text" else [{"bytes": None, "path": name} for name in names]
+        table = pa.table({"image": values}).cast(Features({"image": feature}).arrow_schema)
+        pq.write_table(table, folder / "t.parquet")
+        return folder / "t.parquet"
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_paths_of_a_table_are_relative_to_its_folder(kind: str, paths, config, pixels, tmp_path, monkeypatch) -> None:
+    file = paths(["a.png", "deep/b.png", "deep\\b.png", "./deep/../a.png", "in.png", "back\\slash.png"], kind)
+    monkeypatch.chdir(tmp_path.parent)
+    for source in (file, file.parent / "*.parquet"):
+        images = open_images(config(source=source))
+        expected = [pixels(i, 4, 4) for i in (0, 1, 1, 0, 0, 4)]
+        np.testing.assert_array_equal(images.read(np.arange(6))[:, 0], expected)
+    assert len(open_images(config(source=paths([str(file.parent / "a.png")], kind)))) == 1
+
+
+OUTSIDE = {
+    "parent": "../outside.png",
+    "neighbour": "../set2/c.png",
+    "through": "deep/../../outside.png",
+    "absolute": "/etc/hostname",
+    "link": "out.png",
+    "linked folder": "out/c.png",
+    "windows parent": "..\\outside.png",
+    "drive": "C:\\images\\a.png",
+    "drive with slashes": "C:/images/a.png",
+    "share": "\\\\server\\share\\a.png",
+    "file": "file:///etc/hostname",
+    "http": "http://example.com/a.png",
+    "https": "HTTPS://example.com/a.png",
+    "s3": "s3://bucket/a.png",
+    "hf": "hf://datasets/owner/name/a.png",
+    "pipe": "/dev/stdin",
+    "proc": "/proc/self/environ",
+    "control": "../\x1b[31m.png",
+}
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_table_names_no_file_outside_its_folder(name: str, kind: str, paths, config, monkeypatch) -> None:
+    opened: list = []
+    monkeypatch.setattr("pictures.decode.open_regular", lambda path: opened.append(path) or 1 / 0)
+    with pytest.raises(ValueError, match=r"image") as error:
+        open_images(config(source=paths([OUTSIDE[name]] * 2, kind)))
+    text = str(error.value)
+    assert repr(OUTSIDE[name]) in text
+    assert "data.allow_outside" in text or "copy the images" in text
+    assert not opened
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "../set2/c.png", "out.png"])
+def test_a_setting_allows_files_outside(name: str, paths, config, pixels) -> None:
+    images = open_images(config(source=paths([name]), allow_outside=True))
+    np.testing.assert_array_equal(images.read(np.array([0]))[0, 0], pixels(3 if "c" in name else 2, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["none.png", "x" * 300 + ".png", "a\0b.png", "deep", " ", "in.png/a.png"])
+def test_a_name_without_a_file_counts_as_bad(name: str, paths, config) -> None:
+    images = open_images(config(source=paths(["a.png", name])))
+    assert len(images) == 1
+    assert len(images.bad) == 1
+
+
+def test_a_hub_data_set_names_no_file_outside_its_folder(paths, config, tmp_path: Path) -> None:
+    file = paths(["../outside.png"], "image").rename(tmp_path / "set2" / "t.parquet")
+    (tmp_path / "set2" / "c.png").unlink()
+    with pytest.raises(ValueError, match=r"'\.\./outside\.png'.*data\.allow_outside"):
+        open_images(config(source=f"hub:{file.parent}"))
+
+
+def test_postscript_in_a_table_starts_no_program(config, tmp_path: Path, monkeypatch) -> None:
+    started: list = []
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **_: started.append(arguments))
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    pq.write_table(pa.table({"image": [data]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"row 0: not an image"):
+        open_images(config(source=tmp_path / "t.parquet"))
+    assert not started

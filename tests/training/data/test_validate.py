@@ -85,7 +85,7 @@ def test_arrays(tmp_path: Path, capsys) -> None:
     with pytest.raises(ValueError, match="1 of 3 images"):
         validate(DataConfig(source=str(tmp_path), range=(0, 1)))
     printed = capsys.readouterr().out
-    assert printed.startswith("2.npy: 80 of 80 values are outside data.range 0 to 1, such as 2\n")
+    assert printed.startswith("2.npy: 80 of 80 values are outside data.range 0 to 1, such as 2 at (0, 0, 0)\n")
     assert rows(printed)["modes"] == "float32: 2"
     assert rows(printed)["used in a run"] == "2 5-channel float32 arrays of 4 x 4 px (height x width), no labels"
 

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
+from storage.show import printable
 from storage.write import write_text
 from training.data.cache.journal import JOURNAL, Journal, Progress
 from training.data.cache.pixel_file import PixelFile
@@ -132,7 +133,7 @@ def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing,
         for item, decoded, several in stream:
             if isinstance(decoded, str):
                 progress.bad.append(f"{item.name}: {decoded}")
-                bar.write(f"skipped {progress.bad[-1]}", file=sys.stderr)
+                bar.write(printable(f"skipped {progress.bad[-1]}"), file=sys.stderr)
                 check_bad(progress.bad, max_bad)
             else:
                 label = None if records.labels is None else records.labels[progress.taken]

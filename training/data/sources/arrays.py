@@ -1,24 +1,43 @@
-"""Arrays as images: .npy files of one shape and dtype, with values in a given range."""
+"""Arrays as images: of one shape and dtype, with values in a given range; .npy files are memory-mapped."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from pictures.formats import MAX_PIXELS
 from pictures.pixel_format import DTYPES, FULL_RANGE, PixelFormat
 from pictures.preprocessing import Preprocessing
+from storage.read import open_regular
+
+MAX_VALUES = 3 * MAX_PIXELS
+"""an array with more values is an error: as many as the largest picture has"""
+MAX_HEADER = 1 << 16
+"""bytes at the start of an array that its header may take"""
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+Axes = Literal["chw", "hwc"] | None
+"""the order of channels, height and width; None: chw, unless the shape suggests hwc, which is an error then"""
 
 
 @dataclass(frozen=True)
-class ArrayFile:
-    """The file of one array, and the properties that all arrays of its set share with the file `first`."""
+class ArrayImage:
+    """One array, or the file of one, and the properties that all arrays of its set share with the array `first`."""
 
-    path: Path
+    data: Path | np.ndarray
     pixel_format: PixelFormat
     shape: tuple[int, int, int]
     first: str
+    axes: Axes
+
+    def of(self, data: Path | np.ndarray) -> "ArrayImage":
+        """Another image of the same set."""
+        return replace(self, data=data)
 
     def read(self) -> Shaped[np.ndarray, "c h w"]:
         """The array in the dtype of the cache (`PixelFormat.stored`).
@@ -26,7 +45,7 @@ class ArrayFile:
         Raises ValueError for another shape or dtype, before values are read, and for a value outside the range: values
         are never clipped.
         """
-        array = open_array(self.path)
+        array = to_chw(map_array(self.data) if isinstance(self.data, Path) else self.data, self.axes or "chw")
         for what, found, wanted in (
             ("shape", array.shape, self.shape),
             ("dtype", array.dtype.name, self.pixel_format.dtype),
@@ -34,36 +53,89 @@ class ArrayFile:
             if found != wanted:
                 raise ValueError(f"{what} {found}, but {self.first} has {wanted}")
         low, high = self.pixel_format.low, self.pixel_format.high
-        outside = array[~in_range(array, low, high)]
-        if len(outside):
+        inside = in_range(array, low, high)
+        if not inside.all():
+            where = tuple(map(int, np.unravel_index(np.argmin(inside), inside.shape)))
+            count = f"{inside.size - np.count_nonzero(inside)} of {array.size} values"
             rule = f"outside data.range {low:g} to {high:g}"
-            raise ValueError(f"{len(outside)} of {array.size} values are {rule}, such as {outside[0]:g}")
+            raise ValueError(f"{count} are {rule}, such as {array[where]:g} at {where}")
         return np.ascontiguousarray(array, self.pixel_format.stored)
 
 
 @dataclass(frozen=True)
 class ArrayOptions:
-    """The settings of a folder of arrays."""
+    """The settings of a set of arrays."""
 
     range: tuple[float, float] | None
     """values that become -1 and 1; None: the full range of the dtype"""
+    axes: Axes
     preprocessing: Preprocessing
     """its size and channels must be None or those of the arrays, which are never changed"""
     max_bad: int
     """number of arrays that may be unreadable"""
 
 
-def open_array(path: Path) -> Shaped[np.ndarray, "c h w"]:
-    """The array in a .npy file, memory-mapped: no value is read, and a pickle is never opened. (h, w) is one channel.
+def read_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether the order is Fortran's, dtype, and size of the header in bytes, from the start of a .npy file.
 
-    Raises ValueError or OSError for a file that is not of this kind, is truncated, or holds no image.
+    Raises ValueError for other files.
     """
-    array = np.lib.format.open_memmap(path, mode="r")
+    head = BytesIO(start)
+    try:
+        version = np.lib.format.read_magic(head)
+        if version not in HEADERS:
+            raise ValueError(f"version {version} of the format is unknown")
+        return *HEADERS[version](head), head.tell()
+    except Exception as error:  # numpy parses the header as an expression of Python, which fails in many ways
+        raise ValueError(f"not an array of numpy.save ({str(error)[:200]})") from None
+
+
+def map_array(path: Path) -> Shaped[np.ndarray, "..."]:
+    """The array in a .npy file, memory-mapped: no value is read, and a pickle is never opened.
+
+    Raises ValueError or OSError for a file that is not regular, not of this kind, of another dtype, or truncated.
+    """
+    with open_regular(path) as file:
+        shape, fortran, dtype, offset = read_header(file.read(MAX_HEADER))
+        check_dtype(dtype)
+        check_size(shape, dtype, file.seek(0, 2) - offset)
+        return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def check_size(shape: tuple[int, ...], dtype: np.dtype, found: int) -> None:
+    """Raises ValueError for a shape without values, and if a file has fewer bytes for them than it should."""
+    if any(side < 1 for side in shape):
+        raise ValueError(f"shape {shape} has no values")
+    if found < (needed := math.prod(shape) * dtype.itemsize):
+        raise ValueError(f"shape {shape} of {dtype} takes {needed:,} bytes, but there are {found:,}; write it again")
+
+
+def check_dtype(dtype: np.dtype) -> None:
+    """Raises ValueError for a dtype that is not in `DTYPES`."""
+    if dtype.name not in DTYPES:
+        raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+
+
+def to_chw(array: Shaped[np.ndarray, "..."], axes: Axes) -> Shaped[np.ndarray, "c h w"]:
+    """One image with its channels first, without a copy; (h, w) is one channel.
+
+    Raises ValueError for another number of axes, too many values, and if `axes` is None but the shape suggests that the
+    channels are last: that the width is less than the number of channels, or height and channels are equal, while width
+    and height differ.
+    """
     if array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(f"shape {array.shape} is neither (channels, height, width) nor (height, width)")
-    if array.dtype.name not in DTYPES:
-        raise ValueError(f"dtype {array.dtype} is not one of {', '.join(DTYPES)}")
-    return array[None] if array.ndim == 2 else array
+    if array.size > MAX_VALUES:
+        raise ValueError(f"shape {array.shape} has more than {MAX_VALUES:,} values, the most that an image may have")
+    if array.ndim == 2:
+        return array[None]
+    first, second, last = array.shape
+    if axes is None and last != second and (last < first or 4 < first == second):
+        raise ValueError(
+            f"shape {array.shape} may be (channels, height, width) or (height, width, channels); set data.axes to chw"
+            " or hwc"
+        )
+    return array.transpose(2, 0, 1) if axes == "hwc" else array
 
 
 def in_range(array: Shaped[np.ndarray, "..."], low: float, high: float) -> Bool[np.ndarray, "..."]:
@@ -74,22 +146,36 @@ def in_range(array: Shaped[np.ndarray, "..."], low: float, high: float) -> Bool[
     return np.isfinite(array) & (array >= bottom) & (array <= top)
 
 
-def first_array(files: Sequence[Path], names: Sequence[str], options: ArrayOptions, source: str) -> ArrayFile:
+def first_array(files: Sequence[Path], names: Sequence[str], options: ArrayOptions, source: str) -> ArrayImage:
     """The first readable array, which all others must match.
 
-    Raises ValueError if none of the first `max_bad` + 1 files is readable, if the array contradicts the options, and if
-    its dtype requires a range. `source` is the value of data.source, for messages.
+    Raises ValueError if none of the first `max_bad` + 1 files is readable, and as `to_chw` (if that concerns data.axes)
+    and `describe_array` do. `source` is the value of data.source, for messages.
     """
     bad, limit = "", options.max_bad + 1
     for file, name in zip(files[:limit], names[:limit], strict=True):
         try:
-            array = open_array(file)
+            array = map_array(file)
+            to_chw(array, options.axes or "chw")
             break
         except (OSError, ValueError) as error:
             bad = bad or f"{name}: {error}"
     else:
         raise ValueError(f"data.source {source!r}: none of its first {len(files[:limit])} arrays can be read ({bad})")
-    channels, height, width = array.shape
+    return describe_array(file, array, name, options)
+
+
+def describe_array(
+    data: Path | np.ndarray, array: Shaped[np.ndarray, "..."], name: str, options: ArrayOptions
+) -> ArrayImage:
+    """The properties of the image `array`, which has the name `name` and is in `data`.
+
+    Raises ValueError if the array contradicts the options, and if its dtype requires a range.
+    """
+    try:
+        channels, height, width = to_chw(array, options.axes).shape
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     size = options.preprocessing.size
     if options.preprocessing.channels not in (None, channels):
         raise ValueError(f"data.channels is {options.preprocessing.channels} but {name} has {channels}; leave it out")
@@ -102,4 +188,5 @@ def first_array(files: Sequence[Path], names: Sequence[str], options: ArrayOptio
         raise ValueError(
             f"data.range is missing: {name} holds {dtype}; give the values that become -1 and 1, such as [-1, 1]"
         )
-    return ArrayFile(file, PixelFormat(dtype=dtype, low=span[0], high=span[1], file="npy"), array.shape, name)
+    pixel_format = PixelFormat(dtype=dtype, low=span[0], high=span[1], file="npy")
+    return ArrayImage(data, pixel_format, (channels, height, width), name, options.axes)

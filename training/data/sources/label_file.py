@@ -38,6 +38,10 @@ class NoLabels(ValueError):
     """A file without labels of images, such as a table of captions."""
 
 
+class Unlabelled(NoLabels):
+    """A file that states that images have no labels."""
+
+
 class Entry(NamedTuple):
     """What a label file holds for one image, not checked yet."""
 
@@ -60,8 +64,8 @@ def read_label_file(
     that has another form, names no existing image, leaves the folder, or repeats an image; if class names and numbers
     are mixed; and for a file that cannot be read. `title` describes the file in the message.
     """
-    what, place = f"{title} {str(path)!r}", ""
-    file = path.expanduser()
+    what, place = f"{title} {str(path)!r}".lstrip(), ""
+    file = Path(os.path.expanduser(path))
     try:
         document = "" if file.suffix.lower() in TABLES else read_text(file, MAX_LINES)
     except (OSError, ValueError) as error:
@@ -75,12 +79,14 @@ def read_label_file(
         if not entries:
             raise NoLabels("it holds no labels")
         found = find_images([entry.name for entry in entries], names, folder, file.parent)
+        header = "" if typed else "; a first line with the names of columns has to have file_name and label"
+        if not any(found):
+            raise NoLabels(f"{entries[0].place}: {unknown_image(entries[0].name, names)}{header}")
         given = [entry.label for entry in entries]
         for entry, name, label in zip(entries, found, given if typed else from_texts(given), strict=True):
             place = f"{entry.place}: "
             if name is None:
-                header = "" if typed or entry != entries[0] else "; a first line with the names of columns has to have"
-                raise ValueError(unknown_image(entry.name, names) + (header and f"{header} file_name and label"))
+                raise ValueError(unknown_image(entry.name, names) + (header if not labels else ""))
             if name in labels:
                 raise ValueError(f"{_repr.repr(name)} has a label already, in {place_of[name]}")
             labels[name], place_of[name] = checked(label), entry.place
@@ -88,7 +94,7 @@ def read_label_file(
                 rule = "is not of the type of those before; give names or numbers, not both"
                 raise ValueError(f"label {_repr.repr(label)} {rule}")
     except ValueError as error:
-        kind = NoLabels if isinstance(error, NoLabels) else ValueError
+        kind = type(error) if isinstance(error, NoLabels) else ValueError
         raise kind(f"{what}, {place}{error}") from error
     return labels
 
@@ -170,7 +176,7 @@ def from_value(value: Any, column: str | None) -> Iterator[Entry]:
     """The entries of one JSON value, see `read_json`."""
     if isinstance(value, dict) and "labels" in value and (value["labels"] is None or isinstance(value["labels"], list)):
         if value["labels"] is None:
-            raise NoLabels("its labels are null")
+            raise Unlabelled("its labels are null")
         value = value["labels"]
     elif isinstance(value, dict):
         try:

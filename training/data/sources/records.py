@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pictures.pixel_format import PixelFormat
-from training.data.sources.arrays import ArrayFile
+from training.data.sources.arrays import ArrayImage
 from training.data.sources.labels import Label
 
-TABLES = (".parquet", ".arrow")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
-ARRAYS = (".npy",)
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -25,10 +22,10 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One image before decoding: the file or the bytes of a picture, uint8 pixels (h, w), or the file of an array."""
+    """One image before decoding: the file or the bytes of a picture, uint8 pixels (h, w), or an array."""
 
     name: str
-    data: Path | bytes | np.ndarray | ArrayFile
+    data: Path | bytes | np.ndarray | ArrayImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +75,8 @@ class Source:
     """JSON that changes whenever the items would"""
     open: Callable[[], Records]
     """lists the items without reading an image; raises ValueError for what cannot be read and for wrong columns"""
-
-
-def walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below `folder` with one of the suffixes, in the order of their paths; without hidden ones.
-
-    Links are followed, each folder is visited once.
-    """
-    seen = set()
-    found = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            found += [Path(root, name) for name in files if not name.startswith(".")]
-        seen.add(real)
-    chosen = [file for file in found if file.suffix.lower() in suffixes]
-    return sorted(chosen, key=lambda file: file.relative_to(folder).as_posix())
+    notes: tuple[str, ...] = ()
+    """remarks for the user, one line each, such as the number of files that are left out"""
 
 
 def split_of(name: str) -> str | None:

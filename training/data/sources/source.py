@@ -1,29 +1,54 @@
 """Finds the source that the settings name, and checks that every setting has an effect on it."""
 
 import glob
+import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pictures.pixel_format import PixelFormat
+from storage.read import require_regular
 from training.data.config import HUB, DataConfig
+from training.data.sources.array_file import array_file
 from training.data.sources.arrays import ArrayOptions
-from training.data.sources.folder import image_folder
-from training.data.sources.records import ARRAYS, PICTURES, TABLES, Item, Records, Source, choose_split, split_of, walk
+from training.data.sources.folder import LabelOptions, image_folder
+from training.data.sources.listing import KINDS, Listing
+from training.data.sources.records import Item, Records, Source, choose_split, split_of
 from training.data.sources.tables import Columns, hub_tables, local_tables
 
-PICTURE_KINDS, TABLE_KINDS = ("named", "hub", "tables", "images"), ("hub", "tables")
+PICTURE_KINDS, TABLE_KINDS, ARRAY_KINDS = (
+    ("named", "hub", "tables", "images"),
+    ("hub", "tables"),
+    ("arrays", "npy", "npz"),
+)
 USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
-    "range": (("arrays",), "the range of pictures is known"),
-    "image_column": (TABLE_KINDS, "only tables have columns"),
-    "label_column": (TABLE_KINDS, "only tables have columns"),
+    "range": (ARRAY_KINDS, "the range of pictures is known"),
+    "axes": (ARRAY_KINDS, "only arrays may have their channels last"),
+    "image_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
+    "label_column": ((*TABLE_KINDS, "npz", "images", "arrays"), "only tables, label files and .npz files have columns"),
+    "allow_outside": (TABLE_KINDS, "only tables name files"),
     "label_file": (("images", "arrays"), "it is for folders of images; a table has data.label_column"),
     "bits": (PICTURE_KINDS, "arrays keep their dtype"),
     "crop": (PICTURE_KINDS, "arrays are not cropped"),
 }
 """field -> the kinds of sources that it has an effect on, and why not on others"""
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
+LISTS = (".csv", ".tsv", ".json", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a setting names: a kind of source, files, the folder that names are relative to, and what is left out."""
+
+    kind: str
+    folder: Path = Path()
+    files: list[Path] = field(default_factory=list)
+    left_out: str = ""
+    metadata: list[Path] = field(default_factory=list)
+    """files beside the images that may have their labels"""
 
 
 def find_source(config: DataConfig) -> Source:
@@ -31,73 +56,98 @@ def find_source(config: DataConfig) -> Source:
 
     Raises ValueError if there is no such source, and for fields that contradict it or have no effect on it.
     """
-    kind, files = find_files(config.source)
-    for field, (kinds, reason) in USED_BY.items():
-        value = getattr(config, field)
-        if value != getattr(DataConfig, field) and kind not in kinds:
+    found = find_files(config.source)
+    kind, files = found.kind, found.files
+    for name, (kinds, reason) in USED_BY.items():
+        value = getattr(config, name)
+        if value != getattr(DataConfig, name) and kind not in kinds:
             shown = str(value) if isinstance(value, Path) else value
-            raise ValueError(f"data.{field} is {shown!r} but {reason}; leave it out")
-    if kind != "arrays" and config.channels not in (None, 1, 3):
+            raise ValueError(f"data.{name} is {shown!r} but {reason}; leave it out")
+    if kind not in ARRAY_KINDS and config.channels not in (None, 1, 3):
         raise ValueError(f"data.channels {config.channels} must be 1 (grey), 3 (RGB) or null (as found) for pictures")
-    columns = Columns(config.image_column, config.label_column, config.labels)
-    pixel_format, folder = config.preprocessing.pixel_format, Path(config.source).expanduser()
+    columns = Columns(config.image_column, config.label_column, config.labels, config.allow_outside)
+    pixel_format = config.preprocessing.pixel_format
+    notes = (found.left_out,) if found.left_out else ()
     if kind == "named":
         return NAMED[key_of(config.source)](config.source, config.split, config.labels, pixel_format)
     if kind == "hub":
         return hub_tables(config.source, config.split, columns, pixel_format)
     if kind == "tables":
         splits: dict[str, list[Path]] = {}
+        whole = Path(config.source).expanduser().is_dir()
         for file in files:
-            named = split_of(file.relative_to(folder).as_posix()) if folder.is_dir() else None
+            named = split_of(file.relative_to(found.folder).as_posix()) if whole else None
             splits.setdefault(named or "train", []).append(file)
-        return local_tables(config.source, splits, config.split, columns, pixel_format)
-    arrays = ArrayOptions(config.range, config.preprocessing, config.max_bad) if kind == "arrays" else None
-    return image_folder(folder, files, config.split, config.labels, config.label_file, pixel_format, arrays)
+        return local_tables(config.source, splits, config.split, columns, pixel_format, notes)
+    arrays = ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad)
+    if kind in ("npy", "npz"):
+        return array_file(files[0], config.source, config.split, columns, arrays)
+    labels = LabelOptions(config.labels, config.label_file, config.label_column, found.metadata)
+    options = arrays if kind == "arrays" else None
+    return image_folder(found.folder, files, config.split, labels, pixel_format, options, notes)
 
 
-def find_files(setting: str) -> tuple[str, list[Path]]:
-    """The kind of a source and its files. Raises ValueError if there is none."""
+def find_files(setting: str) -> Found:
+    """What a setting names. Raises ValueError if there is no such thing, or if it cannot be read."""
     if key_of(setting) in NAMED:
-        return "named", []
+        return Found("named")
     if setting.startswith(HUB):
-        return "hub", []
+        return Found("hub")
     path = Path(setting).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"data.source {setting!r} cannot be read ({reason}); make it readable, or give another"
+        ) from None
     if path.is_dir():
-        return folder_files(path)
-    if path.is_file():
-        if path.suffix.lower() not in TABLES:
-            raise ValueError(
-                f"data.source {setting!r} is not a table ({' or '.join(TABLES)}); give such a file, or a folder"
-            )
-        return "tables", [path]
+        return one_kind(setting, path, Listing.of(path))
+    if os.path.lexists(path):
+        require_regular(path)
+        suffix = path.suffix.lower()
+        if suffix in KINDS["tables"]:
+            return Found("tables", path.parent, [path])
+        if suffix in (".npy", ".npz"):
+            return Found(suffix[1:], path.parent, [path])
+        if suffix in ARCHIVES:
+            raise ValueError(f"data.source {setting!r} is an archive; unpack it, and give the folder")
+        hint = "; give a file of labels as data.label_file" if suffix in LISTS else ""
+        raise ValueError(
+            f"data.source {setting!r} is neither a table ({' or '.join(KINDS['tables'])}) nor arrays (.npy or .npz);"
+            f" give such a file, or the folder of the pictures{hint}"
+        )
     if glob.has_magic(setting):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        if files := [file for file in found if file.suffix.lower() in TABLES]:
-            return "tables", files
-        raise ValueError(f"data.source {setting!r} matches no file that ends in {' or '.join(TABLES)}")
+        if matches := [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]:
+            parts = path.parts
+            magic = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+            folder = Path(*parts[:magic])
+            return one_kind(setting, folder, Listing.of(folder, matches))
+        raise ValueError(f"data.source {setting!r} matches no file; give a folder, or another pattern")
     looks_like_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", setting)
     hint = f"; for a data set of the hub write {HUB}{setting}" if looks_like_hub else ""
     raise ValueError(f"data.source {setting!r}: there is no such folder or file{hint}")
 
 
-def folder_files(folder: Path) -> tuple[str, list[Path]]:
-    """The one kind of files that a folder holds: images, arrays or tables. Raises ValueError for none or several."""
-    files = walk(folder, PICTURES + ARRAYS + TABLES)
-    kinds = {"images": PICTURES, "arrays": ARRAYS, "tables": TABLES}
-    found = {kind: those for kind, ends in kinds.items() if (those := [f for f in files if f.suffix.lower() in ends])}
-    if not found:
+def one_kind(setting: str, folder: Path, listing: Listing) -> Found:
+    """The one kind of files in a listing. Raises ValueError for none or several."""
+    left_out = str(listing)
+    if not listing.files:
+        known = " ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
         raise ValueError(
-            f"data.source {str(folder)!r} holds no images, arrays or tables;"
-            f" looked for {' '.join(PICTURES + ARRAYS + TABLES)}"
+            f"data.source {setting!r} holds no images, arrays or tables{f' ({left_out})' if left_out else ''};"
+            f" looked for {known}"
         )
-    if len(found) > 1:
-        (one, first), (other, second), *_ = found.items()
-        glob_hint = f"name the tables by a glob such as {folder}/*{second[0].suffix}, or " if other == "tables" else ""
+    if len(listing.files) > 1:
+        (one, other), (first, second) = list(listing.files)[:2], [files[0] for files in listing.files.values()][:2]
         raise ValueError(
-            f"data.source {str(folder)!r} holds both {one} ({first[0].name}, …) and {other} ({second[0].name}, …);"
-            f" {glob_hint}move one kind elsewhere"
+            f"data.source {setting!r} holds both {one} ({first.name}, …) and {other} ({second.name}, …); name one kind"
+            f" by a pattern such as {folder}/*{second.suffix}, or move the other elsewhere"
         )
-    return found.popitem()
+    ((kind, files),) = listing.files.items()
+    return Found(kind, folder, files, left_out, listing.metadata)
 
 
 def digits(setting: str, split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:

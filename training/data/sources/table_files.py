@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from storage.read import require_regular
+
 
 class Parquet:
     """A parquet file, which is open only while it is read."""
@@ -70,6 +72,7 @@ Table = Parquet | Arrow
 def open_table(file: Path) -> Table:
     """Opens a table. Raises ValueError for a file of another kind, or a truncated one."""
     with readable(file):
+        require_regular(file)
         return Parquet(file) if file.suffix.lower() == ".parquet" else Arrow(file)
 
 

@@ -1,18 +1,20 @@
 """Tables with an image column: parquet and arrow files, and data sets of the Hugging Face hub."""
 
+import ast
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from pictures.pixel_format import PixelFormat
-from residual.names import require_known
-from training.data.config import HUB
+from residual.names import require_known, shorten
+from training.data.config import HUB, split_hub
 from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
 from training.data.sources.table_files import first_line, open_table, readable
@@ -21,6 +23,8 @@ IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "p
 
 TEXTS = ("string", "large_string")
 ROWS_TO_TRY = 100
+MAX_LISTED = 100
+"""names of configurations in a message"""
 HUB_ROWS = 1000
 """rows of a data set of the hub that are read at a time"""
 
@@ -33,10 +37,47 @@ class Columns:
     label: str | None
     labels: bool | None
     """True requires labels, False ignores them, None uses them if there are any"""
+    allow_outside: bool = False
+    """whether tables may name files outside their folders"""
+
+
+@dataclass(frozen=True)
+class FilesBelow:
+    """The files that a table may name: those below `folder`, where relative names start, or below one of `others`."""
+
+    folder: Path
+    allow_outside: bool
+    others: tuple[Path, ...] = ()
+
+    def find(self, name: str, where: str) -> Path:
+        """The path of the file of this name, which need not exist.
+
+        Raises ValueError, with the place `where` in the table, for a URL and for a file outside, links included.
+        """
+        path = self.folder / name
+        if "\\" in name and not os.path.lexists(path):  # a path of Windows
+            path = self.folder / name.replace("\\", "/")
+        if re.match(r"[A-Za-z][\w+.-]+://", name) or (PureWindowsPath(name).drive and not os.path.lexists(path)):
+            raise ValueError(f"{where} names {name[:200]!r}, not a file below {self.folder}; copy the images there")
+        if "\0" in name:
+            return path  # the decoder reports it: no file has such a name
+        real = Path(os.path.realpath(path))
+        roots = map(os.path.realpath, (self.folder, *self.others))
+        if self.allow_outside or any(map(real.is_relative_to, roots)):
+            return path
+        raise ValueError(
+            f"{where} names {name[:200]!r}, which is outside {self.folder}, the folder of the table; copy the images"
+            " there, or set data.allow_outside to true if you trust the table"
+        )
 
 
 def local_tables(
-    setting: str, splits: Mapping[str, list[Path]], split: str, columns: Columns, pixel_format: PixelFormat
+    setting: str,
+    splits: Mapping[str, list[Path]],
+    split: str,
+    columns: Columns,
+    pixel_format: PixelFormat,
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """Parquet or arrow files. Raises ValueError for an unknown split and for files of both kinds.
 
@@ -46,7 +87,7 @@ def local_tables(
     if len({file.suffix.lower() for file in files}) > 1:
         raise ValueError(f"data.source {setting!r} names both parquet and arrow files; name one kind")
     key = ["tables", columns.image, columns.label, columns.labels, *(stamp(file) for file in files)]
-    return Source(setting, files[0].stem, key, partial(read_tables, files, columns, pixel_format))
+    return Source(setting, files[0].stem, key, partial(read_tables, files, columns, pixel_format), notes)
 
 
 def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelFormat) -> Records:
@@ -59,7 +100,8 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
             raise ValueError(f"{table.file} has no column {missing[0]!r}, which {files[0].name} has; write it again")
-    check_paths(image, (value for table in tables for value in table.column(image).to_pylist()), features)
+    below = {table: FilesBelow(table.file.parent, columns.allow_outside) for table in tables}
+    check_paths(image, ((below[table], v) for table in tables for v in table.column(image).to_pylist()), features)
     groups = [(table, group) for table in tables for group in range(len(table.sizes))]
     sizes = [table.sizes[group] for table, group in groups]
     first_rows = np.cumsum([0, *sizes]).tolist()
@@ -73,7 +115,7 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
         table, group = groups[shard]
         with readable(table.file):
             parts = [Image().cast_storage(part).to_pylist() for part in table.column(image, group).chunks]
-        return [item(row, value) for row, value in enumerate(chain(*parts), first_rows[shard])]
+        return [item(row, value, below[table]) for row, value in enumerate(chain(*parts), first_rows[shard])]
 
     return Records(
         sizes=sizes,
@@ -87,31 +129,43 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
 
 
 def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFormat) -> Source:
-    """A data set of the hub, downloaded once: the cache key is its name, revision and split, not later changes.
+    """A data set of the hub, downloaded once: the cache key is its full name and split, not later changes.
 
-    Raises ValueError, with the reason that `datasets` gives, if it cannot be downloaded or has no such split.
+    Raises ValueError, with the reason that `datasets` gives, if it cannot be downloaded or has no such split; and with
+    the names of its configurations if there are several and none of them is given.
     """
-    repository, _, revision = setting.removeprefix(HUB).partition("@")
-    if not repository:
-        raise ValueError(f"data.source {setting!r} names no data set; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+    repository, configuration, revision = split_hub(setting)
+    if not repository or setting.endswith((":", "@")):
+        raise ValueError(f"data.source {setting!r} is incomplete; write hub:OWNER/NAME[:CONFIGURATION][@REVISION]")
 
     def read() -> Records:
-        from datasets import Image, load_dataset
+        from datasets import Image, config, load_dataset
 
+        caches = Path(config.HF_CACHE_HOME, "hub").expanduser(), Path(config.HF_DATASETS_CACHE)  # downloaded files
         try:
-            table = load_dataset(repository, split=split, revision=revision or None)
+            names = (repository, configuration) if configuration else (repository,)
+            table = load_dataset(*names, split=split, revision=revision or None)
         except Exception as error:  # a download fails in many ways; each becomes one line
+            if known := configurations(str(error)):
+                name = HUB + ":".join((repository, known[0])) + (revision and f"@{revision}")
+                raise ValueError(
+                    f"data.source {setting!r} needs the name of a configuration, such as {name}; it has:"
+                    f" {shorten(known, MAX_LISTED)}"
+                ) from error
             hint = "" if split in str(error) else "; check the name and the connection to the hub"
             raise ValueError(f"data.source {setting!r} cannot be read: {first_line(error)}{hint}") from error
         image, label = image_column(columns, table.features), label_column(columns, table.features)
         pictures = table.select_columns([image])
-        check_paths(image, (row[image] for row in pictures), table.features)
+        local = Path(repository).expanduser()
+        below = FilesBelow(local if local.is_dir() else caches[0], columns.allow_outside, caches)
+        check_paths(image, ((below, row[image]) for row in pictures), table.features)
         pictures = pictures.cast_column(image, Image(decode=False))
         starts = range(0, len(table), HUB_ROWS)
 
         def load(shard: int) -> list[Item]:
             start = starts[shard]
-            return [item(row, value) for row, value in enumerate(pictures[start : start + HUB_ROWS][image], start)]
+            values = pictures[start : start + HUB_ROWS][image]
+            return [item(row, value, below) for row, value in enumerate(values, start)]
 
         return Records(
             sizes=[min(HUB_ROWS, len(table) - start) for start in starts],
@@ -123,7 +177,17 @@ def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFo
         )
 
     key = ["hub", repository, revision, split, columns.image, columns.label, columns.labels]
+    key += [configuration] if configuration else []
     return Source(setting, repository.rpartition("/")[2], key, read)
+
+
+def configurations(message: str) -> list[str]:
+    """The configurations that `datasets` lists in the message about one that is missing or unknown; else none."""
+    listed = re.search(r"available[^\[\n]*(\[[^\]]*\])", message, re.IGNORECASE)
+    try:
+        return [str(name) for name in ast.literal_eval(listed[1])] if listed else []
+    except (SyntaxError, ValueError):
+        return []
 
 
 def class_names(label: str | None, features: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -133,11 +197,14 @@ def class_names(label: str | None, features: Mapping[str, Any]) -> tuple[str, ..
     return tuple(features[label].names) if label is not None and isinstance(features[label], ClassLabel) else None
 
 
-def item(row: int, value: Mapping[str, Any] | None) -> Item:
-    """One row. An image without bytes is read from its path; without either the decoder reports it."""
+def item(row: int, value: Mapping[str, Any] | None, below: FilesBelow) -> Item:
+    """One row. An image without bytes is read from its path; without either the decoder reports it.
+
+    Raises ValueError for a path that `below` does not allow.
+    """
     path, data = (value or {}).get("path"), (value or {}).get("bytes")
     name = f"row {row} ({path})" if path else f"row {row}"
-    return Item(name, Path(path) if path and data is None else data or b"")
+    return Item(name, below.find(path, f"row {row}") if path and data is None else data or b"")
 
 
 def image_column(columns: Columns, features: Mapping[str, Any]) -> str:
@@ -146,7 +213,9 @@ def image_column(columns: Columns, features: Mapping[str, Any]) -> str:
 
     column = find_column("image", columns.image, features, Image, IMAGE_NAMES)
     if column is None:
-        raise ValueError(f"no image column found; set data.image_column to one of the columns: {', '.join(features)}")
+        several = [name for name, feature in features.items() if isinstance(feature, Image)]
+        found = f"{len(several)} columns hold images" if several else "no image column found"
+        raise ValueError(f"{found}; set data.image_column to one of the columns: {shorten(several or list(features))}")
     feature = features[column]
     plain = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", *TEXTS)
     packed = isinstance(feature, Mapping) and {"bytes", "path"} & set(feature)
@@ -158,15 +227,19 @@ def image_column(columns: Columns, features: Mapping[str, Any]) -> str:
     return column
 
 
-def check_paths(column: str, values: Iterable[Any], features: Mapping[str, Any]) -> None:
-    """Raises ValueError if none of the first texts in an image column is the path of a file."""
+def check_paths(column: str, values: Iterable[tuple[FilesBelow, Any]], features: Mapping[str, Any]) -> None:
+    """Raises ValueError if none of the first texts in an image column is the path of a file, or if one is not allowed.
+
+    Each value comes with the files that its table may name.
+    """
     if getattr(features[column], "dtype", None) not in TEXTS:
         return
-    texts = [text for text in islice(values, ROWS_TO_TRY) if text]
-    if texts and not any(map(os.path.isfile, texts)):
+    few = list(islice(((below, text) for below, text in values if text), ROWS_TO_TRY))
+    paths = [below.find(text, f"image column {column!r}") for below, text in few]
+    if paths and not any(map(os.path.isfile, paths)):
         raise ValueError(
-            f"image column {column!r} holds texts such as {texts[0][:40]!r}, but no file has such a name; set"
-            " data.image_column to a column with the bytes or paths of image files"
+            f"image column {column!r} holds texts such as {few[0][1][:40]!r}, but no file below {few[0][0].folder} has"
+            " such a name; set data.image_column to a column with the bytes or paths of image files"
         )
 
 
