@@ -251,7 +251,7 @@ def _kept(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder) ->
                 f"batch={args.batch} needs more memory than there is; give a smaller --batch; {kept}"
             ) from None
         if is_full(error):
-            raise ValueError(f"the disk of {str(args.out)!r} is full; {kept}") from None
+            raise ValueError(f"the disk of {str(args.out)!r} is full, free some space; {kept}") from None
         if isinstance(error, KeyboardInterrupt) and process_state().is_main_process:
             print(printable(kept), file=sys.stderr)
         raise

@@ -15,6 +15,7 @@ KINDS = {
     "tables": (".parquet", ".arrow"),
 }
 """suffixes of the files of each kind, in lower case"""
+KIND_OF = {suffix: kind for kind, suffixes in KINDS.items() for suffix in suffixes}
 MAX_SHOWN = 10
 """suffixes that a note names"""
 SYSTEM = {
@@ -46,10 +47,9 @@ class Listing:
         listing, bare = cls(), []
         for path in walk([folder] if paths is None else paths, listing.left_out):
             suffix = path.suffix.lower()
-            kind = next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)
             if path.name.casefold() in METADATA:
                 listing.metadata.append(path)
-            elif kind is not None:
+            elif kind := KIND_OF.get(suffix):
                 listing.files.setdefault(kind, []).append(path)
             elif suffix:
                 listing.left_out[suffix] += 1

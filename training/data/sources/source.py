@@ -142,9 +142,10 @@ def one_kind(setting: str, folder: Path, listing: Listing) -> Found:
         )
     if len(listing.files) > 1:
         (one, other), (first, second) = list(listing.files)[:2], [files[0] for files in listing.files.values()][:2]
+        pattern = Path(folder, *["*"] * (len(second.relative_to(folder).parts) - 1), f"*{second.suffix}")
         raise ValueError(
             f"data.source {setting!r} holds both {one} ({first.name}, …) and {other} ({second.name}, …); name one kind"
-            f" by a pattern such as {folder}/*{second.suffix}, or move the other elsewhere"
+            f" by a pattern such as '{pattern}', or move the other elsewhere"
         )
     ((kind, files),) = listing.files.items()
     return Found(kind, folder, files, left_out, listing.metadata)
