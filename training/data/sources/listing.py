@@ -45,7 +45,7 @@ class Listing:
         for a folder that cannot be read.
         """
         listing, bare = cls(), []
-        for path in walk([folder] if paths is None else paths, listing.left_out):
+        for path in dict.fromkeys(walk([folder] if paths is None else paths, listing.left_out)):
             suffix = path.suffix.lower()
             if path.name.casefold() in METADATA:
                 listing.metadata.append(path)

@@ -138,7 +138,7 @@ def one_kind(setting: str, folder: Path, listing: Listing) -> Found:
         known = " ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
         raise ValueError(
             f"data.source {setting!r} holds no images, arrays or tables{f' ({left_out})' if left_out else ''};"
-            f" looked for {known}"
+            f" looked for {known}; an .npz file is a data.source itself, and an archive is to be unpacked"
         )
     if len(listing.files) > 1:
         (one, other), (first, second) = list(listing.files)[:2], [files[0] for files in listing.files.values()][:2]
