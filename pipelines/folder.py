@@ -1,9 +1,12 @@
 """Folders with a trained model: the files of its network, and one that describes the rest."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from residual.weights.config import convert
 from residual.weights.pretrained import local_folder
 
 
@@ -51,6 +54,24 @@ def check_finite(net: nn.Module, folder: Path) -> None:
     """Raises ValueError for weights that are not finite."""
     if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
         raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
+
+
+def read_counts(document: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The training images of each class in the description of a model; None where it has none.
+
+    Raises ValueError for another type.
+    """
+    counts = document.get("class_counts")
+    try:
+        return convert(counts, tuple[int, ...] | None)
+    except TypeError:
+        raise ValueError(f"class_counts={counts!r} should be a list of whole numbers") from None
+
+
+def check_counts(counts: Sequence[int] | None, classes: int, folder: Path) -> None:
+    """Raises ValueError for training images per class that belong to another number of classes, or that are none."""
+    if counts is not None and not (len(counts) == classes and min(counts) >= 0 < max(counts)):
+        raise ValueError(f"{folder}: class_counts={list(counts)} are not the training images of {classes} classes")
 
 
 def images_seen(run: Path) -> int | None:

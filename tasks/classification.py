@@ -215,7 +215,8 @@ class ClassificationRun(Run[ClassificationTask]):
         validation = open_validation(self.data, on_main=on_main)
         with seeded(self.train.seed, "model"):
             net = build(config)
-        classifier = ImageClassifier(net, images.classes, preprocessing, images.pixel_format)
+        pixel_format, counts = images.pixel_format, images.class_counts
+        classifier = ImageClassifier(net, images.classes, preprocessing, pixel_format, class_counts=counts)
         evaluations: tuple[Evaluation, ...] = ()
         if validation is not None:
             held_out = as_trained(images.shape, images.pixel_format, images.classes, validation)

@@ -210,7 +210,8 @@ class DiffusionRun(Run[DiffusionTask]):
         with seeded(self.train.seed, "model"):
             net = build(self._with_inputs(config))
         null_label = self.diffusion.label_dropout > 0
-        model = DiffusionModel(net, self.objective, images.classes, null_label, images.pixel_format)
+        pixel_format, counts = images.pixel_format, images.class_counts
+        model = DiffusionModel(net, self.objective, images.classes, null_label, pixel_format, class_counts=counts)
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:
