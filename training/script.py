@@ -84,7 +84,7 @@ class StandardStream(io.FileIO):
     lost: OSError | None = None
     """why text was lost; not set if the reader has ended"""
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Writes bytes; returns how many are done with, those that are lost included."""
         try:
             return super().write(data)
