@@ -13,9 +13,9 @@ from jaxtyping import Shaped
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import Base
 
-from pictures.formats import FORMATS, MAX_PIXELS
+from pictures.formats import FORMATS, MAX_FILE, MAX_PIXELS
 from pictures.preprocessing import Preprocessing
-from storage.read import open_regular, read_bytes
+from storage.read import open_regular, read_bytes, require_regular
 
 MAX_METADATA = 64 << 20
 """bytes that the texts or the colour profile of a PNG may have, uncompressed; Pillow's limit is 1 MiB"""
@@ -153,6 +153,8 @@ def open_image(data: Path | bytes | np.ndarray) -> Iterator[Image.Image]:
         return
     if not data:
         raise ValueError("no image")
+    if isinstance(data, Path) and (size := require_regular(data).st_size) > MAX_FILE:
+        raise ValueError(f"{size:,} bytes are more than {MAX_FILE:,}, the most that a picture may have")
     with (
         open_regular(data) if isinstance(data, Path) else BytesIO(data) as file,
         Image.open(file, formats=tuple(FORMATS)) as image,

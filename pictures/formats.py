@@ -21,3 +21,5 @@ as that of PostScript does. TGA is last because its files have no signature"""
 MAX_PIXELS = 89_478_485
 """an image with more pixels is an error, as a few kB can unpack to gigabytes; Pillow warns beyond this number. The
 images that all threads decode at a time have no more pixels either"""
+MAX_FILE = 1 << 30
+"""bytes of the largest file; some decoders read files as a whole"""

@@ -90,6 +90,8 @@ class OutputFolder:
         writes the same folder.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(self.staging):
+            self.staging.mkdir()  # before the lock, whose errors do not name the file
         lock = self.path.with_name(f"tmp-lock-{self.path.name}")
         if not is_regular(lock) or lock.is_symlink():
             remove(lock)

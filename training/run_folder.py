@@ -141,7 +141,8 @@ class RunFolder:
         if changed:
             raise ValueError(
                 f"{self.path} holds a run with other settings ({'; '.join(changed)}); "
-                "give the same settings, another --run, or --fresh to start over"
+                "give the same settings; or go on with others in a new run, --run NEW --init "
+                f"{self.path}; or --fresh to start over"
             )
 
 

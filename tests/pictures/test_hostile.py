@@ -270,6 +270,13 @@ def test_too_many_pixels_are_refused_by_the_header() -> None:
             decode(png(b"", side, width=side), FOUND)
 
 
+def test_a_file_of_more_than_1_gib_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(NOISE, "PNG"))
+    os.truncate(tmp_path / "a.png", 10**10)
+    with pytest.raises(ValueError, match=r"10,000,000,000 bytes.*1,073,741,824"):
+        decode(tmp_path / "a.png", FOUND)
+
+
 def test_threads_share_a_number_of_pixels() -> None:
     budget, most, now, lock = Budget(10), 0, 0, threading.Lock()
 

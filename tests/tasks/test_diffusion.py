@@ -419,6 +419,11 @@ def damaged(source, target, change):
         (lambda d: d.update(null_label="yes"), "null_label='yes'.*bool"),
         (lambda d: d.update(classes=["a"]), "1 classes, config.json has 10"),
         (lambda d: d.update(classes=None), "0 classes, config.json has 10"),
+        (lambda d: d.update(class_counts=[1] * 9), r"class_counts=\[1, .*10 classes"),
+        (lambda d: d.update(class_counts=[0] * 10), r"class_counts=\[0, .*10 classes"),
+        (lambda d: d.update(class_counts=[-1] + [1] * 9), r"class_counts=\[-1, .*10 classes"),
+        (lambda d: d.update(class_counts="many"), "class_counts='many'"),
+        (lambda d: d.update(class_counts={"zero": 1}), "class_counts={'zero': 1}"),
     ],
 )
 def test_an_incomplete_folder_is_refused(conditional, tmp_path, change, message):
@@ -504,6 +509,45 @@ def test_labels_by_name_and_number(conditional):
 def test_a_name_counts_before_a_number(conditional):
     assert replace(load_model(conditional), classes=("7", "1", "none")).label("1") == 1
     assert replace(load_model(conditional), classes=("1", "0")).label("0") == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "text", "label"),
+    [
+        (("all", "none"), "none", 1),
+        (("all", "none"), "all", 0),
+        (("all", "none"), "1", 1),
+        (("cat", ""), "", 1),
+        (("caf\u00e9", "x"), "cafe\u0301", 0),
+        (("3", "5", "7"), "7", 2),
+        (("3", "5", "7"), "none", 3),
+    ],
+)
+def test_names_that_mean_something_else_too(conditional, classes, text, label):
+    assert replace(load_model(conditional), classes=classes).label(text) == label
+
+
+@pytest.mark.parametrize("text", ["0", "2", "-1", "07"])
+def test_a_number_is_a_name_where_names_are_numbers(conditional, text):
+    with pytest.raises(ValueError, match=f"label {text} .*3, 5, 7"):
+        replace(load_model(conditional), classes=("3", "5", "7")).label(text)
+
+
+def test_classes_without_training_images_are_not_drawn_by_default(tmp_path):
+    images = digits()
+    chosen = np.flatnonzero(np.isin(images.labels, (1, 3, 9)))
+    task = small_run().build(images.part(chosen))
+    counts = tuple(np.bincount(images.labels[chosen]).tolist())
+    task.save(task.model, tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert model.class_counts == task.diffusion.class_counts == counts
+    assert model.cycle(range(4)) == [1, 3, 9, 1]
+    assert model.label("0") == 0
+
+
+def test_a_folder_without_counts_draws_all_classes(conditional, tmp_path):
+    damaged(conditional, tmp_path / "model", lambda d: d.pop("class_counts"))
+    assert load_model(tmp_path / "model").cycle(range(8, 12)) == [8, 9, 0, 1]
 
 
 @pytest.mark.parametrize(

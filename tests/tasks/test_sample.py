@@ -128,6 +128,19 @@ def test_without_a_terminal_the_progress_is_plain_lines(conditional, tmp_path, c
     assert printed.err == ""
 
 
+def test_a_class_called_all_or_none_does_not_change_the_default(conditional, tmp_path):
+    names = ("all", "none", *CLASSES[2:])
+    replace(load_model(conditional), classes=names).save(tmp_path / "model")
+    for label, expected in (
+        ([], ["all", "none", "two"]),
+        (["--label", "all"], ["all"] * 3),
+        (["--label", "none"], ["none"] * 3),
+    ):
+        run(tmp_path / "model", tmp_path / "out", "--num", 3, "--steps", 1, *label)
+        with (tmp_path / "out" / "labels.csv").open(newline="") as file:
+            assert [row["class"] for row in csv.DictReader(file)] == expected
+
+
 def test_a_model_without_classes_needs_no_label(unconditional, tmp_path):
     assert run(unconditional, tmp_path, "--num", 3, "--steps", 2).shape == (3, 8, 8)
 
@@ -438,6 +451,29 @@ def test_an_interrupted_command_goes_on_with_its_images(conditional, tmp_path, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+def test_ctrl_c_reports_what_is_kept(conditional, tmp_path, monkeypatch, capsys):
+    save = sample.save_image
+
+    def interrupt(image, pixel_format, path, text):
+        if path.name == "000002.png":
+            raise KeyboardInterrupt
+        save(image, pixel_format, path, text)
+
+    monkeypatch.setattr(sample, "save_image", interrupt)
+    with pytest.raises(SystemExit) as end:
+        sample.main([str(conditional), "--out", str(tmp_path / "out"), "--num", "5", "--steps", "1", "--device", "cpu"])
+    assert end.value.code == 130
+    assert f"2 of 5 images are kept in '{tmp_path / 'tmp-new-out'}'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp-new-out"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(conditional, capsys):
+    with pytest.raises(SystemExit) as end:
+        sample.main([str(conditional), "--out", "/proc/self/x", "--num", "1", "--steps", "1", "--device", "cpu"])
+    assert end.value.code == 2
+    assert "/proc/self/tmp-new-x" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", [("--seed", 1), ("--steps", 3), ("--label", "two"), ("--guidance", 2), ("--eta", 1)])
 def test_images_of_another_command_are_not_mixed_in(conditional, tmp_path, capsys, flag):
     kill(3, [str(conditional), "--out", str(tmp_path / "out"), "--num", "5", "--steps", "2", "--device", "cpu"])
@@ -521,7 +557,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_output(conditional, tmp_path
         sample.main([str(conditional), "--out", str(tmp_path / "out"), *flags])
     error = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 2
-    assert f"the disk of '{tmp_path / 'out'}' is full" in error
+    assert f"the disk of '{tmp_path / 'out'}' is full, free some space" in error
     assert ("3 of 3 images are kept" in error) == (place != "save_image")
     np.testing.assert_array_equal(pixels(tmp_path / "out"), before)
     assert (tmp_path / "tmp-new-out").exists() == (place != "save_image")

@@ -1,5 +1,6 @@
 """Model folders of diffusers and of this project; publishing to a replaced hub."""
 
+import ast
 import json
 import re
 import shutil
@@ -333,3 +334,18 @@ def test_a_repository_has_an_owner_and_a_name(name: str, hub: Hub) -> None:
     with pytest.raises(ValueError, match=f"repo_id='{name}' should be of the form 'owner/name'"):
         UNet(TINY).push_to_hub(name)
     assert not hub.calls
+
+
+@pytest.mark.parametrize(
+    "name",
+    ['x"); import os; ("', "x\n---\nlicense: mit", "<script>", "# heading", "```", "\x1b[31m", "bad \udcff byte"],
+)
+def test_a_name_has_no_effect_on_the_card(name: str) -> None:
+    card = UNet(UNetConfig(size=(8, 8), base_channels=16, groups=8)).model_card(f"me/{name}")
+    (code,) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    (call,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert ast.literal_eval(call.args[0]) == f"me/{name}"
+    (title,) = [line for line in card.splitlines() if line.startswith("# ") and not line.startswith("# license")]
+    assert not re.search(r"(?<!\\)[`<>#]", title[2:])
+    assert card.count("\n---\n") == 1
+    assert card.encode().decode().replace("\n", "").isprintable()

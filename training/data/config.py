@@ -13,6 +13,15 @@ HUB = "hub:"
 """prefix of a `source` on the Hugging Face hub"""
 
 
+def split_hub(source: str) -> tuple[str, str, str]:
+    """Repository, configuration and revision of a `source` on the hub; the latter two are empty if not given."""
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    repository, colon, config = name.rpartition(":")
+    if not colon or "/" in config or "\\" in config:  # a colon of a path, as in C:/sets
+        return name, "", revision
+    return repository, config, revision
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images of a run. Raises ValueError for values out of range and for fields that contradict each other.
@@ -23,7 +32,7 @@ class DataConfig:
     source: str = setting("digits", may_change=True)
     """digits (embedded: 1,797 grey 8x8 images), a folder of images or of arrays (.npy, channels x height x width), a
     parquet or arrow file, a folder of such files, a glob for any of these, a .npy or .npz file with many images, or
-    hub:OWNER/NAME[@REVISION] for a data set of the Hugging Face hub"""
+    hub:OWNER/NAME[:CONFIGURATION][@REVISION] for a data set of the Hugging Face hub"""
     split: str = setting("train", may_change=True)
     """split to train on, where the source has splits (files or sub-folders named train, validation, test; splits of the
     hub)"""
@@ -51,11 +60,14 @@ class DataConfig:
     image_column: str | None = setting(None, may_change=True)
     """column with the images of a table, or array of an .npz file; null finds it by its type, else by usual names"""
     label_column: str | None = setting(None, may_change=True)
-    """column with the labels of a table, or array of an .npz file; null finds it by its type, else by usual names"""
+    """column with the labels of a table or label file, or array of an .npz file; null finds it by its type, else by
+    usual names"""
     allow_outside: bool = setting(False, may_change=True)
     """true allows tables to name image files that are not below their own folder"""
     label_file: Path | None = setting(None, may_change=True)
-    """labels for a folder: lines such as {"file_name": "a/b.png", "label": "cat"}, names relative to data.source"""
+    """labels for a folder: CSV, JSON, lines such as {"file_name": "a/b.png", "label": "cat"}, or a table; names are
+    relative to data.source or to the file. null: metadata.csv, metadata.jsonl, metadata.parquet or EDM's dataset.json
+    beside the images, else sub-folders"""
     labels: bool | None = setting(None, may_change=True)
     """true requires labels, false ignores them, null uses them if there are any"""
     cache: Path | None = setting(None, may_change=True)
@@ -105,7 +117,7 @@ class DataConfig:
                 f"data.validation {self.validation} is a share, but data.stream is true; name a split, such as test"
             )
         if self.source.startswith(HUB):
-            name, _, revision = self.source.removeprefix(HUB).partition("@")
+            name, _, revision = split_hub(self.source)
             at = f" --revision {revision}" if revision else ""
             raise ValueError(
                 f"data.source {self.source!r} cannot be streamed from the hub; download its files by"

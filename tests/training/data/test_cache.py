@@ -167,7 +167,7 @@ def test_a_truncated_image_is_named_skipped_and_counted(pets: Path, config, caps
         images = open_images(config(source=pets))
         assert (len(images), len(images.bad)) == (5, 1)
         assert images.bad[0].startswith("dog/2.png: ")
-        assert str(images).startswith("5 RGB images of 4 x 5 px (height x width), 2 classes; 1 more could not be read")
+        assert str(images).startswith("5 RGB images of 4 x 5 px (height x width), 2 classes: cat (3), dog (2); 1 more")
         assert "(dog/2.png: " in str(images)
         assert ("skipped dog/2.png: " in capsys.readouterr().err) == is_built
         np.testing.assert_array_equal(images.read(np.arange(5)), kept)

@@ -1,4 +1,5 @@
 import struct
+import threading
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -258,6 +259,27 @@ def test_order_and_errors_do_not_depend_on_threads(quick_seconds, monkeypatch, p
     assert texts["70"] == "not an image"
     assert "No such file" in texts["199"]
     np.testing.assert_array_equal(result[100][1], pixels(100, 3, 3)[None])
+
+
+def test_threads_stop_when_too_many_decoded_bytes_wait(monkeypatch) -> None:
+    """A slow first item holds the others back: each thread may add one more result, and the rest is computed later."""
+    monkeypatch.setattr(module, "MAX_HELD", 1000)
+    started, release = [], threading.Event()
+
+    def function(item: Item) -> np.ndarray:
+        if item.name == "0":
+            release.wait(10)
+        else:
+            started.append(item.name)
+        return np.full(50, int(item.name), np.uint16)
+
+    items = [Item(str(i), b"") for i in range(20 * module.CHUNK)]
+    stream = in_threads(function, items, workers=4, size=lambda result: result.nbytes)
+    threading.Timer(0.3, release.set).start()
+    first = next(stream)
+    assert len(started) <= 11 + 4 + module.CHUNK  # the chunk of the slow item goes on, too
+    assert [first[0], *(result[0] for result in stream)] == list(range(len(items)))
+    assert len(started) == len(items) - 1
 
 
 def test_threads_do_not_read_a_stream_ahead(pixels) -> None:

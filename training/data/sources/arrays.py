@@ -124,7 +124,10 @@ def to_chw(array: Shaped[np.ndarray, "..."], axes: Axes) -> Shaped[np.ndarray, "
     and height differ.
     """
     if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"shape {array.shape} is neither (channels, height, width) nor (height, width)")
+        raise ValueError(
+            f"shape {array.shape} is neither (channels, height, width) nor (height, width); a file of"
+            " many images is a data.source itself"
+        )
     if array.size > MAX_VALUES:
         raise ValueError(f"shape {array.shape} has more than {MAX_VALUES:,} values, the most that an image may have")
     if array.ndim == 2:

@@ -14,7 +14,7 @@ from storage.read import require_regular
 from training.data.config import HUB, DataConfig
 from training.data.sources.array_file import array_file
 from training.data.sources.arrays import ArrayOptions
-from training.data.sources.folder import image_folder
+from training.data.sources.folder import LabelOptions, image_folder
 from training.data.sources.listing import KINDS, Listing
 from training.data.sources.records import Item, Records, Source, choose_split, split_of
 from training.data.sources.tables import Columns, hub_tables, local_tables
@@ -28,7 +28,7 @@ USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "range": (ARRAY_KINDS, "the range of pictures is known"),
     "axes": (ARRAY_KINDS, "only arrays may have their channels last"),
     "image_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
-    "label_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
+    "label_column": ((*TABLE_KINDS, "npz", "images", "arrays"), "only tables, label files and .npz files have columns"),
     "allow_outside": (TABLE_KINDS, "only tables name files"),
     "label_file": (("images", "arrays"), "it is for folders of images; a table has data.label_column"),
     "bits": (PICTURE_KINDS, "arrays keep their dtype"),
@@ -47,6 +47,8 @@ class Found:
     folder: Path = Path()
     files: list[Path] = field(default_factory=list)
     left_out: str = ""
+    metadata: list[Path] = field(default_factory=list)
+    """files beside the images that may have their labels"""
 
 
 def find_source(config: DataConfig) -> Source:
@@ -80,10 +82,9 @@ def find_source(config: DataConfig) -> Source:
     arrays = ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad)
     if kind in ("npy", "npz"):
         return array_file(files[0], config.source, config.split, columns, arrays)
+    labels = LabelOptions(config.labels, config.label_file, config.label_column, found.metadata)
     options = arrays if kind == "arrays" else None
-    return image_folder(
-        found.folder, files, config.split, config.labels, config.label_file, pixel_format, options, notes
-    )
+    return image_folder(found.folder, files, config.split, labels, pixel_format, options, notes)
 
 
 def find_files(setting: str) -> Found:
@@ -93,6 +94,15 @@ def find_files(setting: str) -> Found:
     if setting.startswith(HUB):
         return Found("hub")
     path = Path(setting).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"data.source {setting!r} cannot be read ({reason}); make it readable, or give another"
+        ) from None
     if path.is_dir():
         return one_kind(setting, path, Listing.of(path))
     if os.path.lexists(path):
@@ -128,16 +138,17 @@ def one_kind(setting: str, folder: Path, listing: Listing) -> Found:
         known = " ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
         raise ValueError(
             f"data.source {setting!r} holds no images, arrays or tables{f' ({left_out})' if left_out else ''};"
-            f" looked for {known}"
+            f" looked for {known}; an .npz file is a data.source itself, and an archive is to be unpacked"
         )
     if len(listing.files) > 1:
         (one, other), (first, second) = list(listing.files)[:2], [files[0] for files in listing.files.values()][:2]
+        pattern = Path(folder, *["*"] * (len(second.relative_to(folder).parts) - 1), f"*{second.suffix}")
         raise ValueError(
             f"data.source {setting!r} holds both {one} ({first.name}, …) and {other} ({second.name}, …); name one kind"
-            f" by a pattern such as {folder}/*{second.suffix}, or move the other elsewhere"
+            f" by a pattern such as '{pattern}', or move the other elsewhere"
         )
     ((kind, files),) = listing.files.items()
-    return Found(kind, folder, files, left_out)
+    return Found(kind, folder, files, left_out, listing.metadata)
 
 
 def digits(setting: str, split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:
