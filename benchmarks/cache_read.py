@@ -43,9 +43,9 @@ def main() -> None:
         images = Images(np.memmap(path, args.dtype, "r", shape=shape), pixel_format=PixelFormat(dtype=args.dtype))
         rates = [rate(images, args.batch, epoch) for epoch in range(args.passes + 1)][1:]  # the first fills the memory
         blocks = Checksums.of(path).blocks
-        start = time.perf_counter()
+        began = time.perf_counter()
         verify(path, blocks, math.inf)
-        speed = path.stat().st_size / (time.perf_counter() - start)
+        speed = path.stat().st_size / (time.perf_counter() - began)
     print(
         f"{args.images:,} images of {args.channels} x {args.side} x {args.side}, {args.dtype}, batches of {args.batch}:"
         f" {max(rates):,.0f} images/s at best, {statistics.median(rates):,.0f} in the median of {args.passes} epochs"
