@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from training.data import Images, open_images, open_validation
 from training.data.sources.listing import SYSTEM
+from training.data.validate import validate
 
 Make = Callable[..., Path]
 
@@ -157,11 +158,33 @@ def test_one_name_in_two_compositions_is_one_class(make: Make, config) -> None:
         (["train/cat/a.png", "Train/cat/b.png"], r"Train and train.* split train"),
         (["val/cat/a.png", "valid/cat/b.png"], r"val and valid.* split validation"),
         (["cat/a.png", "b.png"], r"b\.png.*cat.*data\.labels"),
+        (["annotations/a.png", "images/a.png"], r"annotations, images.*set/images'"),
+        (["data/train/cat/a.png", "data/val/cat/b.png"], r"splits .*train, val.*set/data'"),
+        (["train_a/x.png", "train_b/x.png"], r"train_a and train_b.* split train"),
     ],
 )
 def test_sub_folders_that_are_hardly_classes(names: list[str], message: str, make: Make, config) -> None:
     with pytest.raises(ValueError, match=rf"data\.source .*{message}"):
         open_images(config(source=make(names)))
+
+
+def test_folders_whose_names_contain_splits(make: Make, config) -> None:
+    folder = make(["train2017/cat/a.png", "train2017/dog/a.png", "val2017/cat/b.png"])
+    assert found(open_images(config(source=folder))) == (("cat", "dog"), [0, 1])
+    assert found(open_images(config(source=folder, split="val"))) == (("cat", "dog"), [0])
+
+
+def test_metadata_belongs_to_a_pattern_too(make: Make, config) -> None:
+    folder = make(["cat/a.png", "dog/b.png"], **{"metadata.csv": METADATA["metadata.csv"]})
+    assert found(open_images(config(source=folder / "*" / "*.png"))) == (("x", "y"), [0, 1])
+
+
+def test_a_label_file_is_not_an_image_table_or_array(make: Make, config) -> None:
+    folder = make(["a.png", "b.png"])
+    Dataset.from_dict({"file_name": ["b.png", "a.png"], "label": [1, 0]}).to_parquet(folder / "l.parquet")
+    images = open_images(config(source=folder, label_file=folder / "l.parquet"))
+    assert found(images) == (("0", "1"), [0, 1])
+    assert "left out" not in str(images)
 
 
 def test_sub_folders_are_classes_or_not_on_request(make: Make, config) -> None:
@@ -209,11 +232,23 @@ def test_a_folder_that_is_linked_twice_is_counted(make: Make, config) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a\nb", "\x1b[31mred", "<b>&amp;", "\U0001f431", "\u202egnp", "x" * 255, "a\\b", " padded ", "caf\udce9", "none"],
+    [
+        "a\nb",
+        "\x1b[31mred",
+        "<b>&amp;",
+        "\U0001f431",
+        "\u202egnp",
+        "x" * 255,
+        "a\\b",
+        " padded ",
+        "caf\udce9",
+        "none",
+        " ",
+    ],
 )
 def test_names_of_classes_as_they_come(name: str, make: Make, config) -> None:
     images = open_images(config(source=make([f"{name}/a.png", "zz/b.png"])))
-    assert set(images.classes) == {name.strip(), "zz"}
+    assert set(images.classes) == {name.strip() or name, "zz"}
     assert str(images).isprintable()
     assert len(str(images)) < 300
 
@@ -270,3 +305,12 @@ def test_the_summary_shows_the_classes(labels, classes, text: str, pixels) -> No
     images = Images(pixels(0, len(labels), 1, 2, 2), np.array(labels), classes)
     assert text in str(images)
     assert images.class_counts == tuple(list(labels).count(label) for label in range(len(images.classes)))
+
+
+def test_validation_counts_the_classes_of_a_run(make: Make, config, capsys) -> None:
+    folder = make(["a.png", "b.png"], **{"metadata.csv": "file_name,label\na.png,0\nb.png,2\n"})
+    validate(config(source=folder))
+    shown = capsys.readouterr().out
+    assert "3 classes" in shown
+    assert "0: 1, 2: 1, 1: 0" in shown
+    assert "labels          from metadata.csv" in shown

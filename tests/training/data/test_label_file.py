@@ -121,6 +121,14 @@ def test_an_invalid_line_is_named(text: str, message: str, folder: Path, config,
         open_images(config(source=folder, label_file=file))
 
 
+def test_a_label_file_of_the_source_is_pointed_out(folder: Path, config) -> None:
+    lines(folder / "labels.jsonl", **GOOD)
+    with pytest.raises(ValueError, match=r"data\.label_file 'labels\.jsonl'.*did you mean '.*set/labels\.jsonl'"):
+        open_images(config(source=folder, label_file=Path("labels.jsonl")))
+    with pytest.raises(ValueError, match=r"data\.label_file '~nosuchuser/l\.csv'"):
+        open_images(config(source=folder, label_file=Path("~nosuchuser/l.csv")))
+
+
 def test_a_file_that_cannot_be_read_is_named(folder: Path, config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.label_file '.*none\.jsonl'.*No such file"):
         open_images(config(source=folder, label_file=tmp_path / "none.jsonl"))

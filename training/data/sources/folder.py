@@ -1,6 +1,5 @@
 """Folders of pictures or arrays, with labels from their sub-folders or from a file."""
 
-import os
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
@@ -12,13 +11,13 @@ from residual.names import shorten
 from training.data.sources.arrays import ArrayOptions, first_array
 from training.data.sources.label_file import NoLabels, Unlabelled, read_label_file
 from training.data.sources.labels import normalize
-from training.data.sources.records import SPLITS, Item, Records, Source, choose_split, stamp
+from training.data.sources.records import SPLITS, Item, Records, Source, choose_split, split_of, stamp
 
 SPLIT_FOLDERS = {name: split for split, names in SPLITS.items() for name in names}
 PARALLEL = {
     *("image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "annotation", "annotations"),
     *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "gt", "groundtruth", "ground_truth"),
-    *("depth", "depths", "normals", "edges", "input", "inputs", "target", "targets"),
+    *("depth", "depths", "normals", "edges", "input", "inputs", "target", "targets", "leftimg8bit", "gtfine"),
 }
 """sub-folders, in lower case, that have something of every image, such as its mask: together they are not classes"""
 EDM_SHARD = re.compile(r"(?:[^/]+/)*(\d{5})/img\1\d{3}\.\w+")
@@ -71,7 +70,7 @@ def image_folder(
         choose_split(split, ["train"], setting)
     members = [file for file in files if chosen in file.parents]
     names = [file.relative_to(chosen).as_posix() for file in members]
-    label_files = list(options.metadata) if options.file is None else [Path(os.path.expanduser(options.file))]
+    label_files = list(options.metadata) if options.file is None else [options.file]
     found: Labelled | None = None
     if options.file is not None:
         whole = [file.relative_to(folder).as_posix() for file in files]
@@ -81,9 +80,10 @@ def image_folder(
         labels, more = metadata_labels(options, folder, files)
         notes += more
         if labels is not None:
-            found = file_labels(labels, folder, members, str(options.metadata[0])) if labels else (None, None)
+            title = f"data.source: {str(options.metadata[0])!r}"
+            found = file_labels(labels, folder, members, title) if labels else (None, None)
     if found is None:
-        every_class = sorted({normalize(parts[0]) for parts in parents if parts})
+        every_class = sorted({class_of(parts[0]) for parts in parents if parts})
         found, more = folder_labels(chosen, names, every_class, options)
         notes += more
     label_of, classes = found
@@ -122,10 +122,14 @@ def find_splits(setting: str, tops: Collection[str], options: LabelOptions) -> d
 
     Raises ValueError for two that are the same split, and for several splits beside other sub-folders.
     """
+    found = {top: SPLIT_FOLDERS.get(top.lower()) for top in sorted(tops)}
+    if len(found) > 1 and all(map(split_of, found)):  # such as train2017 and val2017
+        found = {top: split_of(top) for top in found}
     splits: dict[str, str] = {}
-    others = [top for top in sorted(tops) if top.lower() not in SPLIT_FOLDERS]
-    for top in sorted(set(tops) - set(others)):
-        name = SPLIT_FOLDERS[top.lower()]
+    others = [top for top, name in found.items() if name is None]
+    for top, name in found.items():
+        if name is None:
+            continue
         if not others and name in splits:
             raise ValueError(
                 f"data.source {setting!r} has the sub-folders {splits[name]} and {top}, which are both the split"
@@ -139,6 +143,11 @@ def find_splits(setting: str, tops: Collection[str], options: LabelOptions) -> d
             " elsewhere, or set data.labels to true if all sub-folders are classes, to false to use all images"
         )
     return {} if others else splits
+
+
+def class_of(folder: str) -> str:
+    """The class of the images in a sub-folder: its name, normalised unless nothing is left of it."""
+    return normalize(folder) or folder
 
 
 def folder_labels(
@@ -165,19 +174,25 @@ def folder_labels(
             " so that their classes are unclear; move them, or set data.labels to false"
         )
     if options.required:
-        return ([normalize(name.partition("/")[0]) for name in names] if classes else None, tuple(classes) or None), ()
+        return ([class_of(name.partition("/")[0]) for name in names] if classes else None, tuple(classes) or None), ()
     if len(classes) < 2:
         inner = {name.split("/")[1] for name in names if name.count("/") > 1}
+        if len(inner) > 1 and all(name.lower() in SPLIT_FOLDERS for name in inner):
+            raise ValueError(
+                f"data.source {str(folder)!r} holds splits one level too deep ({shorten(sorted(inner))}); give"
+                f" {str(folder / classes[0])!r}, or set data.labels to false to use all images"
+            )
         hint = f"labels: none, as all images are in the sub-folder {classes[0]}" if len(inner) > 1 else ""
         return (None, None), (f"{hint}; give it as data.source if its sub-folders are classes",) if hint else ()
     if all(EDM_SHARD.fullmatch(name) for name in names):
         return (None, None), ("labels: none, as the sub-folders are parts of a set without dataset.json",)
     if PARALLEL.issuperset(name.casefold() for name in classes):
+        pictures = next((name for name in classes if name.casefold().startswith(("im", "in", "jpeg"))), classes[0])
         raise ValueError(
             f"data.source {str(folder)!r} has the sub-folders {shorten(classes)}, which are hardly classes; give"
-            f" {str(folder / classes[0])!r}, or set data.labels to true if they are classes, to false to use all images"
+            f" {str(folder / pictures)!r}, or set data.labels to true if they are classes, to false to use all images"
         )
-    return ([normalize(name.partition("/")[0]) for name in names], tuple(classes)), ()
+    return ([class_of(name.partition("/")[0]) for name in names], tuple(classes)), ()
 
 
 def file_labels(found: Mapping[str, int | str], folder: Path, members: list[Path], title: str) -> Labelled:

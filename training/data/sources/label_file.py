@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from residual.names import closest, require_known, shorten
-from storage.read import MAX_TEXT, parse_json, read_text
+from storage.read import MAX_TEXT, is_regular, parse_json, read_text
 from training.data.sources.labels import LABEL_NAMES, MAX_CLASSES, normalize
 from training.data.sources.table_files import open_table
 
@@ -65,11 +65,12 @@ def read_label_file(
     are mixed; and for a file that cannot be read. `title` describes the file in the message.
     """
     what, place = f"{title} {str(path)!r}".lstrip(), ""
-    file = Path(os.path.expanduser(path))
+    file = path
     try:
         document = "" if file.suffix.lower() in TABLES else read_text(file, MAX_LINES)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{what} cannot be read ({error})") from error
+        hint = f"; did you mean {str(folder / file)!r}?" if is_regular(folder / file) else ""
+        raise ValueError(f"{what} cannot be read ({error}){hint}") from error
     typed = not document or is_json(file, document)
     read = read_table if file.suffix.lower() in TABLES else read_json if typed else read_delimited
     labels: dict[str, int | str] = {}
@@ -79,7 +80,8 @@ def read_label_file(
         if not entries:
             raise NoLabels("it holds no labels")
         found = find_images([entry.name for entry in entries], names, folder, file.parent)
-        header = "" if typed else "; a first line with the names of columns has to have file_name and label"
+        is_first = not typed and entries[0].place == "line 1"
+        header = "; if this line names the columns, call them file_name and label" if is_first else ""
         if not any(found):
             raise NoLabels(f"{entries[0].place}: {unknown_image(entries[0].name, names)}{header}")
         given = [entry.label for entry in entries]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pictures.formats import FORMATS
+from storage.read import is_regular
 from storage.show import printable
 
 KINDS = {
@@ -37,15 +38,24 @@ class Listing:
     """files that may have the labels of the images or arrays, with a name in `METADATA`"""
 
     @classmethod
-    def of(cls, folder: Path, paths: Iterable[Path] | None = None) -> "Listing":
-        """Lists `paths`, folders among them with all they hold; by default `folder`. `folder` only defines the order.
+    def of(cls, folder: Path, paths: Iterable[Path] | None = None, label_file: Path | None = None) -> "Listing":
+        """Lists `paths`, folders among them with all they hold; by default `folder`, which also defines the order.
+
+        Metadata is found in all folders from `folder` to the files. `label_file` is not listed, wherever it is.
 
         Links are followed, and each folder is visited once. Hidden files and folders, and those of `SYSTEM`, are left
         out. A file without a suffix is an image if it is one, and if there are no arrays or tables. Raises ValueError
         for a folder that cannot be read.
         """
         listing, bare = cls(), []
-        for path in dict.fromkeys(walk([folder] if paths is None else paths, listing.left_out)):
+        found = dict.fromkeys(walk([folder] if paths is None else paths, listing.left_out))
+        for path in [] if paths is None else list(dict.fromkeys(parent for file in found for parent in file.parents)):
+            if path.is_relative_to(folder):
+                found |= dict.fromkeys(path / name for name in METADATA if is_regular(path / name))
+        labels = None if label_file is None else os.path.realpath(label_file)
+        for path in found:
+            if label_file is not None and path.name == label_file.name and os.path.realpath(path) == labels:
+                continue
             suffix = path.suffix.lower()
             if path.name.casefold() in METADATA:
                 listing.metadata.append(path)

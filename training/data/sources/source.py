@@ -56,7 +56,8 @@ def find_source(config: DataConfig) -> Source:
 
     Raises ValueError if there is no such source, and for fields that contradict it or have no effect on it.
     """
-    found = find_files(config.source)
+    label_file = None if config.label_file is None else Path(os.path.expanduser(config.label_file))
+    found = find_files(config.source, label_file)
     kind, files = found.kind, found.files
     for name, (kinds, reason) in USED_BY.items():
         value = getattr(config, name)
@@ -74,7 +75,7 @@ def find_source(config: DataConfig) -> Source:
         return hub_tables(config.source, config.split, columns, pixel_format)
     if kind == "tables":
         splits: dict[str, list[Path]] = {}
-        whole = Path(config.source).expanduser().is_dir()
+        whole = os.path.isdir(os.path.expanduser(config.source))
         for file in files:
             named = split_of(file.relative_to(found.folder).as_posix()) if whole else None
             splits.setdefault(named or "train", []).append(file)
@@ -82,18 +83,18 @@ def find_source(config: DataConfig) -> Source:
     arrays = ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad)
     if kind in ("npy", "npz"):
         return array_file(files[0], config.source, config.split, columns, arrays)
-    labels = LabelOptions(config.labels, config.label_file, config.label_column, found.metadata)
+    labels = LabelOptions(config.labels, label_file, config.label_column, found.metadata)
     options = arrays if kind == "arrays" else None
     return image_folder(found.folder, files, config.split, labels, pixel_format, options, notes)
 
 
-def find_files(setting: str) -> Found:
+def find_files(setting: str, label_file: Path | None) -> Found:
     """What a setting names. Raises ValueError if there is no such thing, or if it cannot be read."""
     if key_of(setting) in NAMED:
         return Found("named")
     if setting.startswith(HUB):
         return Found("hub")
-    path = Path(setting).expanduser()
+    path = Path(os.path.expanduser(setting))
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -104,7 +105,7 @@ def find_files(setting: str) -> Found:
             f"data.source {setting!r} cannot be read ({reason}); make it readable, or give another"
         ) from None
     if path.is_dir():
-        return one_kind(setting, path, Listing.of(path))
+        return one_kind(setting, path, Listing.of(path, None, label_file))
     if os.path.lexists(path):
         require_regular(path)
         suffix = path.suffix.lower()
@@ -124,7 +125,7 @@ def find_files(setting: str) -> Found:
             parts = path.parts
             magic = next(number for number, part in enumerate(parts) if glob.has_magic(part))
             folder = Path(*parts[:magic])
-            return one_kind(setting, folder, Listing.of(folder, matches))
+            return one_kind(setting, folder, Listing.of(folder, matches, label_file))
         raise ValueError(f"data.source {setting!r} matches no file; give a folder, or another pattern")
     looks_like_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", setting)
     hint = f"; for a data set of the hub write {HUB}{setting}" if looks_like_hub else ""
