@@ -421,3 +421,37 @@ def test_the_umask_decides_on_the_permissions(tmp_path, mask):
     modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*")}
     assert modes == {path: (0o777 if path.is_dir() else 0o666) & ~mask for path in modes}
     assert len([path for path in modes if path.suffix == ".safetensors"]) == 7
+
+
+def remove_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def as_link(path: Path) -> None:
+    path.parent.rename(path.parents[1] / "elsewhere")
+    path.parent.symlink_to(path.parents[1] / "elsewhere")
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [os.unlink, flip, half, remove_folder, as_link, as_pipe])
+@pytest.mark.parametrize("images", [HALF, 2 * HALF])
+def test_a_damaged_model_is_restored_from_the_checkpoint(tmp_path, capsys, damage, images):
+    train(tmp_path, images=HALF)
+    file = tmp_path / "model/model.safetensors"
+    before = file.read_bytes()
+    capsys.readouterr()
+    damage(file)
+    assert train(tmp_path, images=images).finished
+    assert re.search(r"model was not that after 40 images .*restored", capsys.readouterr().out)
+    assert (file.read_bytes() == before) == (images == HALF)
+    assert not file.parent.is_symlink()
+    assert train(tmp_path, images=images).finished
+    assert "restored" not in capsys.readouterr().out
