@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from torch import Tensor
 
 import residual
 from residual.weights.config import foreign_version
+from storage.read import parse_json, read_bytes
 from storage.write import empty_folder, sync, write_text
 from training.config import TrainConfig
 
@@ -146,15 +148,15 @@ def clean(root: Path) -> None:
 
 def list_folders(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, newest first, valid or not."""
-    found = [path for path in root.glob("*") if path.is_dir() and path.name.isdigit()]
+    found = [path for path in root.glob("*") if path.is_dir() and re.fullmatch("[0-9]+", path.name)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def verify(folder: Path) -> str | None:
     """The problem with the checkpoint in `folder`; None if every byte is as it was written, and nothing was added."""
     try:
-        text = (folder / STATE).read_bytes().decode()
-        state = json.loads(text)
+        text = read_bytes(folder / STATE).decode()
+        state = parse_json(text)
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in state["files"].items()}
         if state["format_version"] != FORMAT_VERSION:
             version = foreign_version(state["format_version"], FORMAT_VERSION)
@@ -163,7 +165,7 @@ def verify(folder: Path) -> str | None:
             return f"{STATE} has changed since it was written (SHA-256)"
         if folder.name != (name := f"{state['images']:09d}"):
             return f"{STATE} belongs to the checkpoint {name}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{STATE} cannot be read ({type(error).__name__}: {error})"
     added = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {STATE, *files}
     if added:

@@ -5,6 +5,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from accelerate.tracking import GeneralTracker, filter_trackers
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from storage.read import is_regular, read_bytes
+from storage.read import is_regular, parse_json, read_bytes
 from storage.show import printable
 from storage.write import write_text
 from training.config import TrainConfig
@@ -32,8 +33,11 @@ def print_line(text: str) -> None:
 
 
 def truncate(path: Path, images: int) -> None:
-    """Remove the lines of log.jsonl that were written after `images` images, and a line that a crash truncated."""
+    """Remove the lines of log.jsonl that were written after `images` images, and damaged ones, which are reported."""
     if path.exists():
+        if damaged := [number for number, row in _rows(path) if row is None]:
+            listed = f"{', '.join(map(str, damaged[:5]))}{', …' if len(damaged) > 5 else ''}"
+            print_line(f"{path}: damaged lines are left out ({len(damaged):,}): {listed}")
         kept = [json.dumps(row) for row in read(path) if row["images"] <= images]
         write_text(path, "".join(f"{line}\n" for line in kept))
 
@@ -44,12 +48,20 @@ def evaluated(path: Path, images: int) -> bool:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of log.jsonl."""
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return  # a line truncated by a crash
+    """The lines of log.jsonl, without damaged ones. Raises ValueError if it is not a regular file."""
+    return (row for _, row in _rows(path) if row is not None)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Number and content of each line of log.jsonl; None for a damaged one. A last line cut by a crash is left out."""
+    lines = read_bytes(path, None).split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, 1):
+        row = None
+        with suppress(ValueError):
+            row = parse_json(line)
+        is_row = isinstance(row, dict) and type(row.get("images")) is int
+        if is_row or number < len(lines):
+            yield number, row if is_row else None
 
 
 PROJECT = "residual-diffusion"
