@@ -5,7 +5,6 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from accelerate.tracking import GeneralTracker, filter_trackers
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from storage.read import is_regular, parse_json, read_bytes
+from residual.names import shorten
+from storage.read import is_regular, open_regular, parse_json, read_bytes
 from storage.show import printable
 from storage.write import write_text
 from training.config import TrainConfig
@@ -33,12 +33,15 @@ def print_line(text: str) -> None:
 
 
 def truncate(path: Path, images: int) -> None:
-    """Remove the lines of log.jsonl that were written after `images` images, and damaged ones, which are reported."""
+    """Remove the lines of log.jsonl that were written after `images` images, and those that are damaged.
+
+    Prints the numbers of the damaged lines.
+    """
     if path.exists():
-        if damaged := [number for number, row in _rows(path) if row is None]:
-            listed = f"{', '.join(map(str, damaged[:5]))}{', …' if len(damaged) > 5 else ''}"
-            print_line(f"{path}: damaged lines are left out ({len(damaged):,}): {listed}")
-        kept = [json.dumps(row) for row in read(path) if row["images"] <= images]
+        rows = list(_rows(path))
+        kept = [json.dumps(row) for row in rows if row is not None and row["images"] <= images]
+        if damaged := [str(number) for number, row in enumerate(rows, 1) if row is None]:
+            print_line(f"{path}: damaged lines were removed: {shorten(damaged, 5)}")
         write_text(path, "".join(f"{line}\n" for line in kept))
 
 
@@ -48,20 +51,22 @@ def evaluated(path: Path, images: int) -> bool:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of log.jsonl, without damaged ones. Raises ValueError if it is not a regular file."""
-    return (row for _, row in _rows(path) if row is not None)
+    """The lines of log.jsonl, without those that are damaged. Raises ValueError if it is not a regular file."""
+    return (row for row in _rows(path) if row is not None)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Number and content of each line of log.jsonl; None for a damaged one. A last line cut by a crash is left out."""
-    lines = read_bytes(path, None).split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines, 1):
-        row = None
-        with suppress(ValueError):
-            row = parse_json(line)
-        is_row = isinstance(row, dict) and type(row.get("images")) is int
-        if is_row or number < len(lines):
-            yield number, row if is_row else None
+def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Each line of log.jsonl; None for one that is damaged, such as truncated by a crash."""
+    if not path.exists():
+        return
+    with open_regular(path) as file:
+        for line in file:
+            try:
+                row = parse_json(line)
+            except ValueError:
+                row = None
+            intact = isinstance(row, dict) and type(row.get("images")) is int and row["images"] >= 0
+            yield row if intact else None
 
 
 PROJECT = "residual-diffusion"
