@@ -22,9 +22,10 @@ from residual.magnitude import (
 )
 from unet.config import Block, Level
 from unet.edm2_config import EDM2Config
+from unet.embedding import check_channels, per_image
 from unet.layouts import EDM2_LAYOUTS
 from unet.model import level_chain
-from unet.network import Network, check_channels, per_image
+from unet.network import Network
 
 
 class Embedding(nn.Module):

@@ -1,4 +1,4 @@
-"""Embedding of timestep, label and augmentation label: the vector that conditions every block."""
+"""What the U-Nets take beside the image: times, and the embedding of time, label and augmentation label."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,6 +16,22 @@ _FEATURES: Mapping[TimeEmbedding, Callable[[int], nn.Module]] = {
     "fourier": FourierEmbedding,
     "log_fourier": partial(FourierEmbedding, log=True),
 }
+
+
+def per_image(t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float, x: Float[Tensor, "b c h w"]) -> Shaped[Tensor, "b"]:
+    """One time per image, on the device of the images, from one for all of them or one each."""
+    if isinstance(t, Tensor) and t.shape == x.shape[:1]:
+        return t
+    return torch.as_tensor(t, device=x.device).expand(len(x))
+
+
+def check_channels(x: Float[Tensor, "b c h w"], channels: int) -> None:
+    """Raises ValueError unless the images have this number of channels."""
+    if x.shape[1] != channels:
+        raise ValueError(
+            f"images with {x.shape[1]} channels, but this network takes {channels} (in_channels); convert the images, "
+            "or build the network with in_channels, to which weights can be adapted (unet.adapt)"
+        )
 
 
 class Embedding(nn.Module):

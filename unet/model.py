@@ -31,9 +31,9 @@ from residual.recompute import Recomputed
 from residual.weights.pretrained import build_on_meta, local_folder
 from residual.weights.read import read_folder_weights
 from unet.config import Block, Level, Resample, UNetConfig
-from unet.embedding import DivideByTime, Embedding
+from unet.embedding import DivideByTime, Embedding, check_channels, per_image
 from unet.layouts import UNET_LAYOUTS, diffusers
-from unet.network import Network, check_channels, per_image
+from unet.network import Network
 
 
 @dataclass(frozen=True)

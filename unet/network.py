@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from residual.weights.layout import read_state
@@ -14,22 +13,6 @@ from residual.weights.read import plain_names
 from unet.adapt import adapt_weights
 from unet.layouts import config_of_weights, export_weights, find_layout, import_weights
 from unet.layouts.layout import UNetLayout
-
-
-def per_image(t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float, x: Float[Tensor, "b c h w"]) -> Shaped[Tensor, "b"]:
-    """One time per image, on the device of the images, from one for all of them or one each."""
-    if isinstance(t, Tensor) and t.shape == x.shape[:1]:
-        return t
-    return torch.as_tensor(t, device=x.device).expand(len(x))
-
-
-def check_channels(x: Float[Tensor, "b c h w"], channels: int) -> None:
-    """Raises ValueError unless the images have this number of channels."""
-    if x.shape[1] != channels:
-        raise ValueError(
-            f"images with {x.shape[1]} channels, but this network takes {channels} (in_channels); convert the images, "
-            "or build the network with in_channels, to which weights can be adapted (unet.adapt)"
-        )
 
 
 class Network(Pretrained):
