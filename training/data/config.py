@@ -9,7 +9,6 @@ from pictures.preprocessing import Preprocessing
 from training.settings import setting
 
 MAX_SIDE_PX = 8192
-CACHE = Path("~/.cache/residual-diffusion")
 HUB = "hub:"
 """prefix of a `source` on the Hugging Face hub"""
 
@@ -72,7 +71,8 @@ class DataConfig:
     labels: bool | None = setting(None, may_change=True)
     """true requires labels, false ignores them, null uses them if there are any"""
     cache: Path | None = setting(None, may_change=True)
-    """folder for the decoded images; null is ~/.cache/residual-diffusion"""
+    """folder for the decoded images; null is residual-diffusion in $XDG_CACHE_HOME or ~/.cache, or a temporary folder
+    if nothing can be written there"""
     stream: bool = False
     """true decodes images when they are needed and keeps no cache, for sets too large for one; requires size and
     channels"""
@@ -136,8 +136,3 @@ class DataConfig:
             crop=self.crop,
             center_share=self.center_share,
         )
-
-    @property
-    def cache_folder(self) -> Path:
-        """`cache`, or its default."""
-        return (self.cache or CACHE).expanduser()
