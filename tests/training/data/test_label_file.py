@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -201,6 +202,24 @@ def test_a_table_of_labels(suffix: str, folder: Path, config) -> None:
     assert (open_images(given).classes, list(open_images(given).labels)) == (("cat", "dog"), [1, 0, 1])
     with pytest.raises(ValueError, match=r"data\.label_column.*'kind'"):
         open_images(config(source=folder, label_file=folder.parent / f"l.{suffix}"))
+
+
+def test_a_table_with_more_rows_than_images_is_not_read(folder: Path, config) -> None:
+    many = pa.table({"file_name": pa.nulls(1_000_000, pa.string()), "label": pa.nulls(1_000_000, pa.string())})
+    pa.parquet.write_table(many, folder / "l.parquet")
+    with pytest.raises(ValueError, match=r"data\.label_file '.*l\.parquet', it has 1,000,000 rows.* 3 images"):
+        open_images(config(source=folder, label_file=folder / "l.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a readable parquet file"), (b"PAR1" * 9, "not a readable parquet file"), (None, "No such file")],
+)
+def test_a_damaged_table_of_labels_is_named(content, message: str, folder: Path, config) -> None:
+    if content is not None:
+        (folder / "l.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"data\.label_file '.*l\.parquet'.*{message}"):
+        open_images(config(source=folder, label_file=folder / "l.parquet"))
 
 
 @pytest.mark.parametrize(

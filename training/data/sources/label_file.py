@@ -6,6 +6,7 @@ import os
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from residual.names import closest, require_known, shorten
 from storage.read import MAX_TEXT, is_regular, parse_json, read_text
 from training.data.sources.labels import LABEL_NAMES, MAX_CLASSES, normalize
-from training.data.sources.table_files import open_table
+from training.data.sources.table_files import features_of, open_table
 
 MAX_LINES = 4 * MAX_TEXT
 """bytes of a label file that is no table; a single JSON value may have `MAX_TEXT`"""
@@ -65,21 +66,21 @@ def read_label_file(
     are mixed; and for a file that cannot be read. `title` describes the file in the message.
     """
     what, place = f"{title} {str(path)!r}".lstrip(), ""
-    file = path
+    is_table = path.suffix.lower() in TABLES
     try:
-        document = "" if file.suffix.lower() in TABLES else read_text(file, MAX_LINES)
+        document = "" if is_table else read_text(path, MAX_LINES)
     except (OSError, ValueError) as error:
-        hint = f"; did you mean {str(folder / file)!r}?" if is_regular(folder / file) else ""
+        hint = f"; did you mean {str(folder / path)!r}?" if is_regular(folder / path) else ""
         raise ValueError(f"{what} cannot be read ({error}){hint}") from error
-    typed = not document or is_json(file, document)
-    read = read_table if file.suffix.lower() in TABLES else read_json if typed else read_delimited
+    typed = is_table or is_json(path, document)
+    read = partial(read_table, most=len(names)) if is_table else read_json if typed else read_delimited
     labels: dict[str, int | str] = {}
     place_of: dict[str, str] = {}
     try:
-        entries = list(islice(read(file, document, column), len(names) + 1))  # one more than images has an error
+        entries = list(islice(read(path, document, column), len(names) + 1))  # one more than images has an error
         if not entries:
             raise NoLabels("it holds no labels")
-        found = find_images([entry.name for entry in entries], names, folder, file.parent)
+        found = find_images([entry.name for entry in entries], names, folder, path.parent)
         is_first = not typed and entries[0].place == "line 1"
         header = "; if this line names the columns, call them file_name and label" if is_first else ""
         if not any(found):
@@ -106,14 +107,15 @@ def is_json(file: Path, text: str) -> bool:
     return file.suffix.lower() in (".json", ".jsonl", ".ndjson") or text.lstrip()[:1] in ("{", "[")
 
 
-def read_table(file: Path, text: str, column: str | None) -> Iterator[Entry]:
-    """The rows of a parquet or arrow file."""
-    from datasets import ClassLabel, Features
+def read_table(file: Path, text: str, column: str | None, most: int) -> Iterator[Entry]:
+    """The rows of a parquet or arrow file. Raises ValueError for more than `most` of them, before any is read."""
+    from datasets import ClassLabel
 
     table = open_table(file)
-    feature = Features.from_arrow_schema(table.schema)
     name, label = find_columns(table.schema.names, column)
-    kind = feature[label]
+    kind = features_of(table)[label]
+    if (found := sum(table.sizes)) > most:
+        raise ValueError(f"it has {found:,} rows, but there are {most:,} images; leave the others out")
     rows = count(1)
     for group in range(len(table.sizes)):
         values = table.column(label, group).to_pylist()

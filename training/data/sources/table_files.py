@@ -76,6 +76,17 @@ def open_table(file: Path) -> Table:
         return Parquet(file) if file.suffix.lower() == ".parquet" else Arrow(file)
 
 
+def features_of(table: Table) -> dict[str, Any]:
+    """The types of the columns as `datasets` has them, by name. Raises ValueError if they cannot be described."""
+    from datasets import Features
+
+    try:
+        return Features.from_arrow_schema(table.schema)
+    except Exception as error:  # the metadata that `datasets` stores may hold anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{table.file} has columns that cannot be described ({reason}); write it again") from error
+
+
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
     """Turns errors of arrow, and texts that are not UTF-8, into a ValueError that names the file."""

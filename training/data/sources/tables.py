@@ -17,7 +17,7 @@ from residual.names import require_known, shorten
 from training.data.config import HUB, split_hub
 from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
-from training.data.sources.table_files import first_line, open_table, readable
+from training.data.sources.table_files import features_of, first_line, open_table, readable
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 
@@ -92,14 +92,10 @@ def local_tables(
 
 def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelFormat) -> Records:
     """The image column of table files, not read yet; the label column is read."""
-    from datasets import Features, Image
+    from datasets import Image
 
     tables = [open_table(file) for file in files]
-    try:
-        features = Features.from_arrow_schema(tables[0].schema)
-    except Exception as error:  # the metadata that `datasets` stores may hold anything
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"{files[0]} has columns that cannot be described ({reason}); write it again") from error
+    features = features_of(tables[0])
     image, label = image_column(columns, features), label_column(columns, features)
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
