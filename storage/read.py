@@ -69,10 +69,13 @@ def read_text(path: Path, limit: int = MAX_TEXT) -> str:
         raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}): save it as UTF-8") from None
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for any fault, too deep nesting included."""
+def parse_json(text: str | bytes, pairs: type | None = None) -> Any:
+    """The value of a JSON text. Raises ValueError for any fault, too deep nesting included.
+
+    An object becomes a dict, or with `pairs=list` a list of names and values, in which a name may occur twice.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError("lists or objects are nested too deeply") from None
 
