@@ -1,14 +1,17 @@
 """Evaluate a trained classifier.
 
 python evaluate.py RUN
-python evaluate.py RUN --data.source my_images --data.validation test
+python evaluate.py RUN --data.source my_images
 torchrun --nproc_per_node 4 -- evaluate.py RUN
 
-Prints accuracy and loss of the averaged model on the held-out images, or on other images of the same classes.
+Prints accuracy and loss of the averaged model on the held-out images, or on other images of the same classes: on all of
+data.split, unless data.validation names a part of them.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.classification import load_classifier
@@ -19,7 +22,7 @@ from tasks.classification import ClassificationRun, as_trained
 from training.cli import Schema, parse, read_flags
 from training.data import open_validation
 from training.processes import leave_processes, on_main, process_state
-from training.script import VERSION, command, show_and_exit
+from training.script import VERSION, command, require_printed, show_and_exit
 from training.yaml_file import read_settings
 
 USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"
@@ -54,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
         for name, value in found.items():
             right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
             print(f"{name}: {value:.4f}{right}")
+        require_printed()
     if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
         raise ValueError(
             f"{folder}: {wrong[0]} is {found[wrong[0]]}; its model is damaged or diverged, so train it again"
@@ -76,7 +80,11 @@ def _config_of(folder: str) -> Path:
 
 
 def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
-    """The settings of a run, changed by `flags`. Raises ValueError for a folder that is not a run of a classifier."""
+    """The settings of a run, changed by `flags`. Raises ValueError for a folder that is not a run of a classifier.
+
+    The images that the run held out, and its label file, belong to its own source and split: of another one all images
+    are evaluated, unless `flags` name a part.
+    """
     config = _config_of(folder)
     own, given = read_flags(flags)
     if wrong := next((name for name in (*own, *given) if not name.startswith(ALLOWED)), None):
@@ -84,7 +92,14 @@ def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun:
     parsed = parse(RUNS, ["--config", str(config), "--run", folder, *flags])
     if not isinstance(parsed.run, ClassificationRun):
         raise ValueError(f"{folder} is a run of {parsed.task}; only classifiers can be evaluated so far")
-    return parsed.run
+    run = parsed.run
+    own_data = parse(RUNS, ["--config", str(config), "--run", folder]).run.data
+    moved = len({os.path.realpath(os.path.expanduser(data.source)) for data in (run.data, own_data)}) > 1
+    if (moved or run.data.split != own_data.split) and "data.validation" not in given:
+        run = replace(run, data=replace(run.data, validation=run.data.split))
+    if moved and "data.label_file" not in given:
+        run = replace(run, data=replace(run.data, label_file=None))
+    return run
 
 
 if __name__ == "__main__":

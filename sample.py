@@ -38,6 +38,8 @@ from training.script import VERSION, ScriptParser, command
 MAX_IN_GRID = 256
 MAX_FRAMES = 40
 MAX_FILES = 10_000_000
+ALL = "all"
+"""label for the classes in turn, unless a class has this name"""
 LINE_EVERY_SECONDS = 30.0
 """where there is no terminal for a progress bar"""
 MAX_TEXT = 200
@@ -79,8 +81,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--churn", type=float, default=0.0, help="noise that heun adds and removes again: S_churn of EDM")
     p.add_argument(
         "--label",
-        default="all",
-        help="a class, by name or number; all: each in turn, image k of class k modulo their number; none: no label",
+        help="a class, by its name, or by its number if no name is a number; all: the classes in turn, as by default; "
+        "none: no label. A class that is called all or none comes first",
     )
     p.add_argument(
         "--guidance",
@@ -166,7 +168,7 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
     if args.npz and not are_pictures(model.shape[0], model.pixel_format):
         raise ValueError("npz is for evaluators of pictures, but this model draws arrays; read the .npy files instead")
     model.check(**_options(args))
-    if args.label == "all" and "all" not in (model.classes or ()):
+    if args.label is None or (args.label == ALL and ALL not in (model.classes or ())):
         return model.cycle
     label = model.label(args.label)
     if args.guidance != 1 and label == model.null:

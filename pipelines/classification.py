@@ -17,7 +17,7 @@ from torch import Tensor
 from pictures.decode import decode
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
-from pipelines.folder import check_finite, find_model
+from pipelines.folder import check_counts, check_finite, find_model, read_counts
 from residual.weights.config import read_config, read_json, require_version
 from resnet import Classifier, from_pretrained
 
@@ -40,6 +40,8 @@ class ImageClassifier:
     """the values that -1 and 1 stand for in the training data's files"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
+    class_counts: tuple[int, ...] | None = None
+    """training images of each class, where that is known"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -84,7 +86,7 @@ class ImageClassifier:
     def _read(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         try:
             return decode(Path(image) if isinstance(image, str) else image, self.preprocessing)
-        except (OSError, SyntaxError, TypeError, ValueError) as error:
+        except ValueError as error:
             name = image if isinstance(image, str | Path) else type(image).__name__
             raise ValueError(
                 f"{name} cannot be read as a picture ({error}); give a file, its bytes or pixels"
@@ -95,6 +97,7 @@ class ImageClassifier:
         document = {
             "format_version": FORMAT_VERSION,
             "classes": self.classes,
+            "class_counts": self.class_counts,
             "preprocessing": asdict(self.preprocessing),
             "pixel_format": asdict(self.pixel_format),
         }
@@ -114,7 +117,7 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     Raises ValueError, with the reason, if there is none or it is incomplete.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    classes, preprocessing, pixel_format = _read_description(folder / DESCRIPTION_FILE)
+    classes, preprocessing, pixel_format, counts = read_description(folder / DESCRIPTION_FILE)
     net = from_pretrained(folder).float()
     if not isinstance(net, Classifier):
         raise ValueError(f"{folder} holds a {type(net).__name__}, which is not a classifier; give the folder of one")
@@ -123,17 +126,23 @@ def load_classifier(path: str | Path) -> ImageClassifier:
         raise ValueError(
             f"{folder}: {DESCRIPTION_FILE} names {len(classes)} classes, config.json has {net.config.num_classes}"
         )
-    return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen)
+    check_counts(counts, len(classes), folder)
+    return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen, counts)
 
 
-def _read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat]:
+def read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat, tuple[int, ...] | None]:
+    """Classes, preprocessing, pixel format and images per class of a model folder.
+
+    Raises ValueError if it is incomplete or unknown.
+    """
     document = read_json(path)
     try:
         require_version(document["format_version"], FORMAT_VERSION)
         preprocessing = read_config(Preprocessing, document["preprocessing"])
         if preprocessing.size is None or preprocessing.channels is None:
             raise ValueError("preprocessing has no size or channels; save the model again")
-        return tuple(document["classes"]), preprocessing, read_config(PixelFormat, document["pixel_format"])
+        pixel_format = read_config(PixelFormat, document["pixel_format"])
+        return tuple(document["classes"]), preprocessing, pixel_format, read_counts(document)
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except ValueError as error:

@@ -5,9 +5,11 @@ The folder holds config.json and model.safetensors, which are the network's own,
 
 import json
 import math
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +33,15 @@ from diffusion import (
 )
 from diffusion.guidance import ALL_LEVELS
 from pictures.pixel_format import BYTES, PixelFormat
-from pipelines.folder import check_finite, find_model
+from pipelines.folder import check_counts, check_finite, find_model, read_counts
+from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
 from residual.names import require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
+from residual.weights.pretrained import local_folder
+from residual.weights.read import note
 from unet import EDM2UNet, UNet, from_pretrained
+from unet.adapt import adapt_weights
+from unet.layouts.diffusers import find_network
 
 T = TypeVar("T")
 Network = UNet | EDM2UNet
@@ -59,6 +66,8 @@ class DiffusionModel:
     """the values that -1 and 1 stand for in the training data's files, and the type of those files"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
+    class_counts: tuple[int, ...] | None = None
+    """training images of each class, where that is known"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -108,23 +117,36 @@ class DiffusionModel:
         return chosen
 
     def cycle(self, images: Sequence[int]) -> list[int] | None:
-        """A label for each image number, the classes in turn; None for a model without classes."""
-        return None if self.classes is None else [k % len(self.classes) for k in images]
+        """A label for each image number, the classes in turn; None for a model without classes.
+
+        Classes that had no training image are left out.
+        """
+        return None if self.classes is None else [self._drawn[k % len(self._drawn)] for k in images]
+
+    @cached_property
+    def _drawn(self) -> list[int]:
+        """The labels that had training images, or all where that is unknown."""
+        return [k for k in range(len(self.classes or ())) if self.class_counts is None or self.class_counts[k]]
 
     def label(self, text: str) -> int:
-        """The number of a class from its name or its number (the name counts first), or of “none”, the null label.
+        """The number of a class from its name; else that of the null label from “none”, or of a class from its number.
 
-        Raises ValueError, with the nearest names, if there is no such class.
+        If any name is a number, classes have to be named. Raises ValueError, with the nearest names, if there is no
+        such class.
         """
         if self.classes is None:
             raise ValueError(f"label {text!r} was given, but the model has no classes; leave the label out")
         if text in self.classes:
             return self.classes.index(text)
+        if (composed := unicodedata.normalize("NFC", text)) in self.classes:  # as names of training data are
+            return self.classes.index(composed)
         if text == NO_LABEL:
             if self.null is None:
                 raise ValueError(f"label {NO_LABEL!r} needs a model that was also trained without labels; {_DROPOUT}")
             return self.null
         if text.removeprefix("-").isdecimal():
+            if any(name.isdecimal() for name in self.classes):
+                raise ValueError(f"label {text} is not the name of a class; the classes are: {shorten(self.classes)}")
             if int(text) in range(len(self.classes)):
                 return int(text)
             raise ValueError(
@@ -219,6 +241,7 @@ class DiffusionModel:
             "formulation": describe_formulation(self.formulation),
             "classes": self.classes,
             "null_label": self.null_label,
+            "class_counts": self.class_counts,
             "pixel_format": asdict(self.pixel_format),
         }
         self.net.save_pretrained(folder)
@@ -234,24 +257,69 @@ def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
 def load_model(path: str | Path) -> DiffusionModel:
     """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
-    Raises ValueError, with the reason, if there is none or it is incomplete.
+    A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler says what
+    it predicts. `path` may also be "owner/name" on the Hugging Face hub. Raises ValueError, with the reason, if there
+    is no model or it is incomplete.
     """
-    folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    formulation, classes, null_label, pixel_format = read_description(folder / DESCRIPTION_FILE)
-    net: Network = from_pretrained(folder).float()
+    place = local_folder(path)
+    if _is_of_diffusers(place):
+        return _from_diffusers(place)
+    folder, images_seen = find_model(place, DESCRIPTION_FILE)
+    formulation, classes, null_label, pixel_format, counts = read_description(folder / DESCRIPTION_FILE)
+    net: Network = _without_variance(from_pretrained(folder).float(), folder)
     check_finite(net, folder)
-    if getattr(net.config, "learned_variance", False):
-        raise ValueError(f"{folder}: a model with learned_variance cannot be sampled yet")
+    _check_channels(net, folder)
+    if net.config.classes != (None if classes is None else len(classes)):
+        raise ValueError(
+            f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
+        )
+    check_counts(counts, len(classes or ()), folder)
+    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts)
+
+
+def _is_of_diffusers(folder: Path) -> bool:
+    return not (folder / DESCRIPTION_FILE).exists() and find_network(folder) is not None
+
+
+def _from_diffusers(folder: Path) -> DiffusionModel:
+    check_pipeline(folder)
+    network = find_network(folder)
+    assert network is not None
+    if read_json(network / "config.json").get("sample_size") is None:
+        raise ValueError(
+            f"{network / 'config.json'} has no sample_size, the side of the images in pixels; add the one of training"
+        )
+    if (text := average_beside(folder)) is not None:
+        note(text)
+    if (formulation := formulation_of(folder)) is None:
+        formulation = DDPM()
+        note(f"{folder} has no scheduler; its network is taken for one of {formulation}")
+    net = _without_variance(from_pretrained(folder).float(), folder)
+    _check_channels(net, folder)
+    classes = None if net.config.classes is None else tuple(map(str, range(net.config.classes)))
+    return DiffusionModel(net, formulation, classes)
+
+
+def _without_variance(net: Network, folder: Path) -> Network:
+    """The network without a learned variance, which the samplers do not use."""
+    if isinstance(net, EDM2UNet) or not net.config.learned_variance:
+        return net
+    config = replace(net.config, learned_variance=False)
+    weights, messages = adapt_weights(net.state_dict(), net.config, config)
+    with torch.device("meta"):
+        plain = UNet(config)
+    plain.load_state_dict(weights, assign=True)
+    for text in messages:
+        note(f"{folder}: {text}")
+    return plain.requires_grad_(True).eval()
+
+
+def _check_channels(net: Network, folder: Path) -> None:
     if net.config.in_channels != net.config.out_channels:
         raise ValueError(
             f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
             "cannot be sampled here: it needs more than noise"
         )
-    if net.config.classes != (None if classes is None else len(classes)):
-        raise ValueError(
-            f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
-        )
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen)
 
 
 def describe_formulation(formulation: Formulation) -> dict[str, Any]:
@@ -275,8 +343,10 @@ class _Labels:
     null_label: bool
 
 
-def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat]:
-    """Formulation, classes, whether there is a null label, and pixel format of a model folder.
+def read_description(
+    path: Path,
+) -> tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]:
+    """Formulation, classes, whether there is a null label, pixel format, and training images of each class.
 
     Raises ValueError for what is incomplete, unknown, or of another type.
     """
@@ -285,7 +355,8 @@ def read_description(path: Path) -> tuple[Formulation, tuple[str, ...] | None, b
         require_version(document["format_version"], FORMAT_VERSION)
         formulation = read_formulation(document["formulation"])
         labels = read_config(_Labels, {name: document[name] for name in ("classes", "null_label")})
-        return formulation, labels.classes, labels.null_label, read_config(PixelFormat, document["pixel_format"])
+        pixel_format = read_config(PixelFormat, document["pixel_format"])
+        return formulation, labels.classes, labels.null_label, pixel_format, read_counts(document)
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except ValueError as error:

@@ -1,8 +1,13 @@
 """Folders with a trained model: the files of its network, and one that describes the rest."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+
+from residual.weights.config import convert
+from residual.weights.pretrained import local_folder
 
 
 def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
@@ -11,9 +16,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
     no such model.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"no folder {str(path)!r}; give a run folder (of train.py) or a model folder")
+    path = local_folder(path)
     is_run = (path / "config.yaml").is_file()
     folder = path / "model" if is_run else path
     if not (folder / description).is_file():
@@ -24,10 +27,40 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     return folder, images_seen(path) if is_run else None
 
 
+def model_folder(path: str | Path) -> Path:
+    """The model folder of a run folder, a model folder itself, or that of a repository on the hub.
+
+    Raises ValueError if there is none yet.
+    """
+    if not (Path(path) / "config.yaml").is_file():
+        return local_folder(path)
+    if not (Path(path) / "model").is_dir():
+        raise ValueError("this run has not saved a model yet")
+    return Path(path) / "model"
+
+
 def check_finite(net: nn.Module, folder: Path) -> None:
     """Raises ValueError for weights that are not finite."""
     if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
         raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
+
+
+def read_counts(document: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The training images of each class in the description of a model; None where it has none.
+
+    Raises ValueError for another type.
+    """
+    counts = document.get("class_counts")
+    try:
+        return convert(counts, tuple[int, ...] | None)
+    except TypeError:
+        raise ValueError(f"class_counts={counts!r} should be a list of whole numbers") from None
+
+
+def check_counts(counts: Sequence[int] | None, classes: int, folder: Path) -> None:
+    """Raises ValueError for training images per class that belong to another number of classes, or that are none."""
+    if counts is not None and not (len(counts) == classes and min(counts) >= 0 < max(counts)):
+        raise ValueError(f"{folder}: class_counts={list(counts)} are not the training images of {classes} classes")
 
 
 def images_seen(run: Path) -> int | None:

@@ -32,3 +32,17 @@ def closest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 def shorten(names: Sequence[str], count: int = 12) -> str:
     """The first `count` names in one line; with the number of all names if there are more."""
     return ", ".join(names[:count]) + (f", … ({len(names)} in all)" if len(names) > count else "")
+
+
+def rows_by_name(source: Sequence[str] | None, target: Sequence[str] | None) -> list[int | None] | None:
+    """For each class of `target` the number of the class with its name in `source`, or None if there is none.
+
+    None if one of them has no names, or only numbers as names: then classes go by their numbers.
+    """
+    for names in (source, target):
+        if names is None or list(names) == [str(number) for number in range(len(names))]:
+            return None
+    assert source is not None
+    assert target is not None
+    numbers = {name: number for number, name in enumerate(source)}
+    return [numbers.get(name) for name in target]

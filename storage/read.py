@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,13 +70,13 @@ def read_text(path: Path, limit: int = MAX_TEXT) -> str:
         raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}): save it as UTF-8") from None
 
 
-def parse_json(text: str | bytes, pairs: type | None = None) -> Any:
+def parse_json(text: str | bytes, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The value of a JSON text. Raises ValueError for any fault, too deep nesting included.
 
-    An object becomes a dict, or with `pairs=list` a list of names and values, in which a name may occur twice.
+    `make_object` makes an object of its pairs, repeated keys included; None takes the last of them.
     """
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=make_object)
     except RecursionError:
         raise ValueError("lists or objects are nested too deeply") from None
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier
 from residual.model_info import ConfigClasses
-from resnet import NETWORKS, Classifier, ClassifierConfig, build, import_weights, list_models, model_info
+from resnet import NETWORKS, Classifier, ClassifierConfig, build, list_models, model_info
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
+from tasks.init_classifier import init_config, load_init
 from training.data import ImageSet, PixelFormat, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
@@ -141,8 +142,9 @@ class ClassificationRun(Run[ClassificationTask]):
     """Trains a network to classify."""
 
     init: str | None = None
-    """published weights to start from: a safetensors file with torchvision's or timm's names. With another number of
-    classes the last layer starts fresh, with other channels the first one is adapted"""
+    """a trained network to start from: a run folder, a model folder or an id on the hub, which also give the defaults
+    of the section model, or a safetensors file with another library's names. Classes keep their rows by name; with
+    other channels the first layer is adapted"""
     model: ClassifierConfig = variants(MODELS, "resnet", presets=_presets)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
@@ -158,6 +160,11 @@ class ClassificationRun(Run[ClassificationTask]):
             raise ValueError("data.labels=false leaves a classifier nothing to learn; give true or null")
         self._check_pairs(self.train.batch, f"train.batch={self.train.batch}")
 
+    @classmethod
+    def init_config(cls, init: str) -> ClassifierConfig | None:
+        """The config of the network in the folder `init`; None for a file of weights."""
+        return init_config(init)
+
     def outline(self) -> Classifier:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
         with torch.device("meta"):
@@ -166,7 +173,7 @@ class ClassificationRun(Run[ClassificationTask]):
     def check_init(self) -> None:
         """Raises ValueError as `load_init` does. The shape of the images does not matter, so none are needed."""
         if self.init is not None:
-            self._read_init(self.outline(), self.init)
+            load_init(self.outline(), self.init, None)
 
     def load_init(self, task: ClassificationTask) -> list[str]:
         """Loads the weights of `init` into the network of `task`; returns messages to print.
@@ -177,7 +184,7 @@ class ClassificationRun(Run[ClassificationTask]):
         found = images[0] if images else "none, so nothing is evaluated; see data.validation"
         return [
             f"validation: {found}",
-            *(self._read_init(task.classifier.net, self.init) if self.init is not None else []),
+            *([] if self.init is None else load_init(task.classifier.net, self.init, task.classifier.classes)),
         ]
 
     def build(self, images: ImageSet) -> ClassificationTask:
@@ -208,7 +215,8 @@ class ClassificationRun(Run[ClassificationTask]):
         validation = open_validation(self.data, on_main=on_main)
         with seeded(self.train.seed, "model"):
             net = build(config)
-        classifier = ImageClassifier(net, images.classes, preprocessing, images.pixel_format)
+        pixel_format, counts = images.pixel_format, images.class_counts
+        classifier = ImageClassifier(net, images.classes, preprocessing, pixel_format, class_counts=counts)
         evaluations: tuple[Evaluation, ...] = ()
         if validation is not None:
             held_out = as_trained(images.shape, images.pixel_format, images.classes, validation)
@@ -224,14 +232,6 @@ class ClassificationRun(Run[ClassificationTask]):
     def _check_pairs(self, count: int, what: str) -> None:
         if self.augment.mixes and count % 2:
             raise ValueError(f"{what} is odd, but mixup and cutmix take images in pairs; give an even number")
-
-    @staticmethod
-    def _read_init(net: Classifier, init: str) -> list[str]:
-        try:
-            adapted = import_weights(net, init)
-        except ValueError as error:
-            raise ValueError(f"init={init}: {error}") from None
-        return [f"init: {init}", *(f"init: {line}" for line in adapted)]
 
 
 def as_trained(

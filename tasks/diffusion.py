@@ -193,7 +193,8 @@ class DiffusionRun(Run[DiffusionTask]):
         messages = [] if note is None else [f"samples: {note}"]
         if self.init is None:
             return messages
-        weights, adapted = read_init(task.diffusion.net, self.init, self.init_layout, self.objective)
+        trained = task.diffusion
+        weights, adapted = read_init(trained.net, self.init, self.init_layout, self.objective, trained.classes)
         task.model.load_state_dict(weights)
         return messages + adapted
 
@@ -209,7 +210,8 @@ class DiffusionRun(Run[DiffusionTask]):
         with seeded(self.train.seed, "model"):
             net = build(self._with_inputs(config))
         null_label = self.diffusion.label_dropout > 0
-        model = DiffusionModel(net, self.objective, images.classes, null_label, images.pixel_format)
+        pixel_format, counts = images.pixel_format, images.class_counts
+        model = DiffusionModel(net, self.objective, images.classes, null_label, pixel_format, class_counts=counts)
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:

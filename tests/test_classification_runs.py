@@ -146,6 +146,39 @@ def test_what_cannot_be_evaluated(run: Path, tmp_path: Path) -> None:
         read_run(str(tmp_path), [])
 
 
+@pytest.mark.parametrize(
+    ("flags", "validation"),
+    [
+        ([], 0.2),
+        (["--data.source", "digits"], 0.2),
+        (["--data.cache", "elsewhere"], 0.2),
+        (["--data.source", "other"], "train"),
+        (["--data.source", "other", "--data.split", "test"], "test"),
+        (["--data.split", "test"], "test"),
+        (["--data.source", "other", "--data.validation", "0.5"], 0.5),
+        (["--data.source", "other", "--data.validation", "null"], None),
+    ],
+)
+def test_the_validation_part_of_a_run_belongs_to_its_own_source(run: Path, flags, validation) -> None:
+    assert read_run(str(run), flags).data.validation == validation
+
+
+def test_the_label_file_of_a_run_belongs_to_its_own_source(run: Path, tmp_path: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("label_file: null", "label_file: labels.csv"))
+    assert read_run(str(tmp_path), []).data.label_file == Path("labels.csv")
+    assert read_run(str(tmp_path), ["--data.source", "other"]).data.label_file is None
+
+
+def test_evaluate_counts_all_images_of_another_folder(run: Path, tmp_path: Path, capsys) -> None:
+    for number, (pixels, label) in enumerate(zip(load_digits().images[:40], load_digits().target[:40], strict=True)):
+        file = tmp_path / "other" / str(label) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(file)
+    main([str(run), "--data.source", str(tmp_path / "other"), "--data.cache", str(tmp_path / "cache")])
+    assert "images: 40 grey images" in capsys.readouterr().out
+
+
 def test_errors_of_evaluate_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(run), "--data.validation", "null", "--data.cache", str(run.parent.parent / "cache")])

@@ -1,6 +1,6 @@
 """Adapts the weights of a U-Net to one with other image channels, labels or augmentation labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -26,14 +26,18 @@ _FREE = {
 
 
 def adapt_weights(
-    weights: Mapping[str, Tensor], source: UNetConfig | EDM2Config, target: UNetConfig | EDM2Config
+    weights: Mapping[str, Tensor],
+    source: UNetConfig | EDM2Config,
+    target: UNetConfig | EDM2Config,
+    rows: Sequence[int | None] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Converts weights from `source` to `target` config. Returns the weights and one message per adaptation.
 
     - Image channels: an image whose channels repeat cyclically (grey as RGB) means the same to both networks.
     - Learned variance that `target` lacks is dropped.
-    - Labels: rows of numbers that both have are kept, as is “no label”. Other rows start at the mean of the source's
-      rows, or at zero if there are none. Without labels in `target`, “no label” (else the mean) goes into a bias.
+    - Labels: rows of numbers that both have are kept, as is “no label”; with `rows`, each class of `target` takes the
+      row of this number in `source` (None: of none). Other rows start at the mean of the source's rows, or at zero if
+      there are none. Without labels in `target`, “no label” (else the mean) goes into a bias.
     - Augmentation labels: dropped, or zero-initialised. Both networks agree on images that are not augmented, whose
       augmentation label is zero.
 
@@ -63,7 +67,7 @@ def adapt_weights(
             adapted[name] = torch.cat([adapt_outputs(half, target.out_channels) for half in halves])
         how = "averaged" if target.out_channels < source.out_channels else "repeated"
         messages.append(f"output: {source.out_channels} channels in the source, {target.out_channels} here; {how}")
-    messages += _adapt_labels(adapted, source, target)
+    messages += _adapt_labels(adapted, source, target, rows)
     messages += _adapt_augmentation(adapted, source, target)
     return adapted, messages
 
@@ -98,9 +102,12 @@ def _adapt_augmentation(weights: dict[str, Tensor], source: UNetConfig, target: 
         yield f"augmentation: the weights of the label's {target.augment_channels} numbers start at zero"
 
 
-def _adapt_labels(weights: dict[str, Tensor], source: UNetConfig, target: UNetConfig) -> Iterator[str]:
+def _adapt_labels(
+    weights: dict[str, Tensor], source: UNetConfig, target: UNetConfig, rows_kept: Sequence[int | None] | None
+) -> Iterator[str]:
     """Changes the label's weights in place, and yields messages."""
-    if (source.classes, source.null_label) == (target.classes, target.null_label):
+    same = rows_kept is None or list(rows_kept) == list(range(source.classes or 0))
+    if same and (source.classes, source.null_label) == (target.classes, target.null_label):
         return
     if source.classes is None:
         if target.classes is not None:
@@ -120,10 +127,15 @@ def _adapt_labels(weights: dict[str, Tensor], source: UNetConfig, target: UNetCo
         return
     is_table = target.label_embedding == "table"
     both = min(source.classes, target.classes)
-    new = torch.cat([rows[:both], mean.expand(target.classes - both, -1), (mean if null is None else null)[None]])
-    if is_table and target.null_label and null is None and source.classes == target.classes + 1:
+    numbers = rows_kept if rows_kept is not None else [*range(both), *[None] * (target.classes - both)]
+    new = torch.stack([*(mean if i is None else rows[i] for i in numbers), mean if null is None else null])
+    if rows_kept is None and is_table and target.null_label and null is None and source.classes == target.classes + 1:
         new[-1] = rows[-1]  # other libraries do not mark the row of “no label”
         yield f"labels: number {target.classes} of the {source.classes} in the source is taken for “no label”"
+    elif rows_kept is not None:
+        found = sum(number is not None for number in rows_kept)
+        rest = f"; the other {len(rows_kept) - found} start at the mean of the source's" * (found < len(rows_kept))
+        yield f"labels: {found} of {len(rows_kept)} classes have the row of their name in the source{rest}"
     else:
         started = [f"numbers {both} to {target.classes - 1}"] * (both < target.classes)
         started += ["“no label”"] * (is_table and target.null_label and null is None)

@@ -124,7 +124,7 @@ def _check_names(path: Path, state: Mapping[str, Tensor]) -> None:
     """Raises ValueError if a file has no tensors, or two of one name, of which the library returns the last one."""
     with open_regular(path) as file:
         (size,) = struct.unpack("<Q", file.read(8))
-        names = [name for name, _ in parse_json(file.read(size), pairs=list) if name != "__metadata__"]
+        names = [name for name, _ in parse_json(file.read(size), make_object=list) if name != "__metadata__"]
     if not names:
         raise ValueError("no tensors")
     if len(names) > len(state):

@@ -314,16 +314,16 @@ ABSURD = [None, True, "x", -1, 0, 10**9, 2**63, 10**400, 1e308, float("nan"), []
 def test_every_absurd_value_of_every_field_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     NETWORKS[kind]().save_pretrained(tmp_path)
     path, package = tmp_path / "config.json", unet if kind in ("unet", "edm2", "diffusers") else resnet
-    document, refused = json.loads(path.read_text()), 0
+    document, messages = json.loads(path.read_text()), list[str]()
     for field in [*document, "unknown"]:
         for value in ABSURD:
             path.write_text(json.dumps(document | {field: value}))
             try:
                 package.from_pretrained(tmp_path)
             except ValueError as error:
-                assert "\n" not in str(error), field
-                refused += 1
-    assert refused > len(document) * len(ABSURD) / 2
+                messages.append(str(error))
+    assert len(messages) > len(document) * len(ABSURD) / 2
+    assert not [message for message in messages if "\n" in message]
 
 
 @pytest.mark.parametrize("package", [unet, resnet])

@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import sample
 from diffusion import DDPM, EDM, FORMULATIONS, SAMPLERS, Condition, Flow, Formulation, denoising_loss
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
+from residual.weights.read import WeightsNote
 from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import MODELS, DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
@@ -419,6 +420,11 @@ def damaged(source, target, change):
         (lambda d: d.update(null_label="yes"), "null_label='yes'.*bool"),
         (lambda d: d.update(classes=["a"]), "1 classes, config.json has 10"),
         (lambda d: d.update(classes=None), "0 classes, config.json has 10"),
+        (lambda d: d.update(class_counts=[1] * 9), r"class_counts=\[1, .*10 classes"),
+        (lambda d: d.update(class_counts=[0] * 10), r"class_counts=\[0, .*10 classes"),
+        (lambda d: d.update(class_counts=[-1] + [1] * 9), r"class_counts=\[-1, .*10 classes"),
+        (lambda d: d.update(class_counts="many"), "class_counts='many'"),
+        (lambda d: d.update(class_counts={"zero": 1}), "class_counts={'zero': 1}"),
     ],
 )
 def test_an_incomplete_folder_is_refused(conditional, tmp_path, change, message):
@@ -464,7 +470,7 @@ def test_weights_of_a_diverged_training_are_refused(conditional, tmp_path):
     state = load_file(file)
     state["embedding.linear1.weight"][0, 0] = float("nan")
     save_file(state, file)
-    with pytest.raises(ValueError, match=r"embedding\.linear1\.weight.*not finite"):
+    with pytest.raises(ValueError, match=r"embedding\.linear1\.weight.*NaN"):
         load_model(tmp_path / "model")
 
 
@@ -474,7 +480,10 @@ def test_weights_of_any_type_are_sampled_in_float32(conditional, tmp_path, dtype
     whole = model.draw(range(2), [3, 4], steps=5)
     model.net.to(dtype)
     model.save(tmp_path)
-    torch.testing.assert_close(load_model(tmp_path).draw(range(2), [3, 4], steps=5), whole, rtol=0, atol=0.1)
+    halved = f"129 of 129 tensors are {str(dtype).removeprefix('torch.')}"
+    with nullcontext() if dtype == torch.float64 else pytest.warns(WeightsNote, match=halved):
+        loaded = load_model(tmp_path)
+    torch.testing.assert_close(loaded.draw(range(2), [3, 4], steps=5), whole, rtol=0, atol=0.1)
 
 
 def test_a_network_that_needs_more_than_noise_is_refused(tmp_path):
@@ -504,6 +513,45 @@ def test_labels_by_name_and_number(conditional):
 def test_a_name_counts_before_a_number(conditional):
     assert replace(load_model(conditional), classes=("7", "1", "none")).label("1") == 1
     assert replace(load_model(conditional), classes=("1", "0")).label("0") == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "text", "label"),
+    [
+        (("all", "none"), "none", 1),
+        (("all", "none"), "all", 0),
+        (("all", "none"), "1", 1),
+        (("cat", ""), "", 1),
+        (("caf\u00e9", "x"), "cafe\u0301", 0),
+        (("3", "5", "7"), "7", 2),
+        (("3", "5", "7"), "none", 3),
+    ],
+)
+def test_names_that_mean_something_else_too(conditional, classes, text, label):
+    assert replace(load_model(conditional), classes=classes).label(text) == label
+
+
+@pytest.mark.parametrize("text", ["0", "2", "-1", "07"])
+def test_a_number_is_a_name_where_names_are_numbers(conditional, text):
+    with pytest.raises(ValueError, match=f"label {text} .*3, 5, 7"):
+        replace(load_model(conditional), classes=("3", "5", "7")).label(text)
+
+
+def test_classes_without_training_images_are_not_drawn_by_default(tmp_path):
+    images = digits()
+    chosen = np.flatnonzero(np.isin(images.labels, (1, 3, 9)))
+    task = small_run().build(images.part(chosen))
+    counts = tuple(np.bincount(images.labels[chosen]).tolist())
+    task.save(task.model, tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert model.class_counts == task.diffusion.class_counts == counts
+    assert model.cycle(range(4)) == [1, 3, 9, 1]
+    assert model.label("0") == 0
+
+
+def test_a_folder_without_counts_draws_all_classes(conditional, tmp_path):
+    damaged(conditional, tmp_path / "model", lambda d: d.pop("class_counts"))
+    assert load_model(tmp_path / "model").cycle(range(8, 12)) == [8, 9, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,19 @@ def test_without_a_terminal_the_progress_is_plain_lines(conditional, tmp_path, c
     assert printed.err == ""
 
 
+def test_a_class_called_all_or_none_does_not_change_the_default(conditional, tmp_path):
+    names = ("all", "none", *CLASSES[2:])
+    replace(load_model(conditional), classes=names).save(tmp_path / "model")
+    for label, expected in (
+        ([], ["all", "none", "two"]),
+        (["--label", "all"], ["all"] * 3),
+        (["--label", "none"], ["none"] * 3),
+    ):
+        run(tmp_path / "model", tmp_path / "out", "--num", 3, "--steps", 1, *label)
+        with (tmp_path / "out" / "labels.csv").open(newline="") as file:
+            assert [row["class"] for row in csv.DictReader(file)] == expected
+
+
 def test_a_model_without_classes_needs_no_label(unconditional, tmp_path):
     assert run(unconditional, tmp_path, "--num", 3, "--steps", 2).shape == (3, 8, 8)
 
@@ -630,7 +643,7 @@ def test_names_of_folders_are_printed_safely(conditional, tmp_path, capsys):
 def test_a_missing_folder_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         sample.main([str(tmp_path / "nowhere")])
-    assert "nowhere'; give a run folder (of train.py) or a model folder" in capsys.readouterr().err
+    assert "nowhere'; give a model folder or a hub id" in capsys.readouterr().err
 
 
 def test_help_explains_every_flag(capsys):

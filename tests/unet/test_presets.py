@@ -121,7 +121,7 @@ def test_a_network_larger_than_the_bound_is_refused_before_work(
     ],
 )
 def test_absurd_counts_are_refused_by_the_config(make: type, changes: dict) -> None:
-    ((name, value),) = changes.items()
+    (name,) = changes
     with pytest.raises(ValueError, match=f"{name}.*(at most|1 to|more than)"):
         make(**{"size": (8, 8), "channel_multipliers": (1, 2), "attention_levels": ()} | changes)
 

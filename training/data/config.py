@@ -9,9 +9,17 @@ from pictures.preprocessing import Preprocessing
 from training.settings import setting
 
 MAX_SIDE_PX = 8192
-CACHE = Path("~/.cache/residual-diffusion")
 HUB = "hub:"
 """prefix of a `source` on the Hugging Face hub"""
+
+
+def split_hub(source: str) -> tuple[str, str, str]:
+    """Repository, configuration and revision of a `source` on the hub; the latter two are empty if not given."""
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    repository, colon, config = name.rpartition(":")
+    if not colon or "/" in config or "\\" in config:  # a colon of a path, as in C:/sets
+        return name, "", revision
+    return repository, config, revision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +32,7 @@ class DataConfig:
     source: str = setting("digits", may_change=True)
     """digits (embedded: 1,797 grey 8x8 images), a folder of images or of arrays (.npy, channels x height x width), a
     parquet or arrow file, a folder of such files, a glob for any of these, a .npy or .npz file with many images, or
-    hub:OWNER/NAME[@REVISION] for a data set of the Hugging Face hub"""
+    hub:OWNER/NAME[:CONFIGURATION][@REVISION] for a data set of the Hugging Face hub"""
     split: str = setting("train", may_change=True)
     """split to train on, where the source has splits (files or sub-folders named train, validation, test; splits of the
     hub)"""
@@ -52,15 +60,19 @@ class DataConfig:
     image_column: str | None = setting(None, may_change=True)
     """column with the images of a table, or array of an .npz file; null finds it by its type, else by usual names"""
     label_column: str | None = setting(None, may_change=True)
-    """column with the labels of a table, or array of an .npz file; null finds it by its type, else by usual names"""
+    """column with the labels of a table or label file, or array of an .npz file; null finds it by its type, else by
+    usual names"""
     allow_outside: bool = setting(False, may_change=True)
     """true allows tables to name image files that are not below their own folder"""
     label_file: Path | None = setting(None, may_change=True)
-    """labels for a folder: lines such as {"file_name": "a/b.png", "label": "cat"}, names relative to data.source"""
+    """labels for a folder: CSV, JSON, lines such as {"file_name": "a/b.png", "label": "cat"}, or a table; names are
+    relative to data.source or to the file. null: metadata.csv, metadata.jsonl, metadata.parquet or EDM's dataset.json
+    beside the images, else sub-folders"""
     labels: bool | None = setting(None, may_change=True)
     """true requires labels, false ignores them, null uses them if there are any"""
     cache: Path | None = setting(None, may_change=True)
-    """folder for the decoded images; null is ~/.cache/residual-diffusion"""
+    """folder for the decoded images; null is residual-diffusion in $XDG_CACHE_HOME or ~/.cache, or a temporary folder
+    if nothing can be written there"""
     stream: bool = False
     """true decodes images when they are needed and keeps no cache, for sets too large for one; requires size and
     channels"""
@@ -105,7 +117,7 @@ class DataConfig:
                 f"data.validation {self.validation} is a share, but data.stream is true; name a split, such as test"
             )
         if self.source.startswith(HUB):
-            name, _, revision = self.source.removeprefix(HUB).partition("@")
+            name, _, revision = split_hub(self.source)
             at = f" --revision {revision}" if revision else ""
             raise ValueError(
                 f"data.source {self.source!r} cannot be streamed from the hub; download its files by"
@@ -124,8 +136,3 @@ class DataConfig:
             crop=self.crop,
             center_share=self.center_share,
         )
-
-    @property
-    def cache_folder(self) -> Path:
-        """`cache`, or its default."""
-        return (self.cache or CACHE).expanduser()

@@ -11,7 +11,7 @@ from jaxtyping import Int, Int64, Shaped
 
 from pictures.pixel_format import BYTES, PixelFormat
 from training.data.order import image_index
-from training.data.sources.labels import name_classes
+from training.data.sources.labels import count_classes, name_classes, summarize
 
 
 class Images:
@@ -59,11 +59,17 @@ class Images:
     def __len__(self) -> int:
         return len(self._array if self._numbers is None else self._numbers)
 
+    @property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """The number of images of each class, or None without labels."""
+        return None if self.labels is None or self.classes is None else count_classes(self.labels, self.classes)
+
     def __str__(self) -> str:
         """A summary in one line."""
         skipped = f"; {len(self.bad)} more could not be read{listing(self.bad)}" if self.bad else ""
         notes = "".join(f"; {note}" for note in self.notes)
-        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{skipped}{notes}"
+        classes = summarize(self.class_counts, self.classes)
+        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{classes}{skipped}{notes}"
 
     @property
     def fingerprint(self) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from training.data.cache.open import find_cache, load_cache
+from training.data.cache.files import load_cache
+from training.data.cache.open import find_cache
 from training.data.config import DataConfig
 from training.data.images import Images, check_bad
 from training.data.order import permutation
@@ -29,7 +30,7 @@ def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], P
     def find() -> Path:
         source = find_source(config)
         notes.extend(source.notes)
-        return find_cache(source, config.preprocessing, config.cache_folder, config.max_bad)
+        return find_cache(source, config.preprocessing, config.cache, config.max_bad)
 
     folder = on_main(find)
     if not folder.exists():  # the main process is on another machine, with its own disk

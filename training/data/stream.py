@@ -18,7 +18,7 @@ from pictures.preprocessing import Preprocessing
 from storage.show import printable
 from training.data.images import Images, check_bad, describe
 from training.data.order import ShardOrder, image_random
-from training.data.sources.labels import number_labels
+from training.data.sources.labels import count_classes, number_labels, summarize
 from training.data.sources.records import Item, Records, Source
 from training.memory import total_bytes
 from training.units import show_size
@@ -66,12 +66,17 @@ class StreamedImages:
     def __len__(self) -> int:
         return self._order.count
 
+    @property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """The number of images of each class, or None without labels."""
+        return None if self.labels is None or self.classes is None else count_classes(self.labels, self.classes)
+
     def __str__(self) -> str:
         """A summary in one line."""
         shards, group = len(self._records.sizes), self._order.group
         how = f" in {shards:,} shards, {group} shuffled together" if shards > group else ""
-        notes = "".join(f"; {note}" for note in self._notes)
-        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}; streamed{how}{notes}"
+        classes, notes = summarize(self.class_counts, self.classes), "".join(f"; {note}" for note in self._notes)
+        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{classes}; streamed{how}{notes}"
 
     @property
     def bad(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from training.data.config import DataConfig
 from training.data.decode import attempt, in_threads
 from training.data.images import describe
 from training.data.sources.arrays import ArrayImage
-from training.data.sources.labels import check_label
+from training.data.sources.labels import MAX_CLASSES, check_label
 from training.data.sources.records import Item, Records
 from training.data.sources.source import find_source
 
@@ -141,6 +141,9 @@ class SetReport:
         """The summary, by the name of each row."""
         valid = self.count - self.invalid
         rows = {"images": f"{valid:,} of {self.count:,} are valid"}
+        if self.records.classes is None:  # numbers below the largest are classes, too
+            largest = max((label for label in self.records.labels or () if isinstance(label, int)), default=-1)
+            self.classes.update(dict.fromkeys(map(str, range(min(largest + 1, MAX_CLASSES))), 0))
         classes = None if self.records.labels is None else tuple(self.classes)
         if len(self.sizes) == 1:
             ((height, width),) = self.sizes

@@ -159,9 +159,11 @@ def config_from(arguments: Mapping[str, Any]) -> UNetConfig:
     kinds = {"DownBlock2D": conv, "AttnDownBlock2D": attention_resample, "ResnetDownsampleBlock2D": "block"}
     resample = tuple("block_fir" if pyramid else kinds[name] for name in down)
     head_channels = given["attention_head_dim"]
+    variance = given["out_channels"] == 2 * given["in_channels"]  # as improved DDPM and ADM have it
     config = UNetConfig(
         in_channels=given["in_channels"],
-        out_channels=given["out_channels"],
+        out_channels=given["out_channels"] // (1 + variance),
+        learned_variance=variance,
         size=(size, size) if isinstance(size, int) else (size[0], size[1]),
         classes=given["num_class_embeds"],
         null_label=False,

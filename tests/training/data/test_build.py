@@ -43,7 +43,7 @@ def content(config, pets: Path, tmp_path: Path) -> Callable[[DataConfig], dict[s
 
     def read(config: DataConfig) -> dict[str, bytes]:
         open_images(config)
-        (folder,) = config.cache_folder.iterdir()
+        (folder,) = config.cache.iterdir()
         return {file.name: file.read_bytes() for file in folder.iterdir()}
 
     return read
@@ -105,7 +105,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(
     monkeypatch.setattr(module, "SAVE_SECONDS", seconds)
     for stop in stops:
         build_until(stop)
-        names = sorted(path.suffix for path in config().cache_folder.iterdir())
+        names = sorted(path.suffix for path in config().cache.iterdir())
         assert names == [".lock", ".partial"]
     assert content(config(source=pets)) == straight
     assert sorted(straight) == ["cache.json", "images.bin", "labels.npy"]
@@ -140,16 +140,65 @@ def test_a_kill_between_two_steps(where, what, stop, pets, config, content, stra
 
 def test_a_truncated_line_of_the_journal_is_dropped(pets, config, content, straight, every_image, build_until) -> None:
     build_until(100)
-    (journal,) = config().cache_folder.glob("*.partial/journal.jsonl")
+    (journal,) = config().cache.glob("*.partial/journal.jsonl")
     journal.write_bytes(journal.read_bytes()[:-20])
     assert content(config(source=pets)) == straight
 
 
-def test_lost_images_are_decoded_again(pets, config, content, straight, every_image, build_until) -> None:
-    build_until(40)
-    (file,) = config().cache_folder.glob("*.partial/images-1.bin")
-    os.truncate(file, 700)
+@pytest.mark.parametrize("stop", [40, 90])  # before and after the change to RGB
+def test_lost_or_damaged_images_are_decoded_again(
+    stop, pets, config, content, straight, every_image, build_until, written
+) -> None:
+    for size, flips in ((700, ()), (None, (0,)), (None, (401, 402)), (0, ()), (None, (20 * stop - 1,))):
+        build_until(stop)
+        (file,) = config().cache.glob("*.partial/images-*.bin")
+        data = bytearray(file.read_bytes()[:size])
+        for byte in flips:
+            data[byte] ^= 1
+        file.write_bytes(data)
+        written.clear()
     assert content(config(source=pets)) == straight
+    assert len(written) == COUNT - 1
+
+
+def flip(line: bytes) -> bytes:
+    return line.replace(b'"taken": ', b'"taken": 1')
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped digit": flip,
+    "no line end": lambda line: line[:-1],
+    "empty": lambda line: b"\n",
+    "list": lambda line: b"[1, 2]\n",
+    "no checksum": lambda line: (
+        json.dumps({k: v for k, v in json.loads(line).items() if k != "crc32"}).encode() + b"\n"
+    ),
+    "text as checksum": lambda line: b'{"crc32": "x"}\n',
+    "bytes": lambda line: b"\xff\x00\xfe\n",
+    "deep": lambda line: b"[" * 100_000 + b"\n",
+    "twice": lambda line: line[:-1] + line,
+    "zeros": lambda line: bytes(len(line)),
+    "label": lambda line: line.replace(b'"labels": [', b'"labels": [0, '),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("number", [0, 1, 60, -1])
+def test_lines_of_the_journal_after_a_damaged_one_are_dropped(
+    number, damage, pets, config, content, straight, every_image, build_until, written, capsys
+) -> None:
+    build_until(69)  # before the change to RGB, after which earlier images are lost
+    (journal,) = config().cache.glob("*.partial/journal.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    number %= len(lines)
+    lines[number] = damage(lines[number])
+    journal.write_bytes(b"".join(lines))
+    written.clear()
+    capsys.readouterr()
+    assert content(config(source=pets)) == straight
+    kept = max(json.loads(line)["count"] for line in lines[:number]) if number else 0
+    assert len(written) == COUNT - 1 - kept
+    assert f"{journal} is damaged" in capsys.readouterr().err
 
 
 CHILD = """
@@ -168,7 +217,7 @@ open_images(DataConfig(source=sys.argv[1], cache=Path(sys.argv[2])))
 def test_another_process_waits_says_for_whom_and_takes_over_when_it_is_killed(
     pets, config, content, straight, capsys
 ) -> None:
-    cache = config().cache_folder
+    cache = config().cache
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(pets), str(cache)], stderr=subprocess.DEVNULL)
     while sum(len(file.read_bytes().splitlines()) for file in cache.glob("*.partial/journal.jsonl")) < 20:
         assert child.poll() is None
@@ -182,7 +231,7 @@ def test_another_process_waits_says_for_whom_and_takes_over_when_it_is_killed(
 def test_who_waited_finds_the_cache(pets, config, monkeypatch) -> None:
     """Nothing is built when the other is done: here the folder appears while the lock is held."""
     images = open_images(config(source=pets))
-    (folder,) = config().cache_folder.iterdir()
+    (folder,) = config().cache.iterdir()
     hidden = folder.with_name("hidden")
     folder.rename(hidden)
     held = threading.Event()
@@ -197,14 +246,14 @@ def test_who_waited_finds_the_cache(pets, config, monkeypatch) -> None:
     held.wait()
     monkeypatch.setattr(module, "write", None)
     assert open_images(config(source=pets)).fingerprint == images.fingerprint
-    assert list(config().cache_folder.iterdir()) == [folder]
+    assert list(config().cache.iterdir()) == [folder]
 
 
 def test_a_build_with_invalid_data_leaves_no_files(pets, config, pixels, save) -> None:
     save(pets / "dog" / "999.png", pixels(0, 9, 9))
     with pytest.raises(ValueError, match=r"999\.png has 9 x 9"):
         open_images(config(source=pets))
-    assert list(config().cache_folder.iterdir()) == []
+    assert list(config().cache.iterdir()) == []
 
 
 def test_a_higher_max_bad_resumes_the_build(pets, config, every_image, written) -> None:
@@ -227,7 +276,7 @@ def test_missing_disk_space_is_an_error_after_the_first_image(pets, config, monk
     monkeypatch.setattr(pixel_file.shutil, "disk_usage", lambda _: free)
     with pytest.raises(ValueError, match=r"2\.4 kB .*partial has 2\.4 kB .*data\.cache"):
         open_images(config(source=pets))
-    assert list(config().cache_folder.iterdir()) == []
+    assert list(config().cache.iterdir()) == []
     monkeypatch.setattr(pixel_file.shutil, "disk_usage", lambda _: free._replace(free=COUNT * 20))
     with pytest.raises(ValueError, match=r"7\.2 kB "):  # as RGB
         open_images(config(source=pets))

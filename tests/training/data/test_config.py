@@ -69,8 +69,3 @@ def test_few_functions_take_the_whole_config() -> None:
                     hints = [ast.unparse(each.annotation) for each in given if each.annotation]
                     takers += [f"{file.name}:{node.name}" for hint in hints if "DataConfig" in hint]
     assert 0 < len(takers) < 10, takers
-
-
-def test_the_cache_is_in_the_home_folder_by_default(tmp_path: Path) -> None:
-    assert DataConfig().cache_folder == Path.home() / ".cache" / "residual-diffusion"
-    assert DataConfig(cache=tmp_path).cache_folder == tmp_path

@@ -50,7 +50,9 @@ def test_without_images_the_message_counts_what_there_is(config, tmp_path: Path)
     (tmp_path / "set").mkdir()
     for name in ("a.npz", "b.npz", "c\x1b[31m.x\x1by"):
         (tmp_path / "set" / name).touch()
-    with pytest.raises(ValueError, match=r"'.*set' holds no images.*2 \.npz, 1 \.x\\x1by.*\.avif"):
+    with pytest.raises(
+        ValueError, match=r"'.*set' holds no images.*2 \.npz, 1 \.x\\x1by.*\.avif.*\.npz file is a data\.source"
+    ):
         find_source(config(source=tmp_path / "set"))
 
 
@@ -68,6 +70,7 @@ def test_globs_name_pictures_arrays_and_folders(pixels, save, config, tmp_path: 
     images = open_images(config(source=folder / "*" / "*.png"))
     assert (len(images), images.classes) == (3, ("cat", "dog", "eel"))
     assert len(open_images(config(source=folder / "**" / "*.png"))) == 4
+    assert len(open_images(config(source=folder / "[cd]*" / "**"))) == 4  # a folder, those in it, and their files
     assert open_images(config(source=folder / "[cd]*")).classes == ("cat", "dog")
     assert open_images(config(source=folder / "dog" / "*.png")).classes is None
     assert open_images(config(source=folder / "eel" / "*.npy")).shape == (1, 4, 4)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from training.data import Images, open_images
+from training.data.sources.source import find_source
 
 ANIMALS = ClassLabel(names=["cat", "dog", "eel"])
 
@@ -160,6 +162,92 @@ def test_an_unreachable_hub_is_an_error(config, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"data\.source 'hub:owner/name@v1\.0'.*Couldn't reach 'owner/name'"):
         open_images(config(source="hub:owner/name@v1.0"))
     assert asked == [(("owner/name",), {"split": "train", "revision": "v1.0"})]
+
+
+MISSING = """Config name is missing.
+Please pick one among the available configs: {names}
+Example of usage:
+\t`load_dataset('owner/name', 'a')`"""
+
+
+@pytest.mark.parametrize("text", [MISSING, "BuilderConfig 'x' not found. Available: {names}"])
+@pytest.mark.parametrize("names", [["plain_text", "en-US"], [f"part_{i}" for i in range(30)]])
+def test_the_configurations_of_a_hub_data_set_are_listed(text, names, config, monkeypatch) -> None:
+    def several(*arguments, **options):
+        raise ValueError(text.format(names=names))
+
+    monkeypatch.setattr("datasets.load_dataset", several)
+    listed = ", ".join(names)
+    with pytest.raises(ValueError, match=rf"data\.source 'hub:owner/name@v1'.*hub:owner/name:{names[0]}@v1.*{listed}"):
+        open_images(config(source="hub:owner/name@v1"))
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "revision"),
+    [
+        ("hub:owner/name", ("owner/name",), None),
+        ("hub:owner/name:en-US", ("owner/name", "en-US"), None),
+        ("hub:owner/name:2023.01@v1", ("owner/name", "2023.01"), "v1"),
+        ("hub:name:small", ("name", "small"), None),
+        ("hub:C:/sets/name", ("C:/sets/name",), None),
+    ],
+)
+def test_a_configuration_of_a_hub_data_set(source, arguments, revision, table, config, pixels, monkeypatch) -> None:
+    asked = []
+
+    def load(*arguments, **options):
+        asked.append((arguments, options))
+        return table()
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    check(open_images(config(source=source)), pixels, None, None)
+    assert asked == [(arguments, {"split": "train", "revision": revision})]
+
+
+def test_configurations_have_caches_of_their_own(config) -> None:
+    sources = ["hub:o/n", "hub:o/n:a", "hub:o/n:b", "hub:o/n@a"]
+    assert len({json.dumps(find_source(config(source=source)).key) for source in sources}) == 4
+
+
+@pytest.mark.parametrize("source", ["hub:", "hub::a", "hub:o/n:", "hub:o/n@", "hub:@v1"])
+def test_an_incomplete_name_of_the_hub(source, config) -> None:
+    with pytest.raises(ValueError, match=rf"data\.source '{source}'.*hub:OWNER/NAME"):
+        open_images(config(source=source))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "hub", "no row group"])
+def test_an_empty_table_is_named(kind: str, table, config, tmp_path: Path, monkeypatch) -> None:
+    empty, source = table(label=(ANIMALS, [0] * 4)).select([]), tmp_path / f"empty.{kind}"
+    if kind == "parquet":
+        empty.to_parquet(source)
+    elif kind == "arrow":
+        with pa.OSFile(str(source), "wb") as file, pa.ipc.new_file(file, empty.data.schema):
+            pass
+    elif kind == "hub":
+        monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: empty)
+        source = "hub:owner/empty"
+    else:
+        source = tmp_path / "empty.parquet"
+        pa.parquet.ParquetWriter(source, empty.data.schema).close()
+    with pytest.raises(ValueError, match=r"data\.source '.*empty.*no image"):
+        open_images(config(source=source))
+
+
+def test_labels_of_texts_are_normalised(table, read, pixels) -> None:
+    texts = [" cat", "cat ", "caf\u00e9", "cafe\u0301"]
+    check(read(table(label=(Value("string"), texts))), pixels, [1, 1, 0, 0], ("caf\u00e9", "cat"))
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_an_empty_label_is_missing(text, table, read) -> None:
+    with pytest.raises(ValueError, match=r"image 2.* missing"):
+        read(table(label=(Value("string"), ["a", "b", text, "a"])))
+
+
+def test_several_image_columns_are_listed(table, read) -> None:
+    two = table(image="left", right=(Image(), [{"bytes": b"no image", "path": None}] * 4))
+    with pytest.raises(ValueError, match=r"2 columns.*data\.image_column.*: left, right$"):
+        read(two)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

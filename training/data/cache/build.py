@@ -7,7 +7,6 @@ NAME.lock, others wait for it, and the system releases the lock however the proc
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -22,32 +21,35 @@ from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
 from storage.show import printable
-from storage.write import write_text
-from training.data.cache.journal import JOURNAL, Journal, Progress
+from storage.write import remove, replace_file, write_text
+from training.data.cache.checksums import BLOCK_BYTES, Checksums
+from training.data.cache.files import FORMAT_VERSION, IMAGES, INFO, LABELS, damage
+from training.data.cache.journal import JOURNAL, Journal, Progress, crc32
 from training.data.cache.pixel_file import PixelFile
 from training.data.images import TooManyBad, check_bad, fingerprint, listing
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Records, Source
 
-FORMAT_VERSION = 3
-IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"
 SAVE_SECONDS = 5.0
 
 
 def build(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: int) -> None:
-    """Decodes a source into `folder`, unless another process has just built it.
+    """Decodes a source into `folder`, unless another process has just built it. A damaged cache is removed.
 
     Raises ValueError for errors in images or labels, for more than `max_bad` unreadable images (what is decoded is
     kept: with a higher limit the build resumes), and if the disk has not enough space.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     with only_builder(folder, partial):
-        if folder.exists():
+        reason = damage(folder)
+        if not reason:
             return
-        partial.mkdir(exist_ok=True)
+        if os.path.lexists(folder):
+            print(f"the cache {folder} is damaged ({reason}); it is removed and built again", file=sys.stderr)
+            remove(folder)
+        open_partial(partial)
         try:
-            if not (partial / INFO).exists():
+            if not (partial / INFO).exists() or damage(partial):
                 write(source, preprocessing, partial, max_bad)
             (partial / JOURNAL).unlink(missing_ok=True)
             os.replace(partial, folder)
@@ -57,14 +59,27 @@ def build(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
             error.filename = error.filename or str(partial)  # the system does not name a full disk
             raise
         except ValueError:  # the next build would raise it again
-            shutil.rmtree(partial)
+            remove(partial)
             raise
+
+
+def open_partial(folder: Path) -> None:
+    """Creates the folder of a build, or keeps that of an interrupted one. Nothing in it is a link or a pipe."""
+    if not folder.is_dir() or folder.is_symlink():
+        remove(folder)
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if not path.is_file() or path.is_symlink():
+            remove(path)
 
 
 @contextmanager
 def only_builder(folder: Path, partial: Path) -> Iterator[None]:
     """Waits until no other process builds `folder`, and prints which process that is."""
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    path = folder.with_name(f"{folder.name}.lock")
+    if not path.is_file() or path.is_symlink():
+        remove(path)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -74,7 +89,7 @@ def only_builder(folder: Path, partial: Path) -> Iterator[None]:
         yield
     finally:
         if not partial.exists():
-            Path(lock.lock_file).unlink(missing_ok=True)  # waiting processes notice, and create another
+            path.unlink(missing_ok=True)  # waiting processes notice, and create another
         lock.release()
 
 
@@ -90,8 +105,10 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
     array = np.memmap(file.path, stored, "r", shape=(progress.count, *progress.shape))
     labelled = records.labels is not None
     numbers, classes = number_labels(progress.labels, records.classes) if labelled else (None, None)
+    blocks = {IMAGES: file.checksums.blocks}
     if numbers is not None:
-        np.save(folder / LABELS, numbers)
+        replace_file(folder / LABELS, lambda new: np.save(new, numbers))
+        blocks[LABELS] = Checksums.of(folder / LABELS).blocks
     info = {
         "format_version": FORMAT_VERSION,
         "shape": array.shape,
@@ -103,12 +120,14 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
         "fingerprint": fingerprint(array, numbers, classes, records.pixel_format),
         "source": source.setting,
         "preprocessing": asdict(preprocessing),
+        "block_bytes": BLOCK_BYTES,
+        "blocks": blocks,
     }
     del array  # Windows cannot rename a mapped file
     os.replace(file.path, folder / IMAGES)
     for other in folder.glob("images-*.bin"):
         other.unlink()
-    write_text(folder / INFO, json.dumps(info, indent=1))
+    write_text(folder / INFO, json.dumps(info | {"crc32": crc32(info)}, indent=1))
 
 
 def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing, max_bad: int) -> None:

@@ -3,9 +3,14 @@
 import json
 import os
 import socket
+import sys
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from storage.read import MAX_TEXT, is_regular, open_regular, parse_json
 from training.data.sources.labels import Label
 
 JOURNAL = "journal.jsonl"
@@ -30,12 +35,15 @@ class Progress:
     """number of files with several pictures"""
     example: str = ""
     """the first of them"""
+    checksum: int = 0
+    """`Checksums.total` of the images written"""
 
 
 class Journal:
     """A file to which each `save` appends one line of JSON: a `Progress`, with only the new entries of its lists.
 
-    A line that a crash truncated is dropped.
+    Each line has its own CRC-32. The lines from the first damaged one on, such as one that a crash truncated, are
+    dropped.
     """
 
     def __init__(self, path: Path):
@@ -44,14 +52,16 @@ class Journal:
 
     def load(self) -> Progress:
         """The last progress that was saved; an empty one if there is none."""
-        progress, end = Progress(), 0
-        for line in self._lines():
-            entry = json.loads(line)
-            entry["labels"], entry["bad"] = progress.labels + entry["labels"], progress.bad + entry["bad"]
+        progress, labels, bad, end = Progress(), list[Label](), list[str](), 0
+        for entry, size in self._entries():
+            labels += entry["labels"]
+            bad += entry["bad"]
             entry["shape"] = entry["shape"] and tuple(entry["shape"])
             del entry["process"]
-            progress, end = Progress(**entry), end + len(line)
-        if self.path.exists():
+            progress, end = Progress(**(entry | {"labels": labels, "bad": bad})), end + size
+        if is_regular(self.path) and end < self.path.stat().st_size:
+            text = f"{self.path} is damaged from byte {end:,} on; decoding goes on after {progress.count:,} images"
+            print(text, file=sys.stderr)
             os.truncate(self.path, end)
         self._labels, self._bad = len(progress.labels), len(progress.bad)
         return progress
@@ -60,17 +70,33 @@ class Journal:
         """Appends a line. The images that it counts must be on the disk before."""
         new = {"labels": progress.labels[self._labels :], "bad": progress.bad[self._bad :]}
         process = f"process {os.getpid()} on {socket.gethostname()}"
+        entry = vars(progress) | new | {"process": process}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(vars(progress) | new | {"process": process}) + "\n")
+            file.write(json.dumps(entry | {"crc32": crc32(entry)}) + "\n")
         self._labels, self._bad = len(progress.labels), len(progress.bad)
 
     def writer(self) -> str:
         """The process that wrote the last line."""
-        lines = self._lines()
-        return json.loads(lines[-1])["process"] if lines else "another process"
+        process = "another process"
+        for entry, _ in self._entries():
+            process = entry["process"]
+        return process
 
-    def _lines(self) -> list[bytes]:
-        """The complete lines."""
-        if not self.path.exists():
-            return []
-        return [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    def _entries(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each line before the first damaged one, and its size in bytes."""
+        if not is_regular(self.path):
+            return
+        with open_regular(self.path) as file:
+            while (line := file.readline(MAX_TEXT)).endswith(b"\n"):
+                try:
+                    entry = parse_json(line)
+                    if entry.pop("crc32") != crc32(entry):
+                        return
+                except (ValueError, KeyError, AttributeError, TypeError):
+                    return
+                yield entry, len(line)
+
+
+def crc32(document: dict[str, Any]) -> int:
+    """CRC-32 of the JSON of a document, independent of the order of its keys."""
+    return zlib.crc32(json.dumps(document, sort_keys=True).encode())

@@ -6,51 +6,33 @@ folder gets its name when it is complete (see `build`). It can be deleted at any
 
 import hashlib
 import json
-import math
 import re
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
-from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
-from training.data.cache.build import FORMAT_VERSION, IMAGES, INFO, LABELS, build
-from training.data.images import Images
+from training.data.cache.build import build
+from training.data.cache.files import FORMAT_VERSION, damage
+from training.data.cache.place import default_caches, given_caches, writable_caches
 from training.data.sources.records import Source
 
 
-def find_cache(source: Source, preprocessing: Preprocessing, caches: Path, max_bad: int) -> Path:
-    """The cache of a source in the folder `caches`, which is built if it does not exist.
+def find_cache(source: Source, preprocessing: Preprocessing, caches: Path | None, max_bad: int) -> Path:
+    """The cache of a source in the folder `caches`, which is built if it does not exist or is damaged.
 
-    Raises ValueError as `build` does.
+    Without `caches` it is in the default folder, or in a temporary one if nothing can be written there. Raises
+    ValueError as `build` and `writable_caches` do.
     """
     key = json.dumps([FORMAT_VERSION, source.key, asdict(preprocessing)])
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[:40] or "images"
-    folder = caches / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not folder.exists():
+    name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    given = None if caches is None else given_caches(caches)
+    usual = given or default_caches()
+    with suppress(PermissionError):
+        if usual is not None and not damage(usual / name):
+            return usual / name
+    folder = writable_caches(given) / name
+    if folder.parent == usual or damage(folder):
         build(source, preprocessing, folder, max_bad)
     return folder
-
-
-def load_cache(folder: Path) -> Images:
-    """Opens a cache folder. Raises ValueError if it is damaged."""
-    try:
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        pixel_format = PixelFormat(**info["pixel_format"])
-        found, wanted = (folder / IMAGES).stat().st_size, math.prod(info["shape"]) * pixel_format.stored.itemsize
-        if info["format_version"] != FORMAT_VERSION or found != wanted:
-            raise ValueError(f"format_version {info['format_version']}, {found} of {wanted} bytes")
-        array = np.memmap(folder / IMAGES, pixel_format.stored, "r", shape=tuple(info["shape"]))
-        labels = None if info["classes"] is None else np.load(folder / LABELS)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the cache {folder} is damaged ({error}); delete it, and it is built again") from error
-    return Images(
-        array,
-        labels,
-        info["classes"],
-        pixel_format=pixel_format,
-        fingerprint=info["fingerprint"],
-        bad=info["bad"],
-        notes=info["notes"],
-    )

@@ -3,12 +3,15 @@
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
 
+from storage.write import create_new
+from training.data.cache.checksums import Checksums
 from training.data.cache.journal import JOURNAL, Journal
 from training.units import show_size
 
@@ -16,20 +19,26 @@ from training.units import show_size
 class PixelFile:
     """Images appended to a raw file: the first defines the size; the first in colour makes all of them RGB.
 
-    It continues where the journal of the folder ends, or from the start if images that the journal counts are lost.
-    `total` is the number of images to come; ValueError is raised as soon as the disk has not enough space for them.
+    It continues where the journal of the folder ends, or from the start if images that the journal counts are lost or
+    damaged. `total` is the number of images to come; ValueError is raised as soon as the disk has not enough space for
+    them.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype, total: int):
         self.folder, self.dtype, self.total = folder, dtype, total
         self.journal = Journal(folder / JOURNAL)
         self.progress = self.journal.load()
+        self.checksums = Checksums()
+        """of the images written"""
         self._file: BinaryIO | None = None
         if self.progress.shape is not None:
             written = self.progress.count * math.prod(self.progress.shape) * dtype.itemsize
-            if self.path.exists() and self.path.stat().st_size >= written:
+            checksums = Checksums.of(self.path, written) if self.path.exists() else Checksums()
+            if checksums.total == self.progress.checksum:
                 self._open(self.progress.shape, self.progress.count)
+                self.checksums = checksums
             else:
+                print(f"the decoded images in {folder} are damaged or lost: decoding starts again", file=sys.stderr)
                 self.journal.path.unlink()
                 self.progress = self.journal.load()
         self.save()  # records this process in the journal
@@ -56,8 +65,7 @@ class PixelFile:
             self._widen(len(image))
         elif len(image) < channels:
             image = np.repeat(image, channels, axis=0)
-        assert self._file is not None
-        self._file.write(image.tobytes())
+        self._write(image.tobytes())
         progress.count += 1
 
     def save(self) -> None:
@@ -65,6 +73,7 @@ class PixelFile:
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
+        self.progress.checksum = self.checksums.total
         self.journal.save(self.progress)
 
     def close(self) -> None:
@@ -81,9 +90,18 @@ class PixelFile:
                 f"the decoded images need {show_size(needed)} but the disk of {self.folder} has {show_size(free)} free;"
                 " free some, set data.cache to a folder on another disk, or data.size to something smaller"
             )
-        self._file = (self.folder / f"images-{shape[0]}.bin").open("r+b" if count else "wb")
+        path = self.folder / f"images-{shape[0]}.bin"
+        if not count:
+            create_new(path)
+            self.checksums = Checksums()
+        self._file = path.open("r+b")
         self._file.truncate(count * size)
         self._file.seek(0, os.SEEK_END)
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self.checksums.add(data)
 
     def _widen(self, channels: int) -> None:
         """Copies the grey images written so far to a file in which each has `channels` equal channels."""
@@ -94,7 +112,7 @@ class PixelFile:
         self._open((channels, height, width), 0)
         with open(grey, "rb") as file:
             for _ in range(self.progress.count):
-                self._file.write(file.read(height * width * self.dtype.itemsize) * channels)
+                self._write(file.read(height * width * self.dtype.itemsize) * channels)
         self.progress.shape = (channels, height, width)
         self.save()
         grey.unlink()

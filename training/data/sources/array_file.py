@@ -21,7 +21,7 @@ from training.data.sources.arrays import (
     map_array,
     read_header,
 )
-from training.data.sources.labels import Label
+from training.data.sources.labels import Label, normalize_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
 from training.data.sources.tables import Columns
 from training.memory import total_bytes
@@ -143,4 +143,4 @@ def to_labels(name: str, array: Shaped[np.ndarray, "n ..."], count: int) -> list
         )
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8")
-    return list(array.ravel().tolist())
+    return normalize_labels(array.ravel().tolist())

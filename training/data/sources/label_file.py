@@ -1,55 +1,356 @@
-"""Label files: JSON lines with the label of each image, like the metadata.jsonl of the Hugging Face hub."""
+"""Label files: the label of each image, as CSV and the like, JSON, JSON lines, or a parquet or arrow table."""
 
-import json
-from collections.abc import Collection
-from pathlib import Path, PurePosixPath
+import csv
+import io
+import os
+import re
+import reprlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, count, islice
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from residual.names import closest, require_known, shorten
+from storage.read import MAX_TEXT, is_regular, parse_json, read_text
+from training.data.sources.labels import LABEL_NAMES, MAX_CLASSES, normalize
+from training.data.sources.table_files import open_table
+
+MAX_LINES = 4 * MAX_TEXT
+"""bytes of a label file that is no table; a single JSON value may have `MAX_TEXT`"""
+NAME_NAMES = (
+    *("file_name", "filename", "file", "file_path", "filepath", "path", "image", "image_name", "image_path", "img"),
+    *("img_name", "img_path", "name", "image_id", "id", "key"),
+)
+"""usual names of the column with the names of images, the likeliest first"""
+TABLES = (".parquet", ".arrow")
+DELIMITERS = "\t;,| "
+LINES_TO_TRY = 20
+NAMES_TO_TRY = 10_000
+"""existing images that an unknown name is compared with"""
+FORM = 'not of the form {"file_name": "a/b.png", "label": "cat"}'
+LEADING_ZERO = re.compile(r"0\d+")
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
-def read_label_file(path: Path, names: Collection[str]) -> dict[str, int | str]:
+class NoLabels(ValueError):
+    """A file without labels of images, such as a table of captions."""
+
+
+class Unlabelled(NoLabels):
+    """A file that states that images have no labels."""
+
+
+class Entry(NamedTuple):
+    """What a label file holds for one image, not checked yet."""
+
+    place: str
+    name: Any
+    label: Any
+
+
+def read_label_file(
+    path: Path, names: Collection[str], folder: Path, column: str | None = None, title: str = "data.label_file"
+) -> dict[str, int | str]:
     """The label of each image in the file by the image's name: class names, or class numbers.
 
-    `names` are the existing images, as paths below their folder. Each line is an object with `file_name` and `label`;
-    other keys and empty lines are ignored. Raises ValueError with the number of the line that has another form, names
-    no existing image, leaves the folder, or repeats an image; and if class names and numbers are mixed.
+    `names` are the existing images, as paths below `folder`. The file names them relative to `folder` or, if more are
+    found so, to its own place; suffixes may be left out. `column` is the column (key) of the labels; None finds it by
+    usual names. Further columns and empty lines are ignored. In a text without types, labels are class numbers if all
+    are numbers and none has a leading zero.
+
+    Raises NoLabels for a file without columns of names and of labels. Raises ValueError with the number of the line
+    that has another form, names no existing image, leaves the folder, or repeats an image; if class names and numbers
+    are mixed; and for a file that cannot be read. `title` describes the file in the message.
     """
+    what, place = f"{title} {str(path)!r}".lstrip(), ""
+    file = path
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data.label_file {str(path)!r} cannot be read ({error})") from error
-    known = set(names)
+        document = "" if file.suffix.lower() in TABLES else read_text(file, MAX_LINES)
+    except (OSError, ValueError) as error:
+        hint = f"; did you mean {str(folder / file)!r}?" if is_regular(folder / file) else ""
+        raise ValueError(f"{what} cannot be read ({error}){hint}") from error
+    typed = not document or is_json(file, document)
+    read = read_table if file.suffix.lower() in TABLES else read_json if typed else read_delimited
     labels: dict[str, int | str] = {}
-    line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            name, label = parse_line(line)
-            if name not in known:
-                raise ValueError(f"there is no image {name!r} in the folder")
+    place_of: dict[str, str] = {}
+    try:
+        entries = list(islice(read(file, document, column), len(names) + 1))  # one more than images has an error
+        if not entries:
+            raise NoLabels("it holds no labels")
+        found = find_images([entry.name for entry in entries], names, folder, file.parent)
+        is_first = not typed and entries[0].place == "line 1"
+        header = "; if this line names the columns, call them file_name and label" if is_first else ""
+        if not any(found):
+            raise NoLabels(f"{entries[0].place}: {unknown_image(entries[0].name, names)}{header}")
+        given = [entry.label for entry in entries]
+        for entry, name, label in zip(entries, found, given if typed else from_texts(given), strict=True):
+            place = f"{entry.place}: "
+            if name is None:
+                raise ValueError(unknown_image(entry.name, names) + (header if not labels else ""))
             if name in labels:
-                raise ValueError(f"{name!r} has a label already, in line {line_of[name]}")
-            if labels and type(label) is not type(next(iter(labels.values()))):
-                raise ValueError(f"label {label!r} is not of the type of those before; give names or numbers, not both")
-        except ValueError as error:
-            raise ValueError(f"data.label_file {str(path)!r}, line {number}: {error}") from error
-        labels[name], line_of[name] = label, number
-    if not labels:
-        raise ValueError(f"data.label_file {str(path)!r} holds no labels")
+                raise ValueError(f"{_repr.repr(name)} has a label already, in {place_of[name]}")
+            labels[name], place_of[name] = checked(label), entry.place
+            if type(labels[name]) is not type(next(iter(labels.values()))):
+                rule = "is not of the type of those before; give names or numbers, not both"
+                raise ValueError(f"label {_repr.repr(label)} {rule}")
+    except ValueError as error:
+        kind = type(error) if isinstance(error, NoLabels) else ValueError
+        raise kind(f"{what}, {place}{error}") from error
     return labels
 
 
-def parse_line(line: str) -> tuple[str, int | str]:
-    """Name and label of one line. Raises ValueError if it has another form."""
+def is_json(file: Path, text: str) -> bool:
+    """Whether a text is JSON or JSON lines."""
+    return file.suffix.lower() in (".json", ".jsonl", ".ndjson") or text.lstrip()[:1] in ("{", "[")
+
+
+def read_table(file: Path, text: str, column: str | None) -> Iterator[Entry]:
+    """The rows of a parquet or arrow file."""
+    from datasets import ClassLabel, Features
+
+    table = open_table(file)
+    feature = Features.from_arrow_schema(table.schema)
+    name, label = find_columns(table.schema.names, column)
+    kind = feature[label]
+    rows = count(1)
+    for group in range(len(table.sizes)):
+        values = table.column(label, group).to_pylist()
+        if isinstance(kind, ClassLabel):
+            values = [None if value is None else kind.int2str(value) for value in values]
+        for image, value in zip(table.column(name, group).to_pylist(), values, strict=True):
+            yield Entry(f"row {next(rows)}", image, value)
+
+
+def read_json(file: Path, text: str, column: str | None) -> Iterator[Entry]:
+    """The entries of one JSON value, or of JSON lines.
+
+    A value is a list of objects or pairs, an object with such a list as `labels` (as EDM's dataset.json), or an object
+    from names to labels.
+    """
+    lines = ((f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    if file.suffix.lower() != ".json":
+        return from_records(parsed(lines), column)
+    first = next(lines, None)
+    if first is None:
+        return iter(())
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error})") from error
-    if not (isinstance(record, dict) and isinstance(record.get("file_name"), str) and "label" in record):
-        raise ValueError('not of the form {"file_name": "a/b.png", "label": "cat"}')
-    label = record["label"]
-    if not (isinstance(label, str) or (type(label) is int and label >= 0)):
-        raise ValueError(f"label {label!r} is neither a name nor a whole number of at least 0")
-    name = PurePosixPath(record["file_name"])
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{str(name)!r} leaves the folder; give a path below it")
-    return str(name), label
+        value = parse(text)
+    except ValueError as error:
+        try:
+            parse(first[1])
+        except ValueError:
+            raise error from None
+        return from_records(parsed(chain([first], lines)), column)
+    return from_value(value, column)
+
+
+def parsed(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """The value of each line. Raises ValueError with the line that is not valid JSON."""
+    for place, line in lines:
+        try:
+            value = parse(line)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        yield place, value
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError for any fault, repeated keys included."""
+    try:
+        return parse_json(text, unique)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a repeated key, of which Python would take the last one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set[str]()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {_repr.repr(twice)} is given twice")
+    return found
+
+
+def from_value(value: Any, column: str | None) -> Iterator[Entry]:
+    """The entries of one JSON value, see `read_json`."""
+    if isinstance(value, dict) and "labels" in value and (value["labels"] is None or isinstance(value["labels"], list)):
+        if value["labels"] is None:
+            raise Unlabelled("its labels are null")
+        value = value["labels"]
+    elif isinstance(value, dict):
+        try:
+            find_columns(list(value), column)
+            value = [value]
+        except NoLabels:
+            value = list(map(list, value.items()))
+    if not isinstance(value, list):
+        raise NoLabels(FORM)
+    places = ((f"entry {number}", entry) for number, entry in enumerate(value, 1))
+    if all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in value):
+        return (Entry(place, *entry) for place, entry in places)
+    return from_records(places, column)
+
+
+def from_records(records: Iterable[tuple[str, Any]], column: str | None) -> Iterator[Entry]:
+    """The entries of objects, each with its place. Raises ValueError for one without name or label."""
+    columns: dict[tuple[str, ...], tuple[str, str]] = {}
+    for place, record in records:
+        keys = tuple(record) if isinstance(record, dict) else ()
+        if keys not in columns:
+            try:
+                columns[keys] = find_columns(keys, column)
+            except NoLabels as error:
+                raise (ValueError if columns else NoLabels)(f"{place}: {FORM}: {error}") from None
+        name, label = columns[keys]
+        if not isinstance(record[name], str):
+            raise ValueError(f"{place}: {FORM}: {name} is {_repr.repr(record[name])}")
+        yield Entry(place, record[name], record[label])
+
+
+def read_delimited(file: Path, text: str, column: str | None) -> Iterator[Entry]:
+    """The rows of a text with two or more columns, as CSV; the first row may hold their names."""
+    delimiter = find_delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    where: tuple[int, int] | None = None
+    width = 0
+    while True:
+        start = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"line {start}: not valid CSV ({error})") from None
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row):
+            continue
+        if where is None:
+            width = len(row)
+            where, is_header = row_columns(row, column)
+            if is_header:
+                continue
+        if len(row) != width:
+            raise ValueError(
+                f"line {start}: {len(row)} columns, but {width} in the first line; quote texts that hold {delimiter!r}"
+            )
+        yield Entry(f"line {start}", row[where[0]], row[where[1]])
+
+
+def row_columns(row: Sequence[str], column: str | None) -> tuple[tuple[int, int], bool]:
+    """The columns of names and of labels, and whether the first row names them. Raises NoLabels if they are unclear."""
+    usual = {*NAME_NAMES, *LABEL_NAMES}
+    if column is not None or any(normalize(cell).casefold() in usual for cell in row):
+        name, label = find_columns(row, column)
+        return (row.index(name), row.index(label)), True
+    if len(row) != 2:
+        raise NoLabels(f"line 1: {len(row)} columns without their names; add a first line such as file_name,label")
+    return (0, 1), False
+
+
+def find_delimiter(text: str) -> str:
+    """The character between columns: the first that divides all of the first lines into equally many."""
+    lines = [line for line in islice(io.StringIO(text), LINES_TO_TRY) if line.strip()]
+    for delimiter in DELIMITERS:
+        try:
+            rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+            widths = {len(row) for row in rows}
+        except csv.Error:
+            continue
+        if len(widths) == 1 and widths != {1}:
+            return delimiter
+    return ","
+
+
+def find_columns(keys: Sequence[str], column: str | None) -> tuple[str, str]:
+    """The columns with the names of images and with labels: `column`, else usual names, in any case.
+
+    Of two columns, one is enough. Raises NoLabels, with all columns, if one is not found.
+    """
+    folded = {normalize(key).casefold(): key for key in reversed(keys)}
+    if column is not None:
+        require_known("data.label_column", column, keys)
+    label = column if column is not None else next((folded[name] for name in LABEL_NAMES if name in folded), None)
+    names = [folded[name] for name in NAME_NAMES if name in folded and folded[name] != label]
+    others = [key for key in keys if key != label]
+    name = names[0] if names else others[0] if len(keys) == 2 and label is not None else None
+    listed = shorten([_repr.repr(key) for key in keys])
+    if name is None:
+        raise NoLabels(f"no column has a usual name of images, such as {NAME_NAMES[0]} (columns: {listed})")
+    if label is None:
+        raise NoLabels(f"no column has a usual name of labels; set data.label_column to one of: {listed}")
+    return name, label
+
+
+def from_texts(texts: Sequence[str]) -> list[Any]:
+    """Labels of a text without types: numbers if all are numbers and none has a leading zero, else names."""
+    cleaned = [normalize(text) for text in texts]
+    try:
+        numbers = {text: float(text) for text in set(cleaned) if text}
+    except ValueError:
+        return list(cleaned)
+    if any(map(LEADING_ZERO.fullmatch, numbers)):
+        return list(cleaned)
+    return [numbers.get(text, text) for text in cleaned]
+
+
+def checked(label: Any) -> int | str:
+    """A class name, normalised, or a class number. Raises ValueError for any other label."""
+    if isinstance(label, str):
+        if name := normalize(label):
+            return name
+        raise ValueError("the label is empty; give a class, or leave the image and its line out")
+    is_number = type(label) is int or (isinstance(label, float) and label.is_integer())
+    if is_number and 0 <= label < MAX_CLASSES:
+        return int(label)
+    raise ValueError(f"label {_repr.repr(label)} is neither a name nor a whole number from 0 to {MAX_CLASSES - 1:,}")
+
+
+def find_images(given: Sequence[str], names: Collection[str], folder: Path, place: Path) -> list[str | None]:
+    """The existing images that names in a label file mean, None for unknown ones.
+
+    Names are relative to `folder`, or to `place`, the folder of the label file: whichever finds more. Raises ValueError
+    for names that leave both.
+    """
+    exact, composed = set(names), {normalize(name): name for name in names}
+    stems: dict[str, str] = {}
+    for name in composed:
+        stem, dot, suffix = name.rpartition(".")
+        if dot and "/" not in suffix:
+            stems[stem] = "" if stem in stems else composed[name]  # "": several
+
+    def find(name: str) -> str | None:
+        for text in (name, name.replace("\\", "/")):
+            if text in exact:
+                return text
+            text = normalize(str(PurePosixPath(text)))
+            if found := composed.get(text) or stems.get(text):
+                return found
+        return None
+
+    here, there = (Path(os.path.abspath(path)) for path in (folder, place))
+    prefix = f"{there.relative_to(here).as_posix()}/" if there.is_relative_to(here) else ""
+    cut = f"{here.relative_to(there).as_posix()}/" if here.is_relative_to(there) else ""
+    absolute = f"{here.as_posix()}/"
+    cleaned = [name.removeprefix(absolute) if isinstance(name, str) else "" for name in given]
+    whole = [find(name) for name in cleaned]
+    if None in whole and here != there:
+        other = [find(prefix + name.removeprefix("./").removeprefix(cut)) for name in cleaned]
+        whole = max(whole, other, key=lambda found: len(found) - found.count(None))
+    return whole
+
+
+def unknown_image(name: Any, names: Collection[str]) -> str:
+    """A message about a name in a label file that no image has, with the nearest names."""
+    if not isinstance(name, str):
+        return f"the name {_repr.repr(name)} is no text"
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
+        return f"{_repr.repr(name)} leaves the folder; give a path below it"
+    tail = path.name.casefold()
+    ends = ((each, each.casefold().rpartition("/")[2]) for each in names)
+    near = sorted(islice((each for each, end in ends if tail in (end, end.rpartition(".")[0])), 3))
+    near = near or closest(str(path), islice(names, NAMES_TO_TRY))
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"there is no image {_repr.repr(name)} in the folder{hint}"

@@ -1,14 +1,38 @@
-"""Labels: converts the labels of a source to class numbers with names, and checks them."""
+"""Labels: converts the labels of a source to class numbers with names, and checks and summarises them."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int64
 
+from residual.names import shorten
+from storage.show import printable
+
 MAX_CLASSES = 100_000
 """limit for class numbers without names; larger ones are hardly class numbers"""
+LABEL_NAMES = (
+    *("label", "labels", "class", "category", "target", "cls", "fine_label", "fine_labels", "coarse_label"),
+    *("class_name", "label_name", "class_id", "label_id"),
+)
+"""usual names of the column with the labels, the likeliest first"""
+FEW = 5
+"""classes that a summary shows"""
+MAX_NAME = 32
+"""characters of a class name in a summary"""
 
 Label = int | str | None
+
+
+def normalize(text: str) -> str:
+    """A name of a class or file as all of the project compares it: composed Unicode (NFC), without spaces around it."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def normalize_labels(raw: Iterable[Label]) -> list[Label]:
+    """Labels with their names normalised; an empty name is a missing label."""
+    return [(normalize(label) or None) if isinstance(label, str) else label for label in raw]
 
 
 def number_labels(
@@ -58,3 +82,33 @@ def check_label(label: Label, index: int, limit: int | None, name: str = "") -> 
         f"label {label} of image {index}{f', {name},' if name else ''} {rule}; correct it,"
         " set data.label_column to another column, or set data.labels to false"
     )
+
+
+def count_classes(labels: Int[np.ndarray, "n"], classes: Sequence[str]) -> tuple[int, ...]:
+    """The number of images of each class."""
+    return tuple(np.bincount(labels, minlength=len(classes)).tolist())
+
+
+def summarize(counts: Sequence[int] | None, classes: Sequence[str] | None) -> str:
+    """The first classes with their numbers of images, and what is unusual about the classes; empty without labels."""
+    if counts is None or classes is None:
+        return ""
+    shown = [f"{show_name(name)} ({count:,})" for name, count in zip(classes[:FEW], counts[:FEW], strict=True)]
+    text = f": {', '.join(shown)}{', …' if len(classes) > FEW else ''}"
+    if empty := [show_name(name) for name, count in zip(classes, counts, strict=True) if not count]:
+        text += f"; {'classes' if len(empty) > 1 else 'class'} {shorten(empty)} {'have' if len(empty) > 1 else 'has'}"
+        text += " no image"
+    present = len(classes) - len(empty)
+    if present > FEW and 2 * present > sum(counts):
+        text += f"; warning: {present:,} classes for {sum(counts):,} images, so most have a class of their own"
+    alike = defaultdict(list)
+    for name in classes:
+        alike[name.casefold()].append(show_name(name))
+    if same := next((names for names in alike.values() if len(names) > 1), None):
+        text += f"; warning: the classes {' and '.join(same[:2])} differ only in their case"
+    return text
+
+
+def show_name(name: str) -> str:
+    """The name of a class in a summary: printable, and not too long."""
+    return printable(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…")

@@ -14,7 +14,7 @@ from storage.read import require_regular
 from training.data.config import HUB, DataConfig
 from training.data.sources.array_file import array_file
 from training.data.sources.arrays import ArrayOptions
-from training.data.sources.folder import image_folder
+from training.data.sources.folder import LabelOptions, image_folder
 from training.data.sources.listing import KINDS, Listing
 from training.data.sources.records import Item, Records, Source, choose_split, split_of
 from training.data.sources.tables import Columns, hub_tables, local_tables
@@ -28,7 +28,7 @@ USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "range": (ARRAY_KINDS, "the range of pictures is known"),
     "axes": (ARRAY_KINDS, "only arrays may have their channels last"),
     "image_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
-    "label_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
+    "label_column": ((*TABLE_KINDS, "npz", "images", "arrays"), "only tables, label files and .npz files have columns"),
     "allow_outside": (TABLE_KINDS, "only tables name files"),
     "label_file": (("images", "arrays"), "it is for folders of images; a table has data.label_column"),
     "bits": (PICTURE_KINDS, "arrays keep their dtype"),
@@ -47,6 +47,8 @@ class Found:
     folder: Path = Path()
     files: list[Path] = field(default_factory=list)
     left_out: str = ""
+    metadata: list[Path] = field(default_factory=list)
+    """files beside the images that may have their labels"""
 
 
 def find_source(config: DataConfig) -> Source:
@@ -54,7 +56,8 @@ def find_source(config: DataConfig) -> Source:
 
     Raises ValueError if there is no such source, and for fields that contradict it or have no effect on it.
     """
-    found = find_files(config.source)
+    label_file = None if config.label_file is None else Path(os.path.expanduser(config.label_file))
+    found = find_files(config.source, label_file)
     kind, files = found.kind, found.files
     for name, (kinds, reason) in USED_BY.items():
         value = getattr(config, name)
@@ -72,7 +75,7 @@ def find_source(config: DataConfig) -> Source:
         return hub_tables(config.source, config.split, columns, pixel_format)
     if kind == "tables":
         splits: dict[str, list[Path]] = {}
-        whole = Path(config.source).expanduser().is_dir()
+        whole = os.path.isdir(os.path.expanduser(config.source))
         for file in files:
             named = split_of(file.relative_to(found.folder).as_posix()) if whole else None
             splits.setdefault(named or "train", []).append(file)
@@ -80,21 +83,29 @@ def find_source(config: DataConfig) -> Source:
     arrays = ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad)
     if kind in ("npy", "npz"):
         return array_file(files[0], config.source, config.split, columns, arrays)
+    labels = LabelOptions(config.labels, label_file, config.label_column, found.metadata)
     options = arrays if kind == "arrays" else None
-    return image_folder(
-        found.folder, files, config.split, config.labels, config.label_file, pixel_format, options, notes
-    )
+    return image_folder(found.folder, files, config.split, labels, pixel_format, options, notes)
 
 
-def find_files(setting: str) -> Found:
+def find_files(setting: str, label_file: Path | None) -> Found:
     """What a setting names. Raises ValueError if there is no such thing, or if it cannot be read."""
     if key_of(setting) in NAMED:
         return Found("named")
     if setting.startswith(HUB):
         return Found("hub")
-    path = Path(setting).expanduser()
+    path = Path(os.path.expanduser(setting))
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"data.source {setting!r} cannot be read ({reason}); make it readable, or give another"
+        ) from None
     if path.is_dir():
-        return one_kind(setting, path, Listing.of(path))
+        return one_kind(setting, path, Listing.of(path, None, label_file))
     if os.path.lexists(path):
         require_regular(path)
         suffix = path.suffix.lower()
@@ -114,7 +125,7 @@ def find_files(setting: str) -> Found:
             parts = path.parts
             magic = next(number for number, part in enumerate(parts) if glob.has_magic(part))
             folder = Path(*parts[:magic])
-            return one_kind(setting, folder, Listing.of(folder, matches))
+            return one_kind(setting, folder, Listing.of(folder, matches, label_file))
         raise ValueError(f"data.source {setting!r} matches no file; give a folder, or another pattern")
     looks_like_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", setting)
     hint = f"; for a data set of the hub write {HUB}{setting}" if looks_like_hub else ""
@@ -128,7 +139,7 @@ def one_kind(setting: str, folder: Path, listing: Listing) -> Found:
         known = " ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
         raise ValueError(
             f"data.source {setting!r} holds no images, arrays or tables{f' ({left_out})' if left_out else ''};"
-            f" looked for {known}"
+            f" looked for {known}; an .npz file is a data.source itself, and an archive is to be unpacked"
         )
     if len(listing.files) > 1:
         (one, other), (first, second) = list(listing.files)[:2], [files[0] for files in listing.files.values()][:2]
@@ -138,7 +149,7 @@ def one_kind(setting: str, folder: Path, listing: Listing) -> Found:
             f" by a pattern such as '{pattern}', or move the other elsewhere"
         )
     ((kind, files),) = listing.files.items()
-    return Found(kind, folder, files, left_out)
+    return Found(kind, folder, files, left_out, listing.metadata)
 
 
 def digits(setting: str, split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:

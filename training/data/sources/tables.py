@@ -1,5 +1,6 @@
 """Tables with an image column: parquet and arrow files, and data sets of the Hugging Face hub."""
 
+import ast
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from pictures.pixel_format import PixelFormat
-from residual.names import require_known
-from training.data.config import HUB
-from training.data.sources.labels import Label
+from residual.names import require_known, shorten
+from training.data.config import HUB, split_hub
+from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
 from training.data.sources.table_files import first_line, open_table, readable
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
-LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "fine_labels", "coarse_label")
 
 TEXTS = ("string", "large_string")
 ROWS_TO_TRY = 100
+MAX_LISTED = 100
+"""names of configurations in a message"""
 HUB_ROWS = 1000
 """rows of a data set of the hub that are read at a time"""
 
@@ -93,7 +95,11 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     from datasets import Features, Image
 
     tables = [open_table(file) for file in files]
-    features = Features.from_arrow_schema(tables[0].schema)
+    try:
+        features = Features.from_arrow_schema(tables[0].schema)
+    except Exception as error:  # the metadata that `datasets` stores may hold anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{files[0]} has columns that cannot be described ({reason}); write it again") from error
     image, label = image_column(columns, features), label_column(columns, features)
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
@@ -107,7 +113,7 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     for table in tables:
         if label is not None and labels is not None:
             with readable(table.file):
-                labels += table.column(label).to_pylist()
+                labels += normalize_labels(table.column(label).to_pylist())
 
     def load(shard: int) -> list[Item]:
         table, group = groups[shard]
@@ -127,21 +133,29 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
 
 
 def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFormat) -> Source:
-    """A data set of the hub, downloaded once: the cache key is its name, revision and split, not later changes.
+    """A data set of the hub, downloaded once: the cache key is its full name and split, not later changes.
 
-    Raises ValueError, with the reason that `datasets` gives, if it cannot be downloaded or has no such split.
+    Raises ValueError, with the reason that `datasets` gives, if it cannot be downloaded or has no such split; and with
+    the names of its configurations if there are several and none of them is given.
     """
-    repository, _, revision = setting.removeprefix(HUB).partition("@")
-    if not repository:
-        raise ValueError(f"data.source {setting!r} names no data set; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+    repository, configuration, revision = split_hub(setting)
+    if not repository or setting.endswith((":", "@")):
+        raise ValueError(f"data.source {setting!r} is incomplete; write hub:OWNER/NAME[:CONFIGURATION][@REVISION]")
 
     def read() -> Records:
         from datasets import Image, config, load_dataset
 
         caches = Path(config.HF_CACHE_HOME, "hub").expanduser(), Path(config.HF_DATASETS_CACHE)  # downloaded files
         try:
-            table = load_dataset(repository, split=split, revision=revision or None)
+            names = (repository, configuration) if configuration else (repository,)
+            table = load_dataset(*names, split=split, revision=revision or None)
         except Exception as error:  # a download fails in many ways; each becomes one line
+            if known := configurations(str(error)):
+                name = HUB + ":".join((repository, known[0])) + (revision and f"@{revision}")
+                raise ValueError(
+                    f"data.source {setting!r} needs the name of a configuration, such as {name}; it has:"
+                    f" {shorten(known, MAX_LISTED)}"
+                ) from error
             hint = "" if split in str(error) else "; check the name and the connection to the hub"
             raise ValueError(f"data.source {setting!r} cannot be read: {first_line(error)}{hint}") from error
         image, label = image_column(columns, table.features), label_column(columns, table.features)
@@ -160,14 +174,24 @@ def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFo
         return Records(
             sizes=[min(HUB_ROWS, len(table) - start) for start in starts],
             load=load,
-            labels=None if label is None else table.select_columns([label])[:][label],
+            labels=None if label is None else normalize_labels(table.select_columns([label])[:][label]),
             classes=class_names(label, table.features),
             pixel_format=pixel_format,
             stamp=list,
         )
 
     key = ["hub", repository, revision, split, columns.image, columns.label, columns.labels]
+    key += [configuration] if configuration else []
     return Source(setting, repository.rpartition("/")[2], key, read)
+
+
+def configurations(message: str) -> list[str]:
+    """The configurations that `datasets` lists in the message about one that is missing or unknown; else none."""
+    listed = re.search(r"available[^\[\n]*(\[[^\]]*\])", message, re.IGNORECASE)
+    try:
+        return [str(name) for name in ast.literal_eval(listed[1])] if listed else []
+    except (SyntaxError, ValueError):
+        return []
 
 
 def class_names(label: str | None, features: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -193,7 +217,9 @@ def image_column(columns: Columns, features: Mapping[str, Any]) -> str:
 
     column = find_column("image", columns.image, features, Image, IMAGE_NAMES)
     if column is None:
-        raise ValueError(f"no image column found; set data.image_column to one of the columns: {', '.join(features)}")
+        several = [name for name, feature in features.items() if isinstance(feature, Image)]
+        found = f"{len(several)} columns hold images" if several else "no image column found"
+        raise ValueError(f"{found}; set data.image_column to one of the columns: {shorten(several or list(features))}")
     feature = features[column]
     plain = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", *TEXTS)
     packed = isinstance(feature, Mapping) and {"bytes", "path"} & set(feature)

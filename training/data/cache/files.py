@@ -1,0 +1,90 @@
+"""The files of a cache: reads them, and compares them with their checksums."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from pictures.pixel_format import PixelFormat
+from storage.read import read_json, require_regular
+from training.data.cache.checksums import BLOCK_BYTES, verify
+from training.data.cache.journal import crc32
+from training.data.images import Images
+
+FORMAT_VERSION = 3
+IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"
+SECONDS = 5.0
+"""how long images are verified; blocks that were not compared until then are left out"""
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The description of a cache; `pixel_format` is a `PixelFormat`, `shape` a tuple.
+
+    Raises ValueError if it is damaged or does not fit to the size of the images, and OSError if it cannot be read.
+    """
+    info = read_json(folder / INFO)
+    try:
+        if info.pop("crc32", None) != crc32(info):
+            raise ValueError(f"{INFO} differs from its checksum, or has none")
+        shape, pixel_format = tuple(info["shape"]), PixelFormat(**info["pixel_format"])
+        if info["format_version"] != FORMAT_VERSION or info["block_bytes"] != BLOCK_BYTES:
+            raise ValueError(f"format_version {info['format_version']}, block_bytes {info['block_bytes']}")
+        if len(shape) != 4 or not all(type(side) is int and side > 0 for side in shape):
+            raise ValueError(f"shape {shape}")
+        found, wanted = require_regular(folder / IMAGES).st_size, math.prod(shape) * pixel_format.stored.itemsize
+        if found != wanted or len(info["blocks"][IMAGES]) != -(-wanted // BLOCK_BYTES):
+            raise ValueError(f"{IMAGES} has {found:,} of {wanted:,} bytes")
+        if not all(isinstance(text, str) for text in (*info["bad"], *info["notes"], info["fingerprint"])):
+            raise ValueError("bad, notes or fingerprint are no texts")
+        if (info["classes"] is None) != (LABELS not in info["blocks"]):
+            raise ValueError("it has classes without labels, or labels without classes")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{INFO} is damaged: {type(error).__name__} {error}") from None
+    return info | {"shape": shape, "pixel_format": pixel_format}
+
+
+def load_cache(folder: Path) -> Images:
+    """Opens a cache folder, which `find_cache` has verified. Raises ValueError or OSError if it is damaged."""
+    info = read_info(folder)
+    array = np.memmap(folder / IMAGES, info["pixel_format"].stored, "r", shape=info["shape"])
+    return Images(
+        array,
+        None if info["classes"] is None else load_labels(folder / LABELS, len(array)),
+        info["classes"],
+        pixel_format=info["pixel_format"],
+        fingerprint=info["fingerprint"],
+        bad=info["bad"],
+        notes=info["notes"],
+    )
+
+
+def load_labels(path: Path, count: int) -> Int64[np.ndarray, "n"]:
+    """The labels of `count` images. Raises ValueError for anything else; pickles are never opened."""
+    require_regular(path)
+    labels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a size that is stated wrongly needs no memory
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (count,):
+        raise ValueError(f"{path.name} does not hold {count:,} numbers of type int64")
+    return np.array(labels)
+
+
+def damage(folder: Path) -> str:
+    """Why a cache cannot be used; an empty text if it can. Prints the share that was verified if that is not all.
+
+    Raises PermissionError if it may not be read.
+    """
+    try:
+        blocks = read_info(folder)["blocks"]
+        if LABELS in blocks:
+            verify(folder / LABELS, blocks[LABELS], math.inf)
+        share = verify(folder / IMAGES, blocks[IMAGES], SECONDS)
+        load_cache(folder)
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        return str(error)
+    if share < 1:
+        print(f"cache: {share:.1%} of {folder / IMAGES} compared with its checksums, drawn at random", file=sys.stderr)
+    return ""
