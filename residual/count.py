@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def parameters(model: nn.Module) -> int:
@@ -37,18 +40,26 @@ def multiply_adds_of_parts(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     return counts | {"": counter.get_total_flops() // 2}
 
 
+def on_meta(make: Callable[[], N]) -> N:
+    """The model returned by `make()`, on the meta device, without memory.
+
+    Raises ValueError if the size of a tensor exceeds 64 bits.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise ValueError("the network is too large for any memory: use fewer channels") from None
+
+
 def check_weight_bytes(make: Callable[[], nn.Module], max_bytes: int) -> None:
     """Raises ValueError if the weights of the model returned by `make()` would take more than `max_bytes`.
 
     The model is built on the meta device, without memory.
     """
-    try:
-        with torch.device("meta"):
-            needed = sum(t.numel() * t.element_size() for t in make().state_dict().values())
-    except RuntimeError as error:
-        if "overflow" not in str(error).lower():
-            raise
-        needed = 2**63
+    needed = sum(t.numel() * t.element_size() for t in on_meta(make).state_dict().values())
     if needed > max_bytes:
         raise ValueError(
             f"the weights would take {needed / 2**30:,.1f} GiB, more than max_bytes={max_bytes:,}: use fewer channels"

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from residual import head_count
 from residual.unet_branch import Conditioning
+from residual.weights.config import MAX_BLOCKS, MAX_COUNT, check_counts
 
 Resample = Literal["conv", "conv_same", "block", "block_project", "block_fir"]
 TimeEmbedding = Literal["ddpm", "adm", "fourier", "log_fourier"]
@@ -15,8 +16,6 @@ LabelEmbedding = Literal["table", "linear", "linear_first"]
 DecoderAttention = Literal["all", "last"]
 Init = Literal["torch", "xavier"]
 Middle = Literal["attention", "blocks", "none"]
-MAX_BLOCKS = 1000
-"""largest number of blocks per level; more is almost certainly a typo"""
 MAX_LEVELS = 24
 """largest number of levels; the size of the images would have to be a multiple of 2^23 px"""
 
@@ -70,15 +69,16 @@ class Skeleton:
     recompute_levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "base_channels")
+        check_counts(self, "base_channels")
         if not self.channel_multipliers:
             raise ValueError("channel_multipliers=() describes no level; give one entry per level, such as 1,2,2")
         if self.depth > MAX_LEVELS:
             raise ValueError(f"channel_multipliers has {self.depth} entries, one per level; give at most {MAX_LEVELS}")
-        blocks = self.blocks_per_level if isinstance(self.blocks_per_level, tuple) else (self.blocks_per_level,)
-        if min(blocks, default=0) < 1 or max(blocks) > MAX_BLOCKS:
+        blocks = self._per_level("blocks_per_level")
+        if min(blocks) < 1 or sum(blocks) > MAX_BLOCKS:
             raise ValueError(
-                f"blocks_per_level={self.blocks_per_level} must be at least 1 per level, and at most {MAX_BLOCKS}"
+                f"blocks_per_level={self.blocks_per_level} must be at least 1 per level, "
+                f"and at most {MAX_BLOCKS} on all levels together"
             )
         for name in ("attention_levels", "recompute_levels"):
             if wrong := [level for level in getattr(self, name) if not 0 <= level < self.depth]:
@@ -172,13 +172,13 @@ class Skeleton:
         return value
 
     def _width(self, multiplier: float) -> int:
-        width = round(self.base_channels * multiplier)
-        if width < 1 or abs(width - self.base_channels * multiplier) > 1e-6:
+        width = self.base_channels * multiplier
+        if not 1 <= width <= MAX_COUNT or abs(width - round(width)) > 1e-6:
             raise ValueError(
-                f"channel_multipliers={self.channel_multipliers}: "
-                f"{multiplier:g} x {self.base_channels} channels is not a whole width"
+                f"channel_multipliers={self.channel_multipliers}: {multiplier:g} x {self.base_channels} channels "
+                f"is not a whole width from 1 to {MAX_COUNT:,}"
             )
-        return width
+        return round(width)
 
     def _heads(self, level: int, width: int, heads: int | None, head_channels: int | None) -> int:
         if level not in self.attention_levels and level != self.depth - 1:
@@ -264,7 +264,8 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        check_at_least_one(self, "in_channels", "out_channels", "groups", "group_channels", "augment_channels")
+        check_counts(self, "in_channels", "out_channels", "groups", "group_channels", "augment_channels")
+        check_counts(self, "time_channels")
         check_shared(self)
         for name in ("eps", "residual_scale"):
             if not 0 < getattr(self, name) < math.inf:
@@ -294,18 +295,12 @@ class UNetConfig:
 
 
 def check_shared(config: Any) -> None:
-    """Checks `classes` and `dropout`, which every config has. Raises ValueError."""
+    """Checks `classes`, `size` and `dropout`, which every config has. Raises ValueError."""
     if config.classes is not None and config.classes < 1:
         raise ValueError(f"classes={config.classes} must be at least 1, or left out for a network without labels")
+    check_counts(config, "classes", "size")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1")
-
-
-def check_at_least_one(config: Any, *names: str) -> None:
-    """Raises ValueError unless each of the fields is at least 1, or None."""
-    for name in names:
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
 
 
 def _check_choices(config: UNetConfig) -> None:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from unet.config import Skeleton, check_at_least_one, check_shared
+from residual.weights.config import check_counts
+from unet.config import Skeleton, check_shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class EDM2Config:
     """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "in_channels", "out_channels", "logvar_channels")
+        check_counts(self, "in_channels", "out_channels", "logvar_channels")
         check_shared(self)
         _ = self.skeleton
 

@@ -29,10 +29,10 @@ from residual import (
 )
 from residual.recompute import Recomputed
 from residual.weights.pretrained import build_on_meta, local_folder
-from residual.weights.read import read_folder_weights
+from residual.weights.read import note, plain_names, read_folder_weights
 from unet.config import Block, Level, Resample, UNetConfig
 from unet.embedding import DivideByTime, Embedding, check_channels, per_image
-from unet.layouts import UNET_LAYOUTS, diffusers
+from unet.layouts import UNET_LAYOUTS, diffusers, import_weights
 from unet.network import Network
 
 
@@ -152,12 +152,15 @@ class UNet(Network):
             return super().from_pretrained(folder)
         config = diffusers.read_network_config(network)
         net = build_on_meta(cls, config, network / "config.json")
-        state = read_folder_weights(network, diffusers.WEIGHTS_STEM)
+        state, messages = plain_names(read_folder_weights(network, diffusers.WEIGHTS_STEM))
         try:
-            net.import_weights(state, "diffusers")
+            weights = import_weights(config, state, net.state_dict(), "diffusers")
         except ValueError as error:
             raise ValueError(f"{network / diffusers.WEIGHTS_STEM}.safetensors: {error}") from None
-        return net.eval()
+        for message in messages:
+            note(f"{network}: {message}")
+        net.load_state_dict(weights, assign=True)
+        return net.requires_grad_(True).eval()
 
     @classmethod
     def read_config(cls, folder: Path) -> UNetConfig:

@@ -11,6 +11,11 @@ from typing import Any
 from residual.names import require_known
 from storage import read
 
+MAX_COUNT = 1 << 24
+"""largest width, number of classes or size in pixels; more is almost certainly a typo, and fits no memory"""
+MAX_BLOCKS = 1000
+"""largest number of blocks of all levels or stages together"""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads the object in a JSON file. Raises ValueError if the file is missing, damaged, or holds no object."""
@@ -42,6 +47,15 @@ def read_config(config_class: type, document: Any, optional: Iterable[str] = ())
             f"missing field {missing[0]!r}: add it, or save the model again with the version that wrote it"
         )
     return config_class(**values)
+
+
+def check_counts(config: Any, *names: str) -> None:
+    """Raises ValueError unless each of the fields, or each of its entries, is None or from 1 to `MAX_COUNT`."""
+    for name in names:
+        value = getattr(config, name)
+        for count in value if isinstance(value, tuple) else (value,):
+            if count is not None and not 1 <= count <= MAX_COUNT:
+                raise ValueError(f"{name}={value} must be at least 1, and at most {MAX_COUNT:,}")
 
 
 def foreign_version(found: Any, expected: int) -> str:
@@ -78,7 +92,8 @@ def convert(value: Any, hint: Any) -> Any:
             if len(hints) == len(value):
                 return tuple(map(convert, value, hints))
     elif hint is float and type(value) is int:
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     elif hint is Path and isinstance(value, str):

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import nn
 
+from residual.count import on_meta
 from residual.weights.config import foreign_version, read_config, read_json
 from residual.weights.keymap import check_state
 from residual.weights.read import read_folder_weights
@@ -153,12 +153,9 @@ Its config:
 def build_on_meta(model_class: type[M], config: Any, path: Path) -> M:
     """Builds the model of a config on the meta device, without memory. Raises ValueError with the config's path."""
     try:
-        with torch.device("meta"):
-            return model_class(config)
+        return on_meta(lambda: model_class(config))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except RuntimeError:  # the size of a tensor exceeds 64 bits
-        raise ValueError(f"{path} describes a network too large for any memory") from None
 
 
 def local_folder(folder_or_hub_id: str | Path) -> Path:
@@ -186,7 +183,7 @@ def model_class(folder: Path, classes: Iterable[type[M]]) -> type[M]:
     """The one of `classes` that the config.json of a model folder names. Raises ValueError for any other class."""
     path = folder / "config.json"
     found, named = read_json(path).get("model"), {_qualified_name(each): each for each in classes}
-    if found not in named:
+    if not isinstance(found, str) or found not in named:
         raise ValueError(f"{path} describes model={found!r}, which is none of: {', '.join(named)}")
     return named[found]
 

@@ -1,6 +1,7 @@
 """Reads tensors from safetensors files and model folders, and checks their values."""
 
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,18 @@ import torch
 from torch import Tensor
 
 from residual.names import shorten
-from storage.read import read_json, require_regular
+from storage.read import open_regular, parse_json, read_json, require_regular
 
 COUNTERS = ("n_averaged", "num_updates", "initted", "step")
 """tensors of one number that wrappers of averaged models (torch's AveragedModel, ema-pytorch, …) add at the top"""
 TRACKED = "num_batches_tracked"
 """the counter of a batch norm, whose weights are integers"""
+VARIANCE = "running_var"
+"""the variance of a batch norm, the only tensor that must not be negative"""
+MAX_WEIGHT = 1e18
+"""largest magnitude of a weight: the sum of the squares of some larger ones exceeds the largest float32, 3.4e38"""
+FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+"""types of numbers that weights may have in a file"""
 _SHARD = re.compile(r"\d+-of-\d+$")
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -41,6 +48,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     require_regular(path)
     try:
         state = load_file(path)
+        _check_names(path, state)
     except (SafetensorError, ValueError, KeyError, AttributeError, OverflowError) as error:
         # Checked only now: a valid safetensors file may begin with the same bytes, as the length of its header.
         with path.open("rb") as file:
@@ -61,15 +69,12 @@ def read_folder_weights(folder: Path, stem: str) -> dict[str, Tensor]:
     """The tensors of a model folder, whose file of weights is called `stem`.safetensors.
 
     They may be in several files, with the index `stem`.safetensors.index.json, or in a variant, such as
-    `stem`.fp16.safetensors; a note says which variant was read. Raises ValueError if there are none, if there are
-    several variants and no other file, if the index is damaged or names a file outside the folder, and as
+    `stem`.fp16.safetensors. A note says what was read if there is a choice. Raises ValueError if there are none, if
+    there are several variants and no other file, if the index is damaged or names a file outside the folder, and as
     `read_weights` does.
     """
     plain = folder / f"{stem}.safetensors"
-    if plain.exists():
-        return read_weights(plain)
-    if (index := plain.with_name(f"{plain.name}.index.json")).exists():
-        return _read_shards(index)
+    index = plain.with_name(f"{plain.name}.index.json")
     files = re.compile(
         re.escape(stem) + r"\.([\w-]+)\.safetensors|" + re.escape(plain.name) + r"\.index\.([\w-]+)\.json"
     )
@@ -77,6 +82,10 @@ def read_folder_weights(folder: Path, stem: str) -> dict[str, Tensor]:
         found[1] or found[2]: path for path in sorted(folder.iterdir()) if (found := files.fullmatch(path.name))
     }
     variants = {name: path for name, path in variants.items() if not _SHARD.search(name)}
+    if whole := [path for path in (plain, index) if path.exists()]:
+        if rest := [path.name for path in (*whole[1:], *variants.values())]:
+            note(f"{folder}: {whole[0].name} is read; other weights beside it are not: {shorten(rest)}")
+        return read_weights(plain) if whole[0] == plain else _read_shards(index)
     if len(variants) > 1:
         raise ValueError(
             f"{folder} holds only variants of its weights: {', '.join(variants)}; "
@@ -93,7 +102,8 @@ def read_folder_weights(folder: Path, stem: str) -> dict[str, Tensor]:
         )
     if shards := [path.name for path in sorted(folder.iterdir()) if _SHARD.search(path.stem)]:
         raise ValueError(f"{folder} holds {shards[0]} and others, but not their index {index.name}: copy it, too")
-    raise ValueError(f"no {plain.name} in {folder}")
+    others = [path.name for path in sorted(folder.glob("*.safetensors")) if path.exists()]
+    raise ValueError(f"no {plain.name} in {folder}" + (f", only {shorten(others)}; rename it" if others else ""))
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -110,23 +120,43 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return state
 
 
-def usable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, with those of less than 32 bits as float32, about which a note is given.
+def _check_names(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if a file has no tensors, or two of one name, of which the library returns the last one."""
+    with open_regular(path) as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        names = [name for name, _ in parse_json(file.read(size), make_object=list) if name != "__metadata__"]
+    if not names:
+        raise ValueError("no tensors")
+    if len(names) > len(state):
+        raise ValueError(f"{len(names)} tensors with {len(state)} names")
 
-    Raises ValueError, with the name, for tensors that are not floating point numbers, and for NaN or infinity in one.
-    Counters may be integers.
+
+def usable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with those of another precision as float32, about which a note is given.
+
+    Raises ValueError, with the name, for tensors that are empty or no floating point numbers, and for NaN, infinity,
+    numbers above `MAX_WEIGHT`, and a negative variance. Counters may be integers.
     """
     result, cast = dict(state), dict[torch.dtype, int]()
     for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            if tensor.is_complex() or (tensor.numel() != 1 and not name.endswith(TRACKED)):
-                raise ValueError(f"{name} has {_type(tensor.dtype)} numbers; weights are float32, float16 or bfloat16")
-            continue
-        if tensor.dtype.itemsize < 4:
+        if tensor.dtype not in FLOATS or tensor.layout is not torch.strided:
+            is_integer = not (tensor.is_floating_point() or tensor.is_complex())
+            if is_integer and (tensor.numel() == 1 or name.endswith(TRACKED)):
+                continue
+            kind = _type(tensor.dtype) if tensor.layout is torch.strided else "sparse"
+            raise ValueError(f"{name} has {kind} numbers; weights are float32, float16 or bfloat16")
+        if tensor.numel() == 0:
+            raise ValueError(f"{name} has no numbers, its shape is {tuple(tensor.shape)}; save the weights again")
+        if tensor.dtype is not torch.float32:
             cast[tensor.dtype] = cast.get(tensor.dtype, 0) + 1
             result[name] = tensor.float()
-        if not tensor.is_meta and not torch.isfinite(result[name]).all():
-            raise ValueError(f"{name} has NaN or infinite numbers; take an earlier checkpoint, or save it again")
+        if not tensor.is_meta:
+            low, high = (number.item() for number in result[name].aminmax())
+            least = 0.0 if name.endswith(VARIANCE) else -MAX_WEIGHT
+            if not least <= low <= high <= MAX_WEIGHT:  # NaN and infinity, too
+                found = f"{name} has numbers from {low:g} to {high:g}"
+                rule = f"they should be from {least:g} to {MAX_WEIGHT:g}"
+                raise ValueError(f"{found}; {rule}: take an earlier checkpoint, or save it again")
     for dtype, count in cast.items():
         note(f"{count} of {len(state)} tensors are {_type(dtype)} and are converted to float32")
     return result

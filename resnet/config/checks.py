@@ -1,8 +1,9 @@
 """Checks of config fields. Each raises ValueError with the field, its value and the rule."""
 
-from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
+
+from residual.weights.config import MAX_BLOCKS, check_counts
 
 
 def check_choices(config: Any) -> None:
@@ -13,19 +14,12 @@ def check_choices(config: Any) -> None:
             raise ValueError(f"no {field.name} {value!r}; one of: {', '.join(choices)}")
 
 
-def check_positive(config: Any, names: Iterable[str]) -> None:
-    """Checks fields that must be at least 1, or None."""
-    for name in names:
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-
-
 def check_stages(config: Any, *names: str) -> None:
-    """Checks fields with one number per stage: equally many numbers, each at least 1."""
+    """Checks fields with one count per stage: equally many. The first one counts the blocks."""
+    check_counts(config, *names)
     values = [getattr(config, name) for name in names]
-    for name, value in zip(names, values, strict=True):
-        if min(value, default=1) < 1:
-            raise ValueError(f"{name}={value} must be at least 1 in every stage")
+    if sum(values[0]) > MAX_BLOCKS:
+        raise ValueError(f"{names[0]}={values[0]} are more than {MAX_BLOCKS} blocks together; give fewer")
     if len({len(value) for value in values}) > 1 or not values[0]:
         shown = " and ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
         raise ValueError(f"{shown} need one entry per stage, at least one")

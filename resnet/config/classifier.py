@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from resnet.config.checks import check_choices, check_positive
+from residual.weights.config import check_counts
+from resnet.config.checks import check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_positive(self, ("num_classes", "in_channels"))
+        check_counts(self, "num_classes", "in_channels")
         for name in ("mean", "std"):
             if (value := getattr(self, name)) is not None and len(value) != self.in_channels:
                 raise ValueError(f"{name}={value} should have one number for each of the {self.in_channels} channels")

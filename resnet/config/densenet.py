@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet.config.checks import check_positive, check_stages
+from residual.weights.config import check_counts
+from resnet.config.checks import check_stages
 from resnet.config.classifier import ClassifierConfig
 
 Stem = Literal["conv7", "conv3"]
@@ -31,7 +32,7 @@ class DenseNetConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, ("growth", "bottleneck", "stem_channels"))
+        check_counts(self, "growth", "bottleneck", "stem_channels")
         check_stages(self, "blocks_per_stage")
         if not 0 < self.compression <= 1:
             raise ValueError(f"compression={self.compression} must be above 0 and at most 1, which keeps all channels")

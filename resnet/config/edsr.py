@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from resnet.config.checks import check_positive
+from residual.weights.config import MAX_BLOCKS, check_counts
 
 _UPSAMPLINGS = {2: (2,), 3: (3,), 4: (2, 2)}
 
@@ -23,7 +23,9 @@ class EDSRConfig:
     def __post_init__(self) -> None:
         if self.scale not in _UPSAMPLINGS:
             raise ValueError(f"scale={self.scale} must be 2, 3 or 4")
-        check_positive(self, ("channels", "blocks"))
+        check_counts(self, "channels", "blocks")
+        if self.blocks > MAX_BLOCKS:
+            raise ValueError(f"blocks={self.blocks} must be at most {MAX_BLOCKS}")
 
     @property
     def upsamplings(self) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from resnet.config.checks import check_dropout, check_positive, check_stages
+from residual.weights.config import check_counts
+from resnet.config.checks import check_dropout, check_stages
 from resnet.config.classifier import ClassifierConfig
 
 
@@ -28,7 +29,7 @@ class HighwayConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, ("head_channels",))
+        check_counts(self, "head_channels")
         check_stages(self, "blocks_per_stage", "widths")
         check_dropout(self)
 

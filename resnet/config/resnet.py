@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from resnet.config.checks import check_dropout, check_positive, check_stages
+from residual.weights.config import check_counts
+from resnet.config.checks import check_dropout, check_stages
 from resnet.config.classifier import ClassifierConfig
 
 BlockKind = Literal["basic", "bottleneck", "split_attention", "preact_basic", "preact_bottleneck"]
@@ -93,7 +94,7 @@ class ResNetConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, ("groups", "group_width", "stem_channels", "se_reduction"))
+        check_counts(self, "groups", "group_width", "stem_channels", "se_reduction")
         check_dropout(self)
         check_stages(self, "blocks_per_stage", "widths")
         _check_combinations(self)

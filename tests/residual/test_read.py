@@ -4,17 +4,21 @@ import json
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
 import resnet
 import unet
+from residual.weights.layout import read_state
 from residual.weights.pretrained import Pretrained
 from residual.weights.read import plain_names, read_folder_weights, read_weights, usable
 
@@ -93,8 +97,45 @@ def test_numbers_that_are_no_weights_are_refused_by_name(dtype: torch.dtype) -> 
     assert usable(STATE | counter).keys() == STATE.keys() | counter.keys()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
-def test_small_numbers_become_float32_with_a_note(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("bn.running_var", torch.tensor([1.0, -0.1])),
+        ("bn.running_var", torch.tensor([1.0, 1e30])),
+        ("a.weight", torch.full((2, 3), 1e30)),
+        ("a.weight", torch.full((2, 3), -1e30)),
+        ("a.weight", torch.full((2, 3), 1e300, dtype=torch.float64)),
+        ("a.weight", torch.ones(2, 3).to_sparse()),
+        ("a.weight", torch.ones(2, 0)),
+    ],
+)
+def test_numbers_that_would_overflow_are_refused_by_name(name: str, tensor: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=name):
+        usable(STATE | {name: tensor})
+    assert usable({"running_mean": torch.tensor([-3.0]), "b": torch.tensor([-1e6])})
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ([STATE], "list"),
+        (3, "int"),
+        (None, "NoneType"),
+        ({1: torch.ones(1)}, "1 is not the name"),
+        ({"state_dict": STATE}, "state_dict.*dict"),
+        ({"epoch": 3} | STATE, "epoch.*int"),
+        ({"a.weight": [1.0]}, r"a\.weight.*list"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(given: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        read_state(given)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64]
+)
+def test_numbers_of_another_precision_become_float32_with_a_note(dtype: torch.dtype) -> None:
     with pytest.warns(UserWarning, match=f"3 of 3.*{str(dtype).removeprefix('torch.')}"):
         found = usable({name: tensor.to(dtype) for name, tensor in STATE.items()})
     assert_close(found, STATE, rtol=0, atol=0)
@@ -129,6 +170,13 @@ DAMAGED = {
     "negative shape": header({"a": ONE | {"shape": [-1]}}) + bytes(4),
     "unknown type": header({"a": ONE | {"dtype": "F99"}}) + bytes(4),
     "no type": header({"a": {"shape": [1], "data_offsets": [0, 4]}}) + bytes(4),
+    "one name twice": b'%s{"a":%s,"a":%s}' % (struct.pack("<Q", 109), *[json.dumps(ONE).encode()] * 2) + bytes(4),
+    "no tensors": header({}),
+    "only metadata": header({"__metadata__": {"format": "pt"}}),
+    "no numbers": header({"a": ONE | {"shape": [0], "data_offsets": [0, 0]}}),
+    "no numbers in a huge shape": header({"a": ONE | {"shape": [0, 2**40], "data_offsets": [0, 0]}}),
+    "numbers of four bits": header({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}) + bytes(2),
+    "scales of eight bits": header({"a": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}) + bytes(4),
     "text": b"<!DOCTYPE html><html>404</html>",
     "git pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "zip": b"PK\x03\x04" + bytes(100),
@@ -198,6 +246,19 @@ def test_folders_without_weights(tmp_path: Path) -> None:
         read_folder_weights(tmp_path, "model")
 
 
+def test_a_choice_among_weights_is_reported(tmp_path: Path) -> None:
+    shards(tmp_path, a="one.safetensors", b="two.safetensors")
+    for name in ("model.fp16.safetensors", "model.safetensors"):
+        save_file({"a": torch.ones(1)}, tmp_path / name)
+    with pytest.warns(UserWarning, match=r"model\.safetensors is read.*index\.json, model\.fp16\.safetensors"):
+        assert read_folder_weights(tmp_path, "model").keys() == {"a"}
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.warns(UserWarning, match=r"index\.json is read.*: model\.fp16\.safetensors"):
+        assert read_folder_weights(tmp_path, "model").keys() == {"a", "b"}
+    with pytest.raises(ValueError, match=r"no other\.safetensors.*model\.fp16\.safetensors, one\.safetensors"):
+        read_folder_weights(tmp_path, "other")
+
+
 @dataclass(frozen=True)
 class Config:
     width: int = 2
@@ -232,6 +293,37 @@ def test_a_half_precision_model_folder_is_opened_in_float32(tmp_path: Path) -> N
         found = Net.from_pretrained(tmp_path)
     assert found.linear(torch.ones(1, 2)).dtype == torch.float32
     assert {p.dtype for p in found.parameters()} == {torch.float32}
+
+
+SMALL = {"size": (8, 8), "base_channels": 16, "channel_multipliers": (1, 2), "attention_levels": (1,)}
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "unet": lambda: unet.UNet(unet.UNetConfig(**SMALL, groups=8, classes=3)),
+    "edm2": lambda: unet.EDM2UNet(unet.EDM2Config(**SMALL, head_channels=16)),
+    "diffusers": lambda: UNet2DModel(
+        8, block_out_channels=(32, 64), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2
+    ),
+    "resnet": lambda: resnet.create_model("resnet20"),
+    "densenet": lambda: resnet.create_model("densenet_40_12"),
+    "highway": lambda: resnet.create_model("highway19"),
+    "edsr": lambda: resnet.create_model("edsr_baseline_x2"),
+}
+ABSURD = [None, True, "x", -1, 0, 10**9, 2**63, 10**400, 1e308, float("nan"), [], [[]], [10**9] * 2, [1] * 9999, {}]
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_absurd_value_of_every_field_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    NETWORKS[kind]().save_pretrained(tmp_path)
+    path, package = tmp_path / "config.json", unet if kind in ("unet", "edm2", "diffusers") else resnet
+    document, messages = json.loads(path.read_text()), list[str]()
+    for field in [*document, "unknown"]:
+        for value in ABSURD:
+            path.write_text(json.dumps(document | {field: value}))
+            try:
+                package.from_pretrained(tmp_path)
+            except ValueError as error:
+                messages.append(str(error))
+    assert len(messages) > len(document) * len(ABSURD) / 2
+    assert not [message for message in messages if "\n" in message]
 
 
 @pytest.mark.parametrize("package", [unet, resnet])

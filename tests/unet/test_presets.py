@@ -95,7 +95,7 @@ def test_an_unknown_preset_gets_the_nearest_names() -> None:
         unet.preset("?!")
 
 
-@pytest.mark.parametrize("channels", [2**18, 2**40])
+@pytest.mark.parametrize("channels", [2**18, 2**22])
 @pytest.mark.parametrize("make", [UNetConfig, EDM2Config])
 def test_a_network_larger_than_the_bound_is_refused_before_work(
     make: type[UNetConfig | EDM2Config], channels: int
@@ -104,6 +104,26 @@ def test_a_network_larger_than_the_bound_is_refused_before_work(
         ValueError, match=r"weights would take [\d,]+\.\d GiB, more than max_bytes=1,099,511,627,776: .*channels"
     ):
         unet.build(make(base_channels=channels, size=(8, 8)))
+
+
+@pytest.mark.parametrize("make", [UNetConfig, EDM2Config])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_channels": 2**40},
+        {"in_channels": 10**9},
+        {"out_channels": 10**400},
+        {"classes": 2**31},
+        {"size": (8, 10**9)},
+        {"channel_multipliers": (1, 1e308)},
+        {"channel_multipliers": (1,) * 25},
+        {"blocks_per_level": 501},
+    ],
+)
+def test_absurd_counts_are_refused_by_the_config(make: type, changes: dict) -> None:
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"{name}.*(at most|1 to|more than)"):
+        make(**{"size": (8, 8), "channel_multipliers": (1, 2), "attention_levels": ()} | changes)
 
 
 def test_no_bound_applies_on_the_meta_device() -> None:

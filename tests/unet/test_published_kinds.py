@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -143,7 +144,9 @@ def check(theirs: UNet2DModel, folder: Path) -> float:
 def test_a_small_network_of_every_published_kind_is_equal(name: str, tmp_path: Path) -> None:
     theirs = network(name, small=True)
     theirs.save_pretrained(tmp_path)
-    assert 0 <= check(theirs, tmp_path) < 2e-5
+    difference = check(theirs, tmp_path)
+    print(f"{name}: {difference:.1e}")
+    assert difference < 2e-5
 
 
 @pytest.mark.slow
@@ -192,6 +195,47 @@ def test_several_variants_are_named(small: UNet2DModel, tmp_path: Path) -> None:
     small.save_pretrained(tmp_path, variant="non_ema")
     with pytest.raises(ValueError, match=r"fp16, non_ema.*diffusion_pytorch_model\.safetensors"):
         UNet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "tensor"),
+    [
+        ("in_channels", 4, "conv_in"),
+        ("in_channels", 10**6, "conv_in"),
+        ("out_channels", 4, "conv_out"),
+        ("out_channels", 6, "conv_out"),
+        ("num_class_embeds", 5, "class_embedding"),
+        ("num_class_embeds", 10**7, "class_embedding"),
+        ("mid_block_type", None, "mid_block"),
+        ("add_attention", True, "mid_block"),
+        ("layers_per_block", 1, "resnets"),
+        ("block_out_channels", [64, 64], "conv_in"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    small: UNet2DModel, tmp_path: Path, field: str, value: Any, tensor: str
+) -> None:
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(ValueError, match=rf"diffusion_pytorch_model\.safetensors.*{tensor}"):
+        UNet.from_pretrained(tmp_path)
+
+
+def test_weights_of_a_compiled_network_are_opened_with_a_note(small: UNet2DModel, tmp_path: Path) -> None:
+    small.save_pretrained(tmp_path)
+    state = {f"_orig_mod.{name}": tensor for name, tensor in small.state_dict().items()}
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.warns(UserWarning, match=r"_orig_mod\."):
+        check(small, tmp_path)
+
+
+@pytest.mark.parametrize("other", ["ema_model.", "loss_fn."])
+def test_weights_of_several_networks_are_told_apart(small: UNet2DModel, other: str) -> None:
+    state = {f"online_model.{name}": tensor for name, tensor in small.state_dict().items()}
+    net = UNet(unet.layouts.diffusers.config_from(dict(small.config)))
+    with pytest.raises(ValueError, match=r"begin with online_model\..*diffusers"):
+        net.import_weights(state | {f"{other}weight": torch.ones(3)})
 
 
 def test_a_pipeline_is_opened(small: UNet2DModel, tmp_path: Path) -> None:

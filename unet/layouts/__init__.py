@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from residual.names import require_known
 from residual.weights.keymap import export_state, import_state
-from residual.weights.layout import read_state
-from residual.weights.read import plain_names
 from unet.config import UNetConfig
 from unet.edm2_config import EDM2Config
 from unet.layouts import adm, diffusers, edm, edm2
@@ -28,15 +25,14 @@ Config = UNetConfig | EDM2Config
 State = Mapping[str, Tensor]
 
 
-def import_weights(config: Config, state_dict: State | str | Path, ours: State, layout: str) -> dict[str, Tensor]:
-    """Our state dict from a state dict or safetensors file in another layout.
+def import_weights(config: Config, given: State, ours: State, layout: str) -> dict[str, Tensor]:
+    """Our state dict from a state dict in another layout.
 
     `ours` is the state dict of the config's network, for names and shapes. Raises ValueError for a layout that the
     network does not have, for names of another layout (the likely ones are named), for a config that the layout cannot
-    express, for names or shapes that do not fit (with the difference), and for a pickle.
+    express, and for names or shapes that do not fit (with the difference).
     """
     chosen = _layout(layout, config)
-    given, _ = plain_names(read_state(state_dict))
     theirs = chosen.clean(given)
     if chosen.signature_key not in theirs and (likely := likely_layouts(given)):
         raise ValueError(f"layout {layout!r} does not fit: {_described(likely)}")
@@ -74,8 +70,16 @@ def find_layout(layouts: Mapping[str, UNetLayout], state: State) -> str:
         return likely[0]
     if likely:
         raise ValueError(f"{_described(likely)}; give one of them as the layout, to a network that has it")
-    example = next(iter(state), None)
-    raise ValueError(f"the names, such as {example!r}, fit none of the layouts {', '.join(layouts)}")
+    if not state:
+        raise ValueError("there are no weights: the state dict is empty")
+    for first in dict.fromkeys(f"{name.partition('.')[0]}." for name in state):
+        part = {name.removeprefix(first): tensor for name, tensor in state.items() if name.startswith(first)}
+        if likely := likely_layouts(part):
+            raise ValueError(
+                f"the names are of several networks; of those that begin with {first}, {_described(likely)}: "
+                "give these alone"
+            )
+    raise ValueError(f"the names, such as {next(iter(state))!r}, fit none of the layouts {', '.join(layouts)}")
 
 
 def config_of_weights(config: Config, state: State, layout: str) -> Config:
