@@ -1,11 +1,13 @@
 # make demo: train a small U-Net on handwritten digits and draw some.   make test: the test suite.
+# make fuzz: random malformed inputs for MINUTES; each must end in a valid value or in one line.
 # make torture: runs that are killed, damaged, stopped and left without disk must lose nothing.
 PYTHON ?= python3
 DEMO ?= digits
+MINUTES ?= 30
 RUN = runs/$(DEMO)
 BIN = .venv/bin
 
-.PHONY: demo test torture check clean
+.PHONY: demo test fuzz torture check clean
 
 demo: .venv/train
 	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
@@ -14,6 +16,9 @@ demo: .venv/train
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+fuzz: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(FUZZ)
 
 torture: .venv/dev
 	$(BIN)/python -m tests.torture $(TORTURE)

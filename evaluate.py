@@ -22,7 +22,7 @@ from tasks.classification import ClassificationRun, as_trained
 from training.cli import Schema, parse, read_flags
 from training.data import open_validation
 from training.processes import leave_processes, on_main, process_state
-from training.script import VERSION, command, show_and_exit
+from training.script import VERSION, command, require_printed, show_and_exit
 from training.yaml_file import read_settings
 
 USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--classification.validation_batch N]"
@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
         for name, value in found.items():
             right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
             print(f"{name}: {value:.4f}{right}")
+        require_printed()
     if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
         raise ValueError(
             f"{folder}: {wrong[0]} is {found[wrong[0]]}; its model is damaged or diverged, so train it again"

@@ -26,7 +26,7 @@ from training.processes import leave_processes, on_main
 from training.report import Outlook, report
 from training.run import Run
 from training.run_folder import RunFolder
-from training.script import command
+from training.script import command, require_printed
 from training.stop import EXIT_CODE
 
 DEFAULT = Path(__file__).with_name("configs") / "digits.yaml"
@@ -39,6 +39,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
     run = parsed.run
     if parsed.validate:
         on_main(lambda: validate(run.data))
+        require_printed()
         leave_processes()
         return
     accelerator = make_accelerator(run.train)
@@ -64,6 +65,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
     outlook = Outlook(task, run, images, accelerator.device, accelerator.num_processes)
     if parsed.dry_run:
         accelerator.print(report(parsed.resolved, outlook, outlook.measure(accelerator)))
+        require_printed()
     else:
         for line in on_main(outlook.warnings):
             show(line)

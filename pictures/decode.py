@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from pictures.formats import FORMATS, MAX_FILE, MAX_PIXELS
@@ -75,7 +75,7 @@ def decode(
     CMYK and other colour spaces become RGB; of several pictures in a file the first is used. Resizing uses Pillow's
     bicubic filter, whose support grows when an image shrinks, so that nothing aliases. A random crop is drawn from
     `random`; without it, the crop is in the center.
-    Raises an error of any type, as Pillow does, if the image cannot be read.
+    Raises ValueError, with the reason in one line, if the image cannot be read.
     """
     return decode_file(data, preprocessing, random)[0]
 
@@ -84,12 +84,20 @@ def decode_file(
     data: Path | bytes | np.ndarray, preprocessing: Preprocessing, random: np.random.Generator | None = None
 ) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
     """`decode`, and whether the file holds several pictures (an animation, pages)."""
-    with open_image(data) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
-        with IN_FLIGHT.hold(image.width * image.height):
-            several = getattr(image, "is_animated", False)
-            return to_pixels(to_plain(image, preprocessing, data), preprocessing, random), several
+    try:
+        with open_image(data) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
+            with IN_FLIGHT.hold(image.width * image.height):
+                several = getattr(image, "is_animated", False)
+                return to_pixels(to_plain(image, preprocessing, data), preprocessing, random), several
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:  # its text repeats the path
+        raise ValueError("not an image") from None
+    except Exception as error:  # a damaged file raises OSError, SyntaxError, struct.error, …
+        lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+        raise ValueError(lines[0] if lines else type(error).__name__) from error
 
 
 def to_pixels(

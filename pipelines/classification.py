@@ -86,7 +86,7 @@ class ImageClassifier:
     def _read(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         try:
             return decode(Path(image) if isinstance(image, str) else image, self.preprocessing)
-        except (OSError, SyntaxError, TypeError, ValueError) as error:
+        except ValueError as error:
             name = image if isinstance(image, str | Path) else type(image).__name__
             raise ValueError(
                 f"{name} cannot be read as a picture ({error}); give a file, its bytes or pixels"

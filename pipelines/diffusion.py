@@ -33,10 +33,11 @@ from diffusion import (
 )
 from diffusion.guidance import ALL_LEVELS
 from pictures.pixel_format import BYTES, PixelFormat
-from pipelines.folder import check_counts, check_finite, find_model, open_folder, read_counts
+from pipelines.folder import check_counts, check_finite, find_model, read_counts
 from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
 from residual.names import require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
+from residual.weights.pretrained import local_folder
 from residual.weights.read import note
 from unet import EDM2UNet, UNet, from_pretrained
 from unet.adapt import adapt_weights
@@ -260,7 +261,7 @@ def load_model(path: str | Path) -> DiffusionModel:
     it predicts. `path` may also be "owner/name" on the Hugging Face hub. Raises ValueError, with the reason, if there
     is no model or it is incomplete.
     """
-    place = open_folder(path)
+    place = local_folder(path)
     if _is_of_diffusers(place):
         return _from_diffusers(place)
     folder, images_seen = find_model(place, DESCRIPTION_FILE)

@@ -16,7 +16,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
     no such model.
     """
-    path = open_folder(path)
+    path = local_folder(path)
     is_run = (path / "config.yaml").is_file()
     folder = path / "model" if is_run else path
     if not (folder / description).is_file():
@@ -37,17 +37,6 @@ def model_folder(path: str | Path) -> Path:
     if not (Path(path) / "model").is_dir():
         raise ValueError("this run has not saved a model yet")
     return Path(path) / "model"
-
-
-def open_folder(path: str | Path) -> Path:
-    """The folder `path`, or the downloaded one of a repository "owner/name" on the Hugging Face hub.
-
-    Raises ValueError if there is neither.
-    """
-    try:
-        return local_folder(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; give a run folder (of train.py), a model folder or a hub id") from None
 
 
 def check_finite(net: nn.Module, folder: Path) -> None:

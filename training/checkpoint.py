@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from torch import Tensor
 
 import residual
 from residual.weights.config import foreign_version
-from storage.write import empty_folder, sync, write_text
+from storage.read import parse_json, read_text
+from storage.write import create_new, empty_folder, remove, sync, write_text
 from training.config import TrainConfig
 
 FORMAT_VERSION = 3
@@ -79,6 +81,15 @@ class CheckpointMetadata:
     """when, ISO 8601"""
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("images", "update", "batch", "processes"), (int,)),
+    "micro_batch": (int, type(None)),
+    **dict.fromkeys(("data", "written"), (str,)),
+    **dict.fromkeys(("config", "machine"), (dict,)),
+}
+"""of the metadata in state.json"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(CheckpointMetadata):
     """A checkpoint on disk."""
@@ -96,7 +107,9 @@ def stage(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Che
         files = {}
         for name, group in tensors.items():
             path = folder / f"{name}.safetensors"
+            mode = create_new(path)
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
+            path.chmod(mode)  # safetensors writes files for the owner alone
             sync(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         state = {"format_version": FORMAT_VERSION, **asdict(metadata), "files": files}
@@ -127,7 +140,7 @@ def prune(root: Path, keep_last: int, is_permanent: Callable[[int], bool] = lamb
             continue
         temporary = folder.with_name(f"tmp-{folder.name}")  # a half-removed checkpoint must not look like one
         os.rename(folder, temporary)
-        shutil.rmtree(temporary, ignore_errors=True)  # a file that a reader keeps open is left to the next `clean`
+        remove(temporary)  # a file that a reader keeps open is left to the next `clean`
 
 
 def kept_checkpoints(config: TrainConfig) -> str:
@@ -139,31 +152,31 @@ def kept_checkpoints(config: TrainConfig) -> str:
 
 
 def clean(root: Path) -> None:
-    """Remove the temporary folders of an interrupted `stage` or `prune`."""
-    for folder in root.glob("tmp-*"):
-        shutil.rmtree(folder)
+    """Remove what an interrupted `stage` or `prune` left."""
+    for path in root.glob("tmp-*"):
+        remove(path)
 
 
 def list_folders(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, newest first, valid or not."""
-    found = [path for path in root.glob("*") if path.is_dir() and path.name.isdigit()]
+    found = [path for path in root.glob("*") if path.is_dir() and re.fullmatch("[0-9]+", path.name)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def verify(folder: Path) -> str | None:
     """The problem with the checkpoint in `folder`; None if every byte is as it was written, and nothing was added."""
     try:
-        text = (folder / STATE).read_bytes().decode()
-        state = json.loads(text)
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in state["files"].items()}
+        text = read_text(folder / STATE)
+        state = parse_json(text)
+        files = {Path(name).name: (entry["bytes"], entry["sha256"]) for name, entry in state["files"].items()}
         if state["format_version"] != FORMAT_VERSION:
             version = foreign_version(state["format_version"], FORMAT_VERSION)
             return f"{STATE} has {version}. Continue the run with the version that wrote it"
         if text != _render(state) or state["sha256"] != _sha256_of_state(state):
             return f"{STATE} has changed since it was written (SHA-256)"
-        if folder.name != (name := f"{state['images']:09d}"):
+        if folder.name != (name := f"{_metadata(state).images:09d}"):
             return f"{STATE} belongs to the checkpoint {name}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{STATE} cannot be read ({type(error).__name__}: {error})"
     added = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {STATE, *files}
     if added:
@@ -171,6 +184,15 @@ def verify(folder: Path) -> str | None:
     with ThreadPoolExecutor() as threads:  # hashing releases the GIL
         problems = threads.map(lambda name: _verify_file(folder / name, *files[name]), files)
         return next((problem for problem in problems if problem), None)
+
+
+def _metadata(state: Mapping[str, Any]) -> CheckpointMetadata:
+    """The metadata in state.json. Raises KeyError or TypeError for a field that is missing or of another type."""
+    for name, types in _TYPES.items():
+        value = state[name]
+        if type(value) not in types or (isinstance(value, int) and value < 0):
+            raise TypeError(f"{name} is {value!r}")
+    return CheckpointMetadata(**{name: state[name] for name in _TYPES})
 
 
 def _verify_file(path: Path, size: int, digest: str) -> str | None:
@@ -192,9 +214,8 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     for folder in list_folders(root):
         problem = verify(folder)
         if problem is None:
-            state = json.loads((folder / STATE).read_bytes())
-            metadata = {each.name: state[each.name] for each in fields(CheckpointMetadata)}
-            return Checkpoint(folder=folder, **metadata), damaged
+            metadata = _metadata(parse_json(read_text(folder / STATE)))
+            return Checkpoint(folder=folder, **vars(metadata)), damaged
         damaged[folder] = problem
     if damaged:
         listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in damaged.items())

@@ -61,14 +61,21 @@ def is_full(error: BaseException) -> bool:
 
 
 def append_line(path: Path, line: str) -> bool:
-    """Append a line to a text file: all of it or, on a full disk, nothing. Returns whether it was written."""
+    """Append a line to a text file: all of it or, on a full disk, nothing. Returns whether it was written.
+
+    Raises OSError for a link or a named pipe.
+    """
     data = f"{line}\n".encode()
-    with ignore_disk_full(), path.open("ab", buffering=0) as file:
+    with ignore_disk_full(), open(path, "ab", buffering=0, opener=_open_no_link) as file:
         end = file.seek(0, os.SEEK_END)
         if file.write(data) == len(data):
             return True
         file.truncate(end)
     return False
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _message(folder: Path, what: str, needed: int, free: int, reason: str = "") -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from storage.read import is_regular, read_json
+
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -35,7 +37,7 @@ class Holder:
     def read(cls, path: Path) -> "Holder | None":
         """The content of a lock file; None if it does not exist or cannot be read."""
         with suppress(OSError, ValueError, TypeError):
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**read_json(path))
         return None
 
 
@@ -54,7 +56,12 @@ class RunLock:
         self._lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
 
     def acquire(self) -> bool:
-        """Acquire the lock without waiting. False if the file system has no locks. Raises ValueError if it is taken."""
+        """Acquire the lock without waiting. False if the file system has no locks. Raises ValueError if it is taken.
+
+        A link or a named pipe in the place of the file is removed.
+        """
+        if self.path.is_symlink() or not (is_regular(self.path) or self.path.is_dir()):
+            self.path.unlink(missing_ok=True)
         self.before = Holder.read(self.path)
         locked = True
         try:

@@ -15,7 +15,8 @@ from accelerate.tracking import GeneralTracker, filter_trackers
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from storage.read import is_regular, read_bytes
+from residual.names import shorten
+from storage.read import is_regular, open_regular, parse_json, read_bytes
 from storage.show import printable
 from storage.write import write_text
 from training.config import TrainConfig
@@ -32,9 +33,15 @@ def print_line(text: str) -> None:
 
 
 def truncate(path: Path, images: int) -> None:
-    """Remove the lines of log.jsonl that were written after `images` images, and a line that a crash truncated."""
+    """Remove the lines of log.jsonl that were written after `images` images, and those that are damaged.
+
+    Prints the numbers of the damaged lines.
+    """
     if path.exists():
-        kept = [json.dumps(row) for row in read(path) if row["images"] <= images]
+        rows = list(_rows(path))
+        kept = [json.dumps(row) for row in rows if row is not None and row["images"] <= images]
+        if damaged := [str(number) for number, row in enumerate(rows, 1) if row is None]:
+            print_line(f"{path}: damaged lines were removed: {shorten(damaged, 5)}")
         write_text(path, "".join(f"{line}\n" for line in kept))
 
 
@@ -44,12 +51,22 @@ def evaluated(path: Path, images: int) -> bool:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of log.jsonl."""
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return  # a line truncated by a crash
+    """The lines of log.jsonl, without those that are damaged. Raises ValueError if it is not a regular file."""
+    return (row for row in _rows(path) if row is not None)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Each line of log.jsonl; None for one that is damaged, such as truncated by a crash."""
+    if not path.exists():
+        return
+    with open_regular(path) as file:
+        for line in file:
+            try:
+                row = parse_json(line)
+            except ValueError:
+                row = None
+            intact = isinstance(row, dict) and type(row.get("images")) is int and row["images"] >= 0
+            yield row if intact else None
 
 
 PROJECT = "residual-diffusion"

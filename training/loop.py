@@ -3,14 +3,18 @@
 Time is counted in images seen.
 """
 
+import filecmp
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from storage.write import replace_folder
+from residual.names import shorten
+from storage.read import is_regular
+from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
 from training import checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
 from training.data import ImageSet
@@ -43,6 +47,7 @@ def fit(
         raise ValueError(f"the run folder {folder.path} is not open; call folder.open(...) first")
     if folder.status == "finished":
         assert folder.resume_from is not None
+        Loop(task, images, settings, folder, accelerator).check_finished(folder.resume_from)
         accelerator.print(
             f"finished: {folder.path} has seen {folder.resume_from.images:,} images; "
             "raise train.images to continue, or --fresh to start over"
@@ -100,6 +105,7 @@ class Loop:
         else:
             on_main(lambda: require_disk_space(path, saved_bytes(model, slots), "a checkpoint and the model"))
             self.restore(resume_from)
+            self.check_model()
         size, free = show_size(checkpoint_bytes(model, slots)), show_size(on_main(lambda: free_bytes(path)))
         kept = checkpoint.kept_checkpoints(self.config)
         self.accelerator.print(f"checkpoints: {size} each, {kept}{took}; {free} are free")
@@ -120,6 +126,38 @@ class Loop:
         self.accelerator.print(f"resuming {path} from {saved.images:,} images (update {saved.update:,})")
         for line in checkpoint.changes(saved, self.metadata()):
             self.accelerator.print(line)
+
+    def check_finished(self, last: Checkpoint) -> None:
+        """Write the model folder of a finished run again if it is missing or damaged; needs its `last` checkpoint."""
+        with closing(self.step):
+            restore(self.step, last.update, lambda: checkpoint.read_tensors(last))
+            self.check_model()
+
+    def check_model(self) -> None:
+        """Write the model folder again, with a message, if its files are not those of the restored checkpoint."""
+        model, images = self.folder.model, self.step.images_seen
+
+        def write() -> None:
+            new = empty_folder(staging_folder(model))
+            try:
+                self.task.save(self.step.ema.model, new)
+                names = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
+                differ = [str(name) for name in names if not _same(new / name, model / name)]
+                if differ or model.is_symlink():
+                    publish_folder(model)
+                    what = shorten(differ, 3) or "a link"
+                    log.print_line(
+                        f"{model} was not that after {images:,} images ({what}); restored from the checkpoint"
+                    )
+            finally:
+                recover_folder(model)
+
+        try:
+            on_main(write)
+        except Exception as error:  # safetensors has an error of its own
+            if not is_full(error):
+                raise
+            self.accelerator.print(f"the disk is full: {model} was not compared with the checkpoint")
 
     def train(self) -> str | None:
         """Updates until the end, and after each what is due. If asked to stop, saves and returns the reason."""
@@ -241,3 +279,8 @@ class Loop:
         require_finite(f"in the evaluation after {seen:,} images", numbers)
         if complete:
             self.log.write(step.images_seen, step.updates, numbers, evaluated=True)
+
+
+def _same(new: Path, old: Path) -> bool:
+    """Whether both are regular files with the same content."""
+    return is_regular(old) and filecmp.cmp(new, old, shallow=False)

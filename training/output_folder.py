@@ -92,10 +92,7 @@ class OutputFolder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(self.staging):
             self.staging.mkdir()  # before the lock, whose errors do not name the file
-        lock = self.path.with_name(f"tmp-lock-{self.path.name}")
-        if not is_regular(lock) or lock.is_symlink():
-            remove(lock)
-        run_lock = RunLock(lock, self.path, flag="--out")
+        run_lock = RunLock(self.path.with_name(f"tmp-lock-{self.path.name}"), self.path, flag="--out")
         run_lock.acquire()
         self._lock = run_lock
         restore_folder(self.path)

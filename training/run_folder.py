@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from storage.read import is_regular
 from storage.write import recover_folder, write_text
 from training import checkpoint, log
 from training.checkpoint import Checkpoint
@@ -105,6 +106,7 @@ class RunFolder:
     def _prepare(self, settings: TrainingSettings) -> tuple[Status, Checkpoint | None]:
         recover_folder(self.model)
         checkpoint.clean(self.checkpoints)
+        self._set_strangers_aside()
         if checkpoint.list_folders(self.checkpoints):
             self._check_config(changeable(settings))
         elif any(log.read(self.log)):
@@ -114,11 +116,8 @@ class RunFolder:
             )
         newest, damaged = checkpoint.newest(self.checkpoints)
         for folder, problem in damaged.items():
-            moved = _free_name(folder.with_name(f"damaged-{folder.name}"))
-            os.rename(folder, moved)
-            log.print_line(
-                f"checkpoint {folder.name} is damaged: {problem}; moved to {moved.name}, using the previous one"
-            )
+            moved = _set_aside(folder)
+            log.print_line(f"checkpoint {folder.name} is damaged: {problem}; moved to {moved}, using the previous one")
         write_text(self.config, write_yaml({"format_version": FORMAT_VERSION} | self.resolved))
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
@@ -128,6 +127,21 @@ class RunFolder:
         log.truncate(self.log, newest.images)
         done = newest.images >= settings.train.images and log.evaluated(self.log, newest.images)
         return ("finished" if done else "resume"), newest
+
+    def _set_strangers_aside(self) -> None:
+        """Move what is not a file or folder of this class out of the way of those that will be written."""
+        if os.path.lexists(self.log) and not is_regular(self.log):
+            log.print_line(f"{self.log} is not a regular file; moved to {_set_aside(self.log)}")
+        if not self.checkpoints.is_dir():
+            return
+        own = set(checkpoint.list_folders(self.checkpoints))
+        for path in sorted(self.checkpoints.iterdir()):
+            if path in own or path.name.startswith((".", "damaged-")):
+                continue
+            if path.name.isdecimal() and path.name.isascii():  # a file where a checkpoint will be written
+                log.print_line(f"checkpoint {path.name} is not a folder; moved to {_set_aside(path)}")
+            else:
+                log.print_line(f"{path} is not a checkpoint and is ignored")
 
     def _check_config(self, may_change: Collection[str]) -> None:
         (old, _), new = read_settings(self.config, is_record=True), dict(flat(self.resolved))
@@ -146,7 +160,14 @@ class RunFolder:
             )
 
 
+def _set_aside(path: Path) -> str:
+    """Rename `path` to `damaged-NAME`, or that with a number; returns the new name."""
+    moved = _free_name(path.with_name(f"damaged-{path.name}"))
+    os.rename(path, moved)
+    return moved.name
+
+
 def _free_name(path: Path) -> Path:
     """`path` if nothing is there, else the first of `path`.1, `path`.2, ... that is free."""
     names = (path.with_name(f"{path.name}.{number}") if number else path for number in range(1_000_000))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not os.path.lexists(name))

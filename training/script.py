@@ -1,6 +1,7 @@
 """Makes a script of a function: an error in the input is one line and an exit code."""
 
 import argparse
+import errno
 import functools
 import io
 import os
@@ -36,11 +37,13 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
     A ValueError, or an OSError about a file that the user named, ends it with one line and exit code 2 (under
     `python -X dev` with the traceback). Ctrl-C ends it with exit code 130. Of several ranks rank 0 reports first; the
-    launcher then ends the others within `PATIENCE_S`, unless the error is theirs alone.
+    launcher then ends the others within `PATIENCE_S`, unless the error is theirs alone. A standard stream that is
+    closed or full does not end it (see `StandardStream`).
     """
 
     @functools.wraps(main)
     def script(argv: Sequence[str] | None = None, **options: Any) -> None:
+        _keep_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
         name = Path(sys.argv[0]).name
@@ -68,7 +71,58 @@ def show_and_exit(text: str) -> NoReturn:
     """Prints a help text or the like, on the first of several processes, and ends the script."""
     if rank() == 0:
         print(text)
+        require_printed()
     raise SystemExit(0)
+
+
+class StandardStream(io.FileIO):
+    """The file of stdout or stderr. Text that it cannot take is lost without an error, so that the work goes on.
+
+    That is so if its reader has ended, such as `head`, if the terminal is gone, and on a full disk.
+    """
+
+    lost: OSError | None = None
+    """why text was lost; not set if the reader has ended"""
+
+    def write(self, data: Any, /) -> int:
+        """Writes bytes; returns how many are done with, those that are lost included."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                self.lost = error
+            return len(data)
+
+
+def require_printed() -> None:
+    """Raises ValueError if stdout lost text, unless its reader has ended. For scripts whose result is that text."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, StandardStream) and raw.lost is not None:
+        raise ValueError(f"the standard output could not be written: {raw.lost.strerror}")
+
+
+def _keep_streams() -> None:
+    """Makes stdout and stderr streams that cannot fail.
+
+    A closed one becomes the null device: otherwise the next file opened would get its number, and the messages.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue  # replaced: by a caller, or here for an earlier script of this process
+        if stream is not None:
+            stream.flush()
+        file = io.BufferedWriter(StandardStream(number, "w", closefd=False))
+        encoding = "utf-8" if stream is None else stream.encoding
+        by_line = stream is None or stream.line_buffering
+        setattr(sys, name, io.TextIOWrapper(file, encoding, "backslashreplace", line_buffering=by_line))
 
 
 def _show_warning(
@@ -101,6 +155,11 @@ class ScriptParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.add_argument("--version", action="version", version=VERSION, help="show the version of the project")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the script after `--help` and `--version`. Raises ValueError if their text could not be written."""
+        require_printed()
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")

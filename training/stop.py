@@ -6,6 +6,7 @@ process, and then saves a checkpoint as usual.
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 import torch
@@ -64,4 +65,5 @@ class Stop:
         self.reason = self.reason or 1 + SIGNALS.index(number)
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)  # the default: it also ends a process that hangs in a library
-            os.write(2, b"\nstopping after this update; Ctrl-C again: at once\n")
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nstopping after this update; Ctrl-C again: at once\n")

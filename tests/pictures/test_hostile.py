@@ -87,7 +87,7 @@ KINDS: dict[str, bytes] = {
 def test_a_truncated_file_is_an_error(kind: str, share: float) -> None:
     data = KINDS[kind]
     decode(data, FOUND)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - as many types as formats
+    with pytest.raises(ValueError, match=r"\S"):  # the reason is Pillow's
         decode(data[: int(len(data) * share)], FOUND)
 
 
@@ -96,9 +96,9 @@ def test_a_png_whose_rows_end_early_is_an_error(rows: float) -> None:
     """Its compressed stream is complete and its checksums are right, so that Pillow makes the other rows black."""
     raw = png_rows(NOISE)
     np.testing.assert_array_equal(decode(png(raw, 64), FOUND), NOISE.transpose(2, 0, 1))
-    with pytest.raises(Exception, match=r"end early|truncated"):
+    with pytest.raises(ValueError, match=r"end early|truncated"):
         decode(png(raw[: int(len(raw) * rows / 64)], 64), FOUND)
-    with pytest.raises(OSError, match=r"unrecognized data|truncated"):
+    with pytest.raises(ValueError, match=r"unrecognized data|truncated"):
         decode(png(raw[: int(len(raw) * rows / 64)], 64, interlace=1), FOUND)
 
 
@@ -266,7 +266,7 @@ def test_too_many_pixels_are_refused_by_the_header() -> None:
     with pytest.raises(ValueError, match=r"10000 x 10000"):
         decode(png(b"", 10000, width=10000), FOUND)
     for side in (20000, 2**31 - 1):
-        with pytest.raises(Image.DecompressionBombError, match=rf"{side**2} pixels"):
+        with pytest.raises(ValueError, match=rf"{side**2} pixels"):
             decode(png(b"", side, width=side), FOUND)
 
 

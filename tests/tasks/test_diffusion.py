@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import sample
 from diffusion import DDPM, EDM, FORMULATIONS, SAMPLERS, Condition, Flow, Formulation, denoising_loss
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
+from residual.weights.read import WeightsNote
 from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import MODELS, DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
@@ -469,7 +470,7 @@ def test_weights_of_a_diverged_training_are_refused(conditional, tmp_path):
     state = load_file(file)
     state["embedding.linear1.weight"][0, 0] = float("nan")
     save_file(state, file)
-    with pytest.raises(ValueError, match=r"embedding\.linear1\.weight.*not finite"):
+    with pytest.raises(ValueError, match=r"embedding\.linear1\.weight.*NaN"):
         load_model(tmp_path / "model")
 
 
@@ -479,7 +480,10 @@ def test_weights_of_any_type_are_sampled_in_float32(conditional, tmp_path, dtype
     whole = model.draw(range(2), [3, 4], steps=5)
     model.net.to(dtype)
     model.save(tmp_path)
-    torch.testing.assert_close(load_model(tmp_path).draw(range(2), [3, 4], steps=5), whole, rtol=0, atol=0.1)
+    halved = f"129 of 129 tensors are {str(dtype).removeprefix('torch.')}"
+    with nullcontext() if dtype == torch.float64 else pytest.warns(WeightsNote, match=halved):
+        loaded = load_model(tmp_path)
+    torch.testing.assert_close(loaded.draw(range(2), [3, 4], steps=5), whole, rtol=0, atol=0.1)
 
 
 def test_a_network_that_needs_more_than_noise_is_refused(tmp_path):

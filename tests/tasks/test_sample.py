@@ -643,7 +643,7 @@ def test_names_of_folders_are_printed_safely(conditional, tmp_path, capsys):
 def test_a_missing_folder_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         sample.main([str(tmp_path / "nowhere")])
-    assert "nowhere'; give a run folder (of train.py) or a model folder" in capsys.readouterr().err
+    assert "nowhere'; give a model folder or a hub id" in capsys.readouterr().err
 
 
 def test_help_explains_every_flag(capsys):

@@ -92,6 +92,7 @@ def fail_at(patch: pytest.MonkeyPatch, step: int, code: int) -> None:
     wrapped = SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
     patch.setattr(checkpoint, "save_file", failing(checkpoint.save_file, wrapped))
     patch.setattr(toy, "save_file", failing(toy.save_file, wrapped))
+    patch.setattr(Path, "write_bytes", failing(Path.write_bytes, OSError(code, os.strerror(code))))
     patch.setattr(Path, "write_text", failing(Path.write_text, OSError(code, os.strerror(code))))
     for name in ("fsync", "rename", "replace", "mkdir"):
         patch.setattr(os, name, failing(getattr(os, name), OSError(code, os.strerror(code))))

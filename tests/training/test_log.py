@@ -18,13 +18,48 @@ from training.log import PROJECT, RunLog, evaluated, print_line, read, truncate
 from training.step import TrainingSettings
 
 
-@pytest.mark.parametrize("end", [b'{"images": 16, "lo', b"\0" * 40, b'{"im\xff\xfe": 8}\n{"images": 16}\n'])
+@pytest.mark.parametrize("end", [b'{"images": 16, "lo', b"\0" * 40, b'{"im\xff\xfe": 8}\n{"images": 32}\n'])
 def test_truncate_drops_what_came_later_and_what_cannot_be_read(tmp_path, end):
     path = tmp_path / "log.jsonl"
     rows = [{"images": images, "loss": images / 7} for images in (8, 16, 24)]
     path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + end)
     truncate(path, 16)
     assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"garbage",
+        b'{"images": 12, "lo',
+        b"\0" * 40,
+        b"\xff\xfe\r\x1b[31m",
+        b"[8, 9]",
+        b"12",
+        b"null",
+        b'"text"',
+        b'{"loss": 1}',
+        b'{"images": null}',
+        b'{"images": "12"}',
+        b'{"images": true}',
+        b'{"images": 12.5}',
+        b'{"images": NaN}',
+        b'{"images": -8}',
+        b'{"images": 1' + b"0" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"images": 8}{"images": 8}',
+        b"",
+    ],
+)
+def test_only_a_damaged_line_is_lost(tmp_path, capsys, line):
+    path = tmp_path / "log.jsonl"
+    rows = [json.dumps({"images": images, "loss": images / 7}).encode() for images in (8, 16, 24)]
+    path.write_bytes(b"\n".join([rows[0], line, *rows[1:]]) + b"\n")
+    assert [row["images"] for row in read(path)] == [8, 16, 24]
+    truncate(path, 16)
+    assert path.read_bytes().splitlines() == rows[:2]
+    assert re.search(r"log\.jsonl: damaged lines .*: 2$", capsys.readouterr().out.strip())
 
 
 def test_truncate_without_a_log(tmp_path):

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -8,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 
+from storage.show import printable
 from tests.training.test_checkpoint import flip
 from tests.training.toy import BATCH, ToyTask, config, resolved, train
 from training.data import DataConfig
@@ -259,3 +262,196 @@ def test_a_run_started_again_by_its_launcher_is_not_moved_aside_again(tmp_path, 
     monkeypatch.setattr("os.getppid", lambda: 0)
     assert opened(path, fresh=True).status == "new", "another launcher, which was restarted before it came here"
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+
+
+def test_a_resume_reports_a_damaged_line_of_the_log_and_keeps_the_rest(tmp_path, capsys):
+    train(tmp_path, images=HALF, log_every_images=BATCH)
+    path = tmp_path / "log.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], b"\0\xff", *lines[2:]]) + b"\n")
+    assert opened(tmp_path, images=HALF).status == "finished"
+    assert path.read_bytes().splitlines() == [lines[0], *lines[2:]]
+    assert re.search(r"log\.jsonl: damaged lines .*: 2\n", capsys.readouterr().out)
+
+
+NEWEST = "checkpoints/000000040"
+DEEP = 100_000
+
+
+def forged(**changes: object) -> Callable[[dict], str]:
+    """A state.json with a matching hash, so that only its values are wrong. A value of ... leaves the field out."""
+
+    def change(state: dict) -> str:
+        state = {name: value for name, value in (state | changes).items() if value is not ... and name != "sha256"}
+        digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        return json.dumps(state | {"sha256": digest}, indent=2) + "\n"
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "\0" * 100,
+        "[" * DEEP,
+        '{"files":' * DEEP + "1" + "}" * DEEP,
+        '{"files": ' + "[" * 900 + "]" * 900 + "}",
+        '{"images": ' + "1" * 5000 + "}",
+        forged(images=-8),
+        forged(images="40"),
+        forged(images=40.0),
+        forged(images=float("nan")),
+        forged(images=True),
+        forged(images=None),
+        forged(images=...),
+        forged(update=[]),
+        forged(update=-5),
+        forged(update=...),
+        forged(batch={}),
+        forged(processes="1"),
+        forged(micro_batch="8"),
+        forged(data=1),
+        forged(config=[]),
+        forged(machine=None),
+        forged(written=...),
+        forged(files=[]),
+        forged(files={"../../lock": {"bytes": 1, "sha256": "0"}}),
+        forged(files={"model.safetensors": None}),
+        forged(files={"model.safetensors": {"bytes": "x", "sha256": 0}}),
+        forged(format_version=None),
+        forged(format_version=float("inf")),
+        forged(format_version=[3]),
+        forged(format_version=...),
+    ],
+)
+def test_a_damaged_state_is_set_aside(tmp_path, capsys, text):
+    train(tmp_path, images=HALF)
+    state = tmp_path / NEWEST / "state.json"
+    state.write_text(text if isinstance(text, str) else text(json.loads(state.read_text())))
+    folder = opened(tmp_path, images=HALF)
+    assert folder.status == "resume"
+    assert folder.resume_from is not None
+    assert folder.resume_from.images == 0
+    assert re.search(r"checkpoint 000000040 is damaged: .*; moved to damaged-000000040", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+def test_a_named_pipe_in_a_checkpoint_is_set_aside(tmp_path, capsys, name):
+    train(tmp_path, images=HALF)
+    (tmp_path / NEWEST / name).unlink()
+    os.mkfifo(tmp_path / NEWEST / name)
+    assert opened(tmp_path, images=HALF).status == "resume"
+    assert f"checkpoint 000000040 is damaged: {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["²", "٣", " 12", "-5", "12 ", "+5", "1e3", "０００００００４０", "notes\n.txt", "x" * 250]
+)
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_other_names_among_the_checkpoints_are_ignored(tmp_path, capsys, name, is_folder):
+    train(tmp_path, images=HALF)
+    path = tmp_path / "checkpoints" / name
+    path.mkdir() if is_folder else path.write_text("")
+    assert opened(tmp_path, images=HALF).status == "finished"
+    assert path.exists()
+    assert f"{printable(str(path))} is not a checkpoint and is ignored\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["000000080", "80", "9" * 200])
+def test_a_file_with_the_name_of_a_checkpoint_is_set_aside(tmp_path, capsys, name):
+    train(tmp_path, images=HALF)
+    (tmp_path / "checkpoints" / name).write_text("mine")
+    assert train(tmp_path).finished
+    assert (tmp_path / f"checkpoints/damaged-{name}").read_text() == "mine"
+    assert f"checkpoint {name} is not a folder; moved to damaged-{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tmp-000000080", "tmp-x", "000000080"])
+def test_links_among_the_checkpoints_are_not_followed(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    train(tmp_path / "run", images=HALF)
+    (tmp_path / "run/checkpoints" / name).symlink_to(outside)
+    assert train(tmp_path / "run").finished
+    assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("file", "mine")]
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "lock", "config.yaml"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    train(tmp_path / "run", images=HALF)
+    path, target = tmp_path / "run" / name, tmp_path / "target"
+    path.rename(target)
+    path.symlink_to(target)
+    before = target.read_bytes()
+    assert train(tmp_path / "run").finished
+    assert target.read_bytes() == before
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "lock"])
+def test_a_named_pipe_does_not_stop_a_run(tmp_path, name):
+    train(tmp_path, images=HALF)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert train(tmp_path).finished
+    assert (tmp_path / name).is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "\xff", "{}", "[" * DEEP, '{"pid": 1}', '{"host": [], "pid": null, "x": 1}', "1" * 5000]
+)
+def test_the_content_of_the_lock_does_not_matter(tmp_path, text):
+    (tmp_path / "lock").write_text(text, encoding="latin-1")
+    assert opened(tmp_path).status == "new"
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_on_the_permissions(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        train(tmp_path / "run", images=HALF)
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*")}
+    assert modes == {path: (0o777 if path.is_dir() else 0o666) & ~mask for path in modes}
+    assert len([path for path in modes if path.suffix == ".safetensors"]) == 7
+
+
+def remove_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def as_link(path: Path) -> None:
+    path.parent.rename(path.parents[1] / "elsewhere")
+    path.parent.symlink_to(path.parents[1] / "elsewhere")
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [os.unlink, flip, half, remove_folder, as_link, as_pipe])
+@pytest.mark.parametrize("images", [HALF, 2 * HALF])
+def test_a_damaged_model_is_restored_from_the_checkpoint(tmp_path, capsys, damage, images):
+    train(tmp_path, images=HALF)
+    file = tmp_path / "model/model.safetensors"
+    before = file.read_bytes()
+    capsys.readouterr()
+    damage(file)
+    assert train(tmp_path, images=images).finished
+    assert re.search(r"model was not that after 40 images .*restored", capsys.readouterr().out)
+    assert (file.read_bytes() == before) == (images == HALF)
+    assert not file.parent.is_symlink()
+    assert train(tmp_path, images=images).finished
+    assert "restored" not in capsys.readouterr().out

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from pictures.decode import decode_file
 from pictures.preprocessing import Preprocessing
@@ -119,9 +118,5 @@ def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generato
         if isinstance(item.data, ArrayImage):
             return item, item.data.read(), False
         return item, *decode_file(item.data, preprocessing, random)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError:  # its text repeats the path
-        return item, "not an image", False
-    except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, …
+    except (OSError, ValueError) as error:
         return item, getattr(error, "strerror", None) or first_line(error), False

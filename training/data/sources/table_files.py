@@ -150,12 +150,12 @@ def open_table(file: Path) -> Table:
 
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
-    """Turns errors of arrow into a ValueError that names the file."""
+    """Turns errors of arrow, and texts that are not UTF-8, into a ValueError that names the file."""
     import pyarrow
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = file.suffix.lower().removeprefix(".")
         raise ValueError(f"{file} is not a readable {kind} file ({first_line(error)}); write it again") from error
 

@@ -98,7 +98,11 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     from datasets import Features
 
     tables = [open_table(file) for file in files]
-    features = Features.from_arrow_schema(tables[0].schema)
+    try:
+        features = Features.from_arrow_schema(tables[0].schema)
+    except Exception as error:  # the metadata that `datasets` stores may hold anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{files[0]} has columns that cannot be described ({reason}); write it again") from error
     image, label = image_column(columns, features), label_column(columns, features)
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
