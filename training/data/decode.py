@@ -83,7 +83,7 @@ def in_threads(
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
-                while len(pending) < 2 * workers and (chunk := list(islice(todo, CHUNK))):
+                while len(pending) < 2 * workers and (chunk := take(todo, MAX_HELD // (2 * workers))):
                     pending.append((chunk, pool.submit(compute, chunk)))
                 if not pending:
                     return
@@ -99,6 +99,17 @@ def in_threads(
         finally:
             for _, future in pending:
                 future.cancel()
+
+
+def take(todo: Iterable[Item], limit: int) -> list[Item]:
+    """The next `CHUNK` items, or fewer that have `limit` bytes."""
+    chunk, size = [], 0
+    for item in islice(todo, CHUNK):
+        chunk.append(item)
+        size += len(item.data) if isinstance(item.data, bytes) else 0
+        if size >= limit:
+            break
+    return chunk
 
 
 def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:

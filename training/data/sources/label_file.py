@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from residual.names import closest, require_known, shorten
 from storage.read import MAX_TEXT, is_regular, parse_json, read_text
 from training.data.sources.labels import LABEL_NAMES, MAX_CLASSES, normalize
-from training.data.sources.table_files import features_of, open_table
+from training.data.sources.table_files import features_of, open_table, whole_column
 
 MAX_LINES = 4 * MAX_TEXT
 """bytes of a label file that is no table; a single JSON value may have `MAX_TEXT`"""
@@ -117,12 +117,9 @@ def read_table(file: Path, text: str, column: str | None, most: int) -> Iterator
     if (found := sum(table.sizes)) > most:
         raise ValueError(f"it has {found:,} rows, but there are {most:,} images; leave the others out")
     rows = count(1)
-    for group in range(len(table.sizes)):
-        values = table.column(label, group).to_pylist()
-        if isinstance(kind, ClassLabel):
-            values = [None if value is None else kind.int2str(value) for value in values]
-        for image, value in zip(table.column(name, group).to_pylist(), values, strict=True):
-            yield Entry(f"row {next(rows)}", image, value)
+    for image, value in zip(whole_column(table, name), whole_column(table, label), strict=True):
+        named = kind.int2str(value) if isinstance(kind, ClassLabel) and value is not None else value
+        yield Entry(f"row {next(rows)}", image, named)
 
 
 def read_json(file: Path, text: str, column: str | None) -> Iterator[Entry]:

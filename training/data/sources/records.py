@@ -39,7 +39,9 @@ class Records:
     sizes: Sequence[int]
     """items in each shard"""
     load: Callable[[int], Sequence[Item]]
-    """the items of a shard, not decoded"""
+    """the items of a shard, not decoded, held in memory"""
+    read: Callable[[int], Iterable[Item]] | None = None
+    """the items of a shard one after the other, where that takes less memory"""
     labels: Sequence[Label] | None
     """the label of every item, or None"""
     classes: tuple[str, ...] | None
@@ -59,8 +61,8 @@ class Records:
         return sum(self.sizes)
 
     def items(self) -> Iterator[Item]:
-        """All items; one shard is loaded at a time."""
-        return chain.from_iterable(map(self.load, range(len(self.sizes))))
+        """All items; at most one shard is held."""
+        return chain.from_iterable(map(self.read or self.load, range(len(self.sizes))))
 
 
 @dataclass(frozen=True)

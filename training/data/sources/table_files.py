@@ -1,11 +1,20 @@
 """Files of tables: parquet and arrow, opened without reading data, then read by column and row group."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.read import require_regular
+from storage.read import open_regular, require_regular
+from training.units import show_size
+
+MAX_GROWTH = 1 << 30
+"""bytes that a row group may take in memory beyond the size that its file states"""
+MAX_RATIO = 100
+"""how many times smaller a column of more than `MAX_GROWTH` bytes may be in its file; files of images hardly shrink"""
+BATCH_BYTES = 256 << 20
+BATCH_ROWS = 10_000
 
 
 class Parquet:
@@ -23,17 +32,37 @@ class Parquet:
 
     def bytes(self, column: str, group: int) -> int:
         """Bytes of a column of a row group in memory."""
+        return sum(part.total_uncompressed_size for part in self._parts(column, group))
+
+    def _parts(self, column: str, group: int) -> list[Any]:
+        """The metadata of the parts in which a column of a row group is stored."""
         chunks = self.groups[group]
         parts = [chunks.column(number) for number in range(chunks.num_columns)]
-        return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] == column)
+        return [part for part in parts if part.path_in_schema.partition(".")[0] == column]
 
-    def column(self, name: str, group: int | None = None) -> Any:
-        """A column of one row group, or of all: a chunked array of arrow."""
+    def batches(self, name: str, group: int) -> Iterator[Any]:
+        """A column of a row group, in arrays of arrow of about `BATCH_BYTES` bytes, or of one row.
+
+        The size that the file states is not that of the cells in memory: equal ones are stored once, in a dictionary.
+        Raises ValueError for a damaged file, and for a column that shrinks too much in its file.
+        """
         import pyarrow.parquet
 
-        with readable(self.file), pyarrow.parquet.ParquetFile(self.file, metadata=self.metadata) as table:
-            read = table.read([name]) if group is None else table.read_row_group(group, [name])
-        return read.column(name)
+        stated, parts = self.bytes(name, group), self._parts(name, group)
+        stored = sum(part.total_compressed_size for part in parts)
+        if stated > max(MAX_GROWTH, MAX_RATIO * min(stored, self.file.stat().st_size)):
+            raise ValueError(
+                f"{self.file}: row group {group} of column {name!r} has {show_size(stored)} and states"
+                f" {show_size(stated)} uncompressed, more than {MAX_RATIO} times as many; write the table again"
+            )
+        cell = max([stated // max(1, self.sizes[group]), *(dictionary_bytes(self.file, part) for part in parts)])
+        few = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, cell)))
+        with (
+            readable(self.file),
+            pyarrow.parquet.ParquetFile(self.file, metadata=self.metadata, buffer_size=1 << 20) as table,
+        ):
+            for batch in table.iter_batches(few, [group], [name]):
+                yield batch.column(name)
 
 
 class Arrow:
@@ -44,29 +73,72 @@ class Arrow:
 
         self.file = file
         mapped = pyarrow.memory_map(str(file))
+        before, self._batches = pyarrow.total_allocated_bytes(), []
         try:
             reader = pyarrow.ipc.open_stream(mapped)
-            self.batches = list(reader)
+            batches = iter(reader)
         except pyarrow.ArrowInvalid:
             mapped.seek(0)
             reader = pyarrow.ipc.open_file(mapped)
-            self.batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        for batch in batches:
+            self._batches.append(batch)
+            if pyarrow.total_allocated_bytes() - before > MAX_GROWTH:
+                raise ValueError(
+                    f"{file} is compressed and takes more than {show_size(MAX_GROWTH)} in memory; write it again"
+                    " without compression, or as parquet"
+                )
         self.schema = reader.schema
-        self.sizes = [batch.num_rows for batch in self.batches]
+        self.sizes = [batch.num_rows for batch in self._batches]
 
     def bytes(self, column: str, group: int) -> int:
         """Bytes of a column of a row group in memory."""
-        return self.batches[group].column(column).nbytes
+        return self._batches[group].column(column).nbytes
 
-    def column(self, name: str, group: int | None = None) -> Any:
-        """A column of one row group, or of all: a chunked array of arrow."""
-        import pyarrow
-
-        batches = self.batches if group is None else [self.batches[group]]
-        return pyarrow.chunked_array([batch.column(name) for batch in batches], self.schema.field(name).type)
+    def batches(self, name: str, group: int) -> Iterator[Any]:
+        """A column of a record batch: one array of arrow."""
+        yield self._batches[group].column(name)
 
 
 Table = Parquet | Arrow
+
+
+def dictionary_bytes(file: Path, part: Any) -> int:
+    """An upper limit for the size of a cell that parquet stores once for several rows; `part` is its metadata.
+
+    It is the uncompressed size of the dictionary: the second field of the header of its page, which is a struct of
+    Thrift's compact protocol, both fields 32-bit integers.
+    """
+    if part.physical_type != "BYTE_ARRAY" or not part.has_dictionary_page:
+        return 0
+    with open_regular(file) as opened:
+        opened.seek(part.dictionary_page_offset or 0)
+        header = opened.read(32)
+    numbers = re.match(rb"\x15[\x80-\xff]*[\x00-\x7f]\x15([\x80-\xff]*[\x00-\x7f])", header)
+    if numbers is None:
+        return part.total_uncompressed_size
+    return sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(numbers[1])) // 2  # zigzag
+
+
+def whole_column(table: Table, name: str) -> Iterator[Any]:
+    """The values of a column, row group by row group."""
+    for group in range(len(table.sizes)):
+        for array in table.batches(name, group):
+            yield from array.to_pylist()
+
+
+def held_column(table: Table, name: str, group: int) -> list[Any]:
+    """A column of a row group, as arrays of arrow. Raises ValueError if it takes far more memory than is stated."""
+    arrays, size, limit = [], 0, table.bytes(name, group) + MAX_GROWTH
+    for array in table.batches(name, group):
+        arrays.append(array)
+        size += array.nbytes
+        if size > limit:
+            raise ValueError(
+                f"row group {group} of {table.file} takes more than {show_size(limit)} in memory; write the table again"
+                " with smaller row groups, or set data.stream to false"
+            )
+    return arrays
 
 
 def open_table(file: Path) -> Table:

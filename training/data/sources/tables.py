@@ -3,12 +3,13 @@
 import ast
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, islice
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -17,14 +18,16 @@ from residual.names import require_known, shorten
 from training.data.config import HUB, split_hub
 from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
-from training.data.sources.table_files import features_of, first_line, open_table, readable
+from training.data.sources.table_files import features_of, first_line, held_column, open_table, whole_column
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 
-TEXTS = ("string", "large_string")
+TEXTS, BYTES = ("string", "large_string"), ("binary", "large_binary")
 ROWS_TO_TRY = 100
 MAX_LISTED = 100
 """names of configurations in a message"""
+MAX_NAME = 1000
+"""characters in the name of a class"""
 HUB_ROWS = 1000
 """rows of a data set of the hub that are read at a time"""
 
@@ -92,8 +95,6 @@ def local_tables(
 
 def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelFormat) -> Records:
     """The image column of table files, not read yet; the label column is read."""
-    from datasets import Image
-
     tables = [open_table(file) for file in files]
     features = features_of(tables[0])
     image, label = image_column(columns, features), label_column(columns, features)
@@ -101,25 +102,30 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
             raise ValueError(f"{table.file} has no column {missing[0]!r}, which {files[0].name} has; write it again")
     below = {table: FilesBelow(table.file.parent, columns.allow_outside) for table in tables}
-    check_paths(image, ((below[table], v) for table in tables for v in table.column(image).to_pylist()), features)
+    check_paths(image, ((below[table], v) for table in tables for v in whole_column(table, image)), features)
     groups = [(table, group) for table in tables for group in range(len(table.sizes))]
     sizes = [table.sizes[group] for table, group in groups]
     first_rows = np.cumsum([0, *sizes]).tolist()
     labels: list[Label] | None = None if label is None else []
     for table in tables:
         if label is not None and labels is not None:
-            with readable(table.file):
-                labels += normalize_labels(table.column(label).to_pylist())
+            labels += normalize_labels(list(short_labels(whole_column(table, label), f"{table.file}, {label!r}")))
 
-    def load(shard: int) -> list[Item]:
+    def load(shard: int) -> Rows:
         table, group = groups[shard]
-        with readable(table.file):
-            parts = [Image().cast_storage(part).to_pylist() for part in table.column(image, group).chunks]
-        return [item(row, value, below[table]) for row, value in enumerate(chain(*parts), first_rows[shard])]
+        return Rows(held_column(table, image, group), first_rows[shard], below[table])
+
+    def read(shard: int) -> Iterator[Item]:
+        table, group = groups[shard]
+        row = first_rows[shard]
+        for array in table.batches(image, group):
+            yield from Rows([array], row, below[table])
+            row += len(array)
 
     return Records(
         sizes=sizes,
         load=load,
+        read=read,
         labels=labels,
         classes=class_names(label, features),
         pixel_format=pixel_format,
@@ -159,13 +165,12 @@ def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFo
         local = Path(repository).expanduser()
         below = FilesBelow(local if local.is_dir() else caches[0], columns.allow_outside, caches)
         check_paths(image, ((below, row[image]) for row in pictures), table.features)
-        pictures = pictures.cast_column(image, Image(decode=False))
+        pictures = pictures.cast_column(image, Image(decode=False)).with_format("arrow")
         starts = range(0, len(table), HUB_ROWS)
 
-        def load(shard: int) -> list[Item]:
+        def load(shard: int) -> Rows:
             start = starts[shard]
-            values = pictures[start : start + HUB_ROWS][image]
-            return [item(row, value, below) for row, value in enumerate(values, start)]
+            return Rows(pictures[start : start + HUB_ROWS][image].chunks, start, below)
 
         return Records(
             sizes=[min(HUB_ROWS, len(table) - start) for start in starts],
@@ -197,11 +202,52 @@ def class_names(label: str | None, features: Mapping[str, Any]) -> tuple[str, ..
     return tuple(features[label].names) if label is not None and isinstance(features[label], ClassLabel) else None
 
 
-def item(row: int, value: Mapping[str, Any] | None, below: FilesBelow) -> Item:
+class Rows(Sequence):
+    """Rows of an image column, held as arrays of arrow; the first one has the number `first`."""
+
+    def __init__(self, arrays: Sequence[Any], first: int, below: FilesBelow):
+        self._arrays, self._first, self._below = arrays, first, below
+        self._ends = list(accumulate(map(len, arrays)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        part = bisect_right(self._ends, number)
+        value = self._arrays[part][number - self._ends[part]].as_py()  # counted from the end of the array
+        return item(self._first + number, value, self._below)
+
+
+def short_labels(values: Iterable[Any], where: str) -> Iterator[Any]:
+    """The labels of a column, equal ones as one object. Raises ValueError for a text that is too long for a name."""
+    known: dict[Any, Any] = {}
+    for row, value in enumerate(values):
+        if isinstance(value, str):
+            if len(value) > MAX_NAME:
+                raise ValueError(
+                    f"{where}: the label of row {row} has {len(value):,} characters, such as {value[:40]!r}; a name has"
+                    f" at most {MAX_NAME:,}; set data.label_column to another column, or data.labels to false"
+                )
+            value = known.setdefault(value, value)
+        yield value
+
+
+def item(row: int, value: Mapping[str, Any] | str | bytes | None, below: FilesBelow) -> Item:
     """One row. An image without bytes is read from its path; without either the decoder reports it.
 
     Raises ValueError for a path that `below` does not allow.
     """
+    if isinstance(value, str | bytes):
+        value = {"path" if isinstance(value, str) else "bytes": value}
     path, data = (value or {}).get("path"), (value or {}).get("bytes")
     name = f"row {row} ({path})" if path else f"row {row}"
     return Item(name, below.find(path, f"row {row}") if path and data is None else data or b"")
@@ -217,9 +263,14 @@ def image_column(columns: Columns, features: Mapping[str, Any]) -> str:
         found = f"{len(several)} columns hold images" if several else "no image column found"
         raise ValueError(f"{found}; set data.image_column to one of the columns: {shorten(several or list(features))}")
     feature = features[column]
-    plain = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", *TEXTS)
-    packed = isinstance(feature, Mapping) and {"bytes", "path"} & set(feature)
-    if not (isinstance(feature, Image) or plain or packed):
+    plain = isinstance(feature, Value) and feature.dtype in (*BYTES, *TEXTS)
+    parts = feature if isinstance(feature, Mapping) else {}
+    packed = [
+        getattr(parts[name], "dtype", "") in (*kinds, "null")
+        for name, kinds in (("bytes", BYTES), ("path", TEXTS))
+        if name in parts
+    ]
+    if not (isinstance(feature, Image) or plain or (packed and all(packed))):
         raise ValueError(
             f"image column {column!r} holds {getattr(feature, 'dtype', feature)}, not the bytes or paths of image"
             " files; set data.image_column to another column"
