@@ -118,10 +118,6 @@ def test_numbers_that_would_overflow_are_refused_by_name(name: str, tensor: torc
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ([STATE], "list"),
-        (3, "int"),
-        (None, "NoneType"),
-        ({1: torch.ones(1)}, "1 is not the name"),
         ({"state_dict": STATE}, "state_dict.*dict"),
         ({"epoch": 3} | STATE, "epoch.*int"),
         ({"a.weight": [1.0]}, r"a\.weight.*list"),

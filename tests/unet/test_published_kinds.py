@@ -209,7 +209,7 @@ def test_several_variants_are_named(small: UNet2DModel, tmp_path: Path) -> None:
         ("mid_block_type", None, "mid_block"),
         ("add_attention", True, "mid_block"),
         ("layers_per_block", 1, "resnets"),
-        ("block_out_channels", [64, 64], "conv_in"),
+        ("block_out_channels", [64, 64], "time_embedding"),
     ],
 )
 def test_weights_that_are_not_those_of_the_config_are_refused(

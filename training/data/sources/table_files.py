@@ -124,7 +124,9 @@ def whole_column(table: Table, name: str) -> Iterator[Any]:
     """The values of a column, row group by row group."""
     for group in range(len(table.sizes)):
         for array in table.batches(name, group):
-            yield from array.to_pylist()
+            with readable(table.file):
+                values = array.to_pylist()
+            yield from values
 
 
 def held_column(table: Table, name: str, group: int) -> list[Any]:

@@ -223,7 +223,11 @@ class Rows(Sequence):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         part = bisect_right(self._ends, number)
-        value = self._arrays[part][number - self._ends[part]].as_py()  # counted from the end of the array
+        try:
+            value = self._arrays[part][number - self._ends[part]].as_py()  # counted from the end of the array
+        except UnicodeDecodeError as error:
+            row = f"row {self._first + number} of a table in {self._below.folder}"
+            raise ValueError(f"{row} names a file by a text that is not UTF-8 ({error}); write it again") from None
         return item(self._first + number, value, self._below)
 
 
