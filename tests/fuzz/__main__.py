@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from rich.console import Console
-from rich.table import Table
 
 from tests.fuzz import data, models
 from tests.fuzz import settings as command_line
@@ -50,10 +48,8 @@ def main() -> None:
 
 def fuzz(names: list[str], first_seed: int, seconds: float, count: int | None) -> int:
     """Runs every kind in a process; returns 1 if an input had another end than a valid value or one line."""
-    console = Console(width=110)
-    table = Table(title=f"fuzz, seed {first_seed}", title_justify="left")
-    for column in ("kind", "inputs", "distinct", "accepted", "refused", "failures"):
-        table.add_column(column)
+    columns = ("inputs", "distinct", "accepted", "refused")
+    print(f"seed {first_seed}\n{'kind':22}", *(f"{name:>9}" for name in (*columns, "failures")), flush=True)
     broken = 0
     for name in names:
         words = [sys.executable, "-m", "tests.fuzz", "--here", "--only", name, "--seed", str(first_seed)]
@@ -66,14 +62,10 @@ def fuzz(names: list[str], first_seed: int, seconds: float, count: int | None) -
                 last = json.loads(line)
         if process.wait():
             last["failures"].append([last["seed"], f"the process ended with {process.returncode}"])
+        print(f"{name:22}", *(f"{last[column]:9,}" for column in columns), f"{len(last['failures']):9}", flush=True)
         for number, text in last["failures"]:
             broken = 1
-            console.print(
-                f"{name}: python -m tests.fuzz --only '{name}' --rounds 1 --seed {number}\n{text}", markup=False
-            )
-        row = [f"{last[key]:,}" for key in ("inputs", "distinct", "accepted", "refused")]
-        table.add_row(name, *row, str(len(last["failures"])))
-    console.print(table)
+            print(f"python -m tests.fuzz --only '{name}' --rounds 1 --seed {number}\n{text}", flush=True)
     return broken
 
 

@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -470,7 +470,7 @@ def test_weights_of_a_diverged_training_are_refused(conditional, tmp_path):
     state = load_file(file)
     state["embedding.linear1.weight"][0, 0] = float("nan")
     save_file(state, file)
-    with pytest.raises(ValueError, match=r"embedding\.linear1\.weight.*NaN"):
+    with pytest.raises(ValueError, match=r"embedding\.linear1\.weight.*nan"):
         load_model(tmp_path / "model")
 
 
@@ -481,7 +481,7 @@ def test_weights_of_any_type_are_sampled_in_float32(conditional, tmp_path, dtype
     model.net.to(dtype)
     model.save(tmp_path)
     halved = f"129 of 129 tensors are {str(dtype).removeprefix('torch.')}"
-    with nullcontext() if dtype == torch.float64 else pytest.warns(WeightsNote, match=halved):
+    with pytest.warns(WeightsNote, match=halved):
         loaded = load_model(tmp_path)
     torch.testing.assert_close(loaded.draw(range(2), [3, 4], steps=5), whole, rtol=0, atol=0.1)
 
