@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import residual
-from residual.weights.config import foreign_version
+from residual.weights.config import convert, foreign_version
 from storage.read import parse_json, read_text
 from storage.write import create_new, empty_folder, remove, sync, write_text
 from training.config import TrainConfig
@@ -77,15 +77,20 @@ class CheckpointMetadata:
     """all settings of the run, in plain types"""
     machine: Mapping[str, str | int]
     """what computed it, see `describe_machine`"""
+    unlogged_updates: int = 0
+    """updates since the last line of the log"""
+    unlogged_sums: tuple[tuple[float, float], ...] = ()
+    """loss and gradient norm, summed over these updates, of each process"""
     written: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """when, ISO 8601"""
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("images", "update", "batch", "processes"), (int,)),
+    **dict.fromkeys(("images", "update", "batch", "processes", "unlogged_updates"), (int,)),
     "micro_batch": (int, type(None)),
     **dict.fromkeys(("data", "written"), (str,)),
     **dict.fromkeys(("config", "machine"), (dict,)),
+    "unlogged_sums": (list,),
 }
 """of the metadata in state.json"""
 
@@ -188,11 +193,13 @@ def verify(folder: Path) -> str | None:
 
 def _metadata(state: Mapping[str, Any]) -> CheckpointMetadata:
     """The metadata in state.json. Raises KeyError or TypeError for a field that is missing or of another type."""
+    state = {"unlogged_updates": 0, "unlogged_sums": [], **state}  # checkpoints of earlier commits lack them
     for name, types in _TYPES.items():
         value = state[name]
         if type(value) not in types or (isinstance(value, int) and value < 0):
             raise TypeError(f"{name} is {value!r}")
-    return CheckpointMetadata(**{name: state[name] for name in _TYPES})
+    sums = convert(state["unlogged_sums"], tuple[tuple[float, float], ...])
+    return CheckpointMetadata(**{name: state[name] for name in _TYPES} | {"unlogged_sums": sums})
 
 
 def _verify_file(path: Path, size: int, digest: str) -> str | None:

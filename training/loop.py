@@ -64,7 +64,7 @@ class Loop:
     ) -> None:
         self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
         self.config, self.optimizer_slots = settings.train, settings.optimizer.slots
-        self.step = Step(task, images, settings, accelerator)
+        self.step, self.meter = Step(task, images, settings, accelerator), Meter(accelerator.device)
 
     def run(self) -> bool:
         """From the state of the run folder to the end (True), or until asked to stop (False)."""
@@ -123,6 +123,7 @@ class Loop:
         except ValueError as error:
             way_out = "give the model that was trained, or --fresh to start over"
             raise ValueError(f"{saved.folder}: {error}; {way_out}") from None
+        self.meter.restore(saved.unlogged_updates, saved.unlogged_sums, self.accelerator)
         self.accelerator.print(f"resuming {path} from {saved.images:,} images (update {saved.update:,})")
         for line in checkpoint.changes(saved, self.metadata()):
             self.accelerator.print(line)
@@ -161,7 +162,8 @@ class Loop:
 
     def train(self) -> str | None:
         """Updates until the end, and after each what is due. If asked to stop, saves and returns the reason."""
-        config, step, meter = self.config, self.step, Meter(self.accelerator.device)
+        config, step, meter = self.config, self.step, self.meter
+        meter.restart_clock(step.reader.waited_seconds)
         while not self.ended:
             result = step.update()
             meter.add(result.loss, result.gradient_norm)
@@ -199,7 +201,7 @@ class Loop:
         return self.step.images_seen >= self.config.images
 
     def metadata(self) -> CheckpointMetadata:
-        """The metadata of a checkpoint that is written now."""
+        """The metadata of a checkpoint that is written now; to be called on every process."""
         return CheckpointMetadata(
             images=self.step.images_seen,
             update=self.step.updates,
@@ -209,6 +211,8 @@ class Loop:
             data=self.images.fingerprint,
             config=self.folder.resolved,
             machine=describe_machine(self.accelerator.device),
+            unlogged_updates=self.meter.updates,
+            unlogged_sums=self.meter.sums(self.accelerator),
         )
 
     def save(self, last: bool = False) -> bool:
@@ -219,10 +223,11 @@ class Loop:
         """
         step, folder = self.step, self.folder
         needed, what = saved_bytes(step.trained, self.optimizer_slots), "a checkpoint and the model"
+        metadata = self.metadata()
 
         def write() -> None:
             with raise_disk_full(folder.path, needed, what):
-                staged = checkpoint.stage(folder.checkpoints, state_tensors(step), self.metadata())
+                staged = checkpoint.stage(folder.checkpoints, state_tensors(step), metadata)
                 replace_folder(folder.model, lambda new: self.task.save(step.ema.model, new))
                 checkpoint.publish(staged)
             checkpoint.prune(folder.checkpoints, self.config.keep_last, self.config.is_permanent)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,18 +12,22 @@ from torch import Tensor
 
 
 class Meter:
-    """Sums loss and gradient norm on the device, and measures the time between two readings."""
+    """Sums loss and gradient norm on the device, and measures the time between two readings.
+
+    A checkpoint stores the sums, so that a resumed run reads the same means as an undisturbed one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(2, device=device)
         self.updates = 0
-        """updates since the last `restart`"""
-        self._waited_seconds, self._paused_s, self._since = 0.0, 0.0, time.perf_counter()
+        """updates since the last `restart`, in earlier processes too"""
+        self.restart_clock(0.0)
 
     def add(self, loss: Float[Tensor, ""], gradient_norm: Float[Tensor, ""]) -> None:
         """Count one update."""
         self._sums += torch.stack([loss, gradient_norm])
         self.updates += 1
+        self._timed_updates += 1
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -41,7 +45,7 @@ class Meter:
         """Images per second, and the share of time spent waiting for data (`waited_seconds` in total)."""
         elapsed = time.perf_counter() - self._since - self._paused_s
         return {
-            "images_per_second": batch * self.updates / elapsed,
+            "images_per_second": batch * self._timed_updates / elapsed,
             "data_wait": (waited_seconds - self._waited_seconds) / elapsed,
         }
 
@@ -49,7 +53,24 @@ class Meter:
         """Start a new interval."""
         self._sums.zero_()
         self.updates = 0
-        self._waited_seconds, self._paused_s, self._since = waited_seconds, 0.0, time.perf_counter()
+        self.restart_clock(waited_seconds)
+
+    def restart_clock(self, waited_seconds: float) -> None:
+        """Measure the speed from now on."""
+        self._timed_updates, self._waited_seconds = 0, waited_seconds
+        self._paused_s, self._since = 0.0, time.perf_counter()
+
+    def sums(self, accelerator: Accelerator) -> tuple[tuple[float, float], ...]:
+        """Loss and gradient norm since the last `restart`, summed, of each process; to be called on every process."""
+        return tuple((loss, norm) for loss, norm in accelerator.gather(self._sums[None]).tolist())
+
+    def restore(self, updates: int, sums: Sequence[tuple[float, float]], accelerator: Accelerator) -> None:
+        """Continue from the `sums` over `updates`; with another number of processes, from the mean of them."""
+        if sums:
+            saved = torch.tensor(sums, dtype=self._sums.dtype)
+            is_same = len(saved) == accelerator.num_processes
+            self._sums.copy_(saved[accelerator.process_index] if is_same else saved.mean(dim=0))
+            self.updates = updates
 
 
 def require_finite(where: str, numbers: Mapping[str, float]) -> None:

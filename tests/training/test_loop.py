@@ -1,4 +1,7 @@
+import json
 import re
+import signal
+import time
 from dataclasses import fields
 from functools import partial
 
@@ -33,6 +36,12 @@ from training.units import show_size
 
 def losses(path) -> list[float]:
     return [row["loss"] for row in read(path / "log.jsonl") if "loss" in row]
+
+
+def rows(path) -> list[dict]:
+    """The log without what depends on the clock."""
+    clock = ("images_per_second", "data_wait", "time")
+    return [{key: value for key, value in row.items() if key not in clock} for row in read(path / "log.jsonl")]
 
 
 def same_weights(a, b, tolerance: float) -> None:
@@ -87,13 +96,55 @@ def test_a_run_that_dies_between_checkpoints_resumes_with_the_same_bits(tmp_path
     train(tmp_path / "died", ToyTask(dropout=0.3), **settings)
     assert hashes(tmp_path / "died") == hashes(tmp_path / "straight")
 
-    def rows(path):
-        return [
-            {key: value for key, value in row.items() if key not in ("images_per_second", "data_wait", "time")}
-            for row in read(path / "log.jsonl")
-        ]
-
     assert rows(tmp_path / "died") == rows(tmp_path / "straight")
+
+
+LOGGED = {"log_every_images": 4 * BATCH, "eval_every_images": 5 * BATCH, "checkpoint_every_images": 3 * BATCH}
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """An undisturbed run whose lines of the log lie between checkpoints."""
+    path = tmp_path_factory.mktemp("logged")
+    train(path, **LOGGED)
+    return path
+
+
+@pytest.mark.parametrize("stops", [*([update] for update in range(1, 11)), [1, 2, 3, 5], [3, 6], list(range(1, 10))])
+def test_a_stop_at_any_update_changes_no_line_of_the_log(tmp_path, logged, stops):
+    for before, update in zip([0, *stops], stops, strict=False):
+        task = ToyTask()
+        task.signal_at = update - before, signal.SIGTERM
+        assert train(tmp_path, task, **LOGGED).finished is False
+        assert newest(tmp_path).name == f"{update * BATCH:09d}"
+    assert train(tmp_path, **LOGGED).finished
+    assert rows(tmp_path) == rows(logged)
+
+
+@pytest.mark.parametrize("update", range(1, 11))
+def test_a_death_at_any_update_changes_no_line_of_the_log(tmp_path, logged, update):
+    class Dying(ToyTask):
+        def after_update(self, model):
+            if len(self.batches) == update:
+                raise RuntimeError("died")
+
+    with pytest.raises(RuntimeError, match="died"):
+        train(tmp_path, Dying(), **LOGGED)
+    assert train(tmp_path, **LOGGED).finished
+    assert rows(tmp_path) == rows(logged)
+
+
+def test_the_speed_counts_only_what_this_process_trained(tmp_path):
+    task = ToyTask()
+    task.signal_at = 7, signal.SIGTERM
+    train(tmp_path, task, log_every_images=8 * BATCH)
+    began = time.perf_counter()
+    train(tmp_path, log_every_images=8 * BATCH)
+    seconds = time.perf_counter() - began
+    [speed] = [row["images_per_second"] for row in read(tmp_path / "log.jsonl") if row["images"] == 8 * BATCH]
+    assert speed >= BATCH / seconds
+    [state] = [json.loads((newest(tmp_path) / "state.json").read_text())]
+    assert (state["unlogged_updates"], state["unlogged_sums"]) == (0, [[0.0, 0.0]])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -18,6 +18,23 @@ def test_means_over_the_interval():
     assert meter.means(engine) == {"loss": 5.0, "gradient_norm": 7.0}
 
 
+def test_sums_are_carried_on():
+    engine, meter, later = accelerator(config()), Meter(torch.device("cpu")), Meter(torch.device("cpu"))
+    meter.add(torch.tensor(0.1), torch.tensor(0.7))
+    later.restore(meter.updates, meter.sums(engine), engine)
+    for one in (meter, later):
+        one.add(torch.tensor(0.2), torch.tensor(0.3))
+    assert later.means(engine) == meter.means(engine)
+
+
+def test_sums_of_another_number_of_processes():
+    engine, meter = accelerator(config()), Meter(torch.device("cpu"))
+    meter.restore(2, [(1.0, 10.0), (3.0, 30.0)], engine)
+    assert meter.means(engine) == {"loss": 1.0, "gradient_norm": 10.0}
+    meter.restore(9, [], engine)
+    assert meter.updates == 2, "a checkpoint without sums"
+
+
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf)])
 def test_divergence(loss, norm):
     engine, meter = accelerator(config()), Meter(torch.device("cpu"))

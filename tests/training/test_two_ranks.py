@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.training.test_loop import losses, same_weights
+from tests.training.test_loop import losses, rows, same_weights
 from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,11 @@ def test_a_resumed_run_is_the_same_bit_for_bit(two):
     assert len(hashes(two / "halves")) == 3
     assert hashes(two / "halves") == hashes(two / "straight")
     assert losses(two / "halves") == losses(two / "straight")
+
+
+def test_stops_change_no_line_of_the_log(two):
+    assert len(rows(two / "logged")) == 5
+    assert rows(two / "logged in pieces") == rows(two / "logged")
 
 
 def test_a_signal_to_one_rank_stops_both_after_the_same_update(two):
@@ -102,4 +107,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 11
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 17

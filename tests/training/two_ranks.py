@@ -13,6 +13,10 @@ from training.processes import leave_processes, on_main, process_state
 from training.run_folder import RunFolder
 
 
+LOGGED = {"log_every_images": 4 * BATCH, "eval_every_images": 5 * BATCH, "checkpoint_every_images": 3 * BATCH}
+STOPS = [1, 2, 5, 7]
+
+
 def main(out: Path) -> None:
     rank = process_state().process_index
     train(out / "plain")
@@ -20,6 +24,12 @@ def main(out: Path) -> None:
     train(out / "straight", ToyTask(dropout=0.3), micro_batch=2)
     train(out / "halves", ToyTask(dropout=0.3), micro_batch=2, images=6 * BATCH)
     train(out / "halves", ToyTask(dropout=0.3), micro_batch=2)
+    train(out / "logged", **LOGGED)
+    for update, before in zip(STOPS, [0, *STOPS], strict=False):
+        task = ToyTask()
+        task.signal_at = (update - before, signal.SIGTERM) if rank == update % 2 else (-1, 0)
+        train(out / "logged in pieces", task, **LOGGED)
+    train(out / "logged in pieces", **LOGGED)
     train(out / "elastic")
     average(out, rank)
     task = ToyTask()
