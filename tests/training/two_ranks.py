@@ -12,7 +12,6 @@ from training.freeze import freeze
 from training.processes import leave_processes, on_main, process_state
 from training.run_folder import RunFolder
 
-
 LOGGED = {"log_every_images": 4 * BATCH, "eval_every_images": 5 * BATCH, "checkpoint_every_images": 3 * BATCH}
 STOPS = [1, 2, 5, 7]
 
