@@ -104,7 +104,7 @@ def require_printed() -> None:
 
 
 def _keep_streams() -> None:
-    """Makes stdout and stderr streams that cannot fail.
+    """Makes stdout and stderr streams that cannot fail, and that write every line at once, also to a file.
 
     A closed one becomes the null device: otherwise the next file opened would get its number, and the messages.
     """
@@ -121,8 +121,7 @@ def _keep_streams() -> None:
             stream.flush()
         file = io.BufferedWriter(StandardStream(number, "w", closefd=False))
         encoding = "utf-8" if stream is None else stream.encoding
-        by_line = stream is None or stream.line_buffering
-        setattr(sys, name, io.TextIOWrapper(file, encoding, "backslashreplace", line_buffering=by_line))
+        setattr(sys, name, io.TextIOWrapper(file, encoding, "backslashreplace", line_buffering=True))
 
 
 def _show_warning(

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tests.torture.runs import Run, Started, require
+from tests.torture.runs import RUNS_PER_TIME, Run, Started, require
 from training import checkpoint
 
 SIZE_BYTES = 64 * 2**20
@@ -45,6 +45,10 @@ def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dic
     with small_disk(folder / "disk") as disk:
         while count["times"] < times:
             count["runs"] += 1
+            require(
+                count["runs"] <= RUNS_PER_TIME * times,
+                f"only {count['times']} of {count['runs'] - 1} disks were filled",
+            )
             run = replace(quiet, folder=disk / f"full-{count['runs']}")
             started = run.start()
             try:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.torture.runs import Run, Started, require, send
+from tests.torture.runs import RUNS_PER_TIME, Run, Started, require, send
 from training import checkpoint
 
 SECONDS_PER_PIECE = 1.5
@@ -22,6 +22,9 @@ def kill_until(folder: Path, quiet: Run, kills: int, dice: random.Random) -> dic
     count = {"kills": 0, "inside a save": 0, "runs": 0}
     while count["kills"] < kills:
         count["runs"] += 1
+        require(
+            count["runs"] <= RUNS_PER_TIME * kills, f"only {count['kills']} of {count['runs'] - 1} runs were killed"
+        )
         run = replace(quiet, folder=folder / f"killed{quiet.processes}-{count['runs']}")
         left = None  # images of the newest checkpoint after the last kill
         while True:

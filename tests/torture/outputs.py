@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.write import staging_folder
-from tests.torture.runs import ROOT, Run, Started, require, send
+from tests.torture.runs import ROOT, RUNS_PER_TIME, Run, Started, require, send
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ def kill_until(folder: Path, quiet: Run, script: Script, kills: int, dice: rando
     run = replace(quiet, folder=folder / f"{name}-output")
     old, new = (contents(finish(run, quiet, script, arguments)) for arguments in (script.old, script.new))
     seconds = 0.5
-    while count["kills"] < kills:
+    for _ in range(RUNS_PER_TIME * kills):
+        if count["kills"] == kills:
+            break
         finish(run, quiet, script, script.old)
         require(contents(run.folder) == old, f"{script.name} does not write the same again")
         started = start(run, quiet, script, script.new)
@@ -59,6 +61,7 @@ def kill_until(folder: Path, quiet: Run, script: Script, kills: int, dice: rando
         require(contents(run.folder) == new, f"{script.name} does not finish what a kill has interrupted")
         left = [path.name for path in run.folder.parent.glob(f"tmp-*{run.folder.name}")]
         require(not left, f"{script.name}: {left} remain")
+    require(count["kills"] == kills, f"only {count['kills']} of {RUNS_PER_TIME * kills} commands were killed")
     return count
 
 

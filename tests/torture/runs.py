@@ -16,6 +16,8 @@ from training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 BATCH = 32
+RUNS_PER_TIME = 5
+"""at most; a run may end before the moment at which it is to be disturbed"""
 CONFIG = """
 data: {source: digits, cache: cache}
 augment: {flip: true}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.torture.runs import ROOT, Broken, Run, Started, require, send
+from tests.torture.runs import ROOT, RUNS_PER_TIME, Broken, Run, Started, require, send
 from training import checkpoint
 from training.stop import EXIT_CODE
 
@@ -62,6 +62,7 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
     asked, slowest, number = 0, 0.0, 0
     while asked < times:
         number += 1
+        require(number <= RUNS_PER_TIME * times, f"only {asked} of {number - 1} runs were stopped")
         run = replace(quiet, folder=folder / f"{way.name.replace(' ', '-')}-{number}")
         left = None
         while True:

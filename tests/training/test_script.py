@@ -1,6 +1,7 @@
 """Standard streams that are closed, full or without a reader."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,12 @@ def test_help_without_a_reader(script, streams, expected):
     assert code == expected
     assert "Traceback" not in text
     assert "Exception ignored" not in text
+
+
+def test_the_lines_of_both_streams_are_written_in_their_order(tmp_path):
+    _, text = run(WORKS, tmp_path / "file", streams=f">{tmp_path / 'log'} 2>&1; cat {tmp_path / 'log'}")
+    numbers = re.findall(r"(?:line|note) (\d+)", text)
+    assert [int(number) for number in numbers] == [number for number in range(2000) for _ in range(2)]
 
 
 @pytest.mark.parametrize("streams", ["2>&-", ">/dev/full 2>/dev/full", "2>&1 | head -1"])
