@@ -1,20 +1,26 @@
-"""Write a trained diffusion model as a folder for another library.
+"""Write a trained model as a folder for another library, or upload it to the Hugging Face hub.
 
 python export.py RUN_OR_MODEL --to diffusers --out DIR
-diffusers.DDPMPipeline.from_pretrained("DIR")
+python export.py RUN_OR_MODEL --push OWNER/NAME
 """
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffusion import DDPM, SCHEDULERS
-from pipelines.diffusion import DiffusionModel, describe_formulation, load_model
+from pictures.files import are_saved_as_bytes
+from pipelines import classification
+from pipelines.classification import ImageClassifier, load_classifier
+from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, describe_formulation, load_model
 from residual.names import require_known
+from residual.weights.pretrained import local_folder, upload
 from storage.show import markdown, printable
 from training.disk_space import is_full
 from training.log import print_line
@@ -24,7 +30,7 @@ from unet import UNet, diffusers_config
 
 TARGETS = ("diffusers",)
 RECORD = "export.json"
-NAMES = ("README.md", "model_index.json", "scheduler", "unet")
+NAMES = ("README.md", DESCRIPTION_FILE, "model_index.json", "scheduler", "unet")
 MAX_LABELS = 10
 """labels in the code of the card"""
 FEW_STEPS = "dpmpp_2m"
@@ -35,10 +41,19 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = ScriptParser(prog="export.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
-    p.add_argument("--to", default="diffusers", help=f"the library: {', '.join(TARGETS)} (default: diffusers)")
     p.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder to write; an earlier export is replaced"
+        "--to",
+        help=f"the library: {', '.join(TARGETS)} (default: diffusers with --out, the model folder itself with --push)",
     )
+    place = p.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, metavar="DIR", help="the folder to write; an earlier export is replaced")
+    place.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="the repository of the Hugging Face hub to upload to; sample.py, train.py --init and load_model (or "
+        "load_classifier) then open the model by this name",
+    )
+    p.add_argument("--private", action="store_true", help="a new repository is private")
     p.add_argument(
         "--label",
         metavar="CLASS|none",
@@ -52,11 +67,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, converts, writes."""
     args = parser().parse_args(argv)
-    require_known("target of --to", args.to, TARGETS)
+    if args.to is not None:
+        require_known("target of --to", args.to, TARGETS)
+    if args.push is not None:
+        _push(args)
+        return
+    if args.private:
+        raise ValueError("private belongs to a repository of the hub; give --push, or leave it out")
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
-    model = load_model(args.model)
-    label = None if args.label is None else model.label(args.label)
+    model, label = _for_diffusers(args)
     facts = {
         "written_by": f"export.py of {VERSION}",
         "model": printable(args.model),
@@ -69,6 +89,31 @@ def main(argv: Sequence[str]) -> None:
         save_diffusers(model, out.begin(facts), label)
         out.publish(facts)
     print_line(f"model: {args.out} (how to draw with it: {args.out / 'README.md'})")
+
+
+def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None]:
+    """The model, and the label to export."""
+    model = load_model(args.model)
+    return model, None if args.label is None else model.label(args.label)
+
+
+def _push(args: argparse.Namespace) -> None:
+    """Uploads the model folder, or the folder for another library."""
+    if args.to is None:
+        if args.label is not None:
+            raise ValueError(f"label={args.label!r} is for another library, give --to diffusers; or leave it out")
+        address = _load(args.model).push_to_hub(args.push, private=args.private)
+    else:
+        model, label = _for_diffusers(args)
+        save = partial(save_diffusers, model, label=label)
+        address = upload(args.push, save, card(model, label, args.push), private=args.private)
+    print_line(f"model: {address}")
+
+
+def _load(path: str) -> DiffusionModel | ImageClassifier:
+    folder = local_folder(path)
+    is_classifier = any((place / classification.DESCRIPTION_FILE).is_file() for place in (folder, folder / "model"))
+    return load_classifier(path) if is_classifier else load_model(path)
 
 
 @contextmanager
@@ -85,6 +130,8 @@ def _discarded(out: OutputFolder) -> Iterator[None]:
 
 def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None) -> None:
     """Writes a pipeline folder of diffusers: unet/, scheduler/, model_index.json and a card with instructions.
+
+    diffusion.json, with the names of the classes, lets `load_model` and `--init` read the folder as the model folder.
 
     With `label` the exported network takes no labels and always draws that class (or the null label): the class's
     embedding is added to the output of the time embedding's last layer, so it becomes part of that layer's bias. The
@@ -112,6 +159,8 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
     unet.load_state_dict(state)
     scheduler = DDPMScheduler(**formulation.scheduler_config())
     DDPMPipeline(unet=unet.eval(), scheduler=scheduler).save_pretrained(folder)
+    described = model if label is None else replace(model, classes=None, null_label=False, class_counts=None)
+    described.write_description(folder)
     (folder / "README.md").write_text(card(model, label), encoding="utf-8")
 
 
@@ -125,53 +174,47 @@ def ddpm_of(model: DiffusionModel) -> DDPM:
     return model.formulation
 
 
-def card(model: DiffusionModel, label: int | None) -> str:
-    """The model card: what the model is, and code that draws with it."""
-    channels, height, width = model.shape
-    formulation, pixels = ddpm_of(model), model.pixel_format
-    steps = min(50, formulation.timesteps)
-    seen = "" if model.images_seen is None else f" after {model.images_seen:,} training images"
-    facts = (
-        f"A denoising diffusion model of images of {height}x{width} px with {channels} "
-        f"channel{'s' if channels > 1 else ''}{seen}; {formulation.schedule} schedule, "
-        f"{formulation.timesteps} timesteps, {formulation.prediction} prediction."
-    )
-    if not _are_bytes(model):
-        facts += f" Its values are {pixels.dtype} from {pixels.low:g} to {pixels.high:g}."
+def card(model: DiffusionModel, label: int | None, place: str = ".") -> str:
+    """The model card: what the model is, and code that draws with it.
+
+    `place` is the folder, or the name on the hub, that the code opens; ".": the current folder.
+    """
+    pixels, facts, steps = model.pixel_format, model.summary(), min(50, ddpm_of(model).timesteps)
     if model.classes is None or label is not None:
         name = "" if label is None or label == model.null else (model.names([label]) or [""])[0]
         usage = f"{facts} It draws only this class: {markdown(name)}." if name else facts
-        code = _pipeline_code(model, steps)
+        code = _pipeline_code(model, steps, json.dumps(place))
     else:
-        listed = "\n".join(f"- {number}: {markdown(name)}" for number, name in enumerate(model.classes))
-        null = "" if model.null is None else f"\n- {model.null}: no label"
         usage = (
             f"{facts} It takes a class as label, which diffusers' pipelines cannot pass on; the loop below does.\n\n"
-            f"Labels:\n\n{listed}{null}"
+            f"Labels:\n\n{model.list_labels()}"
         )
         images = "x / 2 + 0.5" if _are_bytes(model) else f"{pixels.low} + {pixels.high - pixels.low} * (x / 2 + 0.5)"
         code = LOOP_CODE.format(
-            labels=min(len(model.classes), MAX_LABELS), shape=model.shape, steps=steps, images=images,
+            place=json.dumps(place), labels=min(len(model.classes), MAX_LABELS), shape=model.shape, steps=steps,
+            images=images,
             low=f"{0.0 if _are_bytes(model) else pixels.low:g}", high=f"{1.0 if _are_bytes(model) else pixels.high:g}",
         )  # fmt: skip
     scheduler, options = SCHEDULERS[FEW_STEPS]
     settings = ", ".join(f"{name}={value!r}" for name, value in options.items())
     faster = f"diffusers.{scheduler.__name__}.from_config(scheduler.config, {settings})"
-    return CARD.format(usage=usage, code=code, faster=faster, sampler=FEW_STEPS)
+    where = 'Run this in this folder, or put the folder\'s path, or its name on the hub, in the place of `"."`:\n\n'
+    return CARD.format(usage=usage, where=where if place == "." else "", code=code, faster=faster, sampler=FEW_STEPS)
 
 
 def _are_bytes(model: DiffusionModel) -> bool:
-    """Whether sample.py writes its images as PNG files of 8 bits, as diffusers' pipelines do."""
-    return model.pixel_format.file == "png" and (model.pixel_format.dtype == "uint8" or model.shape[0] == 3)
+    """Whether sample.py writes its images as diffusers' pipelines do."""
+    return are_saved_as_bytes(model.shape[0], model.pixel_format)
 
 
-def _pipeline_code(model: DiffusionModel, steps: int) -> str:
+def _pipeline_code(model: DiffusionModel, steps: int, place: str) -> str:
     """Code that draws with a pipeline of diffusers and writes the images as sample.py does."""
     pixels, timesteps = model.pixel_format, ddpm_of(model).timesteps
     if _are_bytes(model):
         return PIPELINE_CODE.format(
-            imports="", timesteps=timesteps, steps=steps, output="", save='image.save(f"{k:06d}.png")'
-        )
+            imports="", place=place, timesteps=timesteps, steps=steps, output="",
+            save='image.save(f"{k:06d}.png")',
+        )  # fmt: skip
     values = f"{pixels.low} + {pixels.high - pixels.low} * image.transpose(2, 0, 1)  # (channel, height, width)"
     rounded = ".round()" if pixels.dtype.startswith(("int", "uint")) else ""
     save, imports = 'np.save(f"{k:06d}.npy", values)', "import numpy as np\n"
@@ -179,8 +222,9 @@ def _pipeline_code(model: DiffusionModel, steps: int) -> str:
         save, imports = 'Image.fromarray(values[0]).save(f"{k:06d}.png")', "from PIL import Image\n"
     lines = (f"values = {values}", f'values = values{rounded}.astype("{pixels.dtype}")', save)
     return PIPELINE_CODE.format(
-        imports=imports, timesteps=timesteps, steps=steps, output=', output_type="np"', save="\n    ".join(lines)
-    )
+        imports=imports, place=place, timesteps=timesteps, steps=steps, output=', output_type="np"',
+        save="\n    ".join(lines),
+    )  # fmt: skip
 
 
 CARD = """---
@@ -194,9 +238,7 @@ tags:
 
 {usage}
 
-Run this in this folder, or put the folder's path, or its name on the hub, in the place of `"."`:
-
-```python
+{where}```python
 {code}```
 
 Image k drawn with a generator seeded with k is image k of `sample.py --seed 0` with the same label, sampler and steps.
@@ -211,7 +253,7 @@ in the place of the `scheduler` of the loop, or of a `DDPMPipeline`. That is `sa
 PIPELINE_CODE = """{imports}import torch
 from diffusers import DDIMPipeline  # or DDPMPipeline, with num_inference_steps={timesteps}
 
-pipeline = DDIMPipeline.from_pretrained(".")
+pipeline = DDIMPipeline.from_pretrained({place})
 generators = [torch.Generator().manual_seed(k) for k in range(4)]
 images = pipeline(batch_size=4, generator=generators, num_inference_steps={steps}{output}).images
 for k, image in enumerate(images):
@@ -221,8 +263,8 @@ for k, image in enumerate(images):
 LOOP_CODE = """import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
-unet = UNet2DModel.from_pretrained(".", subfolder="unet").eval()
-scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")
+unet = UNet2DModel.from_pretrained({place}, subfolder="unet").eval()
+scheduler = DDIMScheduler.from_pretrained({place}, subfolder="scheduler")
 scheduler.set_timesteps({steps})
 label = torch.arange({labels})  # one image of each of these classes
 x = torch.stack([torch.randn({shape}, generator=torch.Generator().manual_seed(k)) for k in range(len(label))])

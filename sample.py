@@ -25,7 +25,7 @@ from diffusion import SAMPLERS, late_start
 from diffusion.guidance import ALL_LEVELS
 from pictures.files import are_pictures, check_savable, picture_bytes, read_image, save_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
-from pipelines.diffusion import DiffusionModel, gather_drawn, load_model
+from pipelines.diffusion import DiffusionModel, gather_drawn, load_model, require_finite
 from storage.show import printable
 from storage.write import remove
 from training.disk_space import is_full, require_disk_space
@@ -284,11 +284,7 @@ def _draw(
                 bar.update(step > 0)
                 if step in wanted and numbers[0] < shown:
                     frames.append(model.pixel_format.from_unit(x))
-            if not x.isfinite().all():
-                broken = next(number for number, image in zip(numbers, x, strict=True) if not image.isfinite().all())
-                raise ValueError(
-                    f"image {broken} has values that are not finite; try other options, such as --guidance 1"
-                )
+            require_finite(numbers, x, args.guidance)
             for i, (number, image) in enumerate(zip(numbers, x.cpu(), strict=True)):
                 text = _text(args, model, number, labels([number]))
                 save_image(image, model.pixel_format, folder / _file(model, number), text)

@@ -1,5 +1,6 @@
 """Denoisers: the one calling convention of samplers and guidance, and the wrappers that compose."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -55,7 +56,8 @@ class NetworkDenoiser:
     """The denoiser that a network implies under the formulation that it was trained with.
 
     Everything but the network is computed in the dtype of `x`, which should be float32. Of a network that also predicts
-    variances, in further channels, the first channels are used.
+    variances, in further channels, the first channels are used. Values that overflow become NaN, so that no clipping
+    hides them.
     """
 
     net: Network
@@ -64,7 +66,8 @@ class NetworkDenoiser:
     def __call__(self, x: Images, time: Times, condition: Condition) -> Images:
         level = self.formulation.level(time)
         output = run_network(self.net, level.c_in * x, level.c_noise, condition)
-        return level.split(x, output[:, : x.shape[1]].to(x.dtype))[0]
+        x0 = level.split(x, output[:, : x.shape[1]].to(x.dtype))[0]
+        return x0.nan_to_num(nan=math.nan, posinf=math.nan, neginf=math.nan)
 
 
 def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

@@ -3,7 +3,7 @@
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +28,8 @@ AREA = 0.08, 1.0
 ASPECT = 3 / 4, 4 / 3
 """narrowest and widest width / height"""
 TRIES = 10
+STRIP = 1 << 20
+"""pixels of a part of an image"""
 TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,25 +46,33 @@ PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
 
 
 class Budget:
-    """A number of pixels that threads share: `hold` waits until as many are free. Asking for all of them is allowed."""
+    """An amount of pixels or bytes that threads share: `hold` waits until as much is free, or all of it for more."""
 
-    def __init__(self, pixels: int):
-        self._free, self._changed = pixels, threading.Condition()
+    def __init__(self, most: int):
+        self._most, self._free, self._changed = most, most, threading.Condition()
 
     @contextmanager
-    def hold(self, pixels: int) -> Iterator[None]:
+    def hold(self, amount: int) -> Iterator[None]:
+        amount = min(amount, self._most)
         with self._changed:
-            self._changed.wait_for(lambda: pixels <= self._free)
-            self._free -= pixels
+            self._changed.wait_for(lambda: amount <= self._free)
+            self._free -= amount
         try:
             yield
         finally:
             with self._changed:
-                self._free += pixels
+                self._free += amount
                 self._changed.notify_all()
 
 
 IN_FLIGHT = Budget(MAX_PIXELS)
+"""pixels that all threads decode at a time"""
+OPEN_BYTES = Budget(256 << 20)
+"""bytes of the files that all threads decode at a time, as some decoders read a file as a whole"""
+
+
+class Postponed(Exception):
+    """An image is not decoded now, because the memory for decoded images is full."""
 
 
 def decode(
@@ -81,17 +91,27 @@ def decode(
 
 
 def decode_file(
-    data: Path | bytes | np.ndarray, preprocessing: Preprocessing, random: np.random.Generator | None = None
+    data: Path | bytes | np.ndarray,
+    preprocessing: Preprocessing,
+    random: np.random.Generator | None = None,
+    may_start: Callable[[], bool] = lambda: True,
 ) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
-    """`decode`, and whether the file holds several pictures (an animation, pages)."""
+    """`decode`, and whether the file holds several pictures (an animation, pages).
+
+    Waits until fewer images are decoded by other threads, if those are large. Raises Postponed if `may_start` is false
+    then.
+    """
     try:
-        with open_image(data) as image:
+        size = require_regular(data).st_size if isinstance(data, Path) else 0
+        with OPEN_BYTES.hold(size), open_image(data) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
-            with IN_FLIGHT.hold(image.width * image.height):
+            with IN_FLIGHT.hold(max(image.width * image.height, math.prod(preprocessing.size or ()))):
+                if not may_start():
+                    raise Postponed
                 several = getattr(image, "is_animated", False)
                 return to_pixels(to_plain(image, preprocessing, data), preprocessing, random), several
-    except MemoryError:
+    except (MemoryError, Postponed):
         raise
     except UnidentifiedImageError:  # its text repeats the path
         raise ValueError("not an image") from None
@@ -105,15 +125,32 @@ def to_pixels(
 ) -> Shaped[np.ndarray, "c h w"]:
     """The pixels of an image of `to_plain`, with the channels, size and bits that `preprocessing` specifies."""
     if preprocessing.channels is not None and plain.mode != DEEP:
-        plain = plain.convert("L" if preprocessing.channels == 1 else "RGB")
+        plain = in_mode(plain, "L" if preprocessing.channels == 1 else "RGB")
     plain = to_size(plain, preprocessing, random)
-    pixels = np.asarray(plain)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if plain.mode == DEEP:
-        pixels = np.repeat(np.rint(pixels).clip(0, 65535).astype(np.uint16), preprocessing.channels or 1, axis=0)
-    elif preprocessing.bits == 16:
-        pixels = pixels.astype(np.uint16) * np.uint16(257)
-    return np.ascontiguousarray(pixels)
+    channels = (preprocessing.channels or 1) if plain.mode == DEEP else len(plain.getbands())
+    pixels = np.empty((channels, plain.height, plain.width), np.uint16 if preprocessing.bits == 16 else np.uint8)
+    for rows, strip in strips(plain):
+        levels = np.asarray(strip)
+        levels = levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1)
+        if plain.mode == DEEP:
+            levels = np.rint(levels).clip(0, 65535)
+        elif preprocessing.bits == 16:
+            levels = levels.astype(np.uint16) * np.uint16(257)
+        pixels[:, rows] = levels
+    return pixels
+
+
+def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """An image in parts of a few rows, each with the numbers of its rows, so that copies of it take little memory."""
+    height = max(1, STRIP // image.width)
+    for top in range(0, image.height, height):
+        rows = slice(top, min(top + height, image.height))
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """An image in another mode, or itself if it has this mode."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def to_size(image: Image.Image, preprocessing: Preprocessing, random: np.random.Generator | None) -> Image.Image:
@@ -204,7 +241,8 @@ def ends_early(image: Image.Image, data: Path | bytes | np.ndarray) -> bool:
     if cut < 0:
         return False
     with open_image(whole[:cut] + bytes(range(255)) * 4 + whole[cut:]) as again:
-        return again.tobytes() != image.tobytes()
+        parts = zip(strips(again), strips(image), strict=True)
+        return any(ours.tobytes() != theirs.tobytes() for (_, ours), (_, theirs) in parts)
 
 
 def to_plain(image: Image.Image, preprocessing: Preprocessing, data: Path | bytes | np.ndarray) -> Image.Image:
@@ -228,23 +266,34 @@ def to_plain(image: Image.Image, preprocessing: Preprocessing, data: Path | byte
     image.load()
     if ends_early(image, data):
         raise ValueError("the pixels end early")
-    if (turn := orientation(image)) in TURN:
-        image = image.transpose(TURN[turn])
+    turn = TURN.get(orientation(image))
+    plain = to_opaque(image, raw, deep, preprocessing)
+    if plain is not image:
+        image.close()  # its pixels are not needed while another copy is made
+    return plain if turn is None else plain.transpose(turn)
+
+
+def to_opaque(image: Image.Image, raw: str, deep: bool, preprocessing: Preprocessing) -> Image.Image:
+    """See `to_plain`; `raw` is the `raw_mode` of the image, `deep` whether it is grey with 16 bits."""
+    if deep and preprocessing.bits == 16:
+        return image.convert(DEEP)
     if deep:
-        levels = np.asarray(image).astype(np.int64)
-        if preprocessing.bits == 16:
-            return Image.fromarray(levels.astype(np.float32))
-        opaque = levels != image.info.get("transparency")
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        levels, opaque = np.empty((2, image.height, image.width), np.uint8)
+        for rows, strip in strips(image):
+            values = np.asarray(strip).astype(np.int32)
+            levels[rows] = (values + 128) // 257
+            opaque[rows] = 255 * (values != image.info.get("transparency"))
+        image = Image.fromarray(levels)
         if not opaque.all():
-            image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+            image.putalpha(Image.fromarray(opaque))
     grey = image.mode in ("1", "L", "LA", "La") or raw.startswith("LA")  # Pillow makes RGBA of LA with 16 bits
     if not image.has_transparency_data:
-        return image.convert("L" if grey else "RGB")
-    image = image.convert("LA" if grey else "RGBA")
+        return in_mode(image, "L" if grey else "RGB")
     mode = "L" if grey and len(set(preprocessing.background)) == 1 else "RGB"
     canvas = Image.new(mode, image.size, preprocessing.background[0] if mode == "L" else preprocessing.background)
-    canvas.paste(image.convert(mode), mask=image.getchannel("A"))
+    for rows, strip in strips(image):
+        part = in_mode(strip, "LA" if grey else "RGBA")
+        canvas.paste(part.convert(mode), (0, rows.start), part.getchannel("A"))
     return canvas
 
 

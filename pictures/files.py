@@ -30,6 +30,11 @@ def are_pictures(channels: int, pixel_format: PixelFormat) -> bool:
     return channels in (1, 3) and FULL_RANGE.get(pixel_format.dtype) == (pixel_format.low, pixel_format.high)
 
 
+def are_saved_as_bytes(channels: int, pixel_format: PixelFormat) -> bool:
+    """Whether `save_image` writes such images as PNG files of 8 bits."""
+    return pixel_format.file == "png" and (pixel_format.dtype == "uint8" or channels == 3)
+
+
 def check_savable(channels: int, pixel_format: PixelFormat) -> None:
     """Raises ValueError unless images with this number of channels can be written in this format."""
     if pixel_format.file == "png" and channels not in (1, 3):

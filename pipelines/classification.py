@@ -19,7 +19,9 @@ from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.folder import check_counts, check_finite, find_model, read_counts
 from residual.weights.config import read_config, read_json, require_version
+from residual.weights.pretrained import upload
 from resnet import Classifier, from_pretrained
+from storage.show import markdown
 
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "classification.json"
@@ -104,6 +106,28 @@ class ImageClassifier:
         self.net.save_pretrained(folder)
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
+    def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload model") -> str:
+        """Uploads the model folder, with a model card, to the Hugging Face hub. Returns the URL.
+
+        `load_classifier` and `train.py --init` open it by its name, `repo_id`. Arguments and errors are those of
+        `Pretrained.push_to_hub`.
+        """
+        card = self.model_card(repo_id)
+        return upload(repo_id, self.save, card, private=private, commit_message=commit_message)
+
+    def model_card(self, repo_id: str) -> str:
+        """The README.md of the model folder in a repository: what the model classifies, and code that does it."""
+        channels, height, width = self.shape
+        pictures = self.pixel_format.file == "png"
+        return CARD.format(
+            title=markdown(repo_id.rpartition("/")[2]),
+            name=type(self.net).__name__,
+            images=f"images of {height}x{width} px with {channels} channel{'s' if channels > 1 else ''}",
+            seen="" if self.images_seen is None else f" after {self.images_seen:,} training images",
+            classes="\n".join(f"- {number}: {markdown(name)}" for number, name in enumerate(self.classes)),
+            code=(PICTURES if pictures else ARRAYS).format(repo_id=json.dumps(repo_id), shape=(1, *self.shape)),
+        )
+
 
 @lru_cache(maxsize=16)
 def channel_values(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
@@ -147,3 +171,38 @@ def read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelF
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
+
+
+CARD = """---
+library_name: residual-diffusion
+tags:
+- residual-diffusion
+- image-classification
+# license: name yours here, such as apache-2.0
+---
+
+# {title}
+
+A classifier ({name}) of {images}{seen}.
+
+Classes:
+
+{classes}
+
+```python
+{code}```
+"""
+
+PICTURES = """from pipelines.classification import load_classifier
+
+model = load_classifier({repo_id})
+found = model.predict(["picture.png"])  # the class and its probability, for each picture
+"""
+
+ARRAYS = """import torch
+from pipelines.classification import load_classifier
+
+model = load_classifier({repo_id})
+stored = torch.zeros({shape})  # yours, in the range of the training data
+found = model.probabilities(model.pixel_format.to_unit(stored))
+"""

@@ -5,9 +5,10 @@ The folder holds config.json and model.safetensors, which are the network's own,
 
 import json
 import math
+import shlex
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,14 +33,16 @@ from diffusion import (
     sample,
 )
 from diffusion.guidance import ALL_LEVELS
+from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.folder import check_counts, check_finite, find_model, read_counts
-from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
+from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of, pipeline_folder
 from residual.names import require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
-from residual.weights.pretrained import local_folder
+from residual.weights.pretrained import local_folder, upload
 from residual.weights.read import note
-from unet import EDM2UNet, UNet, from_pretrained
+from storage.show import markdown, printable
+from unet import EDM2UNet, UNet, UNetConfig, from_pretrained
 from unet.adapt import adapt_weights
 from unet.layouts.diffusers import find_network
 
@@ -49,6 +52,10 @@ Network = UNet | EDM2UNet
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "diffusion.json"
 NO_LABEL = "none"
+STEPS = 50
+"""steps of a sampler, unless others are given"""
+Description = tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]
+"""formulation, names of the classes, whether there is a null label, pixel format, training images of each class"""
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
 
 
@@ -88,7 +95,7 @@ class DiffusionModel:
         self,
         *,
         sampler: str | None = None,
-        steps: int = 50,
+        steps: int = STEPS,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         **options: float,
@@ -174,7 +181,7 @@ class DiffusionModel:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        steps: int = 50,
+        steps: int = STEPS,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         **options: Any,
@@ -193,8 +200,10 @@ class DiffusionModel:
         return sample(denoise, self.formulation, chosen, sources, self.shape, condition, steps=steps, device=device)
 
     def draw(self, images: Sequence[int], labels: Sequence[int] | None, **options: Any) -> Float[Tensor, "b c h w"]:
-        """The images at the end of `denoising`, in [-1, 1]."""
-        return deque(self.denoising(images, labels, **options), maxlen=1).pop().clamp(-1, 1)
+        """The images at the end of `denoising`, in [-1, 1]. Raises ValueError if they are not finite."""
+        x = deque(self.denoising(images, labels, **options), maxlen=1).pop()
+        require_finite(images, x, options.get("guidance", 1.0))
+        return x.clamp(-1, 1)
 
     def draw_share(
         self,
@@ -204,7 +213,7 @@ class DiffusionModel:
         batch: int,
         rank: int = 0,
         ranks: int = 1,
-        steps: int = 50,
+        steps: int = STEPS,
         **options: Any,
     ) -> Iterator[tuple[Sequence[int], int, Float[Tensor, "b c h w"]]]:
         """One process's share of the images 0 to `count` - 1, `batch` at a time.
@@ -236,6 +245,11 @@ class DiffusionModel:
 
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
+        self.net.save_pretrained(folder)
+        self.write_description(folder)
+
+    def write_description(self, folder: Path) -> None:
+        """Writes diffusion.json: everything but the network."""
         document = {
             "format_version": FORMAT_VERSION,
             "formulation": describe_formulation(self.formulation),
@@ -244,8 +258,61 @@ class DiffusionModel:
             "class_counts": self.class_counts,
             "pixel_format": asdict(self.pixel_format),
         }
-        self.net.save_pretrained(folder)
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload model") -> str:
+        """Uploads the model folder, with a model card, to the Hugging Face hub. Returns the URL.
+
+        `load_model`, `sample.py` and `train.py --init` open it by its name, `repo_id`. Arguments and errors are those
+        of `Pretrained.push_to_hub`.
+        """
+        card = self.model_card(repo_id)
+        return upload(repo_id, self.save, card, private=private, commit_message=commit_message)
+
+    def model_card(self, repo_id: str) -> str:
+        """The README.md of the model folder in a repository: what the model draws, and code that draws with it."""
+        most = self.formulation.timesteps if isinstance(self.formulation, DDPM) else STEPS
+        return CARD.format(
+            title=markdown(repo_id.rpartition("/")[2]),
+            kind=describe_formulation(self.formulation)["kind"],
+            about=self.summary(),
+            labels="" if self.classes is None else f"\nLabels:\n\n{self.list_labels()}\n",
+            repo_id=json.dumps(repo_id),
+            command=shlex.quote(printable(repo_id)),
+            shape=(4, *self.shape),
+            option="" if most >= STEPS else f", steps={most}",
+            flag="" if most >= STEPS else f" --steps {most}",
+        )
+
+    def summary(self) -> str:
+        """A few words on the images, the training and the formulation, as one line of Markdown."""
+        channels, height, width = self.shape
+        plural = "s" if channels > 1 else ""
+        seen = "" if self.images_seen is None else f" after {self.images_seen:,} training images"
+        text = f"A denoising diffusion model of images of {height}x{width} px with {channels} channel{plural}{seen}; "
+        match self.formulation:
+            case DDPM(schedule=schedule, timesteps=timesteps, prediction=prediction):
+                text += f"{schedule} schedule, {timesteps} timesteps, {prediction} prediction."
+            case other:
+                text += f"its formulation is {describe_formulation(other)['kind']}."
+        if not are_saved_as_bytes(channels, self.pixel_format):
+            pixels = self.pixel_format
+            text += f" Its values are {pixels.dtype} from {pixels.low:g} to {pixels.high:g}."
+        return text
+
+    def list_labels(self) -> str:
+        """The labels and the names of their classes, as a list in Markdown."""
+        rows = [f"- {number}: {markdown(name)}" for number, name in enumerate(self.classes or ())]
+        return "\n".join(rows if self.null is None else [*rows, f"- {self.null}: no label"])
+
+
+def require_finite(images: Sequence[int], x: Float[Tensor, "b c h w"], guidance: float) -> None:
+    """Raises ValueError, with the number of the first one, for drawn images with values that are not finite."""
+    finite = x.isfinite().flatten(1).all(dim=1).tolist()
+    if not all(finite):
+        way_out = "leave guidance at 1" if guidance != 1 else "take an earlier checkpoint, or other weights"
+        broken = images[finite.index(False)]
+        raise ValueError(f"image {broken} has values that are not finite (NaN, or too large to hold); {way_out}")
 
 
 def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
@@ -261,12 +328,15 @@ def load_model(path: str | Path) -> DiffusionModel:
     it predicts. `path` may also be "owner/name" on the Hugging Face hub. Raises ValueError, with the reason, if there
     is no model or it is incomplete.
     """
-    place = local_folder(path)
-    if _is_of_diffusers(place):
-        return _from_diffusers(place)
-    folder, images_seen = find_model(place, DESCRIPTION_FILE)
-    formulation, classes, null_label, pixel_format, counts = read_description(folder / DESCRIPTION_FILE)
-    net: Network = _without_variance(from_pretrained(folder).float(), folder)
+    folder, images_seen = local_folder(path), None
+    if find_network(folder) is None:
+        folder, images_seen = find_model(folder, DESCRIPTION_FILE)
+    elif description_file(folder) is None:
+        return _from_diffusers(folder)
+    net, description = read_network(folder)
+    assert description is not None
+    formulation, classes, null_label, pixel_format, counts = description
+    net = _without_variance(net, folder)
     check_finite(net, folder)
     _check_channels(net, folder)
     if net.config.classes != (None if classes is None else len(classes)):
@@ -277,8 +347,35 @@ def load_model(path: str | Path) -> DiffusionModel:
     return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts)
 
 
-def _is_of_diffusers(folder: Path) -> bool:
-    return not (folder / DESCRIPTION_FILE).exists() and find_network(folder) is not None
+def description_file(folder: Path) -> Path | None:
+    """The file diffusion.json of a model folder, or of the exported pipeline to which it belongs; None without one."""
+    places = (folder, pipeline_folder(folder) if find_network(folder) else folder)
+    return next((path for place in places if (path := place / DESCRIPTION_FILE).is_file()), None)
+
+
+def read_network(folder: Path) -> tuple[Network, Description | None]:
+    """The network of a model folder, in float32 and in eval mode, and the content of its diffusion.json, if it has one.
+
+    diffusers counts “no label” among the classes; with a description that row is the null label again. Raises
+    ValueError as `unet.from_pretrained` and `read_description` do.
+    """
+    path = description_file(folder)
+    description = None if path is None else read_description(path)
+    net = from_pretrained(folder).float()
+    if description is None or isinstance(net, EDM2UNet) or net.config.null_label:
+        return net, description
+    _, classes, null_label, *_ = description
+    if null_label and classes is not None and net.config.classes == len(classes) + 1:
+        net = _rebuilt(replace(net.config, classes=len(classes), null_label=True), net.state_dict())
+    return net, description
+
+
+def _rebuilt(config: UNetConfig, weights: Mapping[str, Tensor]) -> UNet:
+    """The network of another config with weights that fit it."""
+    with torch.device("meta"):
+        net = UNet(config)
+    net.load_state_dict(weights, assign=True)
+    return net.requires_grad_(True).eval()
 
 
 def _from_diffusers(folder: Path) -> DiffusionModel:
@@ -306,12 +403,9 @@ def _without_variance(net: Network, folder: Path) -> Network:
         return net
     config = replace(net.config, learned_variance=False)
     weights, messages = adapt_weights(net.state_dict(), net.config, config)
-    with torch.device("meta"):
-        plain = UNet(config)
-    plain.load_state_dict(weights, assign=True)
     for text in messages:
         note(f"{folder}: {text}")
-    return plain.requires_grad_(True).eval()
+    return _rebuilt(config, weights)
 
 
 def _check_channels(net: Network, folder: Path) -> None:
@@ -344,10 +438,8 @@ class _Labels:
     null_label: bool
 
 
-def read_description(
-    path: Path,
-) -> tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]:
-    """Formulation, classes, whether there is a null label, pixel format, and training images of each class.
+def read_description(path: Path) -> Description:
+    """The content of a file diffusion.json.
 
     Raises ValueError for what is incomplete, unknown, or of another type.
     """
@@ -362,3 +454,29 @@ def read_description(
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
+
+
+CARD = """---
+library_name: residual-diffusion
+tags:
+- residual-diffusion
+- diffusion
+- {kind}
+# license: name yours here, such as apache-2.0
+---
+
+# {title}
+
+{about}
+{labels}
+```python
+from pipelines.diffusion import load_model
+
+model = load_model({repo_id})
+images = model.draw(range(4), model.cycle(range(4)){option})  # {shape} in [-1, 1]; classes in turn
+values = model.pixel_format.from_unit(images)  # a numpy array in the range of the training data
+```
+
+On the command line, `python sample.py {command} --num 64{flag}` draws files, and
+`python train.py --init {command}` starts a training from these weights.
+"""

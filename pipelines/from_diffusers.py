@@ -65,17 +65,21 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
 
 
+def pipeline_folder(folder: Path) -> Path:
+    """The folder itself, or that of the pipeline or run whose `unet*/` or `checkpoint-*/` it is in."""
+    while folder.name.startswith(("unet", "checkpoint-")):
+        folder = folder.parent
+    return folder
+
+
 def formulation_of(folder: Path) -> Formulation | None:
     """The formulation of a folder of diffusers, from its scheduler's config; None if it has no scheduler.
 
-    The scheduler may be in the folder itself or in `scheduler/`, below the folder or beside `unet*/` and
-    `checkpoint-*/` that it is in.
-    Raises ValueError, with the field, for what no formulation of ours describes.
+    The scheduler may be in the folder itself or in `scheduler/`, below the folder or that of its pipeline. Raises
+    ValueError, with the field, for what no formulation of ours describes.
     """
-    root = folder
-    while root.name.startswith(("unet", "checkpoint-")):
-        root = root.parent
-    for path in (place / "scheduler_config.json" for place in (folder, folder / "scheduler", root / "scheduler")):
+    places = (folder, folder / "scheduler", pipeline_folder(folder) / "scheduler")
+    for path in (place / "scheduler_config.json" for place in places):
         if path.exists():
             try:
                 return _of_scheduler(read_json(path))

@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion import FORMULATIONS, Formulation, differences
-from pipelines.diffusion import DESCRIPTION_FILE, Network, read_description
+from pipelines.diffusion import Network, description_file, read_description, read_network
 from pipelines.folder import model_folder
 from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
 from residual.names import rows_by_name
 from residual.weights.keymap import check_state
 from residual.weights.read import read_weights
-from unet import EDM2Config, UNetConfig, from_pretrained
+from unet import EDM2Config, UNetConfig
 from unet.adapt import adapt_weights
 from unet.layouts import likely_layouts
 from unet.registry import network_class
@@ -75,9 +75,8 @@ def _read(
         weights, messages = net.convert_weights(state, layout or _layout_of(state))
         return weights, "", messages
     folder = model_folder(init)
-    trained = from_pretrained(folder).float()
-    described = (folder / DESCRIPTION_FILE).is_file()
-    rows = rows_by_name(read_description(folder / DESCRIPTION_FILE)[1] if described else None, classes)
+    trained, description = read_network(folder)
+    rows = rows_by_name(None if description is None else description[1], classes)
     weights, messages = adapt_weights(trained.state_dict(), trained.config, net.config, rows)
     beside = average_beside(folder)
     return weights, _shape(trained.config), messages if beside is None else [beside, *messages]
@@ -120,6 +119,5 @@ def _shape(config: UNetConfig | EDM2Config) -> str:
 
 def _formulation_of(folder: Path) -> Formulation | None:
     """The formulation of a model folder; None if it does not hold one."""
-    if (folder / DESCRIPTION_FILE).is_file():
-        return read_description(folder / DESCRIPTION_FILE)[0]
-    return formulation_of(folder)
+    path = description_file(folder)
+    return formulation_of(folder) if path is None else read_description(path)[0]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,6 +18,8 @@ from storage.write import replace_file
 
 FORMAT_VERSION = 2
 M = TypeVar("M", bound="Pretrained")
+CONFIGS = ("config.json", "unet/config.json")
+"""places of the network's config: in a model folder, and in a pipeline folder of diffusers"""
 
 
 class Pretrained(nn.Module):
@@ -90,23 +92,8 @@ class Pretrained(nn.Module):
         uses the token of `hf auth login` or of the environment (HF_TOKEN). Raises ValueError with the reason if the
         upload fails.
         """
-        if repo_id.count("/") != 1 or not all(repo_id.split("/")):
-            raise ValueError(f"repo_id={repo_id!r} should be of the form 'owner/name'")
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HFValidationError, HTTPError
-
-        api = HfApi()
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            try:
-                address = api.create_repo(repo_id, private=private, exist_ok=True)
-                if not api.file_exists(repo_id, "README.md"):
-                    (Path(folder) / "README.md").write_text(self.model_card(repo_id), encoding="utf-8")
-                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-            except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is from the hub's HTTP library
-                reason = f"{_first_line(error)} (log in with: hf auth login)"
-                raise ValueError(f"the hub refused {repo_id!r}: {reason}") from None
-        return str(address)
+        card = self.model_card(repo_id)
+        return upload(repo_id, self.save_pretrained, card, private=private, commit_message=commit_message)
 
     def model_card(self, repo_id: str) -> str:
         """A README.md for the hub: description, size, config and loading. The licence is left to the author."""
@@ -148,6 +135,41 @@ Its config:
 {config}
 ```
 """
+
+
+def upload(
+    repo_id: str, save: Callable[[Path], object], card: str, *, private: bool, commit_message: str = "Upload model"
+) -> str:
+    """Uploads the folder that `save` fills, with the model card `card`, to the Hugging Face hub. Returns the URL.
+
+    An existing model card is kept; `repo_id` and the authentication are as in `Pretrained.push_to_hub`. Raises
+    ValueError with the reason if the upload fails, and if the repository holds a model of another layout, which could
+    be taken for the new one.
+    """
+    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+        raise ValueError(f"repo_id={repo_id!r} should be of the form 'owner/name'")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(folder)
+        try:
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            for path in CONFIGS:
+                if not (folder / path).exists() and api.file_exists(repo_id, path):
+                    raise ValueError(
+                        f"{repo_id!r} holds a model of another layout, {path}; remove it, or give a new name"
+                    )
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            if api.file_exists(repo_id, "README.md"):
+                (folder / "README.md").unlink()
+            api.upload_folder(repo_id=repo_id, folder_path=name, commit_message=commit_message)
+        except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is from the hub's HTTP library
+            reason = f"{_first_line(error)} (log in with: hf auth login)"
+            raise ValueError(f"the hub refused {repo_id!r}: {reason}") from None
+    return str(address)
 
 
 def build_on_meta(model_class: type[M], config: Any, path: Path) -> M:

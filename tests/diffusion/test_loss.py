@@ -95,3 +95,14 @@ def test_labels_are_dropped_one_image_at_a_time() -> None:
     assert drop_labels(label, uniform, 0.1, null=10).tolist() == [10, 10, 4, 1]
     assert drop_labels(label, uniform, 0.0, null=10).tolist() == [3, 1, 4, 1]
     assert drop_labels(label, uniform, 1.0, null=10).tolist() == [10] * 4
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_clipping_does_not_hide_an_overflow(value: float) -> None:
+    """3e38 can be held, but the image that it implies at the last timestep, 3e38 * sigma / alpha, cannot."""
+    x, output = images(torch.float32)
+    output[1, 2, 3, 0] = value
+    denoise = clipped(NetworkDenoiser(lambda x, t, label: output, DDPM()))
+    found = denoise(x, torch.full((4,), 999.0), Condition())
+    assert found[1, 2, 3, 0].isnan()
+    assert found.isnan().sum() == 1

@@ -12,15 +12,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
+from PIL import Image
 
 import export
-from diffusion import DDPM, EDM, generators
+import resnet
+import sample
+from diffusion import DDPM, EDM, Flow, generators
 from pictures.files import read_image, save_image
 from pictures.pixel_format import BYTES, PixelFormat
+from pictures.preprocessing import Preprocessing
+from pipelines.classification import ImageClassifier
 from pipelines.diffusion import DiffusionModel, load_model
 from tasks.diffusion import DiffusionAugment
 from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
+from tests.unet.test_pretrained import Hub, hub  # noqa: F401, a fixture
 from unet import UNet
 
 
@@ -47,6 +53,7 @@ def test_pipelines_draw_the_images_of_an_unconditional_model(unconditional, tmp_
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {
         "README.md",
+        "diffusion.json",
         "export.json",
         "model_index.json",
         "scheduler/scheduler_config.json",
@@ -368,6 +375,125 @@ def test_bad_input_is_one_line_and_exit_code_2(conditional, tmp_path, capsys, fl
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--push", "digits"], "'digits' should be"),
+        (["--push", "me/x", "--label", "3"], "label='3'"),
+        (["--push", "me/x", "--to", "nothing"], "'nothing'"),
+        (["--push", "me/x", "--out", "folder"], "--out"),
+        (["--out", "folder", "--private"], "private"),
+    ],
+)
+def test_what_does_not_go_with_an_upload(conditional, hub, capsys, flags, message):  # noqa: F811
+    with pytest.raises(SystemExit) as end:
+        export.main([str(conditional), *flags])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not hub.calls
+
+
+PUSHED = {name: KINDS[name] for name in ("few timesteps", "fields with classes")} | {
+    "flow, with classes": {"objective": Flow(), "classes": ("a\\`b", "<i>"), "null_label": True},
+}
+
+
+@pytest.mark.parametrize("kind", PUSHED)
+def test_a_model_on_the_hub(tmp_path, hub: Hub, kind):  # noqa: F811
+    """Everything is there, and the code on the card draws the images."""
+    model = some_model(**PUSHED[kind])
+    model.save(tmp_path / "model")
+    export.main([str(tmp_path / "model"), "--push", "me/x", "--private"])
+    assert hub.calls[0] == ("me/x", {"private": True, "exist_ok": True})
+    assert {path.name for path in (hub.root / "me/x").iterdir()} == {
+        "README.md", "config.json", "diffusion.json", "model.safetensors",
+    }  # fmt: skip
+    assert_same_model(load_model("me/x"), replace(model, images_seen=None))
+    names: dict = {}
+    exec(code(hub.root / "me/x"), names)
+    assert names["images"].std() > 0.1
+    np.testing.assert_array_equal(names["values"], model.pixel_format.from_unit(names["images"]))
+
+
+def assert_same_model(found: DiffusionModel, model: DiffusionModel) -> None:
+    torch.testing.assert_close(found.net.state_dict(), model.net.state_dict(), rtol=0, atol=0)
+    assert (found.net.config.classes, found.net.config.null_label) == (
+        model.net.config.classes, model.net.config.null_label,
+    )  # fmt: skip
+    assert replace(found, net=model.net) == model
+
+
+@pytest.mark.parametrize("place", ["", "unet"])
+@pytest.mark.parametrize(("null_label", "counts"), [(True, None), (False, (3, 0))])
+def test_an_export_comes_back_as_the_model(tmp_path, place, null_label, counts):
+    field = {"channels": 2, "pixels": FIELD}
+    model = replace(some_model(classes=("cat", "dog"), null_label=null_label, **field), images_seen=None)
+    model = replace(model, class_counts=counts)
+    export.save_diffusers(model, tmp_path)
+    assert_same_model(load_model(tmp_path / place), model)
+
+
+def test_an_export_of_one_class_comes_back_without_classes(tmp_path):
+    model = some_model(classes=("cat", "dog"), null_label=True)
+    export.save_diffusers(model, tmp_path, 1)
+    found = load_model(tmp_path)
+    assert (found.classes, found.null, found.formulation) == (None, None, model.formulation)
+    ours, theirs = model.draw([0], [1], steps=3), found.draw([0], None, steps=3)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_a_pipeline_on_the_hub(conditional, hub, tmp_path, monkeypatch):  # noqa: F811
+    export.main([str(conditional), "--to", "diffusers", "--push", "me/digits"])
+    assert load_model("me/digits").classes == CLASSES
+    assert load_model("me/digits").null == 10
+    monkeypatch.chdir(hub.root)  # diffusers opens the repository's folder
+    names: dict = {}
+    exec(code(hub.root / "me/digits"), names)
+    assert names["images"].shape == (10, 1, 8, 8)
+
+
+def test_a_model_on_the_hub_is_sampled_and_trained(conditional, hub, tmp_path):  # noqa: F811
+    export.main([str(conditional), "--push", "me/digits"])
+    flags = ["--num", "4", "--steps", "3", "--device", "cpu"]
+    for name in ("me/digits", str(conditional)):
+        sample.main([name, *flags, "--out", str(tmp_path / name.rpartition("/")[2])])
+    drawn = [read_image(tmp_path / name / "images/000003.png") for name in ("digits", conditional.name)]
+    np.testing.assert_array_equal(*drawn)
+    run = small_run(init="me/digits")
+    task = run.build(digits())
+    assert run.load_init(task) == ["init: me/digits, 1 x 8 x 8, 10 classes"]
+    torch.testing.assert_close(task.model.state_dict(), load_model(conditional).net.state_dict(), rtol=0, atol=0)
+
+
+def test_two_layouts_do_not_mix_on_the_hub(conditional, hub, capsys):  # noqa: F811
+    export.main([str(conditional), "--push", "me/x"])
+    with pytest.raises(SystemExit):
+        export.main([str(conditional), "--to", "diffusers", "--push", "me/x"])
+    assert "'me/x' holds a model of another layout, config.json" in capsys.readouterr().err
+    assert not (hub.root / "me/x/unet").exists()
+
+
+@pytest.mark.parametrize("pixels", [BYTES, FIELD])
+def test_a_classifier_on_the_hub(hub, tmp_path, monkeypatch, pixels):  # noqa: F811
+    network = resnet.create_model("resnet20", num_classes=2).eval()
+    model = ImageClassifier(network, ("cat", "<i>dog"), Preprocessing(size=(16, 16), channels=3), pixels)
+    model.save(tmp_path / "model")
+    export.main([str(tmp_path / "model"), "--push", "me/x"])
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 30)).save("picture.png")
+    names: dict = {}
+    exec(code(hub.root / "me/x"), names)
+    assert names["model"].classes == model.classes
+    assert len(names["found"]) == 1
+    assert "<i>" not in (hub.root / "me/x/README.md").read_text()
+
+
+def test_a_network_alone_is_told_the_way(conditional, hub):  # noqa: F811
+    load_model(conditional).net.push_to_hub("me/x")
+    with pytest.raises(ValueError, match=r"no diffusion\.json.*RUN/model.*--push"):
+        load_model("me/x")
+
+
 def test_a_label_needs_a_model_with_classes(unconditional, tmp_path, capsys):
     with pytest.raises(SystemExit):
         export.main([str(unconditional), "--out", str(tmp_path), "--label", "3"])
@@ -377,4 +503,4 @@ def test_a_label_needs_a_model_with_classes(unconditional, tmp_path, capsys):
 def test_the_folder_to_write_must_be_given(conditional, capsys):
     with pytest.raises(SystemExit):
         export.main([str(conditional)])
-    assert "required: --out" in capsys.readouterr().err
+    assert "--out --push is required" in capsys.readouterr().err

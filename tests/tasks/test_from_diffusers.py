@@ -217,6 +217,25 @@ def test_the_script_draws_from_a_pipeline_and_from_its_network(folder: Path) -> 
     assert sorted(path.name for path in Path("out-/images").iterdir()) == ["000000.png", "000001.png"]
 
 
+@pytest.mark.parametrize("module", ["", "time_embedding", "attentions"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_images_of_huge_weights_are_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str], module: str, sampler: str
+) -> None:
+    network = unet2d()
+    for name, weight in network.named_parameters():
+        if module in name:
+            weight.data.mul_(1e16)
+    DDIMPipeline(unet=network, scheduler=DDIMScheduler()).save_pretrained("p")
+    with pytest.raises(SystemExit) as end:
+        script.main(["p", "--num", "2", "--steps", "3", "--sampler", sampler, "--device", "cpu", "--out", "out"])
+    assert end.value.code == 2
+    assert "image 0 has values that are not finite" in capsys.readouterr().err
+    assert not list(folder.rglob("*.png"))
+    with pytest.raises(ValueError, match=r"image 5 .* not finite"):
+        load_model("p").draw([5], None, sampler=sampler, steps=3)
+
+
 def test_a_network_without_a_scheduler_is_taken_for_ddpm_with_a_note() -> None:
     unet2d().save_pretrained("u")
     with pytest.warns(UserWarning, match="scheduler"):

@@ -1,18 +1,20 @@
 """Decodes the items of a source in order, in threads where that helps; errors become text."""
 
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 
-from pictures.decode import decode_file
+from pictures.decode import IN_FLIGHT, Postponed, decode_file
 from pictures.preprocessing import Preprocessing
 from training.data.sources.arrays import ArrayImage
 from training.data.sources.records import Item
@@ -23,7 +25,7 @@ T = TypeVar("T")
 CHUNK = 32
 QUICK_SECONDS = 5e-4
 WORKERS = min(16, os.cpu_count() or 1)
-MAX_HELD = 1 << 30
+MAX_HELD = 256 << 20
 """bytes of decoded images that wait for an earlier one; beyond them, threads decode no further"""
 
 Decoded = tuple[Item, np.ndarray | str, bool]
@@ -40,11 +42,11 @@ def decode_all(items: Iterable[Item], preprocessing: Preprocessing) -> Generator
     seconds = []
     for item in islice(todo, CHUNK):
         start = time.perf_counter()
-        decoded = attempt(item, preprocessing)
+        decoded = attempt(item, preprocessing=preprocessing)
         seconds.append(time.perf_counter() - start)
         yield decoded
     if sum(seconds) < QUICK_SECONDS * len(seconds):
-        yield from (attempt(item, preprocessing) for item in todo)
+        yield from (attempt(item, preprocessing=preprocessing) for item in todo)
     else:
         yield from in_threads(partial(attempt, preprocessing=preprocessing), todo, size=decoded_bytes)
 
@@ -55,7 +57,7 @@ def decoded_bytes(decoded: Decoded) -> int:
 
 
 def in_threads(
-    function: Callable[[Item], T],
+    function: Callable[[Item, Callable[[], bool]], T],
     items: Iterable[Item],
     workers: int = WORKERS,
     size: Callable[[T], int] = lambda result: 0,
@@ -63,21 +65,26 @@ def in_threads(
     """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead.
 
     `size` is the memory of a result in bytes. Once results of `MAX_HELD` bytes wait, a thread leaves the rest of its
-    chunk to the reader, so that at most one result per thread is added.
+    chunk to the reader. `function` is also given what tells whether fewer wait: if it has to wait itself, it asks
+    afterwards, and raises Postponed if not.
     """
     todo = iter(items)
     pending: deque[tuple[list[Item], Future[list[T]]]] = deque()
     held, lock = 0, threading.Lock()
 
+    def may_start() -> bool:
+        return held <= MAX_HELD
+
     def compute(chunk: list[Item]) -> list[T]:
         nonlocal held
         results: list[T] = []
-        for item in chunk:
-            if held > MAX_HELD:
-                break
-            results.append(function(item))
-            with lock:
-                held += size(results[-1])
+        with suppress(Postponed):
+            for item in chunk:
+                if not may_start():
+                    break
+                results.append(function(item, may_start))
+                with lock:
+                    held += size(results[-1])
         return results
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
@@ -95,7 +102,7 @@ def in_threads(
                     with lock:
                         held -= size(results[0])
                     yield results.pop(0)
-                yield from map(function, chunk[computed:])
+                yield from (function(item, lambda: True) for item in chunk[computed:])
         finally:
             for _, future in pending:
                 future.cancel()
@@ -112,11 +119,20 @@ def take(todo: Iterable[Item], limit: int) -> list[Item]:
     return chunk
 
 
-def attempt(item: Item, preprocessing: Preprocessing, random: np.random.Generator | None = None) -> Decoded:
+def attempt(
+    item: Item,
+    may_start: Callable[[], bool] = lambda: True,
+    *,
+    preprocessing: Preprocessing,
+    random: np.random.Generator | None = None,
+) -> Decoded:
     """`decode_file` of an item, with an error as text."""
     try:
         if isinstance(item.data, ArrayImage):
-            return item, item.data.read(), False
-        return item, *decode_file(item.data, preprocessing, random)
+            with IN_FLIGHT.hold(math.prod(item.data.shape) // 3):  # as a colour picture with so many values
+                if not may_start():
+                    raise Postponed
+                return item, item.data.read(), False
+        return item, *decode_file(item.data, preprocessing, random, may_start)
     except (OSError, ValueError) as error:
         return item, getattr(error, "strerror", None) or first_line(error), False

@@ -145,7 +145,8 @@ class StreamedImages:
             for step in range(len(items)):
                 row = (int(found[slot]) - start + (step > 0)) % len(items)
                 found[slot] = start + row
-                _, decoded, _ = attempt(items[row], self._preprocessing, None if random is None else random[slot])
+                drawn = None if random is None else random[slot]
+                _, decoded, _ = attempt(items[row], preprocessing=self._preprocessing, random=drawn)
                 if not isinstance(decoded, str):
                     out[slot] = decoded
                     break

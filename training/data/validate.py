@@ -1,11 +1,12 @@
 """Validates every image of a set before training, and reports what is wrong with each."""
 
+import hashlib
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from pictures.decode import open_image, orientation
 from pictures.preprocessing import Preprocessing
-from storage.read import read_bytes
+from storage.read import open_regular
 from storage.show import printable
 from training.data.config import DataConfig
 from training.data.decode import attempt, in_threads
@@ -25,6 +26,7 @@ from training.data.sources.source import find_source
 
 MAX_LISTED = 10
 """entries at each end of a long list"""
+PART_BYTES = 1 << 20
 
 
 def validate(config: DataConfig) -> None:
@@ -77,24 +79,37 @@ class ImageReport:
     """further properties, such as transparent"""
 
     @classmethod
-    def of(cls, item: Item, preprocessing: Preprocessing) -> "ImageReport":
+    def of(cls, item: Item, may_start: Callable[[], bool], preprocessing: Preprocessing) -> "ImageReport":
         """Decodes an image, and collects its properties before that."""
-        _, decoded, _ = attempt(item, preprocessing)
+        _, decoded, _ = attempt(item, may_start, preprocessing=preprocessing)
         if isinstance(decoded, str):
             return cls(item.name, decoded)
+        shape = decoded.shape
+        del decoded  # before another thread decodes a large one
         data = item.data.data if isinstance(item.data, ArrayImage) else item.data
-        raw = read_bytes(data, None) if isinstance(data, Path) else data if isinstance(data, bytes) else data.tobytes()
-        content = blake2b(raw, digest_size=16).digest()
+        content = content_hash(data)
         if isinstance(item.data, ArrayImage):
-            return cls(item.name, "", decoded.shape, item.data.pixel_format.dtype, decoded.shape[1:], content)
-        with open_image(data if isinstance(data, np.ndarray) else raw) as image:
+            return cls(item.name, "", shape, item.data.pixel_format.dtype, shape[1:], content)
+        with open_image(data) as image:
             traits = {
                 "animated": getattr(image, "is_animated", False),
                 "transparent": image.has_transparency_data,
                 "turned by EXIF": orientation(image) != 1,
             }
             present = tuple(name for name, is_present in traits.items() if is_present)
-            return cls(item.name, "", decoded.shape, image.mode, (image.height, image.width), content, present)
+            return cls(item.name, "", shape, image.mode, (image.height, image.width), content, present)
+
+
+def content_hash(data: Path | bytes | np.ndarray) -> bytes:
+    """A hash of bytes or pixels, or of a file, which is read in parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(data, Path):
+        with open_regular(data) as file:
+            while part := file.read(PART_BYTES):
+                digest.update(part)
+    else:
+        digest.update(np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else data)
+    return digest.digest()
 
 
 class SetReport:

@@ -201,6 +201,25 @@ def test_a_missing_field_is_noticed(field: str, pets, config, cache, capsys) -> 
     assert f"{cache} is damaged" in capsys.readouterr().err
 
 
+def test_a_cache_of_an_earlier_version_has_no_checksums(pets, config, cache, capsys) -> None:
+    info = json.loads((cache / "cache.json").read_text())
+    for field in ("crc32", "blocks", "block_bytes"):
+        del info[field]
+    (cache / "cache.json").write_text(json.dumps(info))
+    assert len(open_images(config(source=pets))) == COUNT
+    message = capsys.readouterr().err
+    assert f"{cache} has no checksums" in message
+    assert "damaged" not in message
+
+
+def test_a_large_description_is_read(pets, config, cache, monkeypatch) -> None:
+    """Such as one with the reasons of a million unreadable images."""
+    with (cache / "cache.json").open("ab") as file:
+        file.write(b" " * (65 << 20))
+    monkeypatch.setattr(module, "build", None)
+    assert len(open_images(config(source=pets))) == COUNT
+
+
 def archive(file: Path) -> Path:
     np.savez(file, labels=np.zeros(COUNT, np.int64))
     return file
@@ -306,6 +325,25 @@ def test_without_time_another_random_sample_is_compared_each_time(large: Path) -
         except ValueError:
             found += 1
     assert 0 < found < 60
+
+
+def test_damage_is_not_overlooked_by_a_second_sample(pets, config, cache, capsys, monkeypatch) -> None:
+    """A large cache is verified in part, another part each time."""
+    samples = iter([ValueError("images.bin differs")])
+    original = files.verify
+
+    def sample(path: Path, blocks: list[int], seconds: float) -> float:
+        if path.parent == cache and path.name == "images.bin" and (error := next(samples, None)):
+            raise error
+        return original(path, blocks, seconds)
+
+    monkeypatch.setattr(files, "verify", sample)
+    before = (cache / "cache.json").stat().st_ino, cache.stat().st_mtime_ns
+    assert len(open_images(config(source=pets))) == COUNT
+    assert ((cache / "cache.json").stat().st_ino, cache.stat().st_mtime_ns) != before
+    assert f"{cache} is damaged (images.bin differs)" in capsys.readouterr().err
+    assert len(open_images(config(source=pets))) == COUNT
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sample_is_reported_with_its_share(pets, config, cache, capsys, monkeypatch) -> None:

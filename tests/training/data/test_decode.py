@@ -1,6 +1,7 @@
 import struct
 import threading
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pictures.decode import decode, decode_file
+from pictures.decode import Budget, Postponed, decode, decode_file
+from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from training.data import decode as module
 from training.data.decode import decode_all, in_threads
+from training.data.sources.arrays import ArrayImage
 from training.data.sources.records import Item
 
 FOUND = Preprocessing()
@@ -266,7 +269,7 @@ def test_threads_stop_when_too_many_decoded_bytes_wait(monkeypatch) -> None:
     monkeypatch.setattr(module, "MAX_HELD", 1000)
     started, release = [], threading.Event()
 
-    def function(item: Item) -> np.ndarray:
+    def function(item: Item, may_start: object) -> np.ndarray:
         if item.name == "0":
             release.wait(10)
         else:
@@ -282,10 +285,67 @@ def test_threads_stop_when_too_many_decoded_bytes_wait(monkeypatch) -> None:
     assert len(started) == len(items) - 1
 
 
+def test_threads_that_waited_for_their_turn_ask_again(monkeypatch, pixels, png) -> None:
+    """One picture at a time is decoded, and the first result fills the memory: the other threads leave theirs."""
+    monkeypatch.setattr(module, "MAX_HELD", 0)
+    monkeypatch.setattr("pictures.decode.IN_FLIGHT", Budget(30 * 30))
+    done, release, turn = [], threading.Event(), threading.Barrier(8)
+
+    def function(item: Item, may_start: Callable[[], bool]) -> tuple[str, np.ndarray]:
+        if item.name == "0":
+            release.wait(10)
+        elif int(item.name) % module.CHUNK == 0 and not done:
+            turn.wait(10)  # all threads have begun
+        name, decoded = item.name, module.attempt(item, may_start, preprocessing=FOUND)[1]
+        done.append(name)
+        return name, decoded
+
+    items = [Item(str(i), png(pixels(i, 30, 30))) for i in range(9 * module.CHUNK)]
+    stream = in_threads(function, items, workers=9, size=lambda result: result[1].nbytes)
+    threading.Timer(0.3, lambda: (finished.extend(done), release.set())).start()
+    finished: list[str] = []
+    names = [name for name, _ in stream]
+    assert names == [item.name for item in items]
+    assert 1 <= len(finished) <= 3
+
+
+def test_arrays_share_the_same_memory(monkeypatch, tmp_path: Path) -> None:
+    array = ArrayImage(np.zeros((3, 8, 8), np.uint8), BYTES, (3, 8, 8), "a", "chw")
+    with pytest.raises(Postponed):
+        module.attempt(Item("a", array), lambda: False, preprocessing=FOUND)
+    assert module.attempt(Item("a", array), preprocessing=FOUND)[1].shape == (3, 8, 8)
+
+
+def test_enlarging_holds_the_pixels_of_the_result(monkeypatch, pixels, png) -> None:
+    asked = []
+
+    class Asked(Budget):
+        def hold(self, amount: int):
+            asked.append(amount)
+            return super().hold(amount)
+
+    monkeypatch.setattr("pictures.decode.IN_FLIGHT", Asked(100))
+    decode(png(pixels(0, 4, 5)), Preprocessing(size=(30, 20)))  # more than all: it waits for all
+    decode(png(pixels(0, 4, 5)), FOUND)
+    assert asked == [600, 20]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK"])
+@pytest.mark.parametrize("preprocessing", [FOUND, Preprocessing(channels=3), Preprocessing(size=(9, 5))])
+def test_parts_of_a_picture_give_the_whole(mode: str, preprocessing: Preprocessing, monkeypatch, pixels) -> None:
+    """`STRIP` pixels are converted at a time."""
+    image = Image.fromarray(pixels(0, 13, 7).astype(np.uint16) * 200) if mode == "I;16" else None
+    image = image or Image.fromarray(pixels(0, 13, 7, 4), "RGBA").convert("RGB" if mode == "CMYK" else "RGBA")
+    data = encoded(image if mode == "I;16" else image.convert(mode), "tiff" if mode == "CMYK" else "png")
+    whole = decode(data, preprocessing)
+    monkeypatch.setattr("pictures.decode.STRIP", 15)
+    np.testing.assert_array_equal(decode(data, preprocessing), whole)
+
+
 def test_threads_do_not_read_a_stream_ahead(pixels) -> None:
     taken = []
     items = (taken.append(i) or Item(str(i), pixels(i, 2, 2)) for i in range(10_000))
-    stream = in_threads(lambda item: item.name, items, workers=2)
+    stream = in_threads(lambda item, may_start: item.name, items, workers=2)
     assert next(stream) == "0"
     stream.close()
     assert len(taken) <= 5 * module.CHUNK

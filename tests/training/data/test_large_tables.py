@@ -13,7 +13,7 @@ from datasets import Features, Image, Value
 
 from training.data import DataConfig, open_images
 from training.data.sources import table_files
-from training.data.sources.table_files import dictionary_bytes, open_table
+from training.data.sources.table_files import dictionary_bytes, open_table, stated_bytes
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[3]
@@ -215,6 +215,27 @@ def test_an_arrow_file_that_expands_is_an_error(config, tmp_path: Path, monkeypa
     assert (tmp_path / "t.arrow").stat().st_size < 20_000
     with pytest.raises(ValueError, match=r"t\.arrow is compressed"):
         open_images(config(source=tmp_path / "t.arrow"))
+
+
+@pytest.mark.parametrize("make", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_a_compressed_batch_is_not_read_before_its_size(make, compression, tmp_path: Path, monkeypatch) -> None:
+    columns = {
+        "image": pa.array([bytes(1000), None] * 50),
+        "picture": pa.array([{"bytes": bytes(500), "path": "x"}] * 100),
+        "name": pa.array(["a" * 300, "b"] * 50).dictionary_encode(),
+        "nothing": pa.nulls(100),
+    }
+    table, file = pa.table(columns), tmp_path / "t.arrow"
+    with make(str(file), table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    assert len(open_table(file).sizes) == 1
+    size = stated_bytes(pa.memory_map(str(file)))
+    assert 0 <= size - table.nbytes <= 200
+    monkeypatch.setattr(table_files, "MAX_GROWTH", size - 1)
+    monkeypatch.setattr(pa.ipc, "open_stream", None)
+    with pytest.raises(ValueError, match=r"t\.arrow is compressed"):
+        open_table(file)
 
 
 def test_a_path_that_is_no_utf_8_is_an_error(tmp_path: Path) -> None:

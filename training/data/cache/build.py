@@ -45,7 +45,7 @@ def build(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
         if not reason:
             return
         if os.path.lexists(folder):
-            print(f"the cache {folder} is damaged ({reason}); it is removed and built again", file=sys.stderr)
+            print(f"the cache {folder} {reason}; it is removed and built again", file=sys.stderr)
             remove(folder)
         open_partial(partial)
         try:

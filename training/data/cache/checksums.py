@@ -30,7 +30,7 @@ class Checksums:
         """One checksum for all blocks."""
         return zlib.crc32(repr(self.blocks).encode())
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | memoryview) -> None:
         """Appends the next bytes of the file."""
         view = memoryview(data)
         while view:

@@ -1,6 +1,7 @@
 """The files of a cache: reads them, and compares them with their checksums."""
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,16 @@ from training.data.images import Images
 
 FORMAT_VERSION = 3
 IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"
+MAX_INFO = 1 << 30
+"""bytes of the largest description, such as one with the reasons of many unreadable images"""
 SECONDS = 5.0
 """how long images are verified; blocks that were not compared until then are left out"""
+_KNOWN: dict[tuple, str] = {}
+"""what `damage` has found, by the folder and the state of its files"""
+
+
+class NoChecksums(ValueError):
+    """A cache was built by an earlier version that made no checksums."""
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -25,10 +34,12 @@ def read_info(folder: Path) -> dict[str, Any]:
 
     Raises ValueError if it is damaged or does not fit to the size of the images, and OSError if it cannot be read.
     """
-    info = read_json(folder / INFO)
+    info = read_json(folder / INFO, MAX_INFO)
+    if "format_version" in info and not {"crc32", "blocks"} & info.keys():
+        raise NoChecksums
     try:
         if info.pop("crc32", None) != crc32(info):
-            raise ValueError(f"{INFO} differs from its checksum, or has none")
+            raise ValueError(f"{INFO} differs from its checksum")
         shape, pixel_format = tuple(info["shape"]), PixelFormat(**info["pixel_format"])
         if info["format_version"] != FORMAT_VERSION or info["block_bytes"] != BLOCK_BYTES:
             raise ValueError(f"format_version {info['format_version']}, block_bytes {info['block_bytes']}")
@@ -73,8 +84,28 @@ def load_labels(path: Path, count: int) -> Int64[np.ndarray, "n"]:
 def damage(folder: Path) -> str:
     """Why a cache cannot be used; an empty text if it can. Prints the share that was verified if that is not all.
 
-    Raises PermissionError if it may not be read.
+    Files that were found damaged are not verified again, because another sample might miss it. Raises PermissionError
+    if they may not be read.
     """
+    state = (folder, *(file_state(folder / name) for name in (INFO, IMAGES, LABELS)))
+    if state not in _KNOWN:
+        if not (reason := find_damage(folder)):
+            return ""
+        _KNOWN[state] = reason
+    return _KNOWN[state]
+
+
+def file_state(path: Path) -> tuple[int, ...]:
+    """What changes with the content of a file; empty if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def find_damage(folder: Path) -> str:
+    """See `damage`."""
     try:
         blocks = read_info(folder)["blocks"]
         if LABELS in blocks:
@@ -83,8 +114,10 @@ def damage(folder: Path) -> str:
         load_cache(folder)
     except PermissionError:
         raise
+    except NoChecksums:
+        return "has no checksums, as it was built by an earlier version"
     except (OSError, ValueError) as error:
-        return str(error)
+        return f"is damaged ({error})"
     if share < 1:
         print(f"cache: {share:.1%} of {folder / IMAGES} compared with its checksums, drawn at random", file=sys.stderr)
     return ""

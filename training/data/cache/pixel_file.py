@@ -65,7 +65,7 @@ class PixelFile:
             self._widen(len(image))
         elif len(image) < channels:
             image = np.repeat(image, channels, axis=0)
-        self._write(image.tobytes())
+        self._write(np.ascontiguousarray(image).reshape(-1).view(np.uint8).data)
         progress.count += 1
 
     def save(self) -> None:
@@ -98,7 +98,7 @@ class PixelFile:
         self._file.truncate(count * size)
         self._file.seek(0, os.SEEK_END)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         assert self._file is not None
         self._file.write(data)
         self.checksums.add(data)

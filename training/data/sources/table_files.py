@@ -1,8 +1,9 @@
 """Files of tables: parquet and arrow, opened without reading data, then read by column and row group."""
 
 import re
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ class Arrow:
 
         self.file = file
         mapped = pyarrow.memory_map(str(file))
+        if stated_bytes(mapped) > MAX_GROWTH:
+            raise ValueError(too_large(file))
         before, self._batches = pyarrow.total_allocated_bytes(), []
         try:
             reader = pyarrow.ipc.open_stream(mapped)
@@ -83,11 +86,8 @@ class Arrow:
             batches = map(reader.get_batch, range(reader.num_record_batches))
         for batch in batches:
             self._batches.append(batch)
-            if pyarrow.total_allocated_bytes() - before > MAX_GROWTH:
-                raise ValueError(
-                    f"{file} is compressed and takes more than {show_size(MAX_GROWTH)} in memory; write it again"
-                    " without compression, or as parquet"
-                )
+            if pyarrow.total_allocated_bytes() - before > MAX_GROWTH:  # it states less
+                raise ValueError(too_large(file))
         self.schema = reader.schema
         self.sizes = [batch.num_rows for batch in self._batches]
 
@@ -101,6 +101,67 @@ class Arrow:
 
 
 Table = Parquet | Arrow
+
+
+def too_large(file: Path) -> str:
+    """The message about an arrow file that takes too much memory."""
+    return (
+        f"{file} is compressed and takes more than {show_size(MAX_GROWTH)} in memory; write it again without"
+        " compression, or as parquet"
+    )
+
+
+def stated_bytes(mapped: Any) -> int:
+    """The size that an arrow file states for its compressed buffers in memory, of which none is read.
+
+    Each compressed buffer starts with its size. Where buffers are is stated in the header of a message, in the
+    encoding of FlatBuffers (Message.fbs of Arrow, format version 1.5).
+    """
+    from pyarrow import ipc
+
+    if mapped.read(8)[:6] != b"ARROW1":  # else it is a stream between two marks
+        mapped.seek(0)
+    total = 0
+    with suppress(EOFError):
+        while True:
+            message = ipc.read_message(mapped)
+            if message.type not in ("record batch", "dictionary"):
+                continue
+            header, body = Header(message.metadata), memoryview(message.body)
+            batch = header.table(header.root, 2)
+            batch = header.table(batch, 1) if message.type == "dictionary" else batch
+            if not header.field(batch, 3):  # no compression
+                continue
+            buffers = header.table(batch, 2)
+            for number in range(header.number("<I", buffers)):
+                start, size = (header.number("<q", buffers + 4 + 16 * number + 8 * half) for half in range(2))
+                total += max(0, struct.unpack_from("<q", body, start)[0]) if size else 0
+    mapped.seek(0)
+    return total
+
+
+class Header:
+    """The metadata of a message of arrow. Raises struct.error for positions outside."""
+
+    def __init__(self, data: Any):
+        self._data = memoryview(data)
+        self.root = self.number("<I", 0)
+
+    def number(self, kind: str, place: int) -> int:
+        """The number of this type at a place."""
+        return int(struct.unpack_from(kind, self._data, place)[0])
+
+    def field(self, table: int, number: int) -> int:
+        """The place of a field of a table; 0 if it is left out."""
+        layout = table - self.number("<i", table)
+        entry = 4 + 2 * number
+        offset = self.number("<H", layout + entry) if entry < self.number("<H", layout) else 0
+        return offset and table + offset
+
+    def table(self, table: int, number: int) -> int:
+        """The place of the table or the list in a field of a table."""
+        place = self.field(table, number)
+        return place + self.number("<I", place)
 
 
 def dictionary_bytes(file: Path, part: Any) -> int:
@@ -163,12 +224,12 @@ def features_of(table: Table) -> dict[str, Any]:
 
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
-    """Turns errors of arrow, and texts that are not UTF-8, into a ValueError that names the file."""
+    """Turns errors of arrow, wrong positions, and texts that are not UTF-8, into a ValueError that names the file."""
     import pyarrow
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, struct.error) as error:
         kind = file.suffix.lower().removeprefix(".")
         raise ValueError(f"{file} is not a readable {kind} file ({first_line(error)}); write it again") from error
 
