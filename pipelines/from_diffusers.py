@@ -93,7 +93,7 @@ def formulation_of(folder: Path) -> Formulation | None:
 def _class_in_index(pipeline: Path) -> dict[str, str]:
     """The class of the scheduler that model_index.json names, as a field of its config; empty if it names none."""
     index = pipeline / "model_index.json"
-    part = read_json(index).get("scheduler") if index.exists() else None
+    part: Any = read_json(index).get("scheduler") if index.exists() else None
     return {"_class_name": part[1]} if _is_part(part) else {}
 
 

@@ -119,8 +119,8 @@ class EDM2UNet(Network):
         noise level and label (`config.emb_channels` wide). With `return_logvar`, the log-variance of the loss at `t` is
         returned too; so every parameter takes part in the forward pass, as training on several processes needs.
 
-        Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size that
-        the levels cannot halve, and for a label if there are no classes.
+        Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size
+        that the levels cannot halve, and for a label if there are no classes.
         """
         check_images(x, self.config.in_channels)
         if reason := self.config.skeleton.size_error(*x.shape[2:]):

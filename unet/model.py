@@ -107,12 +107,12 @@ class UNet(Network):
     ) -> Float[Tensor, "b c_out h w"]:
         """The network's output for noisy images `x` at timesteps `t` (0 … T - 1, whole or fractional; one or one each).
 
-        `label` counts from 0 (one, or one each); without it the null label is used. `emb` is added to the embedding after
-        the time MLP (`config.emb_channels` wide). `augment` is the augmentation label (`config.augment_channels`
+        `label` counts from 0 (one, or one each); without it the null label is used. `emb` is added to the embedding
+        after the time MLP (`config.emb_channels` wide). `augment` is the augmentation label (`config.augment_channels`
         numbers). With learned variance the second half of the channels interpolates the variance.
 
-        Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size that
-        the levels cannot halve, for a label if there are no classes, and for a missing label if there is no null label.
+        Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size
+        that the levels cannot halve, for a label if there are no classes, and for a missing one without a null label.
         """
         check_images(x, self.config.in_channels)
         if any(side == 0 or side % self.stride for side in x.shape[2:]):
