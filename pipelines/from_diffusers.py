@@ -75,17 +75,26 @@ def pipeline_folder(folder: Path) -> Path:
 def formulation_of(folder: Path) -> Formulation | None:
     """The formulation of a folder of diffusers, from its scheduler's config; None if it has no scheduler.
 
-    The scheduler may be in the folder itself or in `scheduler/`, below the folder or that of its pipeline. Raises
-    ValueError, with the field, for what no formulation of ours describes.
+    The scheduler may be in the folder itself or in `scheduler/`, below the folder or that of its pipeline. Its class is
+    that of the pipeline's model_index.json, as in diffusers, else the one in its config. Raises ValueError, with the
+    field, for what no formulation of ours describes.
     """
-    places = (folder, folder / "scheduler", pipeline_folder(folder) / "scheduler")
+    pipeline = pipeline_folder(folder)
+    places = (folder, folder / "scheduler", pipeline / "scheduler")
     for path in (place / "scheduler_config.json" for place in places):
         if path.exists():
             try:
-                return _of_scheduler(read_json(path))
+                return _of_scheduler(read_json(path) | _class_in_index(pipeline))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
     return None
+
+
+def _class_in_index(pipeline: Path) -> dict[str, str]:
+    """The class of the scheduler that model_index.json names, as a field of its config; empty if it names none."""
+    index = pipeline / "model_index.json"
+    part: Any = read_json(index).get("scheduler") if index.exists() else None
+    return {"_class_name": part[1]} if _is_part(part) else {}
 
 
 def _of_scheduler(given: Mapping[str, Any]) -> Formulation:

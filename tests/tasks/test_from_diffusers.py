@@ -181,6 +181,20 @@ def test_a_run_of_another_formulation_is_told_the_flag(kind: str, flags: str) ->
         started(small_run(init="p"), labels=False)
 
 
+@pytest.mark.parametrize("own", [{}, {"_class_name": "DDIMScheduler"}])
+def test_the_pipeline_names_the_class_of_its_scheduler(own: dict) -> None:
+    """As in diffusers, whatever the config of the scheduler says."""
+    scheduler("unused")
+    Path("scheduler/scheduler_config.json").write_text(json.dumps({"num_train_timesteps": 500} | own))
+    for name, expected in (("FlowMatchEulerDiscreteScheduler", Flow(time_scale=500)), ("EDMEulerScheduler", EDM())):
+        Path("model_index.json").write_text(json.dumps({"scheduler": ["diffusers", name]}))
+        assert formulation_of(Path()) == expected
+        assert formulation_of(Path("unet")) == expected
+    Path("model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}))
+    with pytest.raises(ValueError, match="ScoreSdeVeScheduler"):
+        formulation_of(Path())
+
+
 def test_pipelines_on_latents_are_named() -> None:
     unet2d().save_pretrained("p/unet")
     index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
@@ -280,6 +294,8 @@ def test_the_average_beside_a_checkpoint_is_named(folder: Path) -> None:
     with pytest.warns(UserWarning, match="unet_ema"):
         load_model("run/checkpoint-500")
     assert isinstance(network, UNet)
+    shutil.rmtree("run/checkpoint-500/unet")  # the average alone
+    assert load_model("run/checkpoint-500").formulation == DDPM(variance="fixed_small")
 
 
 def test_a_hub_id_that_cannot_be_reached() -> None:

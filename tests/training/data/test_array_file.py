@@ -135,6 +135,22 @@ def test_arrays_of_an_npz_are_named_and_can_be_chosen(config, tmp_path: Path) ->
         open_images(config(source=file, labels=True))
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([True, False]), r"\(2,\) and bool"),
+        (np.array(["a", None], object), r"\(2,\) and object"),
+        (np.array([0.0, 1.0]), r"\(2,\) and float64"),
+        (np.eye(2), r"\(2, 2\) and float64"),
+        (np.array([b"a", b"\xff"]), r"UTF-8"),
+    ],
+)
+def test_an_array_that_holds_no_labels_is_named(labels, message: str, config, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=images_of(2, 8, 8), y=labels)
+    with pytest.raises(ValueError, match=rf"a\.npz: label array y .*{message}"):
+        open_images(config(source=tmp_path / "a.npz", label_column="y"))
+
+
 def header(shape: str, dtype: str = "|u1", order: str = "False", version: bytes = b"\1\0") -> bytes:
     text = f"{{'descr': {dtype if dtype[0] == '[' else repr(dtype)}, 'fortran_order': {order}, 'shape': {shape}, }}\n"
     return b"\x93NUMPY" + version + len(text).to_bytes(2 if version == b"\1\0" else 4, "little") + text.encode()

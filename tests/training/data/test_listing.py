@@ -92,7 +92,7 @@ def test_a_file_that_is_no_source_has_a_way_out(name: str, config, tmp_path: Pat
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"data\.source '.*a.*\.npy or \.npz.*the folder") as error:
         find_source(config(source=tmp_path / name))
-    assert ("data.label_file" in str(error.value)) == (name in ("a.csv", "a.jsonl"))
+    assert ("data.label_file" in str(error.value)) == (name in ("a.txt", "a.csv", "a.jsonl"))
     assert "\n" not in str(error.value)
 
 

@@ -233,6 +233,45 @@ def test_an_empty_table_is_named(kind: str, table, config, tmp_path: Path, monke
         open_images(config(source=source))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Value("string"), Value("int64")),
+        (Value("int32"), ClassLabel(names=["cat", "dog"])),
+        (ClassLabel(names=["cat", "dog"]), ClassLabel(names=["dog", "cat"])),
+        (ClassLabel(names=["cat"]), ClassLabel(names=["cat", "dog"])),
+    ],
+)
+def test_files_whose_labels_mean_different_classes(one, other, png, pixels, config, tmp_path: Path) -> None:
+    """They would be numbered by the classes of the first file."""
+    for file, kind in (("a", one), ("b", other)):
+        values = {
+            "image": [{"bytes": png(pixels(0, 4, 4)), "path": None}],
+            "label": ["0" if kind == Value("string") else 0],
+        }
+        Dataset.from_dict(values, Features({"image": Image(), "label": kind})).to_parquet(tmp_path / f"{file}.parquet")
+    with pytest.raises(ValueError, match=r"label column 'label' .*b\.parquet.* a\.parquet.*data\.labels"):
+        open_images(config(source=tmp_path))
+    assert len(open_images(config(source=tmp_path, labels=False))) == 2
+
+
+def test_columns_of_one_name_are_an_error(png, pixels, config, tmp_path: Path) -> None:
+    image = pa.array([png(pixels(0, 4, 4))])
+    pa.parquet.write_table(pa.table([image, image], ["image", "image"]), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet has several columns 'image'"):
+        open_images(config(source=tmp_path / "t.parquet"))
+
+
+def test_columns_of_views(png, pixels, config, tmp_path: Path) -> None:
+    """As Polars writes them."""
+    columns = {
+        "image": pa.array([png(pixels(0, 4, 4))], pa.binary_view()),
+        "label": pa.array(["cat"], pa.string_view()),
+    }
+    pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    check(open_images(config(source=tmp_path / "t.parquet")), pixels, [0], ("cat",))
+
+
 def test_labels_of_texts_are_normalised(table, read, pixels) -> None:
     texts = [" cat", "cat ", "caf\u00e9", "cafe\u0301"]
     check(read(table(label=(Value("string"), texts))), pixels, [1, 1, 0, 0], ("caf\u00e9", "cat"))

@@ -95,7 +95,8 @@ def read_npz(path: Path, columns: Columns) -> tuple[Shaped[np.ndarray, "n ..."],
             if columns.labels is False or not (columns.label or columns.labels or len(possible) == 1):
                 return images, None
             label = choose("label", columns.label, shapes, possible)
-            return images, to_labels(label, read_member(archive, label, headers[label]), count)
+            check_labels(label, headers[label], count)
+            return images, to_labels(label, read_member(archive, label, headers[label]))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"not a readable .npz file ({error}); write it again by numpy.savez") from None
 
@@ -134,13 +135,21 @@ def read_member(
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def to_labels(name: str, array: Shaped[np.ndarray, "n ..."], count: int) -> list[Label]:
-    """An array of labels as a list. Raises ValueError unless it has one number or text for each image."""
-    if array.size != count or len(array) != count or array.dtype.kind not in "iuUS":
+def check_labels(name: str, header: tuple[tuple[int, ...], bool, np.dtype, int], count: int) -> None:
+    """Raises ValueError unless an array, whose header is given, has one number or text for each image."""
+    shape, _, dtype, _ = header
+    if math.prod(shape) != count or shape[:1] != (count,) or dtype.kind not in "iuUS":
         raise ValueError(
-            f"label array {name} of shape {array.shape} and {array.dtype} has not one whole number or name for each of"
+            f"label array {name} of shape {shape} and {dtype} has not one whole number or name for each of"
             f" {count:,} images; set data.label_column to another array, or data.labels to false"
         )
+
+
+def to_labels(name: str, array: Shaped[np.ndarray, "n ..."]) -> list[Label]:
+    """An array of numbers or texts as a list. Raises ValueError for bytes that are not UTF-8."""
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
+        try:
+            array = np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"label array {name} is not UTF-8 ({error}); save it as text") from None
     return normalize_labels(array.ravel().tolist())

@@ -113,7 +113,7 @@ def check_size(shape: tuple[int, ...], dtype: np.dtype, found: int) -> None:
 def check_dtype(dtype: np.dtype) -> None:
     """Raises ValueError for a dtype that is not in `DTYPES`."""
     if dtype.name not in DTYPES:
-        raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPES)}; convert it by numpy.astype")
 
 
 def to_chw(array: Shaped[np.ndarray, "..."], axes: Axes) -> Shaped[np.ndarray, "c h w"]:

@@ -70,7 +70,8 @@ def read_label_file(
     try:
         document = "" if is_table else read_text(path, MAX_LINES)
     except (OSError, ValueError) as error:
-        hint = f"; did you mean {str(folder / path)!r}?" if is_regular(folder / path) else ""
+        is_other = not os.path.lexists(path) and is_regular(folder / path)
+        hint = f"; did you mean {str(folder / path)!r}?" if is_other else ""
         raise ValueError(f"{what} cannot be read ({error}){hint}") from error
     typed = is_table or is_json(path, document)
     read = partial(read_table, most=len(names)) if is_table else read_json if typed else read_delimited
@@ -289,7 +290,7 @@ def from_texts(texts: Sequence[str]) -> list[Any]:
         numbers = {text: float(text) for text in set(cleaned) if text}
     except ValueError:
         return list(cleaned)
-    if any(map(LEADING_ZERO.fullmatch, numbers)):
+    if any(LEADING_ZERO.fullmatch(text) or "_" in text for text in numbers):  # Python takes 1_0 as 10
         return list(cleaned)
     return [numbers.get(text, text) for text in cleaned]
 

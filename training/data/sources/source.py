@@ -36,7 +36,7 @@ USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """field -> the kinds of sources that it has an effect on, and why not on others"""
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
-LISTS = (".csv", ".tsv", ".json", ".jsonl")
+LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ def find_files(setting: str, label_file: Path | None) -> Found:
         raise ValueError(f"data.source {setting!r} matches no file; give a folder, or another pattern")
     looks_like_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", setting)
     hint = f"; for a data set of the hub write {HUB}{setting}" if looks_like_hub else ""
+    if "://" in setting:
+        hint = f"; a URL is not read: download the files and give their folder, or write {HUB}OWNER/NAME"
     raise ValueError(f"data.source {setting!r}: there is no such folder or file{hint}")
 
 

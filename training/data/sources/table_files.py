@@ -2,6 +2,7 @@
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -205,10 +206,13 @@ def held_column(table: Table, name: str, group: int) -> list[Any]:
 
 
 def open_table(file: Path) -> Table:
-    """Opens a table. Raises ValueError for a file of another kind, or a truncated one."""
+    """Opens a table. Raises ValueError for a file of another kind, a truncated one, and two columns of one name."""
     with readable(file):
         require_regular(file)
-        return Parquet(file) if file.suffix.lower() == ".parquet" else Arrow(file)
+        table = Parquet(file) if file.suffix.lower() == ".parquet" else Arrow(file)
+    if twice := [name for name, count in Counter(table.schema.names).items() if count > 1]:
+        raise ValueError(f"{file} has several columns {twice[0]!r}; write it again with one of each name")
+    return table
 
 
 def features_of(table: Table) -> dict[str, Any]:

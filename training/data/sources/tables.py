@@ -22,7 +22,7 @@ from training.data.sources.table_files import features_of, first_line, held_colu
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 
-TEXTS, BYTES = ("string", "large_string"), ("binary", "large_binary")
+TEXTS, BYTES = ("string", "large_string", "string_view"), ("binary", "large_binary", "binary_view")
 ROWS_TO_TRY = 100
 MAX_LISTED = 100
 """names of configurations in a message"""
@@ -101,6 +101,11 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
             raise ValueError(f"{table.file} has no column {missing[0]!r}, which {files[0].name} has; write it again")
+        if label is not None and label_kind(kind := features_of(table)[label]) != label_kind(features[label]):
+            raise ValueError(
+                f"label column {label!r} is {str(kind)[:80]} in {table.file}, but {str(features[label])[:80]} in"
+                f" {files[0].name}; write the tables again with the same classes, or set data.labels to false"
+            )
     below = {table: FilesBelow(table.file.parent, columns.allow_outside) for table in tables}
     check_paths(image, ((below[table], v) for table in tables for v in whole_column(table, image)), features)
     groups = [(table, group) for table in tables for group in range(len(table.sizes))]
@@ -320,6 +325,13 @@ def label_column(columns: Columns, features: Mapping[str, Any]) -> str | None:
             " set data.label_column to another column, or data.labels to false"
         )
     return column
+
+
+def label_kind(feature: Any) -> list[str] | bool:
+    """What labels of two files must share to mean the same classes: the names of classes, or whether they are texts."""
+    from datasets import ClassLabel
+
+    return feature.names if isinstance(feature, ClassLabel) else feature.dtype in TEXTS
 
 
 def find_column(
