@@ -68,8 +68,8 @@ class ImageClassifier:
         """The most likely class of each picture, by name, and its probability.
 
         A picture is the name of a file, the bytes of a file, or uint8 pixels (h, w) or (h, w, 3). All are scaled and
-        cropped as in evaluations. Raises ValueError for a picture that cannot be read, and for a network that was
-        trained on arrays, for which `probabilities` is meant.
+        cropped as in evaluations. Raises ValueError for a picture that cannot be read, for probabilities that are not
+        finite, and for a network that was trained on arrays, for which `probabilities` is meant.
         """
         if isinstance(images, str | bytes):
             raise ValueError(f"predict takes a list of pictures; give [{str(images)[:60]!r}]")
@@ -82,6 +82,9 @@ class ImageClassifier:
         for start in range(0, len(images), PREDICT_BATCH):
             stored = np.stack([self._read(image) for image in images[start : start + PREDICT_BATCH]])
             best = self.probabilities(self.pixel_format.to_unit(torch.from_numpy(stored).to(device))).max(dim=1)
+            if not (finite := best.values.isfinite()).all():
+                number = start + finite.tolist().index(False)
+                raise ValueError(f"picture {number} has probabilities that are not finite; the weights are damaged")
             found += zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(self.classes[index], probability) for index, probability in found]
 

@@ -339,10 +339,6 @@ def load_model(path: str | Path) -> DiffusionModel:
     net = _without_variance(net, folder)
     check_finite(net, folder)
     _check_channels(net, folder)
-    if net.config.classes != (None if classes is None else len(classes)):
-        raise ValueError(
-            f"{folder}: {DESCRIPTION_FILE} names {len(classes or ())} classes, config.json has {net.config.classes}"
-        )
     check_counts(counts, len(classes or ()), folder)
     return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts)
 
@@ -357,16 +353,20 @@ def read_network(folder: Path) -> tuple[Network, Description | None]:
     """The network of a model folder, in float32 and in eval mode, and the content of its diffusion.json, if it has one.
 
     diffusers counts “no label” among the classes; with a description that row is the null label again. Raises
-    ValueError as `unet.from_pretrained` and `read_description` do.
+    ValueError as `unet.from_pretrained` and `read_description` do, and if they have other classes.
     """
-    path = description_file(folder)
-    description = None if path is None else read_description(path)
     net = from_pretrained(folder).float()
-    if description is None or isinstance(net, EDM2UNet) or net.config.null_label:
-        return net, description
+    if (path := description_file(folder)) is None:
+        return net, None
+    description = read_description(path)
     _, classes, null_label, *_ = description
-    if null_label and classes is not None and net.config.classes == len(classes) + 1:
-        net = _rebuilt(replace(net.config, classes=len(classes), null_label=True), net.state_dict())
+    count = None if classes is None else len(classes)
+    if isinstance(net, UNet) and null_label and not net.config.null_label:
+        if count is None or net.config.classes != count + 1:
+            raise ValueError(f"{path} has a null label, but the network has no row for it, only {net.config.classes}")
+        net = _rebuilt(replace(net.config, classes=count, null_label=True), net.state_dict())
+    if net.config.classes != count:
+        raise ValueError(f"{path} names {count or 0} classes, config.json has {net.config.classes}")
     return net, description
 
 
@@ -428,7 +428,8 @@ def read_formulation(document: Any) -> Formulation:
         raise ValueError(f"formulation={document!r} should be an object with a kind; train again")
     fields = dict(document)
     kind = require_known("formulation", str(fields.pop("kind", None)), FORMULATIONS)
-    return read_config(FORMULATIONS[kind], fields)
+    config_class: Any = FORMULATIONS[kind]
+    return read_config(config_class, fields, optional=config_class.later_fields)
 
 
 @dataclass(frozen=True)

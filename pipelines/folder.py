@@ -22,8 +22,9 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     if not (folder / description).is_file():
         other = f"its model has no {description}, so it belongs to another task"
         of_run = other if folder.is_dir() else "its training has not saved one yet"
-        alone = f"it has a network but no {description}; take the whole folder RUN/model, as export.py RUN --push does"
-        of_folder = alone if (folder / "config.json").is_file() else f"it has neither config.yaml nor {description}"
+        of_folder = f"it has neither config.yaml nor {description}"
+        if (folder / "config.json").is_file():
+            of_folder += ", only a network; RUN/model is the whole model, which export.py RUN --push uploads"
         reason = of_run if is_run else of_folder
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
     return folder, images_seen(path) if is_run else None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, overload
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from residual.model_info import ModelInfo, refuse_pretrained
 from residual.names import require_known
+from residual.weights.config import change_config
 from residual.weights.keymap import Difference
 from residual.weights.layout import read_state
 from residual.weights.pretrained import local_folder, model_class
@@ -67,7 +68,7 @@ def create_model(name: str, num_classes: int | None = None, in_channels: int | N
         require_known(f"field of {name}", field, [field.name for field in fields(config)])
     if in_channels not in (None, getattr(config, "in_channels", None)):
         changes = {"mean": None, "std": None} | changes
-    return build(replace(config, **changes))
+    return build(change_config(config, changes))
 
 
 @overload

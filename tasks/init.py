@@ -15,7 +15,7 @@ from pipelines.folder import model_folder
 from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
 from residual.names import rows_by_name
 from residual.weights.keymap import check_state
-from residual.weights.read import read_weights
+from residual.weights.read import plain_names, read_weights
 from unet import EDM2Config, UNetConfig
 from unet.adapt import adapt_weights
 from unet.layouts import likely_layouts
@@ -72,7 +72,7 @@ def _read(
     """The adapted weights, a note about their network, and messages."""
     if is_weights_file(init):
         state = read_weights(Path(init))
-        weights, messages = net.convert_weights(state, layout or _layout_of(state))
+        weights, messages = net.convert_weights(state, layout or _layout_of(plain_names(state)[0]))
         return weights, "", messages
     folder = model_folder(init)
     trained, description = read_network(folder)
@@ -87,8 +87,8 @@ def is_weights_file(init: str) -> bool:
     return Path(init).is_file() or Path(init).suffix in WEIGHT_FILES
 
 
-def _layout_of(state: Mapping[str, Tensor]) -> str:
-    """The layout that the names fit. Raises ValueError if there is none, or more than one."""
+def _layout_of(state: Mapping[str, Tensor]) -> str | None:
+    """The layout that the names fit; None if there is none. Raises ValueError for more than one, and for our own."""
     likely = likely_layouts(state)
     if len(likely) == 1:
         return likely[0]
@@ -99,7 +99,7 @@ def _layout_of(state: Mapping[str, Tensor]) -> str:
         )
     if "embedding.linear1.weight" in state or "embedding.noise.weight" in state:
         raise ValueError("its names are those of this project; give the model folder that holds the file")
-    raise ValueError(f"its names, such as {next(iter(state), 'none at all')!r}, belong to no known layout")
+    return None
 
 
 def _check_formulation(trained: Formulation, formulation: Formulation) -> None:

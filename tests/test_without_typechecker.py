@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+IMAGES = "images are floats in about [-1, 1] with four axes (batch, channels, height, width), not torch."
 RESAMPLE = "no resample 'pool'; one of: conv, conv_same, block, block_project, block_fir"
 CASES = {
     'unet_branch(8, 8, 4, conditioning="film")': "no conditioning 'film'; one of: add, scale_shift",
@@ -30,6 +31,19 @@ CASES = {
     'DDPM(prediction="noise")': "unknown prediction 'noise'; give one of: epsilon, x0, v",
     'DDPM(variance="fixed_larg")': "unknown variance 'fixed_larg'; did you mean fixed_large or fixed_small?",
     'DenseNetConfig(stem="deep")': "no stem 'deep'; one of: conv7, conv3",
+    'preset("ddpm-cifar10", in_channels="1")': "in_channels='1' should be int",
+    'preset("ddpm-cifar10", size=32)': "size=32 should be tuple[int, int]",
+    'preset("ddpm-cifar10", dropout=None)': "dropout=None should be float",
+    'resnet.create_model("resnet20", num_classes=2.5)': "num_classes=2.5 should be int",
+    'UNet("ddpm-cifar10")': "'ddpm-cifar10' is not a UNetConfig, of which this network is built",
+    "net(X[0], 3)": f"{IMAGES}float32 of shape (1, 8, 8)",
+    "net((X * 9).byte(), 3)": f"{IMAGES}uint8 of shape (2, 1, 8, 8)",
+    "net(X, torch.ones(3))": "times or labels of shape (3,) for 2 images; give one, or one for each",
+    "net(X, torch.ones(2, 1))": "times or labels of shape (2, 1) for 2 images; give one, or one for each",
+    "net(X, 3, torch.ones(2, 3).long())": "times or labels of shape (2, 3) for 2 images; give one, or one for each",
+    "net(X, 3, torch.ones(2))": "labels are the numbers of classes, not torch.float32; give whole numbers",
+    'resnet.create_model("resnet20")(torch.zeros(2, 3, 32, 32).byte())': "images should be floats, not torch.uint8: "
+    "divide by 255, subtract the mean, divide by the std",
 }
 SCRIPT = """
 import sys
@@ -37,6 +51,11 @@ from residual import *
 from resnet import *
 from unet import *
 from diffusion import *
+from unet import UNet
+import torch, resnet
+X = torch.zeros(2, 1, 8, 8)
+config = dict(size=(8, 8), in_channels=1, base_channels=16, channel_multipliers=(1,), groups=8, classes=3)
+net = UNet(UNetConfig(**config, attention_levels=()))
 for line in sys.stdin.read().splitlines():
     try:
         eval(line)

@@ -22,7 +22,7 @@ from residual.magnitude import (
 )
 from unet.config import Block, Level
 from unet.edm2_config import EDM2Config
-from unet.embedding import check_channels, per_image
+from unet.embedding import check_images, label_per_image, per_image
 from unet.layouts import EDM2_LAYOUTS
 from unet.model import level_chain
 from unet.network import Network
@@ -108,7 +108,7 @@ class EDM2UNet(Network):
         self,
         x: Float[Tensor, "b c_in h w"],
         t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float,
-        label: Int[Tensor, "b"] | None = None,
+        label: Int[Tensor, "#b"] | Int[Tensor, ""] | int | None = None,
         *,
         emb: Float[Tensor, "b e"] | None = None,
         return_logvar: bool = False,
@@ -119,13 +119,13 @@ class EDM2UNet(Network):
         noise level and label (`config.emb_channels` wide). With `return_logvar`, the log-variance of the loss at `t` is
         returned too; so every parameter takes part in the forward pass, as training on several processes needs.
 
-        Raises ValueError for another number of channels than `config.in_channels`, for a size that the levels cannot
-        halve, and for a label if there are no classes.
+        Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size
+        that the levels cannot halve, and for a label if there are no classes.
         """
-        check_channels(x, self.config.in_channels)
+        check_images(x, self.config.in_channels)
         if reason := self.config.skeleton.size_error(*x.shape[2:]):
             raise ValueError(reason)
-        t = per_image(t, x)
+        t, label = per_image(t, x), label_per_image(label, x)
         e = self.embedding(t, label, emb)
         skips = []
         for block in self.encoder:

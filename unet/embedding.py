@@ -22,11 +22,31 @@ def per_image(t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float, x: Float[Ten
     """One time per image, on the device of the images, from one for all of them or one each."""
     if isinstance(t, Tensor) and t.shape == x.shape[:1]:
         return t
-    return torch.as_tensor(t, device=x.device).expand(len(x))
+    t = torch.as_tensor(t, device=x.device)
+    if t.shape not in ((), (1,), x.shape[:1]):
+        raise ValueError(f"times or labels of shape {tuple(t.shape)} for {len(x)} images; give one, or one for each")
+    return t.expand(len(x))
 
 
-def check_channels(x: Float[Tensor, "b c h w"], channels: int) -> None:
-    """Raises ValueError unless the images have this number of channels."""
+def label_per_image(
+    label: Int[Tensor, "#b"] | Int[Tensor, ""] | int | None, x: Float[Tensor, "b c h w"]
+) -> Int[Tensor, "b"] | None:
+    """One label per image, as `per_image` gives one time; None if there is none."""
+    if label is None:
+        return None
+    label = per_image(label, x)
+    if label.dtype is torch.bool or label.is_floating_point():
+        raise ValueError(f"labels are the numbers of classes, not {label.dtype}; give whole numbers")
+    return label.long()
+
+
+def check_images(x: Float[Tensor, "b c h w"], channels: int) -> None:
+    """Raises ValueError unless these are images of floating point numbers with this number of channels."""
+    if x.dim() != 4 or not x.is_floating_point():
+        kind = f"{x.dtype} of shape {tuple(x.shape)}"
+        raise ValueError(
+            f"images are floats in about [-1, 1] with four axes (batch, channels, height, width), not {kind}"
+        )
     if x.shape[1] != channels:
         raise ValueError(
             f"images with {x.shape[1]} channels, but this network takes {channels} (in_channels); convert the images, "

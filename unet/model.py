@@ -31,7 +31,7 @@ from residual.recompute import Recomputed
 from residual.weights.pretrained import build_on_meta, local_folder
 from residual.weights.read import note, plain_names, read_folder_weights
 from unet.config import Block, Level, Resample, UNetConfig
-from unet.embedding import DivideByTime, Embedding, check_channels, per_image
+from unet.embedding import DivideByTime, Embedding, check_images, label_per_image, per_image
 from unet.layouts import UNET_LAYOUTS, diffusers, import_weights
 from unet.network import Network
 
@@ -100,24 +100,24 @@ class UNet(Network):
         self,
         x: Float[Tensor, "b c_in h w"],
         t: Shaped[Tensor, "#b"] | Shaped[Tensor, ""] | float,
-        label: Int[Tensor, "b"] | None = None,
+        label: Int[Tensor, "#b"] | Int[Tensor, ""] | int | None = None,
         *,
         emb: Float[Tensor, "b e"] | None = None,
         augment: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
         """The network's output for noisy images `x` at timesteps `t` (0 … T - 1, whole or fractional; one or one each).
 
-        `label` counts from 0; without it the null label is used. `emb` is added to the embedding after the time MLP
-        (`config.emb_channels` wide). `augment` is the augmentation label (`config.augment_channels` numbers). With
-        learned variance the second half of the channels interpolates the variance.
+        `label` counts from 0 (one, or one each); without it the null label is used. `emb` is added to the embedding
+        after the time MLP (`config.emb_channels` wide). `augment` is the augmentation label (`config.augment_channels`
+        numbers). With learned variance the second half of the channels interpolates the variance.
 
-        Raises ValueError for another number of channels than `config.in_channels`, for a size that the levels cannot
-        halve, for a label if there are no classes, and for a missing label if there is no null label.
+        Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size
+        that the levels cannot halve, for a label if there are no classes, and for a missing one without a null label.
         """
-        check_channels(x, self.config.in_channels)
+        check_images(x, self.config.in_channels)
         if any(side == 0 or side % self.stride for side in x.shape[2:]):
             raise ValueError(self.config.skeleton.size_error(*x.shape[2:]))
-        t = per_image(t, x)
+        t, label = per_image(t, x), label_per_image(label, x)
         e = self.embedding(t, label, emb, augment)
         skips = self.encode(x, e)
         x, image = self.middle(skips[-1], e), None

@@ -1,6 +1,6 @@
 """Networks by kind, published networks by name."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, overload
@@ -10,6 +10,7 @@ import torch
 from residual.count import check_weight_bytes
 from residual.model_info import ModelInfo, refuse_pretrained
 from residual.names import require_known
+from residual.weights.config import change_config
 from residual.weights.pretrained import local_folder, model_class
 from unet.config import UNetConfig
 from unet.edm2 import EDM2UNet
@@ -38,13 +39,13 @@ def preset_info(name: str) -> ModelInfo[UNetConfig | EDM2Config]:
 def preset(name: str, **changes: Any) -> UNetConfig | EDM2Config:
     """Config of a published network, with the dropout of its training. `changes` replace fields of it.
 
-    Raises ValueError for an unknown name or field, with the closest ones.
+    Raises ValueError for an unknown name or field, with the closest ones, and for a value of another type.
     """
     config = preset_info(name).config
     refuse_pretrained(name, changes)
     for field in changes:
         require_known(f"field of {name}", field, [field.name for field in fields(config)])
-    return replace(config, **changes)
+    return change_config(config, changes)
 
 
 def create_model(name: str, **changes: Any) -> UNet | EDM2UNet:

@@ -1,16 +1,18 @@
 """Reads JSON files and config dataclasses, with types checked."""
 
 import contextlib
+import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, TypeVar
 
 from residual.names import require_known
 from storage import read
 
+C = TypeVar("C")
 MAX_COUNT = 1 << 24
 """largest width, number of classes or size in pixels; more is almost certainly a typo, and fits no memory"""
 MAX_BLOCKS = 1000
@@ -33,6 +35,20 @@ def read_config(config_class: type, document: Any, optional: Iterable[str] = ())
     """
     if not isinstance(document, Mapping):
         raise ValueError(f"{document!r} should be an object with the fields of {config_class.__name__}")
+    values = _read_values(config_class, document)
+    if missing := [field.name for field in fields(config_class) if field.name not in {*values, *optional}]:
+        raise ValueError(
+            f"missing field {missing[0]!r}: add it, or save the model again with the version that wrote it"
+        )
+    return config_class(**values)
+
+
+def change_config(config: C, changes: Mapping[str, Any]) -> C:
+    """The config with other values of some fields. Raises ValueError as `read_config` does."""
+    return replace(config, **_read_values(type(config), changes))  # type: ignore[type-var]
+
+
+def _read_values(config_class: type, document: Mapping[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(config_class)
     hints = {field.name: hints[field.name] for field in fields(config_class)}  # without class variables
     values = {}
@@ -42,11 +58,7 @@ def read_config(config_class: type, document: Any, optional: Iterable[str] = ())
             values[name] = convert(value, hints[name])
         except TypeError:
             raise ValueError(f"{name}={value!r} should be {_type_name(hints[name])}") from None
-    if missing := [name for name in hints if name not in values and name not in optional]:
-        raise ValueError(
-            f"missing field {missing[0]!r}: add it, or save the model again with the version that wrote it"
-        )
-    return config_class(**values)
+    return values
 
 
 def check_counts(config: Any, *names: str) -> None:
@@ -96,6 +108,8 @@ def convert(value: Any, hint: Any) -> Any:
             return float(value)
     elif hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    elif hint is int and isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        return operator.index(value)  # of numpy, too
     elif hint is Path and isinstance(value, str):
         return Path(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

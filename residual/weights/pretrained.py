@@ -36,7 +36,9 @@ class Pretrained(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.config = config
+        if not isinstance(config, self.config_class):
+            raise ValueError(f"{config!r:.60} is not a {self.config_class.__name__}, of which this network is built")
+        self.config: Any = config
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, which is created if needed."""

@@ -14,6 +14,10 @@ from storage.read import open_regular, parse_json, read_json, require_regular
 
 COUNTERS = ("n_averaged", "num_updates", "initted", "step")
 """tensors of one number that wrappers of averaged models (torch's AveragedModel, ema-pytorch, …) add at the top"""
+PROFILED = ("total_ops", "total_params")
+"""counters that the profiler thop adds to every module"""
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""parts of names from torch's wrappers of single blocks: compiled, sharded, recomputed"""
 TRACKED = "num_batches_tracked"
 """the counter of a batch norm, whose weights are integers"""
 VARIANCE = "running_var"
@@ -23,6 +27,7 @@ MAX_WEIGHT = 1e18
 FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 """types of numbers that weights may have in a file"""
 _SHARD = re.compile(r"\d+-of-\d+$")
+_LFS = b"version https://git-lfs"
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -52,8 +57,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, KeyError, AttributeError, OverflowError) as error:
         # Checked only now: a valid safetensors file may begin with the same bytes, as the length of its header.
         with path.open("rb") as file:
-            head = file.read(2)
-        if head in _PICKLES:
+            head = file.read(len(_LFS))
+        if head == _LFS:
+            raise ValueError(f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull there") from None
+        if head.startswith(_PICKLES):
             raise ValueError(
                 f"{path} is a pickle, which could run code, and is not opened; save a plain state dict first: "
                 "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
@@ -166,12 +173,13 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     """The tensors under the names that they have in the network itself, and one message per change.
 
     A prefix that all names share comes off, such as `module.` (DataParallel), `_orig_mod.` (torch.compile) or that of
-    the attribute that holds the network, and so does a lone counter of a wrapper.
+    the attribute that holds the network, and so do the counters and the parts of names that wrappers add.
     """
     found, messages = dict(state), list[str]()
-    if counters := [name for name in found if name in COUNTERS and found[name].numel() == 1 and len(found) > 1]:
-        messages.append(f"{', '.join(counters)}: left out, a counter of the wrapper")
-        found = {name: tensor for name, tensor in found.items() if name not in counters}
+    counters = [name for name in found if name in COUNTERS or name.rpartition(".")[2] in PROFILED]
+    if (counters := [name for name in counters if found[name].numel() == 1]) and len(found) > len(counters):
+        messages.append(f"{shorten(counters, 4)}: left out, not a weight but a counter")
+        found = {name: tensor for name, tensor in found.items() if name not in set(counters)}
     prefix = ""
     while len(firsts := {name.partition(".")[0] for name in found}) == 1 and all("." in name for name in found):
         first = f"{firsts.pop()}."
@@ -181,6 +189,10 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
             break
     if prefix:
         messages.append(f"all names begin with {prefix}, which is left out")
+    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): found[name] for name in found}
+    if len(plain) == len(found) and plain.keys() != found.keys():
+        messages.append(f"{len(plain.keys() - found.keys())} names contain {' or '.join(sorted(WRAPPERS))}, left out")
+        found = plain
     return found, messages
 
 

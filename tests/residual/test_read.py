@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -58,9 +59,29 @@ def test_a_lone_counter_comes_off(counter: str) -> None:
     assert [counter in message for message in messages] == [True, False]
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_parts_of_names_from_wrappers_come_off(wrapper: str, prefix: str) -> None:
+    first, *rest = STATE
+    found, messages = plain_names(
+        {prefix + first.replace(".", f".{wrapper}."): STATE[first], **{prefix + name: STATE[name] for name in rest}}
+    )
+    assert_close(found, STATE, rtol=0, atol=0)
+    assert wrapper in messages[-1]
+
+
+def test_counters_of_a_profiler_come_off() -> None:
+    counters = {name: torch.zeros(1, dtype=torch.float64) for name in ("total_ops", "a.total_params", "b.total_ops")}
+    found, messages = plain_names(STATE | counters)
+    assert_close(found, STATE, rtol=0, atol=0)
+    assert [all(name in message for name in counters) for message in messages] == [True]
+
+
 def test_plain_names_stay() -> None:
     assert plain_names(STATE) == (STATE, [])
     assert plain_names({}) == ({}, [])
+    both = {"a._orig_mod.weight": torch.ones(1), "a.weight": torch.zeros(1), "b": torch.ones(1)}
+    assert plain_names(both) == (both, [])
     assert plain_names({"weight": torch.ones(1)})[0].keys() == {"weight"}
 
 
@@ -186,6 +207,12 @@ def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
     path.write_bytes(DAMAGED[name])
     with pytest.raises(ValueError, match=str(path)):
         read_weights(path)
+
+
+def test_a_pointer_of_git_lfs_has_its_way_out(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(DAMAGED["git pointer"])
+    with pytest.raises(ValueError, match=r"model\.safetensors.*git lfs pull"):
+        read_weights(tmp_path / "model.safetensors")
 
 
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
@@ -385,7 +412,23 @@ def test_one_time_for_all_images(name: str, t: float | torch.Tensor) -> None:
             net(torch.randn(2, 4, 8, 8), t)
 
 
+@pytest.mark.parametrize("label", [1, torch.tensor(1), torch.tensor([1]), torch.tensor([1], dtype=torch.int32)])
+@pytest.mark.parametrize("embedding", ["table", "linear"])
+def test_one_label_for_all_images(label: int | torch.Tensor, embedding: Any) -> None:
+    size = {"base_channels": 16, "channel_multipliers": (1,), "groups": 8, "size": (8, 8)}
+    net = unet.UNet(unet.UNetConfig(**size, attention_levels=(), classes=3, label_embedding=embedding))
+    for weight in net.parameters():
+        weight.data.add_(0.01 * torch.randn_like(weight))
+    x = torch.randn(2, 3, 8, 8)
+    assert_close(net(x, 7, label), net(x, 7, torch.tensor([1, 1])))
+    assert not torch.equal(net(x, 7, label), net(x, 7, torch.tensor([1, 2])))
+
+
 def test_fields_of_a_preset_can_be_changed() -> None:
+    assert unet.preset("ddpm-cifar10", classes=np.int64(7), size=[8, 8]) == unet.preset(
+        "ddpm-cifar10", classes=7, size=(8, 8)
+    )
+    assert type(unet.preset("ddpm-cifar10", classes=np.int64(7)).classes) is int
     assert unet.preset("ddpm-cifar10", in_channels=1).in_channels == 1
     with pytest.raises(ValueError, match=r"in_chanels.*in_channels"):
         unet.preset("ddpm-cifar10", in_chanels=1)

@@ -324,6 +324,10 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
     arrays = replace(classifier, pixel_format=PixelFormat(file="npy"))
     with pytest.raises(ValueError, match=r"arrays.*to_unit"):
         arrays.predict([pixels[0]])
+    for weight in classifier.net.parameters():
+        weight.data.mul_(1e17)
+    with pytest.raises(ValueError, match=r"picture 0 .* not finite"):
+        classifier.predict(list(pixels))
 
 
 def test_an_incomplete_model_folder_is_refused(saved, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import train as script
 from diffusion import DDPM
 from export import save_diffusers
-from pipelines.diffusion import load_model
+from pipelines.diffusion import DiffusionModel, load_model
 from tasks import RUNS
 from tasks.diffusion import DiffusionAugment, DiffusionRun
 from tests.tasks.small import SMALL, digits, shaken, small_run
@@ -99,6 +99,22 @@ def test_a_pipeline_of_diffusers_at_the_root_or_under_unet(conditional: Path) ->
     assert started(small_run(init="root"))[1][0].endswith(f"; its formulation is unknown, the run trains {DDPM()}")
     shutil.copy("pipeline/scheduler/scheduler_config.json", "root")
     assert started(small_run(init="root"))[1][0] == "init: root, 1 x 8 x 8, 11 classes"
+
+
+def described(classes: tuple[str, ...] | None = ("a", "b"), null_label: bool = True, net_null: bool = True) -> None:
+    """A model folder of two classes whose description has these."""
+    config = replace(SMALL, in_channels=1, out_channels=1, classes=2, null_label=net_null)
+    DiffusionModel(net(config), DDPM(), classes, null_label).save(Path("m"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.diffusion_model.", "ema_model.module."])
+def test_a_file_whose_names_share_a_prefix(prefix: str) -> None:
+    trained = net(replace(SMALL, in_channels=1, out_channels=1))
+    state = {prefix + name: tensor for name, tensor in trained.export_weights("diffusers").items()}
+    save_file(state | {"n_averaged": torch.tensor(7)}, "weights.safetensors")
+    network, said = started(small_run(init="weights.safetensors"), labels=False)
+    same(network, trained)
+    assert [text in line for text, line in zip(("n_averaged", prefix), said[1:], strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +339,12 @@ def test_other_betas_are_refused(betas: dict, message: str) -> None:
         (lambda: net(SMALL).save_pretrained("m"), {"init": "m", "init_layout": "adm"},
          "init_layout=adm"),
         (lambda: Path("m").mkdir(), {"init": "m"}, "init=m: m is not a model folder: it has no config.json"),
+        (lambda: save_file({f"{first}.{name}": tensor for first in ("model", "ema")
+                            for name, tensor in net(SMALL).export_weights("diffusers").items()}, "w.safetensors"),
+         {"init": "w.safetensors"}, r"several networks.* begin with (ema|model)\..*diffusers"),
+        (lambda: described(classes=("a", "b", "c")), {"init": "m"}, r"m/diffusion\.json names 3 classes, .* has 2"),
+        (lambda: described(None, null_label=False), {"init": "m"}, r"diffusion\.json names 0 classes, .* has 2"),
+        (lambda: described(net_null=False), {"init": "m"}, r"diffusion\.json has a null label, .* only 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_started_from_is_refused(make, fields: dict, message: str) -> None:

@@ -359,8 +359,11 @@ def _block_type(direction: str, kind: str, resample_in_block: bool) -> str:
 
 
 def find_network(folder: Path) -> Path | None:
-    """The folder of the network in a model or pipeline folder of diffusers; None if it is not one of diffusers."""
-    for place in (folder, folder / "unet"):
+    """The folder of the network in a model or pipeline folder of diffusers; None if it is not one of diffusers.
+
+    It is the folder itself, `unet` in it, or, if there is no such folder, `unet_ema`, the average of its weights.
+    """
+    for place in (folder, folder / "unet", folder / "unet_ema"):
         if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
             return place
     return None
