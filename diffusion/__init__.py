@@ -4,7 +4,7 @@ from diffusion.denoiser import Condition, Denoiser, NetworkDenoiser, clipped
 from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
 from diffusion.guidance import classifier_free, guided
 from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
-from diffusion.noise import Formulation, NoiseLevel, differences
+from diffusion.noise import Formulation, NoiseLevel, Stratified, differences
 from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample
 from diffusion.seeds import generators, image_seed
 from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
@@ -27,6 +27,7 @@ __all__ = [
     "NetworkDenoiser",
     "NoiseLevel",
     "Sampler",
+    "Stratified",
     "choose_sampler",
     "classifier_free",
     "clipped",

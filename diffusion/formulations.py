@@ -35,6 +35,8 @@ SPACINGS: dict[str, Callable[[int, int], Tensor]] = {
 """Whole timesteps of a sampler's steps out of `total`, falling: the three spacings of diffusers' schedulers."""
 VARIANCES = ("fixed_large", "fixed_small")
 MAX_TIMESTEPS = 1_000_000
+MAX_RATIO = 1e9
+"""of `sigma / alpha` where times are computed from it; pure noise in float32"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +60,20 @@ class DDPM:
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """variance of the noise that each step of the ddpm sampler adds: beta (large) or the posterior's (small)"""
 
-    network_fields: ClassVar[tuple[str, ...]] = ("schedule", "timesteps", "prediction")
+    zero_terminal_snr: bool = False
+    """rescale the schedule so that the last noise level is pure noise (Lin et al. 2024). Not for epsilon, whose error
+    says nothing about the image there"""
+
+    network_fields: ClassVar[tuple[str, ...]] = ("schedule", "timesteps", "prediction", "zero_terminal_snr")
+    later_fields: ClassVar[frozenset[str]] = frozenset({"zero_terminal_snr"})
     clips_x0: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_known("schedule", self.schedule, SCHEDULES)
         require_known("prediction", self.prediction, PREDICTIONS)
         require_known("variance", self.variance, VARIANCES)
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError("zero_terminal_snr=true does not go with prediction=epsilon; choose v or x0")
         least = int(1000 * SCHEDULES[self.schedule].get("beta_end", 0.001)) + 1
         if self.timesteps < least:
             raise ValueError(
@@ -89,10 +98,10 @@ class DDPM:
         return random.integers(self.timesteps).float()
 
     def time_at(self, ratio: Times) -> Times:
-        """The largest `sigma / alpha` is that of the last timestep; larger ones are clamped to it."""
+        """The largest `sigma / alpha` is that of the last timestep, or `MAX_RATIO`; larger ones are clamped to it."""
         alphas, sigmas = _tables(self, ratio.device, ratio.dtype)
         ratios = sigmas / alphas
-        ratio = ratio.minimum(ratios[-1])
+        ratio = ratio.minimum(ratios[-1]).clamp(max=MAX_RATIO)
         low = (torch.searchsorted(ratios, ratio, right=True) - 1).clamp(max=self.timesteps - 1)
         alpha, sigma = alphas[low], sigmas[low]
         rise = (sigmas[low + 1] - sigma) - ratio * (alphas[low + 1] - alpha)
@@ -113,6 +122,7 @@ class DDPM:
             "clip_sample": True,
             "clip_sample_range": 1.0,
             "prediction_type": PREDICTIONS[self.prediction][1],
+            "rescale_betas_zero_snr": self.zero_terminal_snr,
         }
 
 
@@ -157,6 +167,7 @@ class EDM:
     """standard deviation of the logarithm of sigma in training"""
 
     network_fields: ClassVar[tuple[str, ...]] = ("sigma_data",)
+    later_fields: ClassVar[frozenset[str]] = frozenset()
     clips_x0: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -196,17 +207,32 @@ class Flow:
     """Flow matching on straight lines: x = (1 - t) x0 + t noise, and the network predicts noise - x0.
 
     The unit of time is t, 0 (clean image) … 1 (noise). Lipman et al. 2023, section 4.1; Liu et al. 2023, eq. 1.
-    Raises ValueError for a time scale out of range.
+    Raises ValueError for values out of range.
     """
 
     time_scale: float = 1000.0
     """the network receives this number times t, so that embeddings made for timesteps serve it"""
 
+    times_in_training: Literal["uniform", "logit_normal"] = "uniform"
+    """distribution of t in training: uniform, or t = 1 / (1 + exp(-z)) with a normal z (Esser et al. 2024, eq. 19)"""
+    logit_mean: float = 0.0
+    """mean of z, for logit_normal: above 0 there are more high noise levels"""
+    logit_std: float = 1.0
+    """standard deviation of z, for logit_normal"""
+    shift: float = 1.0
+    """moves t in training and of the samplers' steps to shift t / (1 + (shift - 1) t): above 1 to higher noise levels,
+    as large images need (Esser et al. 2024, eq. 23)"""
+
     network_fields: ClassVar[tuple[str, ...]] = ("time_scale",)
+    later_fields: ClassVar[frozenset[str]] = frozenset({"times_in_training", "logit_mean", "logit_std", "shift"})
     clips_x0: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _require_between("time_scale", self.time_scale, 1e-6, 1e6)
+        require_known("times_in_training", self.times_in_training, ("uniform", "logit_normal"))
+        _require_between("logit_mean", self.logit_mean, -10, 10)
+        _require_between("logit_std", self.logit_std, 1e-3, 10)
+        _require_between("shift", self.shift, 1e-3, 1e3)
 
     def level(self, time: Times) -> NoiseLevel:
         sigma = time.view(-1, 1, 1, 1)
@@ -214,13 +240,18 @@ class Flow:
         return NoiseLevel(alpha=1 - sigma, sigma=sigma, c_in=one, c_noise=self.time_scale * time, a=-one, b=one)
 
     def draw_time(self, random: Random) -> Times:
-        return 1 - random.uniform()  # never 0, where some weightings are infinite
+        if self.times_in_training == "logit_normal":
+            return self._shifted((self.logit_mean + self.logit_std * random.normal()).sigmoid())
+        return self._shifted(1 - random.uniform())  # never 0, where some weightings are infinite
+
+    def _shifted(self, t: Float[Tensor, "times"]) -> Float[Tensor, "times"]:
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
     def time_at(self, ratio: Times) -> Times:
         return 1 / (1 + 1 / ratio)  # 0 at ratio 0, and 1 where it is infinite
 
     def times(self, steps: int, spacing: str = "leading") -> Float[Tensor, "times"]:
-        return torch.linspace(1, 0, steps + 1)
+        return self._shifted(torch.linspace(1, 0, steps + 1))
 
 
 FORMULATIONS: dict[str, type] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}

@@ -1,5 +1,6 @@
 """The training loss, written once for every formulation, and its weightings."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,12 @@ WEIGHTINGS: dict[str, Weighting | None] = {
     "noise": lambda level: level.ratio**-2,
     "x0": lambda level: torch.ones_like(level.sigma),
     "v": lambda level: (level.alpha**2 + level.sigma**2) / level.sigma**2,
+    # alpha² / sigma², at most gamma = 5: Hang et al. 2023, section 3.4
+    "min_snr": lambda level: (level.ratio**-2).clamp(max=5),
+    # sigmoid(2 - log SNR) on the error of the noise: Kingma & Gao 2023
+    "sigmoid": lambda level: 1 / (level.ratio**2 + math.exp(-2)),
+    # the loss of EDM with sigma_data = 0.5, for any formulation: Karras et al. 2022, table 1
+    "edm": lambda level: level.ratio**-2 + 0.5**-2,
 }
 
 

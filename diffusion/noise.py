@@ -5,10 +5,11 @@ A noisy image is `x = alpha x0 + sigma noise`. The network receives `c_in x` and
 rows of this one table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -68,19 +69,39 @@ class NoiseLevel:
 
 @runtime_checkable
 class Random(Protocol):
-    """A source of random numbers with one entry per image of a batch."""
+    """A source of random numbers, one per image of a batch."""
 
     def uniform(self) -> Times:
         """Uniform in [0, 1)."""
         ...
 
-    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+    def normal(self) -> Times:
         """Standard normal."""
         ...
 
     def integers(self, high: int) -> Int[Tensor, "b"]:
         """Uniform integers in [0, high)."""
         ...
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """Random numbers for noise levels: one per equal part of the distribution in each global batch, in random order.
+
+    The losses of an update then differ less by the noise levels that it draws (Kingma et al. 2021, appendix I.1).
+    Every number that it returns comes from one uniform number per image, so one number may be drawn per update.
+    """
+
+    uniform: Callable[[], Times]
+    """one number in [0, 1) per image, each in another of as many equal parts as the global batch has images"""
+
+    def normal(self) -> Times:
+        """Standard normal: the quantiles of the uniform numbers."""
+        return torch.special.ndtri(self.uniform().clamp(1e-7, 1 - 1e-7))
+
+    def integers(self, high: int) -> Int[Tensor, "b"]:
+        """Integers in [0, high)."""
+        return (self.uniform() * high).long().clamp(max=high - 1)
 
 
 @runtime_checkable
@@ -92,6 +113,8 @@ class Formulation(Protocol):
 
     network_fields: ClassVar[tuple[str, ...]]
     """fields on which the meaning of trained weights depends; the others may differ when training continues"""
+    later_fields: ClassVar[frozenset[str]]
+    """fields that saved models may lack: their defaults describe all models from before"""
     clips_x0: ClassVar[bool]
     """whether samplers may clip denoised images to [-1, 1], as published for this formulation"""
 

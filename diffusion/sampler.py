@@ -157,6 +157,11 @@ def choose_sampler(name: str, formulation: Formulation, steps: int, **options: f
             f"sampler={name} needs the timesteps of a ddpm model, but the formulation of this model is "
             f"{type(formulation).__name__}; choose: {others}"
         )
+    if name == "dpmpp_2m_sde" and isinstance(formulation, DDPM) and formulation.zero_terminal_snr:
+        raise ValueError(
+            f"sampler={name} cannot start at the pure noise of zero_terminal_snr (diffusers' scheduler may compute the "
+            "root of a negative number); choose dpmpp_2m or euler_ancestral"
+        )
     _check_steps(name, formulation, steps)
     return replace(sampler, solver=replace(sampler.solver, **given)) if given else sampler  # type: ignore[type-var]
 

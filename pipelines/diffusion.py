@@ -428,7 +428,8 @@ def read_formulation(document: Any) -> Formulation:
         raise ValueError(f"formulation={document!r} should be an object with a kind; train again")
     fields = dict(document)
     kind = require_known("formulation", str(fields.pop("kind", None)), FORMULATIONS)
-    return read_config(FORMULATIONS[kind], fields)
+    config_class: Any = FORMULATIONS[kind]
+    return read_config(config_class, fields, optional=config_class.later_fields)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,9 @@ def _class_in_index(pipeline: Path) -> dict[str, str]:
 def _of_scheduler(given: Mapping[str, Any]) -> Formulation:
     name = str(given.get("_class_name", "DDPMScheduler"))
     if name in _FLOW_SCHEDULERS:
-        return Flow(time_scale=_number(given, "num_train_timesteps", 1000))
+        if given.get("use_dynamic_shifting"):
+            raise ValueError("use_dynamic_shifting=true gives each image size other noise levels; only false is known")
+        return Flow(time_scale=_number(given, "num_train_timesteps", 1000), shift=_number(given, "shift", 1.0))
     if name in _EDM_SCHEDULERS:
         given = _EDM_DEFAULTS | dict(given)
         if given["prediction_type"] != "epsilon":
@@ -119,9 +121,13 @@ def _ddpm(given: Mapping[str, Any]) -> DDPM:
             f"prediction_type={given['prediction_type']!r} is not one of "
             f"{', '.join(row[1] for row in PREDICTIONS.values())}"
         )
-    for field, expected in (("rescale_betas_zero_snr", False), ("timestep_type", "discrete")):
-        if given[field] != expected:
-            raise ValueError(f"{field}={given[field]!r} changes the noise levels; only {expected!r} is known here")
+    if given["timestep_type"] != "discrete":
+        raise ValueError(f"timestep_type={given['timestep_type']!r} changes the noise levels; only 'discrete' is known")
+    rescaled = given["rescale_betas_zero_snr"]
+    if not isinstance(rescaled, bool) or (rescaled and prediction == "epsilon"):
+        raise ValueError(
+            f"rescale_betas_zero_snr={rescaled!r} does not go with prediction_type={given['prediction_type']!r}"
+        )
     timesteps = _number(given, "num_train_timesteps")
     for schedule in SCHEDULES if given["trained_betas"] is None else ():
         try:
@@ -129,6 +135,7 @@ def _ddpm(given: Mapping[str, Any]) -> DDPM:
                 schedule=schedule,  # type: ignore[arg-type]
                 timesteps=int(timesteps),
                 prediction=prediction,  # type: ignore[arg-type]
+                zero_terminal_snr=rescaled,
                 variance=given["variance_type"] if given["variance_type"] in VARIANCES else "fixed_large",
             )
         except ValueError:

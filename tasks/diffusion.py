@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, denoising_loss, drop_labels
+from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, Stratified, denoising_loss, drop_labels
 from pictures.grid import hidden_note
 from pipelines.diffusion import DiffusionModel, Network
 from residual.magnitude import normalize_weights
@@ -35,8 +35,11 @@ class DiffusionConfig:
 
     label_dropout: float = 0.1
     """share of images whose label is hidden from the network, which guidance needs; 0: none, and no guidance"""
-    weighting: Literal["output", "noise", "x0", "v"] = "output"
-    """whose squared error counts: that of the network's output, of the noise, of the clean image, or of v"""
+    weighting: Literal["output", "noise", "x0", "v", "min_snr", "sigmoid", "edm"] = "output"
+    """whose squared error counts: that of the network's output, of the noise, of the clean image, or of v; or the
+    weighting of Hang et al. 2023 (min_snr, at most 5), of Kingma and Gao 2023 (sigmoid), of Karras et al. 2022 (edm)"""
+    stratified: bool = False
+    """spread the noise levels of each batch evenly over their distribution, instead of drawing them independently"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
@@ -95,7 +98,8 @@ class DiffusionTask(Task[DiffusionBatch]):
     def loss(self, model: nn.Module, batch: DiffusionBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
         """The denoising loss of each image at a random noise level; some labels are dropped."""
         trained, label = self.diffusion, None
-        time, noise = trained.formulation.draw_time(random), random.normal(*self.shape)
+        source = Stratified(random.stratified) if self.config.stratified else random
+        time, noise = trained.formulation.draw_time(source), random.normal(*self.shape)
         if trained.classes is not None:
             assert batch.label is not None, "the images were checked when the task was built"
             label = drop_labels(batch.label, random.uniform(), self.config.label_dropout, null=len(trained.classes))

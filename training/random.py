@@ -71,6 +71,12 @@ class GlobalRandom:
         """One uniform number in [0, 1) for each image, float32."""
         return torch.rand(self.batch, generator=self.generator, device=self.device)[self.rows]
 
+    def stratified(self) -> Float[Tensor, "rows"]:
+        """One number in [0, 1) for each image, float32: each in another of `batch` equal parts, in random order."""
+        part = torch.randperm(self.batch, generator=self.generator, device=self.device)
+        inside = torch.rand(self.batch, generator=self.generator, device=self.device)
+        return ((part + inside) / self.batch).clamp(max=1 - 2**-24)[self.rows]
+
     def integers(self, high: int) -> Int[Tensor, "rows"]:
         """One uniform integer in [0, high) for each image, int64."""
         return torch.randint(high, (self.batch,), generator=self.generator, device=self.device)[self.rows]

@@ -11,6 +11,7 @@ ALL = {
     "v": DDPM(schedule="cosine", prediction="v"),
     "edm": EDM(),
     "flow": Flow(),
+    "zero_terminal": DDPM(prediction="v", zero_terminal_snr=True),
 }
 """one formulation for each kind of target"""
 

@@ -8,7 +8,18 @@ import torch
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
-from diffusion import DDPM, EDM, FORMULATIONS, WEIGHTINGS, Condition, Flow, NetworkDenoiser, denoising_loss, differences
+from diffusion import (
+    DDPM,
+    EDM,
+    FORMULATIONS,
+    WEIGHTINGS,
+    Condition,
+    Flow,
+    NetworkDenoiser,
+    Stratified,
+    denoising_loss,
+    differences,
+)
 from diffusion.formulations import SCHEDULES
 from diffusion.noise import Formulation
 from tests.diffusion.closed_form import ALL, interior_times
@@ -46,7 +57,14 @@ def test_one_weighting_gives_one_loss_whatever_the_network_predicts(weighting: s
             return level.target(x0 + wrong, level.noise_in(x, x0 + wrong))
 
         losses.append(denoising_loss(net, formulation, x0, noise, time, weighting=WEIGHTINGS[weighting]))
-    expected = {"noise": ratio**-2, "x0": torch.ones_like(ratio), "v": 1 + ratio**-2}[weighting]
+    expected = {
+        "noise": ratio**-2,
+        "x0": torch.ones_like(ratio),
+        "v": 1 + ratio**-2,
+        "min_snr": torch.tensor([5.0, 5.0, 1.0, 1 / 16, 1 / 400], dtype=torch.float64),
+        "sigmoid": (2 + 2 * ratio.log()).sigmoid() * ratio**-2,
+        "edm": (ratio**2 + 0.5**2) / (ratio * 0.5) ** 2,
+    }[weighting]
     error = wrong.square().mean(dim=(1, 2, 3))
     for loss in losses:
         assert_close(loss, expected * error, rtol=1e-9, atol=0)
@@ -219,6 +237,53 @@ def test_training_times_have_their_distribution() -> None:
     t = Flow().draw_time(Numbers())
     assert (t.min() > 0, t.max() <= 1) == (True, True)
     assert t.mean().item() == pytest.approx(0.5, abs=0.02)
+    logit = Flow(times_in_training="logit_normal", logit_mean=0.3, logit_std=0.8).draw_time(Numbers()).logit()
+    assert (logit.mean().item(), logit.std().item()) == pytest.approx((0.3, 0.8), abs=0.05)
+
+
+def test_a_shift_of_flow_multiplies_the_ratio_of_noise_to_image() -> None:
+    plain, shifted = Flow(), Flow(shift=3.0)
+    for ours, theirs in (
+        (shifted.draw_time(Numbers()), plain.draw_time(Numbers())),
+        (shifted.times(10), plain.times(10)),
+    ):
+        inside = theirs < 0.9  # float32 is too coarse for the ratio near pure noise
+        assert_close(shifted.level(ours[inside]).ratio, 3 * plain.level(theirs[inside]).ratio, rtol=1e-5, atol=0)
+    assert (shifted.times(10)[0], shifted.times(10)[-1]) == (1, 0)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_zero_terminal_snr_ends_in_pure_noise_as_in_diffusers(schedule: str, prediction: str) -> None:
+    formulation = DDPM(schedule=schedule, prediction=prediction, zero_terminal_snr=True)
+    level = formulation.level(torch.tensor([0.0, 500.0, 998.0, 999.0]))
+    betas = {name: value for name, value in formulation.scheduler_config().items() if name.startswith("beta")}
+    scheduler = DDPMScheduler(**betas, rescale_betas_zero_snr=True)
+    assert_close(level.alpha.square().flatten(), scheduler.alphas_cumprod[[0, 500, 998, 999]], rtol=1e-4, atol=1e-7)
+    assert (level.alpha[-1].item(), level.sigma[-1].item()) == (0, 1)
+    assert_close(formulation.time_at(torch.tensor([1e30, math.inf])), torch.tensor([999.0, 999.0]))
+
+
+def test_zero_terminal_snr_is_refused_for_epsilon() -> None:
+    with pytest.raises(ValueError, match=r"zero_terminal_snr=true.*epsilon"):
+        DDPM(zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize(
+    ("formulation", "quantile"),
+    [
+        (DDPM(timesteps=500), lambda u: (500 * u).floor()),
+        (EDM(p_mean=-0.4, p_std=1.0), lambda u: (-0.4 + torch.special.ndtri(u)).exp()),
+        (Flow(), lambda u: 1 - u),
+        (Flow(times_in_training="logit_normal"), lambda u: torch.special.ndtri(u).sigmoid()),
+    ],
+)
+def test_stratified_times_are_the_quantiles_of_their_distribution(formulation: Formulation, quantile) -> None:
+    uniform = torch.tensor([0.9, 0.1, 0.4999, 0.2, 0.001])
+    assert_close(formulation.draw_time(Stratified(lambda: uniform)), quantile(uniform))
+    ends = formulation.draw_time(Stratified(lambda: torch.tensor([0.0, 1 - 2**-24])))
+    assert formulation.level(ends).ratio.isfinite().any()
+    assert ends.isfinite().all()
 
 
 class Lowest(Numbers):
@@ -240,9 +305,21 @@ def test_the_loss_is_finite_at_the_lowest_training_time(name: str, weighting: st
 
 
 CHANGES = [
-    (DDPM(), {"schedule": "cosine", "timesteps": 500, "prediction": "v", "variance": "fixed_small"}),
+    (
+        DDPM(prediction="x0"),
+        {
+            "schedule": "cosine",
+            "timesteps": 500,
+            "prediction": "v",
+            "variance": "fixed_small",
+            "zero_terminal_snr": True,
+        },
+    ),
     (EDM(), {"sigma_data": 1.0, "sigma_min": 0.01, "sigma_max": 50.0, "p_mean": -0.4, "p_std": 1.0}),
-    (Flow(), {"time_scale": 1.0}),
+    (
+        Flow(),
+        {"time_scale": 1.0, "times_in_training": "logit_normal", "logit_mean": 1.0, "logit_std": 0.5, "shift": 3.0},
+    ),
 ]
 
 

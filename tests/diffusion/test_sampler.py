@@ -218,6 +218,10 @@ def test_any_number_of_steps_ends_in_images(sampler, formulation):
         with pytest.raises(ValueError, match=f"sampler={sampler}.*ddpm.*euler, heun"):
             choose_sampler(sampler, formulation, 5)
         return
+    if sampler == "dpmpp_2m_sde" and isinstance(formulation, DDPM) and formulation.zero_terminal_snr:
+        with pytest.raises(ValueError, match=r"dpmpp_2m_sde.*zero_terminal_snr"):
+            choose_sampler(sampler, formulation, 5)
+        return
     last = formulation.timesteps - 1 if isinstance(formulation, DDPM) else 99
     for steps in (1, 2, 3, 14, 16, last):
         x = draw(NetworkDenoiser(toy, formulation), formulation, generators(0, [0]), sampler=sampler, steps=steps)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sample
-from diffusion import DDPM, EDM, FORMULATIONS, SAMPLERS, Condition, Flow, Formulation, denoising_loss
+from diffusion import DDPM, EDM, FORMULATIONS, SAMPLERS, Condition, Flow, Formulation, Stratified, denoising_loss
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
 from residual.weights.read import WeightsNote
@@ -149,6 +149,10 @@ def test_loss_does_not_depend_on_how_the_batch_is_divided():
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
+def whole(count: int) -> GlobalRandom:
+    return GlobalRandom(0, 0, "task", count, slice(0, count), "cpu")
+
+
 def losses(**fields) -> torch.Tensor:
     task = shaken(small_run(**fields).build(digits()))
     return task.loss(task.model, batch(), random()).detach()
@@ -167,12 +171,23 @@ def losses(**fields) -> torch.Tensor:
         (EDM(), EDM(sigma_data=1.0)),
         (EDM(), EDM(p_mean=0.0)),
         (EDM(), EDM(p_std=0.5)),
+        (DDPM(prediction="v"), DDPM(prediction="v", zero_terminal_snr=True)),
         (Flow(), Flow(time_scale=1.0)),
+        (Flow(), Flow(times_in_training="logit_normal")),
+        (Flow(times_in_training="logit_normal"), Flow(times_in_training="logit_normal", logit_mean=1.0)),
+        (Flow(times_in_training="logit_normal"), Flow(times_in_training="logit_normal", logit_std=0.5)),
+        (Flow(), Flow(shift=3.0)),
     ],
     ids=str,
 )
 def test_every_objective_changes_the_loss(base: Formulation, objective: Formulation) -> None:
     assert not torch.allclose(losses(objective=base), losses(objective=objective))
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "sigmoid", "edm"])
+def test_the_published_weightings_change_the_loss(weighting: str) -> None:
+    weighted = losses(objective=Flow(), diffusion=DiffusionConfig(weighting=weighting))
+    assert not torch.allclose(losses(objective=Flow()), weighted)
 
 
 @pytest.mark.parametrize("weighting", ["noise", "x0", "v"])
@@ -187,13 +202,24 @@ def test_the_weighting_changes_the_loss_except_that_of_the_prediction(weighting:
     assert found == {"epsilon": weighting == "noise", "x0": weighting == "x0", "v": weighting == "v"}
 
 
+@pytest.mark.parametrize("objective", [DDPM(timesteps=400), EDM(), Flow(times_in_training="logit_normal")])
+def test_stratified_noise_levels_fall_into_different_parts(objective: Formulation) -> None:
+    task = small_run(objective=objective, diffusion=DiffusionConfig(stratified=True)).build(digits())
+    seen = []
+    task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    task.loss(task.model, DiffusionBatch(torch.zeros(400, 1, 8, 8), torch.zeros(400, dtype=torch.long)), whole(400))
+    edges = objective.level(objective.draw_time(Stratified(lambda: torch.arange(401) / 400))).c_noise
+    found = seen[0].sort().values
+    assert ((edges[:-1] - 1e-4 <= found) & (found <= edges[1:] + 1e-4)).all()  # one in each part
+
+
 @pytest.mark.parametrize("share", [0.0, 0.9])
 def test_labels_are_dropped_as_often_as_asked(share):
     task = small_run(diffusion=DiffusionConfig(label_dropout=share)).build(digits())
     seen = []
     task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
     many = DiffusionBatch(torch.zeros(400, 1, 8, 8), torch.zeros(400, dtype=torch.long))
-    task.loss(task.model, many, GlobalRandom(0, 0, "task", 400, slice(0, 400), "cpu"))
+    task.loss(task.model, many, whole(400))
     assert (seen[0] == 10).float().mean().item() == pytest.approx(share, abs=0.06)
 
 

@@ -94,9 +94,22 @@ def test_schedulers_of_ddpm(name: str, config: dict, fields: dict) -> None:
     assert replace(found, variance="fixed_large") == DDPM(**fields)
 
 
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
+)
+def test_a_rescaled_schedule_of_ddpm(name: str) -> None:
+    config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    getattr(diffusers, name)(beta_start=1e-4, beta_end=0.02, **config).save_pretrained("scheduler")
+    found = formulation_of(Path())
+    assert isinstance(found, DDPM)
+    assert replace(found, variance="fixed_large") == DDPM(prediction="v", zero_terminal_snr=True)
+
+
 def test_schedulers_of_flow_and_edm() -> None:
     diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=500).save_pretrained("a")
     assert formulation_of(Path("a")) == Flow(time_scale=500)
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained("shifted")
+    assert formulation_of(Path("shifted")) == Flow(shift=3.0)
     diffusers.EDMEulerScheduler(sigma_data=0.4, sigma_max=70).save_pretrained("b")
     assert formulation_of(Path("b")) == EDM(sigma_data=0.4, sigma_max=70)
     assert formulation_of(Path("c")) is None
@@ -115,6 +128,13 @@ def test_schedulers_of_flow_and_edm() -> None:
         (None, {}, "None"),
         (["DDPMScheduler"], {}, "DDPMScheduler"),
         ("DDPMScheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
+        (
+            "DDPMScheduler",
+            {"rescale_betas_zero_snr": "yes", "prediction_type": "sample"},
+            "rescale_betas_zero_snr='yes'",
+        ),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 0}, "shift=0"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type='continuous'"),
         ("DDPMScheduler", {"prediction_type": None}, "prediction_type=None"),
         ("DDPMScheduler", {"prediction_type": ["epsilon"]}, "prediction_type"),

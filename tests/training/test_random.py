@@ -69,6 +69,14 @@ def test_seeded_starts_equal_and_leaves_no_trace():
         assert torch.equal(torch.rand(3), first)
 
 
+def test_stratified_numbers_fall_into_different_parts_and_belong_to_the_image():
+    whole, part = (GlobalRandom(0, 3, "task", 1000, piece, "cpu") for piece in (slice(None), slice(200, 500)))
+    drawn = whole.stratified()
+    assert (drawn.dtype, sorted((drawn * 1000).long().tolist())) == (torch.float32, [*range(1000)])
+    assert torch.equal(part.stratified(), drawn[200:500])
+    assert not torch.equal(whole.stratified(), drawn)
+
+
 @pytest.mark.parametrize("concentration", [0.2, 1.0, 3.0])
 def test_beta_numbers_have_their_mean_and_variance(concentration):
     drawn = GlobalRandom(0, 0, "task", 20_000, slice(None), "cpu").beta(concentration)

@@ -224,6 +224,15 @@ def test_deep_folders_and_empty_ones(make: Make, config) -> None:
     assert "2 empty folders" in str(images)
 
 
+def test_folders_that_are_nested_too_deeply_are_an_error(make: Make, config, monkeypatch) -> None:
+    def walk(*arguments: object, **options: object) -> None:
+        raise RecursionError  # of Python 3.11, from about 1,000 folders inside each other on
+
+    monkeypatch.setattr(os, "walk", walk)
+    with pytest.raises(ValueError, match=r"data\.source.*set.*nested too deeply"):
+        open_images(config(source=make(["a.png"])))
+
+
 def test_a_folder_that_is_linked_twice_is_counted(make: Make, config) -> None:
     folder = make(["cat/a.png", "dog/b.png"])
     os.symlink(folder / "cat", folder / "zebra")

@@ -12,6 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from training.data import open_images
+from training.data.sources import label_file
 
 
 @pytest.fixture
@@ -312,6 +313,36 @@ def test_an_invalid_json_file_is_named(text: str, message: str, folder: Path, co
     (folder / "l.json").write_text(text)
     with pytest.raises(ValueError, match=rf"data\.label_file '.*l\.json'.*{message}"):
         open_images(config(source=folder, label_file=folder / "l.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "a.png," + "x" * 99, "line 1: it has more than 50 char"),
+        ("l.csv", "a.png,dog\n" + "," * 99, "line 2: it has more than 50 char"),
+        ("l.csv", "\n" * 9 + "a.png,dog\n", "line 6: 6 lines are empty"),
+        ("l.csv", "\r" * 9 + "a.png,dog\n", "line 6: 6 lines are empty"),
+        ("l.jsonl", '{"file_name": "a.png", "label": "' + "x" * 50, "line 1: it has more than 50 char"),
+        ("l.jsonl", "\n \n" * 9, "line 6: 6 lines are empty"),
+        ("l.json", '{"labels": [' + "[]," * 90 + "[]]}", "line 1: it has more than 50 char"),
+    ],
+)
+def test_a_text_is_read_line_by_line(name, text, message: str, folder: Path, config, monkeypatch) -> None:
+    """Not as a list of all lines or values, which takes many times the memory of the text."""
+    for limit, value in (("MAX_LINE", 50), ("MAX_EMPTY", 5), ("MAX_TEXT", 200)):
+        monkeypatch.setattr(label_file, limit, value)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_images(config(source=folder, label_file=folder / name))
+
+
+@pytest.mark.parametrize("column", ["file_name", "label"])
+def test_a_huge_cell_of_a_table_of_labels(column: str, folder: Path, config) -> None:
+    columns = {"file_name": list(GOOD), "label": list(GOOD.values())}
+    columns[column][1] = "x" * 2000
+    pa.parquet.write_table(pa.table(columns), folder / "l.parquet")
+    with pytest.raises(ValueError, match=rf"l\.parquet', column '{column}'.*row 1 has 2,000 char"):
+        open_images(config(source=folder, label_file=folder / "l.parquet"))
 
 
 def test_a_suffix_is_left_out_only_where_one_image_is_meant(folder: Path, config, pixels, save) -> None:

@@ -43,6 +43,7 @@ except ValueError as error:
     message = str(error)
 print(json.dumps([message, max(most, resident()) - before, time.monotonic() - start]))
 """
+SLOW = pytest.mark.slow
 
 
 def measure(**fields) -> tuple[str, float, float]:
@@ -76,8 +77,11 @@ def write(file: Path, images: pa.Array, dictionary: bool = True, **columns) -> P
 
 @pytest.mark.parametrize(
     ("kind", "stream"),
-    [(pa.binary(), False), (pa.large_binary(), True), (PICTURE, False), (PICTURE, True)],
-    ids=["bytes", "large streamed", "picture", "picture streamed"],
+    [
+        (PICTURE, False),
+        *(pytest.param(*row, marks=SLOW) for row in ((pa.binary(), False), (pa.large_binary(), True), (PICTURE, True))),
+    ],
+    ids=["picture", "bytes", "large streamed", "picture streamed"],
 )
 def test_a_small_file_that_expands_to_gigabytes(kind: pa.DataType, stream: bool, tmp_path: Path) -> None:
     """One cell of 50 MiB for all rows: the file states 50 MiB."""
@@ -92,7 +96,7 @@ def test_a_small_file_that_expands_to_gigabytes(kind: pa.DataType, stream: bool,
     assert seconds < 60
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=SLOW)])
 def test_a_column_that_states_gigabytes_is_not_read(stream: bool, tmp_path: Path) -> None:
     array = pa.concat_arrays([pa.array([bytes(64 * MIB)])] * 20)
     file = write(tmp_path / "t.parquet", array, dictionary=False)
@@ -105,7 +109,7 @@ def test_a_column_that_states_gigabytes_is_not_read(stream: bool, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("kind", "stream"),
-    [(PICTURE, True), (PICTURE, False), (pa.string(), True)],
+    [(PICTURE, True), *(pytest.param(*row, marks=SLOW) for row in ((PICTURE, False), (pa.string(), True)))],
     ids=["streamed", "cached", "streamed paths"],
 )
 def test_thirty_million_rows_without_an_image(stream: bool, kind: pa.DataType, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Label files: the label of each image, as CSV and the like, JSON, JSON lines, or a parquet or arrow table."""
 
 import csv
-import io
 import os
 import re
 import reprlib
@@ -13,11 +12,14 @@ from typing import Any, NamedTuple
 
 from residual.names import closest, require_known, shorten
 from storage.read import MAX_TEXT, is_regular, parse_json, read_text
-from training.data.sources.labels import LABEL_NAMES, MAX_CLASSES, normalize
+from training.data.sources.labels import LABEL_NAMES, MAX_CLASSES, normalize, short_labels
 from training.data.sources.table_files import features_of, open_table, whole_column
 
 MAX_LINES = 4 * MAX_TEXT
-"""bytes of a label file that is no table; a single JSON value may have `MAX_TEXT`"""
+"""bytes of a label file that is no table; a single JSON value may have `MAX_TEXT` characters"""
+MAX_LINE, MAX_EMPTY = 1 << 20, 1_000_000
+"""characters of a line of a label file, and number of its empty lines"""
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 NAME_NAMES = (
     *("file_name", "filename", "file", "file_path", "filepath", "path", "image", "image_name", "image_path", "img"),
     *("img_name", "img_path", "name", "image_id", "id", "key"),
@@ -118,7 +120,8 @@ def read_table(file: Path, text: str, column: str | None, most: int) -> Iterator
     if (found := sum(table.sizes)) > most:
         raise ValueError(f"it has {found:,} rows, but there are {most:,} images; leave the others out")
     rows = count(1)
-    for image, value in zip(whole_column(table, name), whole_column(table, label), strict=True):
+    columns = (short_labels(whole_column(table, each), f"column {each!r}") for each in (name, label))
+    for image, value in zip(*columns, strict=True):
         named = kind.int2str(value) if isinstance(kind, ClassLabel) and value is not None else value
         yield Entry(f"row {next(rows)}", image, named)
 
@@ -129,21 +132,34 @@ def read_json(file: Path, text: str, column: str | None) -> Iterator[Entry]:
     A value is a list of objects or pairs, an object with such a list as `labels` (as EDM's dataset.json), or an object
     from names to labels.
     """
-    lines = ((f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    if file.suffix.lower() != ".json":
+    lines = ((f"line {number}", line) for number, line in enumerate(lines_of(text), 1) if line.strip())
+    if file.suffix.lower() != ".json" or len(text) > MAX_TEXT:
         return from_records(parsed(lines), column)
-    first = next(lines, None)
-    if first is None:
+    if not text.strip():
         return iter(())
     try:
         value = parse(text)
     except ValueError as error:
         try:
+            first = next(lines)
             parse(first[1])
         except ValueError:
             raise error from None
         return from_records(parsed(chain([first], lines)), column)
     return from_value(value, column)
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """The lines of a text with their ends, one by one. Raises ValueError for a long one, and for many empty ones."""
+    empty = 0
+    for number, match in enumerate(LINE.finditer(text), 1):
+        line = match[0]
+        empty += not line.strip()
+        if len(line) > MAX_LINE or empty > MAX_EMPTY:
+            found = f"it has more than {MAX_LINE:,} characters" if empty <= MAX_EMPTY else f"{empty:,} lines are empty"
+            raise ValueError(f"line {number}: {found}; give one line for each image")
+        if line:
+            yield line
 
 
 def parsed(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
@@ -213,7 +229,7 @@ def from_records(records: Iterable[tuple[str, Any]], column: str | None) -> Iter
 def read_delimited(file: Path, text: str, column: str | None) -> Iterator[Entry]:
     """The rows of a text with two or more columns, as CSV; the first row may hold their names."""
     delimiter = find_delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader = csv.reader(lines_of(text), delimiter=delimiter, skipinitialspace=True, strict=True)
     where: tuple[int, int] | None = None
     width = 0
     while True:
@@ -251,7 +267,7 @@ def row_columns(row: Sequence[str], column: str | None) -> tuple[tuple[int, int]
 
 def find_delimiter(text: str) -> str:
     """The character between columns: the first that divides all of the first lines into equally many."""
-    lines = [line for line in islice(io.StringIO(text), LINES_TO_TRY) if line.strip()]
+    lines = [line for line in islice(lines_of(text), LINES_TO_TRY) if line.strip()]
     for delimiter in DELIMITERS:
         try:
             rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)

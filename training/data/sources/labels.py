@@ -2,7 +2,8 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -19,6 +20,8 @@ LABEL_NAMES = (
 """usual names of the column with the labels, the likeliest first"""
 FEW = 5
 """classes that a summary shows"""
+MAX_LENGTH = 1000
+"""characters of a text that is the name of a class or file"""
 MAX_NAME = 32
 """characters of a class name in a summary"""
 
@@ -33,6 +36,20 @@ def normalize(text: str) -> str:
 def normalize_labels(raw: Iterable[Label]) -> list[Label]:
     """Labels with their names normalised; an empty name is a missing label."""
     return [(normalize(label) or None) if isinstance(label, str) else label for label in raw]
+
+
+def short_labels(values: Iterable[Any], where: str) -> Iterator[Any]:
+    """The values of a column, equal texts as one object. Raises ValueError for a text that is too long for a name."""
+    known: dict[Any, Any] = {}
+    for row, value in enumerate(values):
+        if isinstance(value, str):
+            if len(value) > MAX_LENGTH:
+                raise ValueError(
+                    f"{where}: the text of row {row} has {len(value):,} characters, such as {value[:40]!r}; a name has"
+                    f" at most {MAX_LENGTH:,}; set data.label_column to another column, or data.labels to false"
+                )
+            value = known.setdefault(value, value)
+        yield value
 
 
 def number_labels(

@@ -101,7 +101,7 @@ def walk(paths: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        for root, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+        for root, folders, files in walk_folders(path):
             real = os.path.realpath(root)
             if real in seen:
                 left_out["repeated folders"] += 1
@@ -114,6 +114,14 @@ def walk(paths: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]:
             left_out["system folders"] += sum(name.casefold() in SYSTEM for name in folders)
             folders[:] = [name for name in folders if not name.startswith(".") and name.casefold() not in SYSTEM]
             yield from (Path(root, name) for name in files if not name.startswith("."))
+
+
+def walk_folders(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` through links. Raises ValueError for a folder that cannot be read, and for too deep nesting."""
+    try:
+        yield from os.walk(path, onerror=refuse, followlinks=True)
+    except RecursionError:
+        raise ValueError(f"data.source: folders in {str(path)!r} are nested too deeply; move them elsewhere") from None
 
 
 def refuse(error: OSError) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from pictures.pixel_format import PixelFormat
 from residual.names import require_known, shorten
 from training.data.config import HUB, split_hub
-from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels
+from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels, short_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
 from training.data.sources.table_files import features_of, first_line, held_column, open_table, whole_column
 
@@ -26,8 +26,6 @@ TEXTS, BYTES = ("string", "large_string", "string_view"), ("binary", "large_bina
 ROWS_TO_TRY = 100
 MAX_LISTED = 100
 """names of configurations in a message"""
-MAX_NAME = 1000
-"""characters in the name of a class"""
 HUB_ROWS = 1000
 """rows of a data set of the hub that are read at a time"""
 
@@ -234,20 +232,6 @@ class Rows(Sequence):
             row = f"row {self._first + number} of a table in {self._below.folder}"
             raise ValueError(f"{row} names a file by a text that is not UTF-8 ({error}); write it again") from None
         return item(self._first + number, value, self._below)
-
-
-def short_labels(values: Iterable[Any], where: str) -> Iterator[Any]:
-    """The labels of a column, equal ones as one object. Raises ValueError for a text that is too long for a name."""
-    known: dict[Any, Any] = {}
-    for row, value in enumerate(values):
-        if isinstance(value, str):
-            if len(value) > MAX_NAME:
-                raise ValueError(
-                    f"{where}: the label of row {row} has {len(value):,} characters, such as {value[:40]!r}; a name has"
-                    f" at most {MAX_NAME:,}; set data.label_column to another column, or data.labels to false"
-                )
-            value = known.setdefault(value, value)
-        yield value
 
 
 def item(row: int, value: Mapping[str, Any] | str | bytes | None, below: FilesBelow) -> Item:
