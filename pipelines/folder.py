@@ -16,7 +16,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
     no such model.
     """
-    path = local_folder(path)
+    path = _open(path)
     is_run = (path / "config.yaml").is_file()
     folder = path / "model" if is_run else path
     if not (folder / description).is_file():
@@ -36,10 +36,18 @@ def model_folder(path: str | Path) -> Path:
     Raises ValueError if there is none yet.
     """
     if not (Path(path) / "config.yaml").is_file():
-        return local_folder(path)
+        return _open(path)
     if not (Path(path) / "model").is_dir():
         raise ValueError("this run has not saved a model yet")
     return Path(path) / "model"
+
+
+def _open(path: str | Path) -> Path:
+    """The folder, or that of a repository on the hub. Raises ValueError for a checkpoint, which holds no config."""
+    folder = local_folder(path)
+    if folder.parent.name == "checkpoints" and (folder / "state.json").is_file():
+        raise ValueError(f"{folder} is a checkpoint, from which only its run goes on; give {folder.parents[1]}")
+    return folder
 
 
 def check_finite(net: nn.Module, folder: Path) -> None:

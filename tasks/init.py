@@ -76,8 +76,11 @@ def _read(
         return weights, "", messages
     folder = model_folder(init)
     trained, description = read_network(folder)
-    rows = rows_by_name(None if description is None else description[1], classes)
+    names = None if description is None else description[1]
+    rows = rows_by_name(names, classes)
     weights, messages = adapt_weights(trained.state_dict(), trained.config, net.config, rows)
+    if rows is None and names is not None and classes is not None and tuple(names) != tuple(classes):
+        messages.append("labels: they go by number, because the classes of one of the two are only numbers")
     beside = average_beside(folder)
     return weights, _shape(trained.config), messages if beside is None else [beside, *messages]
 
