@@ -329,6 +329,7 @@ def load_model(path: str | Path) -> DiffusionModel:
     is no model or it is incomplete.
     """
     folder, images_seen = local_folder(path), None
+    check_pipeline(folder)
     if find_network(folder) is None:
         folder, images_seen = find_model(folder, DESCRIPTION_FILE)
     elif description_file(folder) is None:
@@ -379,9 +380,9 @@ def _rebuilt(config: UNetConfig, weights: Mapping[str, Tensor]) -> UNet:
 
 
 def _from_diffusers(folder: Path) -> DiffusionModel:
-    check_pipeline(folder)
     network = find_network(folder)
     assert network is not None
+    UNet.read_config(folder)  # names another class first
     if read_json(network / "config.json").get("sample_size") is None:
         raise ValueError(
             f"{network / 'config.json'} has no sample_size, the side of the images in pixels; add the one of training"

@@ -79,10 +79,16 @@ def _read(
     names = None if description is None else description[1]
     rows = rows_by_name(names, classes)
     weights, messages = adapt_weights(trained.state_dict(), trained.config, net.config, rows)
-    if rows is None and names is not None and classes is not None and tuple(names) != tuple(classes):
-        messages.append("labels: they go by number, because the classes of one of the two are only numbers")
+    messages += by_number(names, classes) if rows is None else []
     beside = average_beside(folder)
     return weights, _shape(trained.config), messages if beside is None else [beside, *messages]
+
+
+def by_number(source: Sequence[str] | None, target: Sequence[str] | None) -> list[str]:
+    """A message if classes with different names go by their numbers, which `rows_by_name` decides."""
+    if source is None or target is None or tuple(source) == tuple(target):
+        return []
+    return ["classes go by number, because those of one of the two are only numbers"]
 
 
 def is_weights_file(init: str) -> bool:
