@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -78,7 +78,8 @@ class Images:
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of pixels, pixel format, labels and class names; independent of the machine."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self._array, self.labels, self.classes, self.pixel_format)
+            parts = (np.ascontiguousarray(image).data for image in self._array)
+            self._fingerprint = fingerprint(parts, self._array.shape, self.labels, self.classes, self.pixel_format)
         return self._fingerprint
 
     def read(
@@ -142,16 +143,17 @@ def check_bad(bad: Sequence[str], limit: int) -> None:
 
 
 def fingerprint(
-    array: Shaped[np.ndarray, "n c h w"],
+    parts: Iterable[bytes | memoryview],
+    shape: tuple[int, ...],
     labels: Int64[np.ndarray, "n"] | None,
     classes: Sequence[str] | None,
     pixel_format: PixelFormat,
 ) -> str:
-    """See `Images.fingerprint`."""
+    """See `Images.fingerprint`; `parts` are the pixels of all images in C order, `shape` is (n, c, h, w)."""
     extra = [] if pixel_format == BYTES else [asdict(pixel_format)]
-    digest = hashlib.sha256(json.dumps([array.shape, classes, *extra]).encode())
-    for start in range(0, len(array), 1024):
-        digest.update(np.ascontiguousarray(array[start : start + 1024]).data)
+    digest = hashlib.sha256(json.dumps([shape, classes, *extra]).encode())
+    for part in parts:
+        digest.update(part)
     if labels is not None:
         digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()
