@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipelines.classification import load_classifier
 from residual.names import require_known
+from storage.show import printable
 from tasks import RUNS
 from tasks.accuracy import accuracy
 from tasks.classification import ClassificationRun, as_trained
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     found = accuracy(classifier, images, run.classification.validation_batch)
     assert found is not None, "no interrupt callback was given"
     if state.is_main_process:
-        print(f"model: {folder} at {classifier.images_seen or 0:,} images seen\nimages: {images}")
+        print(f"model: {printable(folder)} at {classifier.images_seen or 0:,} images seen\nimages: {images}")
         for name, value in found.items():
             right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
             print(f"{name}: {value:.4f}{right}")
