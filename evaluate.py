@@ -20,6 +20,7 @@ from pathlib import Path
 from pipelines.classification import load_classifier
 from pipelines.diffusion import load_model
 from residual.names import require_known
+from storage.show import printable
 from tasks import RUNS
 from tasks.accuracy import accuracy
 from tasks.classification import ClassificationRun, as_trained
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     run = read_run(folder, flags)
     found, seen, images = _quality(folder, run) if isinstance(run, DiffusionRun) else _accuracy(folder, run)
     if process_state().is_main_process:
-        print(f"model: {folder} at {seen or 0:,} images seen\nimages: {images}")
+        print(f"model: {printable(folder)} at {seen or 0:,} images seen\nimages: {images}")
         for name, value in found.items():
             right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
             print(f"{name}: {value:.4f}{right}")

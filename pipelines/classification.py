@@ -18,6 +18,7 @@ from pictures.decode import decode
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.folder import check_counts, check_finite, find_model, read_counts
+from residual.names import amount
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import upload
 from resnet import Classifier, from_pretrained
@@ -156,7 +157,8 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     check_finite(net, folder)
     if net.config.num_classes != len(classes):
         raise ValueError(
-            f"{folder}: {DESCRIPTION_FILE} names {len(classes)} classes, config.json has {net.config.num_classes}"
+            f"{folder}: {DESCRIPTION_FILE} names {amount(len(classes), 'class')}, "
+            f"config.json has {net.config.num_classes}"
         )
     check_counts(counts, len(classes), folder)
     return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen, counts)

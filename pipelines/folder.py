@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from residual.names import amount
 from residual.weights.config import convert
 from residual.weights.pretrained import local_folder
 
@@ -16,7 +17,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
     no such model.
     """
-    path = local_folder(path)
+    path = _open(path)
     is_run = (path / "config.yaml").is_file()
     folder = path / "model" if is_run else path
     if not (folder / description).is_file():
@@ -36,10 +37,18 @@ def model_folder(path: str | Path) -> Path:
     Raises ValueError if there is none yet.
     """
     if not (Path(path) / "config.yaml").is_file():
-        return local_folder(path)
+        return _open(path)
     if not (Path(path) / "model").is_dir():
         raise ValueError("this run has not saved a model yet")
     return Path(path) / "model"
+
+
+def _open(path: str | Path) -> Path:
+    """The folder, or that of a repository on the hub. Raises ValueError for a checkpoint, which holds no config."""
+    folder = local_folder(path)
+    if folder.parent.name == "checkpoints" and (folder / "state.json").is_file():
+        raise ValueError(f"{folder} is a checkpoint, from which only its run goes on; give {folder.parents[1]}")
+    return folder
 
 
 def check_finite(net: nn.Module, folder: Path) -> None:
@@ -63,7 +72,8 @@ def read_counts(document: Mapping[str, Any]) -> tuple[int, ...] | None:
 def check_counts(counts: Sequence[int] | None, classes: int, folder: Path) -> None:
     """Raises ValueError for training images per class that belong to another number of classes, or that are none."""
     if counts is not None and not (len(counts) == classes and min(counts) >= 0 < max(counts)):
-        raise ValueError(f"{folder}: class_counts={list(counts)} are not the training images of {classes} classes")
+        of = amount(classes, "class")
+        raise ValueError(f"{folder}: class_counts={list(counts)} are not the training images of {of}")
 
 
 def images_seen(run: Path) -> int | None:

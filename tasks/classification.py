@@ -162,8 +162,15 @@ class ClassificationRun(Run[ClassificationTask]):
 
     @classmethod
     def init_config(cls, init: str) -> ClassifierConfig | None:
-        """The config of the network in the folder `init`; None for a file of weights."""
-        return init_config(init)
+        """The config of the network in the folder `init`, with the default of in_channels; None for a file of weights.
+
+        The settings hold no in_channels, which follow from the images; so mean and std have to fit the default.
+        """
+        if (config := init_config(init)) is None:
+            return None
+        channels = ClassifierConfig.in_channels
+        mean, std = (_for_channels(values, channels) for values in (config.mean, config.std))
+        return replace(config, in_channels=channels, mean=mean, std=std)
 
     def outline(self) -> Classifier:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
@@ -200,7 +207,8 @@ class ClassificationRun(Run[ClassificationTask]):
         if len(images.classes) < 2:
             raise ValueError(f"images of {self.data.source} are all of one class ({images.classes[0]}); give two")
         channels, height, width = images.shape
-        mean, std = (self._scale(values, channels) for values in (self.model.mean, self.model.std))
+        unknown = (0.5,) * channels  # keeps [-1, 1]
+        mean, std = (_for_channels(values, channels) or unknown for values in (self.model.mean, self.model.std))
         config = replace(self.model, in_channels=channels, num_classes=len(images.classes), mean=mean, std=std)
         if config.min_size_px > min(height, width):
             raise ValueError(
@@ -224,14 +232,16 @@ class ClassificationRun(Run[ClassificationTask]):
             evaluations = (AccuracyEvaluation(classifier, held_out, batch, interval),)
         return ClassificationTask(classifier, self.classification.label_smoothing, self.augment, evaluations)
 
-    @staticmethod
-    def _scale(given: tuple[float, ...] | None, channels: int) -> tuple[float, ...]:
-        """Mean or deviation of the images, if it is known for these channels; else the values that keep [-1, 1]."""
-        return given if given is not None and len(given) == channels else (0.5,) * channels
-
     def _check_pairs(self, count: int, what: str) -> None:
         if self.augment.mixes and count % 2:
             raise ValueError(f"{what} is odd, but mixup and cutmix take images in pairs; give an even number")
+
+
+def _for_channels(given: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    """Mean or deviation of images with so many channels: the same one for all channels is known for any number."""
+    if given is None or len(given) == channels:
+        return given
+    return given[:1] * channels if len(set(given)) == 1 else None
 
 
 def as_trained(

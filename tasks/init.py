@@ -13,7 +13,7 @@ from diffusion import FORMULATIONS, Formulation, differences
 from pipelines.diffusion import Network, description_file, read_description, read_network
 from pipelines.folder import model_folder
 from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
-from residual.names import rows_by_name
+from residual.names import amount, rows_by_name
 from residual.weights.keymap import check_state
 from residual.weights.read import plain_names, read_weights
 from unet import EDM2Config, UNetConfig
@@ -76,10 +76,19 @@ def _read(
         return weights, "", messages
     folder = model_folder(init)
     trained, description = read_network(folder)
-    rows = rows_by_name(None if description is None else description[1], classes)
+    names = None if description is None else description[1]
+    rows = rows_by_name(names, classes)
     weights, messages = adapt_weights(trained.state_dict(), trained.config, net.config, rows)
+    messages += by_number(names, classes) if rows is None else []
     beside = average_beside(folder)
     return weights, _shape(trained.config), messages if beside is None else [beside, *messages]
+
+
+def by_number(source: Sequence[str] | None, target: Sequence[str] | None) -> list[str]:
+    """A message if classes with different names go by their numbers, which `rows_by_name` decides."""
+    if source is None or target is None or tuple(source) == tuple(target):
+        return []
+    return ["classes go by number, because those of one of the two are only numbers"]
 
 
 def is_weights_file(init: str) -> bool:
@@ -114,7 +123,8 @@ def _check_formulation(trained: Formulation, formulation: Formulation) -> None:
 
 def _shape(config: UNetConfig | EDM2Config) -> str:
     height, width = config.size
-    return f", {config.in_channels} x {height} x {width}, {config.classes or 'no'} classes"
+    classes = amount(config.classes, "class") if config.classes else "no classes"
+    return f", {config.in_channels} x {height} x {width}, {classes}"
 
 
 def _formulation_of(folder: Path) -> Formulation | None:

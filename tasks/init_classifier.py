@@ -16,7 +16,7 @@ from residual.names import rows_by_name
 from residual.weights.adapt import adapt_inputs
 from resnet import Classifier, ClassifierConfig, from_pretrained, import_weights
 from resnet.layouts import CLASSIFIER, STEM
-from tasks.init import is_weights_file
+from tasks.init import by_number, is_weights_file
 
 FREE = {"in_channels", "num_classes", "mean", "std", "dropout", "zero_init", "recompute_stages"}
 """fields that may differ: adapted below, or without an effect on the meaning of the weights"""
@@ -69,9 +69,13 @@ def _load_folder(net: Classifier, init: str, classes: Sequence[str] | None) -> l
     if (old := source.config.in_channels) != (new := net.config.in_channels):
         weights[STEM] = adapt_inputs(weights[STEM], new)
         messages.append(f"input: {old} channels in the source, {new} here")
-    described = (folder / DESCRIPTION_FILE).is_file()
-    rows = rows_by_name(read_description(folder / DESCRIPTION_FILE)[0] if described else None, classes)
+    description = folder / DESCRIPTION_FILE
+    known = read_description(description)[0] if description.is_file() else None
+    if known is not None and len(known) != source.config.num_classes:
+        raise ValueError(f"{description} names {len(known)} classes, config.json has {source.config.num_classes}")
+    rows = rows_by_name(known, classes)
     if rows is None:
+        messages += by_number(known, classes)
         same = source.config.num_classes == net.config.num_classes
         rows = [number if same else None for number in range(net.config.num_classes)]
     for name in CLASSIFIER if not net.fc.weight.is_meta else ():

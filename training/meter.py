@@ -78,6 +78,6 @@ def require_finite(where: str, numbers: Mapping[str, float]) -> None:
     if not all(map(math.isfinite, numbers.values())):
         shown = ", ".join(f"{name} is {number}" for name, number in numbers.items())
         raise ValueError(
-            f"training diverged: {where} {shown}. Lower optimizer.learning_rate, "
-            "or raise schedule.warmup_images, and start over with --fresh"
+            f"training diverged: {where} {shown}. Lower optimizer.learning_rate, raise schedule.warmup_images, "
+            "or give other weights to init, if it is set; and start over with --fresh"
         )

@@ -162,7 +162,7 @@ def preprocessing() -> SearchStrategy[dict[str, Any]]:
 def use_picture(folder: Path, options: Mapping[str, Any]) -> None:
     """Decodes one file, as a path and as bytes, and as a source does."""
     file, settings = folder / "picture", Preprocessing(**options)
-    _, reason, _ = attempt(Item("picture", file), settings)
+    _, reason, _ = attempt(Item("picture", file), preprocessing=settings)
     image = decode(file, settings)
     assert isinstance(reason, np.ndarray), f"the source refuses what `decode` takes: {reason}"
     assert image.ndim == 3

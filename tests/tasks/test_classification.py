@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import resnet
-from pipelines.classification import load_classifier
+from pipelines.classification import ImageClassifier, load_classifier
 from resnet import ResNetConfig
 from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.augment import cutout, mixed, padded_crop, random_flip
@@ -30,6 +30,7 @@ from tasks.classification import (
 )
 from tests.tasks.small import CLASSES, digits
 from tests.training import toy
+from training.cli import parse
 from training.config import TrainConfig
 from training.data import DataConfig, Images, PixelFormat, Preprocessing, open_images
 from training.ema import EmaConfig
@@ -269,6 +270,21 @@ def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
     other = replace(run, model=resnet.model_info("resnet50").config)
     with pytest.raises(ValueError, match=f"init={re.escape(init)}: .*resnet18"):
         other.check_init()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("source", [1, 3, 4])
+def test_a_run_starts_from_a_classifier_of_any_channels(tmp_path: Path, source: int, channels: int) -> None:
+    """As the settings are read: they hold no number of channels, but mean and deviation have one value for each."""
+    net = resnet.create_model("resnet20", 2, source, mean=(0.2,) * source, std=(0.3,) * source)
+    model = ImageClassifier(net, ("a", "b"), Preprocessing(size=(8, 8), channels=source), PixelFormat())
+    model.save(tmp_path / "model")
+    run = parse({"classification": ClassificationRun}, ["--init", str(tmp_path / "model"), "--data.size", "8"]).run
+    run.check_init()
+    task = run.build(Images(np.zeros((4, channels, 8, 8), np.uint8), np.arange(4) % 2, ("b", "a")))
+    run.load_init(task)
+    assert (task.model.config.mean, task.model.config.std) == ((0.2,) * channels, (0.3,) * channels)
+    assert_close(task.model.fc.weight, net.fc.weight.flip(0), rtol=0, atol=0)
 
 
 # --- the model folder ------------------------------------------------------------------------------------------------

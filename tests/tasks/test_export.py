@@ -490,7 +490,7 @@ def test_a_classifier_on_the_hub(hub, tmp_path, monkeypatch, pixels):  # noqa: F
 
 def test_a_network_alone_is_told_the_way(conditional, hub):  # noqa: F811
     load_model(conditional).net.push_to_hub("me/x")
-    with pytest.raises(ValueError, match=r"no diffusion\.json.*RUN/model.*--push"):
+    with pytest.raises(ValueError, match=r"nor diffusion\.json.*RUN/model.*--push"):
         load_model("me/x")
 
 

@@ -195,6 +195,13 @@ def test_the_pipeline_names_the_class_of_its_scheduler(own: dict) -> None:
         formulation_of(Path())
 
 
+def test_another_network_is_named_by_its_class() -> None:
+    Path("u").mkdir()
+    Path("u/config.json").write_text(json.dumps({"_class_name": "UNet1DModel"}))
+    with pytest.raises(ValueError, match=r"u/config\.json describes a UNet1DModel"):
+        load_model("u")
+
+
 def test_pipelines_on_latents_are_named() -> None:
     unet2d().save_pretrained("p/unet")
     index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
@@ -202,6 +209,10 @@ def test_pipelines_on_latents_are_named() -> None:
     for read in (load_model, lambda path: started(small_run(init=path), labels=False)):
         with pytest.raises(ValueError, match=r"latents.*vqvae"):
             read("p")
+    Path("dit").mkdir()
+    Path("dit/model_index.json").write_text(json.dumps({"transformer": ["a", "b"], "vae": ["a", "b"]}))
+    with pytest.raises(ValueError, match=r"latents.*vae"):
+        load_model("dit")
     Path("p/model_index.json").write_text(json.dumps({"prior": ["a", "b"]}))
     with pytest.raises(ValueError, match=r"unet.*prior"):
         load_model("p")
@@ -350,6 +361,21 @@ def test_a_classifier_starts_from_a_model_folder_by_names(folder: Path) -> None:
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert_close(target.eval()(x)[:, 1:], source.net(x)[:, [2, 0]])
+
+
+def test_classes_of_a_classifier_go_by_number_with_a_message(folder: Path) -> None:
+    source = classifier(folder / "m", ("0", "1", "2"))
+    target = resnet.create_model("resnet20", num_classes=3)
+    assert any("by number" in line for line in load_init(target, "m", ("ant", "emu", "cat")))
+    assert_close(target.fc.weight, source.net.fc.weight, rtol=0, atol=0)
+
+
+def test_a_description_of_another_classifier_is_refused(folder: Path) -> None:
+    classifier(folder / "m", ("cat", "dog", "emu"))
+    described = json.loads(Path("m/classification.json").read_text())
+    Path("m/classification.json").write_text(json.dumps(described | {"classes": ["a", "b", "c", "d"]}))
+    with pytest.raises(ValueError, match=r"init=m: m/classification\.json names 4 classes, .* 3"):
+        load_init(resnet.create_model("resnet20", num_classes=1), "m", ("d",))
 
 
 def test_a_classifier_starts_from_a_run_with_other_channels(folder: Path) -> None:

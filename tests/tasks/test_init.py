@@ -353,6 +353,20 @@ def test_what_cannot_be_started_from_is_refused(make, fields: dict, message: str
         started(small_run(**fields))
 
 
+def test_a_checkpoint_names_its_run() -> None:
+    Path("run/checkpoints/000000064").mkdir(parents=True)
+    Path("run/checkpoints/000000064/state.json").write_text("{}")
+    for read in (DiffusionRun.init_config, load_model):
+        with pytest.raises(ValueError, match=r"run/checkpoints/000000064 is a checkpoint.* give run$"):
+            read("run/checkpoints/000000064")
+
+
+def test_labels_by_number_are_named_where_names_differ() -> None:
+    described(classes=("0", "1"))
+    _, said = started(small_run(init="m"))
+    assert any("by number" in line and "only numbers" in line for line in said)
+
+
 def test_a_run_without_a_model_yet() -> None:
     Path("run").mkdir()
     Path("run/config.yaml").write_text(json.dumps({"task": "diffusion"}))

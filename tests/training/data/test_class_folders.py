@@ -60,6 +60,40 @@ def test_the_layout_of_edm_without_its_file_has_no_classes(make: Make, config) -
     assert found(open_images(config(source=make(EDM), labels=True))) == (("00000", "00001"), [0, 0, 1])
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["00000/00000.png", "00000/00999.png", "01000/01000.png"],  # FFHQ
+        ["00000/00001.png", "69000/69999.PNG"],
+        ["0a/0a1b2c3d4e5f.png", "ff/ff00112233445566.png"],
+        ["3/3d4e5f6a7b.png", "C/CD4E5F6A7B.png"],
+    ],
+)
+def test_parts_of_a_set_are_no_classes(names: list[str], make: Make, config) -> None:
+    images = open_images(config(source=make(names)))
+    assert images.classes is None
+    assert "labels: none, as the sub-folders are parts of a set" in str(images)
+
+
+@pytest.mark.parametrize(
+    "names", [["00000/a.png", "01000/01000.png"], ["ad/ad01.png", "be/be02.png"], ["0/1.png", "1/2.png"]]
+)
+def test_folders_that_look_like_parts_are_classes(names: list[str], make: Make, config) -> None:
+    assert found(open_images(config(source=make(names)))) == (tuple(name.partition("/")[0] for name in names), [0, 1])
+
+
+def test_the_only_sub_folder_of_a_split_is_no_class(make: Make, config) -> None:
+    """As in Tiny ImageNet."""
+    folder = make(["train/n1/images/a.png", "train/n2/images/b.png", "val/images/c.png", "test/images/d.png"])
+    assert found(open_images(config(source=folder))) == (("n1", "n2"), [0, 1])
+    with pytest.raises(ValueError, match=r"val'.*images/c\.png.*\(n1, n2\).*data\.label_file"):
+        open_images(config(source=folder, split="val"))
+    assert open_images(config(source=folder, labels=True)).classes == ("images", "n1", "n2")
+    folder = make(["val/n2/c.png"])
+    (folder / "val" / "images" / "c.png").unlink()
+    assert found(open_images(config(source=folder, split="val"))) == (("n1", "n2"), [1])
+
+
 def test_null_labels_cannot_be_required(make: Make, config) -> None:
     folder = make(EDM, **{"dataset.json": '{"labels": null}'})
     with pytest.raises(ValueError, match=r"data\.labels is true.*dataset\.json"):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from pictures.preprocessing import Preprocessing
 from storage.show import printable
 from storage.write import remove, replace_file, write_text
-from training.data.cache.checksums import BLOCK_BYTES, Checksums
+from training.data.cache.checksums import BLOCK_BYTES, Checksums, read_parts
 from training.data.cache.files import FORMAT_VERSION, IMAGES, INFO, LABELS, damage
 from training.data.cache.journal import JOURNAL, Journal, Progress, crc32
 from training.data.cache.pixel_file import PixelFile
@@ -102,7 +102,7 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
     progress = file.progress
     if progress.shape is None:
         raise ValueError(f"data.source {source.setting!r} holds no image that can be read" + listing(progress.bad))
-    array = np.memmap(file.path, stored, "r", shape=(progress.count, *progress.shape))
+    shape = (progress.count, *progress.shape)
     labelled = records.labels is not None
     numbers, classes = number_labels(progress.labels, records.classes) if labelled else (None, None)
     blocks = {IMAGES: file.checksums.blocks}
@@ -111,19 +111,18 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
         blocks[LABELS] = Checksums.of(folder / LABELS).blocks
     info = {
         "format_version": FORMAT_VERSION,
-        "shape": array.shape,
+        "shape": shape,
         "dtype": stored.name,
         "pixel_format": asdict(records.pixel_format),
         "classes": classes,
         "bad": progress.bad,
         "notes": notes(progress),
-        "fingerprint": fingerprint(array, numbers, classes, records.pixel_format),
+        "fingerprint": fingerprint(read_parts(file.path), shape, numbers, classes, records.pixel_format),
         "source": source.setting,
         "preprocessing": asdict(preprocessing),
         "block_bytes": BLOCK_BYTES,
         "blocks": blocks,
     }
-    del array  # Windows cannot rename a mapped file
     os.replace(file.path, folder / IMAGES)
     for other in folder.glob("images-*.bin"):
         other.unlink()

@@ -4,7 +4,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,12 +45,18 @@ class Checksums:
     def of(cls, path: Path, size: int | None = None) -> "Checksums":
         """The checksums of a regular file, or of its first `size` bytes."""
         sums = cls()
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size if size is None else size
-            while size > 0 and (data := file.read(min(size, BLOCK_BYTES))):
-                sums.add(data)
-                size -= len(data)
+        for part in read_parts(path, size):
+            sums.add(part)
         return sums
+
+
+def read_parts(path: Path, size: int | None = None) -> Iterator[bytes]:
+    """The content of a regular file, or its first `size` bytes, in blocks. Unlike a mapped file, it takes no memory."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size if size is None else size
+        while size > 0 and (data := file.read(min(size, BLOCK_BYTES))):
+            yield data
+            size -= len(data)
 
 
 def verify(path: Path, blocks: Sequence[int], seconds: float) -> float:

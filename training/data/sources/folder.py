@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ PARALLEL = {
     *("depth", "depths", "normals", "edges", "input", "inputs", "target", "targets", "leftimg8bit", "gtfine"),
 }
 """sub-folders, in lower case, that have something of every image, such as its mask: together they are not classes"""
-EDM_SHARD = re.compile(r"(?:[^/]+/)*(\d{5})/img\1\d{3}\.\w+")
-"""an image in the folders of EDM's dataset_tool, of 1,000 images each"""
+SHARD = re.compile(
+    r"(?:[^/]+/)*(?:(\d{5})/img\1\d{3}|(\d{2})000/\2\d{3}|([0-9a-f]{1,3})/\3[0-9a-f]{8,})\.\w+", re.IGNORECASE
+)
+"""an image in folders that are no classes but parts of a set: 1,000 images each, as of EDM's dataset_tool and of FFHQ,
+or the first digits of hexadecimal names"""
 
 Labelled = tuple[Sequence[int | str] | None, tuple[str, ...] | None]
 """the label of each image, and the names of all classes; None without labels, or without names"""
@@ -83,7 +87,11 @@ def image_folder(
             title = f"data.source: {str(options.metadata[0])!r}"
             found = file_labels(labels, folder, members, title) if labels else (None, None)
     if found is None:
-        every_class = sorted({class_of(parts[0]) for parts in parents if parts})
+        by_split = defaultdict[str, set[str]](set)
+        for file, parts in zip(files, parents, strict=True):
+            if parts:
+                by_split[file.relative_to(folder).parts[0] if splits else ""].add(class_of(parts[0]))
+        every_class = sorted(find_classes(by_split.values(), options))
         found, more = folder_labels(chosen, names, every_class, options)
         notes += more
     label_of, classes = found
@@ -145,6 +153,12 @@ def find_splits(setting: str, tops: Collection[str], options: LabelOptions) -> d
     return {} if others else splits
 
 
+def find_classes(by_split: Collection[set[str]], options: LabelOptions) -> set[str]:
+    """The classes of all splits. Unless labels are required, a single one, such as val/images, is not a class."""
+    several = [names for names in by_split if len(names) > 1]
+    return set[str]().union(*(several if several and not options.required else by_split))
+
+
 def class_of(folder: str) -> str:
     """The class of the images in a sub-folder: its name, normalised unless nothing is left of it."""
     return normalize(folder) or folder
@@ -161,7 +175,8 @@ def folder_labels(
             f"data.label_column is {options.column!r} but {str(folder)!r} has no table of labels; leave it out, or give"
             " data.label_file"
         )
-    loose = [name for name in names if "/" not in name]
+    known = set(classes)
+    loose = [name for name in names if "/" not in name or class_of(name.partition("/")[0]) not in known]
     if classes and loose:
         if len(loose) == len(names):
             raise ValueError(
@@ -184,7 +199,7 @@ def folder_labels(
             )
         hint = f"labels: none, as all images are in the sub-folder {classes[0]}" if len(inner) > 1 else ""
         return (None, None), (f"{hint}; give it as data.source if its sub-folders are classes",) if hint else ()
-    if all(EDM_SHARD.fullmatch(name) for name in names):
+    if all(SHARD.fullmatch(name) for name in names):
         return (None, None), ("labels: none, as the sub-folders are parts of a set without dataset.json",)
     if PARALLEL.issuperset(name.casefold() for name in classes):
         pictures = next((name for name in classes if name.casefold().startswith(("im", "in", "jpeg"))), classes[0])
