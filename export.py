@@ -22,6 +22,7 @@ from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, describe_formu
 from residual.names import require_known
 from residual.weights.pretrained import local_folder, upload
 from storage.show import markdown, printable
+from storage.write import expand_home
 from training.disk_space import is_full
 from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
@@ -74,9 +75,10 @@ def main(argv: Sequence[str]) -> None:
         return
     if args.private:
         raise ValueError("private belongs to a repository of the hub; give --push, or leave it out")
+    args.out = expand_home("out", args.out)
+    model, label = _for_diffusers(args)
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
-    model, label = _for_diffusers(args)
     facts = {
         "written_by": f"export.py of {VERSION}",
         "model": printable(args.model),

@@ -26,8 +26,9 @@ from diffusion.guidance import ALL_LEVELS
 from pictures.files import are_pictures, check_savable, picture_bytes, read_image, save_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
 from pipelines.diffusion import DiffusionModel, gather_drawn, load_model, require_finite
+from residual.names import amount
 from storage.show import printable
-from storage.write import remove
+from storage.write import expand_home, remove
 from training.disk_space import is_full, require_disk_space
 from training.log import print_line
 from training.memory import is_out_of_memory
@@ -37,7 +38,8 @@ from training.script import VERSION, ScriptParser, command
 
 MAX_IN_GRID = 256
 MAX_FRAMES = 40
-MAX_FILES = 10_000_000
+MAX_OF_SEED = 1_000_000
+"""images; more would be those of the next seed (see `image_seed`)"""
 ALL = "all"
 """label for the classes in turn, unless a class has this name"""
 LINE_EVERY_SECONDS = 30.0
@@ -127,17 +129,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, draws, writes."""
     args = parser().parse_args(argv)
-    args.out = default_folder(args.model, "drawn") if args.out is None else args.out
+    args.out = default_folder(args.model, "drawn") if args.out is None else expand_home("out", args.out)
+    model = load_model(args.model)
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
-    model = load_model(args.model)
     args.sampler = model.default_sampler if args.sampler is None else args.sampler
     labels = _check(args, model)
     device = _device(args.device)
     facts = _facts(args, model, out, device)
     if process_state().is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
-        options = f"{args.num} images, {args.sampler}, {args.steps} steps, seed {args.seed}"
+        options = f"{amount(args.num, 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
         print_line(f"model: {args.model}{seen}; {options}")
         if warning := late_start(args.sampler, model.formulation, args.steps):
             print_line(f"note: {warning}")
@@ -162,8 +164,10 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
     for name in ("num", "batch"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}={getattr(args, name)} draws no image; give at least 1")
-    if args.num > MAX_FILES:
-        raise ValueError(f"num={args.num} is more than {MAX_FILES} files; draw them in parts, each with its own --seed")
+    if args.num > MAX_OF_SEED:
+        raise ValueError(f"num={args.num} is more than {MAX_OF_SEED}; draw them in parts, each with its own --seed")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"seed={args.seed} is out of range; give 0 or more, below 2^32")
     check_savable(model.shape[0], model.pixel_format)
     if args.npz and not are_pictures(model.shape[0], model.pixel_format):
         raise ValueError("npz is for evaluators of pictures, but this model draws arrays; read the .npy files instead")
@@ -221,7 +225,7 @@ def _begin(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, f
         print_line(f"continuing: {left:,} of {args.num:,} images are already in {folder}")
     if model.pixel_format.file == "npy":
         needed = math.prod(model.shape) * np.dtype(model.pixel_format.dtype).itemsize * (args.num - left)
-        require_disk_space(folder, needed, f"{args.num - left:,} images")
+        require_disk_space(folder, needed, amount(args.num - left, "image"))
 
 
 def _file(model: DiffusionModel, number: int) -> str:

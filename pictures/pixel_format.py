@@ -29,9 +29,9 @@ class PixelFormat:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is not supported; give one of {', '.join(DTYPES)}")
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+        if not is_range(self.low, self.high):
             raise ValueError(
-                f"low={self.low:g} and high={self.high:g} are not a range; give two numbers, the lower first"
+                f"low={self.low:g} and high={self.high:g} are not a range of float32; give two numbers, the lower first"
             )
         if self.file not in FILES:
             raise ValueError(f"file={self.file!r} is not supported; give {' or '.join(FILES)}")
@@ -51,6 +51,11 @@ class PixelFormat:
         if np.issubdtype(self.dtype, np.integer):
             values = values.double().round()
         return values.numpy().astype(self.dtype)
+
+
+def is_range(low: float, high: float) -> bool:
+    """Whether `high` is above `low` by a number that float32 can hold and divide by."""
+    return float(np.finfo(np.float32).tiny) <= high - low <= float(np.finfo(np.float32).max)
 
 
 BYTES = PixelFormat()

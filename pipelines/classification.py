@@ -18,6 +18,7 @@ from pictures.decode import decode
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.folder import check_counts, check_finite, find_model, read_counts
+from residual.names import amount
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import upload
 from resnet import Classifier, from_pretrained
@@ -58,6 +59,11 @@ class ImageClassifier:
         config, unknown = self.net.config, (0.5,) * x.shape[1]
         mean, std = (channel_values(values or unknown, x.device) for values in (config.mean, config.std))
         return ((x + 1) / 2 - mean) / std
+
+    @torch.no_grad()
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """The input of the network's last layer for images in [-1, 1] on its device, float32."""
+        return self.net.forward_features(self.normalise(x)).float().mean(dim=(2, 3))
 
     @torch.no_grad()
     def probabilities(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
@@ -151,7 +157,8 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     check_finite(net, folder)
     if net.config.num_classes != len(classes):
         raise ValueError(
-            f"{folder}: {DESCRIPTION_FILE} names {len(classes)} classes, config.json has {net.config.num_classes}"
+            f"{folder}: {DESCRIPTION_FILE} names {amount(len(classes), 'class')}, "
+            f"config.json has {net.config.num_classes}"
         )
     check_counts(counts, len(classes), folder)
     return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen, counts)

@@ -4,7 +4,6 @@ The folder holds config.json and model.safetensors, which are the network's own,
 """
 
 import json
-import math
 import shlex
 import unicodedata
 from collections import deque
@@ -37,7 +36,7 @@ from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.folder import check_counts, check_finite, find_model, read_counts
 from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of, pipeline_folder
-from residual.names import require_known, shorten
+from residual.names import amount, require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import local_folder, upload
 from residual.weights.read import note
@@ -52,6 +51,8 @@ Network = UNet | EDM2UNet
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "diffusion.json"
 NO_LABEL = "none"
+MAX_GUIDANCE = 1_000
+"""A larger value is almost certainly a typo."""
 STEPS = 50
 """steps of a sampler, unless others are given"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]
@@ -110,8 +111,8 @@ class DiffusionModel:
             if guidance_interval != ALL_LEVELS:
                 raise ValueError(f"guidance_interval={low:g},{high:g} has no effect with guidance=1; give both")
             return chosen
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance={guidance:g} is not a finite number; give 1 (as trained) or more")
+        if not abs(guidance) <= MAX_GUIDANCE:
+            raise ValueError(f"guidance={guidance:g} is out of range; give at most {MAX_GUIDANCE:,}, such as 2")
         if self.classes is None:
             raise ValueError(
                 f"guidance={guidance:g} needs a model with classes; this one has none, leave guidance at 1"
@@ -238,7 +239,7 @@ class DiffusionModel:
         if self.classes is None:
             raise ValueError("this model has no classes; leave the labels out")
         if len(labels) != len(images):
-            raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each")
+            raise ValueError(f"{amount(len(labels), 'label')} for {amount(len(images), 'image')}; give one for each")
         last = len(self.classes) - (self.null is None)
         if wrong := [label for label in labels if label not in range(last + 1)]:
             raise ValueError(f"label {wrong[0]} is not a whole number from 0 to {last}")
@@ -287,9 +288,9 @@ class DiffusionModel:
     def summary(self) -> str:
         """A few words on the images, the training and the formulation, as one line of Markdown."""
         channels, height, width = self.shape
-        plural = "s" if channels > 1 else ""
         seen = "" if self.images_seen is None else f" after {self.images_seen:,} training images"
-        text = f"A denoising diffusion model of images of {height}x{width} px with {channels} channel{plural}{seen}; "
+        of = f"images of {height}x{width} px with {amount(channels, 'channel')}"
+        text = f"A denoising diffusion model of {of}{seen}; "
         match self.formulation:
             case DDPM(schedule=schedule, timesteps=timesteps, prediction=prediction):
                 text += f"{schedule} schedule, {timesteps} timesteps, {prediction} prediction."
@@ -367,7 +368,7 @@ def read_network(folder: Path) -> tuple[Network, Description | None]:
             raise ValueError(f"{path} has a null label, but the network has no row for it, only {net.config.classes}")
         net = _rebuilt(replace(net.config, classes=count, null_label=True), net.state_dict())
     if net.config.classes != count:
-        raise ValueError(f"{path} names {count or 0} classes, config.json has {net.config.classes}")
+        raise ValueError(f"{path} names {amount(count or 0, 'class')}, config.json has {net.config.classes}")
     return net, description
 
 

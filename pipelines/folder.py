@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from residual.names import amount
 from residual.weights.config import convert
 from residual.weights.pretrained import local_folder
 
@@ -71,7 +72,8 @@ def read_counts(document: Mapping[str, Any]) -> tuple[int, ...] | None:
 def check_counts(counts: Sequence[int] | None, classes: int, folder: Path) -> None:
     """Raises ValueError for training images per class that belong to another number of classes, or that are none."""
     if counts is not None and not (len(counts) == classes and min(counts) >= 0 < max(counts)):
-        raise ValueError(f"{folder}: class_counts={list(counts)} are not the training images of {classes} classes")
+        of = amount(classes, "class")
+        raise ValueError(f"{folder}: class_counts={list(counts)} are not the training images of {of}")
 
 
 def images_seen(run: Path) -> int | None:

@@ -34,6 +34,12 @@ def shorten(names: Sequence[str], count: int = 12) -> str:
     return ", ".join(names[:count]) + (f", … ({len(names)} in all)" if len(names) > count else "")
 
 
+def amount(count: int, noun: str) -> str:
+    """A number with its noun: `1 class`, `1,000 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def rows_by_name(source: Sequence[str] | None, target: Sequence[str] | None) -> list[int | None] | None:
     """For each class of `target` the number of the class with its name in `source`, or None if there is none.
 

@@ -7,6 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def expand_home(name: str, path: Path) -> Path:
+    """`path` with a leading ~ as the home folder. Raises ValueError, with the setting `name`, if that is unknown."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{name} {str(path)!r} starts with a home folder that is unknown; give a path") from None
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name == "nt":

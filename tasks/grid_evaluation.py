@@ -9,13 +9,12 @@ from torch import nn
 
 from pictures.files import to_uint8
 from pictures.grid import draw_samples
-from pipelines.diffusion import DiffusionModel, Network, gather_drawn
+from pipelines.diffusion import MAX_GUIDANCE, DiffusionModel, Network, gather_drawn
+from storage.write import replace_file
 from training.task import EvaluationContext
 
 MAX_IN_GRID = 10_000
 """of the small images of a grid: nearly 7,000 px each way"""
-MAX_GUIDANCE = 1_000
-"""A larger value is almost certainly a typo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ class GridEvaluation:
             context.folder.mkdir(parents=True, exist_ok=True)
             names = trained.names(trained.cycle(range(config.num)))
             grid = draw_samples(trained.pixel_format.from_unit(finished), trained.pixel_format, names)
-            grid.save(context.folder / f"{context.images_seen:09d}.png")
+            replace_file(context.folder / f"{context.images_seen:09d}.png", grid.save, flush=False)
             context.log_image("grid", np.asarray(grid.convert("RGB")))
         values = to_uint8(finished) / 127.5 - 1
         return {"sample_mean": float(values.mean()), "sample_std": float(values.std())}

@@ -13,7 +13,7 @@ from diffusion import FORMULATIONS, Formulation, differences
 from pipelines.diffusion import Network, description_file, read_description, read_network
 from pipelines.folder import model_folder
 from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
-from residual.names import rows_by_name
+from residual.names import amount, rows_by_name
 from residual.weights.keymap import check_state
 from residual.weights.read import plain_names, read_weights
 from unet import EDM2Config, UNetConfig
@@ -123,7 +123,8 @@ def _check_formulation(trained: Formulation, formulation: Formulation) -> None:
 
 def _shape(config: UNetConfig | EDM2Config) -> str:
     height, width = config.size
-    return f", {config.in_channels} x {height} x {width}, {config.classes or 'no'} classes"
+    classes = amount(config.classes, "class") if config.classes else "no classes"
+    return f", {config.in_channels} x {height} x {width}, {classes}"
 
 
 def _formulation_of(folder: Path) -> Formulation | None:

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
+from storage.write import expand_home
 from training.run import Run
 from training.script import VERSION, show_and_exit
 from training.settings import Leaf, is_representable, kind_of, leaves, plain, sections
@@ -76,7 +77,9 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     task = str(flags.pop("task", file.pop("task", None) or next(iter(runs))))
     run_class = runs[require_known("task", task, runs)]
     default = path.parent if path and version else Path("runs", path.stem if path else task)
-    folder = Path(own.get("run", default))  # by default the config.yaml of a run folder continues that run
+    folder = expand_home(
+        "run", Path(own.get("run", default))
+    )  # by default the config.yaml of a run folder continues that run
     record = folder / "config.yaml"
     schema = Schema(run_class, file, flags, path, record if record.is_file() and "fresh" not in own else None)
     if "help" in own:
@@ -100,10 +103,10 @@ def _config_of(
 ) -> tuple[Path | None, list[str]]:
     """The file of the settings, if there is one, and a note if the user did not give it."""
     if "config" in own:
-        return Path(own["config"]), []
+        return expand_home("config", Path(own["config"])), []
     if flags or "help" in own:
         return None, []
-    if "run" in own and (record := Path(own["run"], "config.yaml")).is_file():
+    if "run" in own and (record := expand_home("run", Path(own["run"])) / "config.yaml").is_file():
         return record, [f"settings: those of {record}"]
     if default_config is None:
         raise ValueError(f"no config is given; add --config FILE{listing(Path('configs'))}")
@@ -207,7 +210,8 @@ class Schema(Generic[R]):
         kind, preset = self.file.get(f"{name}.kind"), self.file.get(f"{name}.preset")
         if table and kind is None:
             kind = kind_of(table, presets.get(preset, basis) if isinstance(preset, str) else basis)
-        chosen = [f"{name}.preset"] if presets and f"{name}.preset" in given else []
+        is_basis = f"{name}.preset" in given and (preset is not None or given[f"{name}.preset"] != "null")
+        chosen = [f"{name}.preset"] if presets and is_basis else []
         chosen += [f"{name}.kind"] if given.get(f"{name}.kind", kind) != kind else []
         if chosen and of_file:
             self.file = {each: value for each, value in self.file.items() if each not in of_file}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from residual.names import amount
 from training.settings import require, setting
 
 MAX_BATCH = 2**24
@@ -73,8 +74,8 @@ class TrainConfig:
         if share % (micro_batch := self.micro_batch or share):
             fitting = next(number for number in range(min(share, micro_batch), 0, -1) if share % number == 0)
             raise ValueError(
-                f"train.micro_batch={micro_batch} does not divide the {share} images of each of {processes} "
-                f"process{'es' if processes > 1 else ''}; "
+                f"train.micro_batch={micro_batch} does not divide the {amount(share, 'image')} of each of "
+                f"{amount(processes, 'process')}; "
                 f"give a divisor of {share}, such as {fitting}"
             )
         return share // micro_batch

@@ -108,7 +108,11 @@ class RunLog:
         if "wandb" in config.trackers and accelerator.is_main_process:
             run_id = _wandb_id(path.with_name("wandb_id"), is_new=images_seen == 0)
             options["wandb"] = options["trackio"] | {"id": run_id, "dir": str(path.parent)}
-        accelerator.init_trackers(PROJECT, init_kwargs=options)
+        try:
+            accelerator.init_trackers(PROJECT, init_kwargs=options)
+        except Exception as error:
+            names = ", ".join(config.trackers)
+            raise ValueError(f"train.trackers={names} cannot be started: {type(error).__name__}: {error}") from error
         plain = {name: str(value) if isinstance(value, list) else value for name, value in (settings or {}).items()}
         self._track(lambda tracker: tracker.store_init_configuration(plain))
         self.bar = tqdm(
@@ -129,7 +133,7 @@ class RunLog:
     def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: bool) -> None:
         """Write one line to log.jsonl, the numbers to the trackers (over images seen), and `SHOWN` to the progress bar.
 
-        On a full disk the line is left out, and a tracker that cannot write is disabled for the rest of the run.
+        On a full disk the line is left out. A tracker that fails is disabled for the rest of the run, with a message.
         """
         if numbers:
             self._track(lambda tracker: tracker.log(dict(numbers), step=images_seen))
@@ -174,11 +178,10 @@ class RunLog:
         for tracker in list(self.accelerator.trackers):
             try:
                 call(tracker)
-            except OSError as error:
-                if not is_full(error):
-                    raise
+            except Exception as error:  # each tracker has its own; those of its threads are raised here, too
                 self.accelerator.trackers.remove(tracker)
-                print_line(f"the disk is full: {tracker.name} gets no more numbers of this run")
+                reason = "the disk is full" if is_full(error) else repr(error)
+                print_line(f"{reason}: {tracker.name} gets no more numbers of this run")
 
 
 def _wandb_id(path: Path, is_new: bool) -> str:

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from residual.names import shorten
+from residual.names import amount, shorten
 from storage.read import is_regular
+from storage.show import printable
 from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
 from training import checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
 from training.data import ImageSet
 from training.disk_space import DiskFull, free_bytes, is_full, raise_disk_full, require_disk_space
 from training.log import RunLog
-from training.memory import checkpoint_bytes, saved_bytes
+from training.memory import checkpoint_bytes, explain_out_of_memory, saved_bytes
 from training.meter import Meter, require_finite
 from training.processes import on_main
 from training.run_folder import RunFolder
@@ -31,6 +32,8 @@ from training.task import EvaluationContext, Task
 from training.units import show_size
 from training.yaml_file import flat
 
+RESUMES = "the same command resumes from the newest checkpoint"
+
 
 def fit(
     task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
@@ -40,20 +43,19 @@ def fit(
     True: the run is finished. False: it was asked to stop (see `Stop`), and its state is saved.
 
     `folder` is open: the run begins, resumes from the newest intact checkpoint, or is finished already.
-    Raises ValueError if a checkpoint does not fit the model or the images, and on every process if training diverges
-    (before a checkpoint is written).
+    Raises ValueError if a checkpoint does not fit the model or the images, if memory runs out, and on every process if
+    training diverges (before a checkpoint is written).
     """
     if folder.status is None:
         raise ValueError(f"the run folder {folder.path} is not open; call folder.open(...) first")
     if folder.status == "finished":
         assert folder.resume_from is not None
         Loop(task, images, settings, folder, accelerator).check_finished(folder.resume_from)
-        accelerator.print(
-            f"finished: {folder.path} has seen {folder.resume_from.images:,} images; "
-            "raise train.images to continue, or --fresh to start over"
-        )
+        seen = f"{printable(str(folder.path))} has seen {folder.resume_from.images:,} images"
+        accelerator.print(f"finished: {seen}; raise train.images to continue, or --fresh to start over")
         return True
-    return Loop(task, images, settings, folder, accelerator).run()
+    with explain_out_of_memory("the model", f"free some, or use a smaller model; {RESUMES}"):
+        return Loop(task, images, settings, folder, accelerator).run()
 
 
 class Loop:
@@ -65,6 +67,10 @@ class Loop:
         self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
         self.config, self.optimizer_slots = settings.train, settings.optimizer.slots
         self.step, self.meter = Step(task, images, settings, accelerator), Meter(accelerator.device)
+
+    def show(self, line: str) -> None:
+        """Print a line on the main process; control characters are escaped."""
+        self.accelerator.print(printable(line))
 
     def run(self) -> bool:
         """From the state of the run folder to the end (True), or until asked to stop (False)."""
@@ -79,7 +85,7 @@ class Loop:
                 if not evaluated and self.evaluation_due():
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
                 stopped = self.stop.agreed() or self.train()
-        self.accelerator.print(
+        self.show(
             f"stopped by {stopped} after {step.images_seen:,} images, saved in {folder.path}; "
             "the same command resumes the run"
             if stopped
@@ -108,10 +114,10 @@ class Loop:
             self.check_model()
         size, free = show_size(checkpoint_bytes(model, slots)), show_size(on_main(lambda: free_bytes(path)))
         kept = checkpoint.kept_checkpoints(self.config)
-        self.accelerator.print(f"checkpoints: {size} each, {kept}{took}; {free} are free")
+        self.show(f"checkpoints: {size} each, {kept}{took}; {free} are free")
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Set the step to a checkpoint, and print what has changed since it was written."""
+    def load(self, saved: Checkpoint) -> None:
+        """Set the step to a checkpoint, and write config.yaml. Raises ValueError if it does not fit images or model."""
         path, fingerprint = self.folder.path, self.images.fingerprint
         if saved.data != fingerprint:
             raise ValueError(
@@ -123,15 +129,20 @@ class Loop:
         except ValueError as error:
             way_out = "give the model that was trained, or --fresh to start over"
             raise ValueError(f"{saved.folder}: {error}; {way_out}") from None
+        on_main(self.folder.record)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Continue from a checkpoint, and print what has changed since it was written."""
+        self.load(saved)
         self.meter.restore(saved.unlogged_updates, saved.unlogged_sums, self.accelerator)
-        self.accelerator.print(f"resuming {path} from {saved.images:,} images (update {saved.update:,})")
+        self.show(f"resuming {self.folder.path} from {saved.images:,} images (update {saved.update:,})")
         for line in checkpoint.changes(saved, self.metadata()):
-            self.accelerator.print(line)
+            self.show(line)
 
     def check_finished(self, last: Checkpoint) -> None:
         """Write the model folder of a finished run again if it is missing or damaged; needs its `last` checkpoint."""
         with closing(self.step):
-            restore(self.step, last.update, lambda: checkpoint.read_tensors(last))
+            self.load(last)
             self.check_model()
 
     def check_model(self) -> None:
@@ -158,14 +169,19 @@ class Loop:
         except Exception as error:  # safetensors has an error of its own
             if not is_full(error):
                 raise
-            self.accelerator.print(f"the disk is full: {model} was not compared with the checkpoint")
+            self.show(f"the disk is full: {model} was not compared with the checkpoint")
 
     def train(self) -> str | None:
         """Updates until the end, and after each what is due. If asked to stop, saves and returns the reason."""
         config, step, meter = self.config, self.step, self.meter
         meter.restart_clock(step.reader.waited_seconds)
+        smaller = next((size for size in range(step.micro_batch // 2, 0, -1) if step.micro_batch % size == 0), None)
+        way_out = f"give train.micro_batch={smaller}; {RESUMES}" if smaller else "use a smaller model"
         while not self.ended:
-            result = step.update()
+            with explain_out_of_memory(
+                f"an update with {amount(step.micro_batch, 'image')} in a forward pass", way_out
+            ):
+                result = step.update()
             meter.add(result.loss, result.gradient_norm)
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
@@ -173,7 +189,7 @@ class Loop:
             evaluate = self.evaluation_due()
             if write or save or stopped or evaluate:
                 means = meter.means(self.accelerator)
-                require_finite(f"in the last {meter.updates} updates, which are not saved,", means)
+                require_finite(f"in the last {amount(meter.updates, 'update')}, not saved,", means)
                 if write:
                     numbers = {**means, "learning_rate": result.learning_rate}
                     numbers |= meter.speed(config.batch, step.reader.waited_seconds)
@@ -268,15 +284,16 @@ class Loop:
         for evaluation in self.task.evaluations:
             if not self.due(evaluation.every_images):
                 continue
+            what = f"the {evaluation.name} after {seen:,} images"
+            way_out = f"lower the numbers of images in its settings, which may change; {RESUMES}"
             try:
-                with torch.no_grad():
+                with torch.no_grad(), explain_out_of_memory(what, way_out):
                     found = evaluation.run(step.ema.model, context)
             except OSError as error:  # on the main process, which alone writes
                 if not is_full(error):
                     raise
                 found, complete = {}, False
-                after = f"the {evaluation.name} after {step.images_seen:,} images"
-                log.print_line(f"the disk is full: {folder} lacks {after}")
+                log.print_line(f"the disk is full: {folder} lacks {what}")
             self.accelerator.wait_for_everyone()
             if found is None:
                 return

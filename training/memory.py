@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from training.freeze import frozen_names
 from training.units import show_count, show_size
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
-_NO_MEMORY = r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory"
+_NO_MEMORY = r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|alloc_failed"
 
 
 def require_memory(
@@ -64,6 +65,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and re.search(_NO_MEMORY, str(error)) is not None
+
+
+@contextmanager
+def explain_out_of_memory(what: str, way_out: str) -> Iterator[None]:
+    """Raises ValueError, which names `what` was too large and the `way_out`, if memory runs out inside the block."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(f"{what} needs more memory than there is; {way_out}") from error
 
 
 def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:

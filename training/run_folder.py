@@ -66,6 +66,10 @@ class RunFolder:
         self.status, self.resume_from = on_main(lambda: self._open(settings, fresh))
         return self.status
 
+    def record(self) -> None:
+        """Write config.yaml. Of a resumed run this is after its checkpoint was loaded, which may be refused."""
+        write_text(self.config, write_yaml({"format_version": FORMAT_VERSION} | self.resolved))
+
     def close(self) -> None:
         """Release the folder for other processes."""
         self._lock.release()
@@ -118,10 +122,10 @@ class RunFolder:
         for folder, problem in damaged.items():
             moved = _set_aside(folder)
             log.print_line(f"checkpoint {folder.name} is damaged: {problem}; moved to {moved}, using the previous one")
-        write_text(self.config, write_yaml({"format_version": FORMAT_VERSION} | self.resolved))
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         if newest is None:
+            self.record()
             self.log.unlink(missing_ok=True)
             return "new", None
         log.truncate(self.log, newest.images)
@@ -155,8 +159,8 @@ class RunFolder:
         if changed:
             raise ValueError(
                 f"{self.path} holds a run with other settings ({'; '.join(changed)}); "
-                "give the same settings; or go on with others in a new run, --run NEW --init "
-                f"{self.path}; or --fresh to start over"
+                f"give the same settings, which are in --config {self.config}; or go on with others in a new run, "
+                f"--run NEW --init {self.path}; or --fresh to start over"
             )
 
 

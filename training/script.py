@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
         name = Path(sys.argv[0]).name
         warnings.showwarning = _show_warning
+        if not sys.flags.dev_mode:
+            threading.excepthook = _show_thread_error
         try:
             main(sys.argv[1:] if argv is None else argv, **options)
         except (ValueError, OSError) as error:
@@ -68,9 +71,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def show_and_exit(text: str) -> NoReturn:
-    """Prints a help text or the like, on the first of several processes, and ends the script."""
+    """Prints a help text or the like on the first of several processes, control characters escaped, and exits."""
     if rank() == 0:
-        print(text)
+        print("\n".join(map(printable, text.split("\n"))))
         require_printed()
     raise SystemExit(0)
 
@@ -137,6 +140,11 @@ def _show_warning(
         _python_shows(message, category, filename, lineno, file, line)
     elif rank() == 0:
         print(f"note: {_one_line(str(message))}")
+
+
+def _show_thread_error(found: threading.ExceptHookArgs) -> None:
+    """Prints an error that ends a thread of a library as one line. It does not end the script."""
+    print(f"note: a thread ended: {found.exc_type.__name__}: {_one_line(str(found.exc_value))}", file=sys.stderr)
 
 
 def _one_line(text: str) -> str:

@@ -2,13 +2,15 @@
 
 import ast
 import inspect
-import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
+
+MAX_FLOAT = 3.4e38
+"""Larger numbers are infinite in float32."""
 
 
 def setting(default: Any, *, may_change: bool = False) -> Any:
@@ -33,11 +35,11 @@ def require(rule: bool, config: Any, name: str, way_out: str) -> None:
 
 
 def is_representable(value: Any) -> bool:
-    """Whether all numbers of a value, or of a list of values, are finite, and its integers below 2^64."""
+    """Whether all numbers of a value, or of a list of values, are finite in float32, and its integers below 2^64."""
     if isinstance(value, list | tuple):
         return all(map(is_representable, value))
     if isinstance(value, float):
-        return math.isfinite(value)
+        return abs(value) <= MAX_FLOAT
     return not isinstance(value, int) or abs(value) < 2**64
 
 

@@ -89,7 +89,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def listing(folder: Path) -> str:
     """The end of a message: the configs in a folder, or else those in configs/, if there are any."""
-    found = sorted(map(str, folder.glob("*.yaml"))) or sorted(map(str, Path("configs").glob("*.yaml")))
+    found = next(filter(None, (sorted(map(str, each.glob("[!.]*.yaml"))) for each in (folder, Path("configs")))), [])
     return f"; there is {', '.join(found[:8])}" if found else ""
 
 

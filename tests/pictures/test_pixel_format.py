@@ -45,6 +45,8 @@ def test_values_out_of_range_are_clipped() -> None:
     [
         ({"dtype": "complex64"}, "dtype='complex64'"),
         ({"low": 1.0, "high": 1.0}, "low=1 .*high=1 "),
+        ({"high": 1e-320}, "low=0 .*high=9.99989e-321 "),
+        ({"low": -3e38, "high": 3e38}, r"low=-3e\+38 .*high=3e\+38 "),
         ({"high": float("nan")}, "low=0 .*high=nan "),
         ({"file": "gif"}, "file='gif'"),
     ],

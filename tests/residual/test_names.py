@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from residual.names import closest, require_known, shorten, suggest
+from residual.names import amount, closest, require_known, shorten, suggest
 
 NAMES = ["ddim", "ddpm", "heun"]
 
@@ -39,6 +39,19 @@ def test_suggestions_fall_back_to_the_given_text() -> None:
 def test_long_lists_are_shortened() -> None:
     assert shorten([str(i) for i in range(5)], count=3) == "0, 1, 2, … (5 in all)"
     assert shorten(NAMES) == "ddim, ddpm, heun"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (1, "class", "1 class"),
+        (0, "class", "0 classes"),
+        (1, "grey image", "1 grey image"),
+        (1234, "row", "1,234 rows"),
+    ],
+)
+def test_a_number_with_its_noun(count: int, noun: str, text: str) -> None:
+    assert amount(count, noun) == text
 
 
 def test_importing_residual_loads_no_weight_libraries() -> None:

@@ -334,6 +334,19 @@ def test_the_grid_is_drawn_in_batches(tmp_path):
     assert evaluated(tmp_path, SampleConfig(num=13, steps=1, batch=5))[1] == [5, 5, 3]
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_the_grid_replaces_what_has_its_name(tmp_path, kind):
+    task = small_run(sample=SampleConfig(num=2, steps=1)).build(digits())
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    grid = tmp_path / "grids" / "000012345.png"
+    os.mkfifo(grid) if kind == "pipe" else grid.symlink_to(tmp_path / "mine")
+    assert evaluate(task, grid.parent)
+    assert not grid.is_symlink()
+    assert grid.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_no_images_no_grid(tmp_path):
     assert evaluated(tmp_path, SampleConfig(num=0)) == ({}, [])
     assert not list(tmp_path.iterdir())
@@ -444,7 +457,7 @@ def damaged(source, target, change):
         (lambda d: d.update(formulation=None), "formulation=None"),
         (lambda d: d.update(formulation="ddpm"), "formulation='ddpm'"),
         (lambda d: d.update(null_label="yes"), "null_label='yes'.*bool"),
-        (lambda d: d.update(classes=["a"]), "1 classes, config.json has 10"),
+        (lambda d: d.update(classes=["a"]), "1 class, config.json has 10"),
         (lambda d: d.update(classes=None), "0 classes, config.json has 10"),
         (lambda d: d.update(class_counts=[1] * 9), r"class_counts=\[1, .*10 classes"),
         (lambda d: d.update(class_counts=[0] * 10), r"class_counts=\[0, .*10 classes"),

@@ -178,7 +178,7 @@ def test_a_run_folder_is_sampled_and_dated(conditional, tmp_path, capsys):
     (folder / "config.yaml").write_text("task: diffusion\n")
     os.symlink(conditional, folder / "model")
     run(folder, tmp_path / "out", "--num", 1, "--steps", 50)
-    assert f"model: {folder} at 123,456 images seen; 1 images" in capsys.readouterr().out
+    assert f"model: {folder} at 123,456 images seen; 1 image," in capsys.readouterr().out
 
 
 def test_a_note_warns_of_a_late_start(conditional, tmp_path, capsys):
@@ -221,6 +221,11 @@ def test_an_earlier_output_is_replaced_as_a_whole(conditional, tmp_path):
         (["--label", "none", "--guidance", "2"], "guidance=2"),
         (["--out", __file__], __file__),
         (["--guidance", "nan"], "guidance=nan"),
+        (["--guidance", "1001"], "guidance=1001"),
+        (["--num", "1000001"], "num=1000001"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--seed", "4294967296"], "seed=4294967296"),
+        (["--out", "~nosuchuser/x"], "out '~nosuchuser/x'"),
         (["--device", "meta"], "device='meta'"),
         (["--device", "tpux"], "device='tpux'"),
         (["--num", "x"], "--num: invalid int value: 'x'"),
@@ -235,6 +240,13 @@ def test_bad_input_is_one_line_and_exit_code_2(conditional, tmp_path, capsys, fl
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_does_not_exist_is_named_before_the_output(tmp_path, capsys):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path / "nowhere"), "--out", str(tmp_path)])
+    assert "nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def test_the_model_of_init_gives_defaults_and_chooses_the_kind():
         ("{init: wide, model: {dropout: 0.5}}", "--model.kind wide", Wide(width=9, dropout=0.5), "init=wide.*0.5"),
         ("model: {dropout: 0.5}", "--init wide --model.width 3", Wide(width=3, dropout=0.5), "init=wide.*width=3.*0.5"),
         ("model: {channels: 4}", "--init large --model.kind wide --model.preset wide", Wide(width=9), "channels"),
+        ("model: {dropout: 0.5}", "--model.preset null", Model(dropout=0.5), None),
         ("task: toy", "--model.preset large --model.dropout 0", Model(channels=512), "large.*dropout=0.0.*0.1"),
     ],
 )
@@ -449,6 +450,8 @@ def test_lists_are_written_within_a_line():
         ("--model.multipliers=1,18446744073709551616", ["--model.multipliers=1,18446744073709551616", "too large"]),
         ("--train.rate=1e400", ["--train.rate=1e400", "finite"]),
         ("--train.rate=.nan", ["--train.rate=.nan", "finite"]),
+        ("--train.rate=1e39", ["--train.rate=1e39", "too large"]),
+        ("--run=~nosuchuser/x", ["run '~nosuchuser/x'", "home"]),
         ("--train.clip=-.inf", ["--train.clip=-.inf", "finite"]),
         ("--train.betas=0.9,.inf", ["--train.betas=0.9,.inf", "finite"]),
         ("--train.rate=!!float", ["--train.rate=!!float", "NUMBER"]),
@@ -563,6 +566,7 @@ def test_a_missing_file_names_those_there_are(folder: Path):
         parse(RUNS, ["--config", "digits.yaml"])
     (folder / "configs").mkdir()
     (folder / "configs" / "digits.yaml").touch()
+    (folder / ".hooks.yaml").touch()
     for path in ("digits.yaml", "configs/digit.yaml"):
         with pytest.raises(ValueError, match=f"^config {path} does not exist; there is configs/digits.yaml$"):
             parse(RUNS, ["--config", path])
@@ -620,6 +624,10 @@ def shown(capsys: pytest.CaptureFixture[str], *argv: str, runs: dict = RUNS) -> 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
     assert shown(capsys, "--version") == f"residual-diffusion {residual.__version__}\n"
+
+
+def test_help_escapes_control_characters(capsys: pytest.CaptureFixture[str]):
+    assert "x\\x1b[2J" in shown(capsys, "--help", "--data.source", "x\x1b[2J")
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.tracking import GeneralTracker
 from safetensors import SafetensorError
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tests.training import toy
 from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
@@ -231,6 +233,79 @@ def test_a_full_disk_costs_only_the_reports_of_a_run(tmp_path, monkeypatch, caps
     monkeypatch.undo()
     again = train(tmp_path / "full")
     assert again.evaluated == [80], "repeated by the same command"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EIO, "Input/output error"), r"OSError\(5, .*"),
+        (MemoryError(), r"MemoryError\(\)"),
+        (RuntimeError("queue"), r"RuntimeError\('queue'\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_in_the_thread_of_a_tracker_costs_only_the_tracker(tmp_path, monkeypatch, capsys, error, reason):
+    left, write = [12], RecordWriter.write
+
+    def failing(writer, data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        write(writer, data)
+
+    train(tmp_path / "straight")
+    monkeypatch.setattr(RecordWriter, "write", failing)
+    assert train(tmp_path / "run", trackers=("tensorboard",)).finished
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "straight")
+    assert len(re.findall(f"{reason}: tensorboard gets no more numbers", capsys.readouterr().out)) == 1
+
+
+def test_a_tracker_that_cannot_be_started_is_named(tmp_path):
+    (tmp_path / "tensorboard").write_text("")
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"train\.trackers=tensorboard .*NotADirectoryError"):
+        train(tmp_path, trackers=("tensorboard",))
+
+
+NO_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000000 bytes."),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "way_out"),
+    [
+        *((error, {}, "=4;") for error in NO_MEMORY),
+        (NO_MEMORY[0], {"batch": 6}, "=3;"),
+        (NO_MEMORY[0], {"micro_batch": 1}, "smaller model"),
+    ],
+)
+def test_an_update_without_memory_proposes_a_micro_batch(tmp_path, error, changes, way_out):
+    def fail():
+        raise error
+
+    settings = {"images": 48, "checkpoint_every_images": 12} | changes
+    size = settings.get("micro_batch") or settings.get("batch") or BATCH
+    with pytest.raises(ValueError, match=rf"update with {size} images? .*{way_out}"):
+        train(tmp_path, Acting(5, fail), **settings)
+    assert checkpoint.verify(newest(tmp_path)) is None
+    assert train(tmp_path, **settings | {"micro_batch": 1}).finished
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_an_evaluation_without_memory_is_named(tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.ToyEvaluation, "run", fail)
+        with pytest.raises(ValueError, match=r"the sum after 80 images needs more memory"):
+            train(tmp_path)
+    assert train(tmp_path).evaluated == [80]
 
 
 @pytest.fixture

@@ -252,7 +252,9 @@ def test_a_checkpoint_is_there_before_the_first_update(tmp_path):
 def test_divergence_stops_before_anything_good_is_overwritten(tmp_path, log_every_images, checkpoint_every_images):
     task = ToyTask()
     task.spoil_at = 6
-    with pytest.raises(ValueError, match=r"training diverged: in the last \d+ updates.* loss is nan.*--fresh"):
+    with pytest.raises(
+        ValueError, match=r"training diverged: in the last \d+ updates?, not saved, loss is nan.*--fresh"
+    ):
         train(tmp_path, task, log_every_images=log_every_images, checkpoint_every_images=checkpoint_every_images)
     assert newest(tmp_path).name == "000000000"
     assert all(value.isfinite().all() for value in tensors(tmp_path).values())
@@ -420,10 +422,21 @@ def test_unexpected_names_are_shown(tmp_path):
         train(tmp_path, images=12 * BATCH)
 
 
-def test_other_images_are_refused(tmp_path):
+def test_control_characters_in_the_path_of_a_run_are_escaped(tmp_path, capsys):
+    train(tmp_path / "a\x1b[2J" / "run", images=BATCH)
+    train(tmp_path / "a\x1b[2J" / "run", images=BATCH)
+    printed = capsys.readouterr().out
+    assert printed.count("a\\x1b[2J") >= 2
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize("length", [10 * BATCH, 12 * BATCH])  # the run is finished, or goes on
+def test_other_images_are_refused_and_change_nothing(tmp_path, length):
     train(tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "config.yaml", *(tmp_path / "model").iterdir())}
     with pytest.raises(ValueError, match=r"other images \(fingerprint \w{12}, now \w{12}\).*--run.*--fresh"):
-        train(tmp_path, pictures=images(seed=1), images=12 * BATCH)
+        train(tmp_path, pictures=images(seed=1), images=length, log_every_images=3 * BATCH)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_folder_that_is_not_open(tmp_path):

@@ -80,7 +80,19 @@ def test_what_may_change(tmp_path):
     }
     changes |= {"micro_batch": 4, "keep_every_images": 64, "compile": True}
     assert opened(tmp_path / "run", images=2 * HALF, **changes).status == "resume"
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["keep_last"] == 3
+
+
+def test_what_has_changed_is_written_once_the_run_goes_on(tmp_path):
+    def keep_last() -> int:
+        return yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["keep_last"]
+
+    train(tmp_path, images=HALF)
+    assert opened(tmp_path, images=2 * HALF, keep_last=3).status == "resume"
+    assert keep_last() == 2, "the images or the model may still be refused"
+    train(tmp_path, images=2 * HALF, keep_last=3)
+    assert keep_last() == 3
+    train(tmp_path, images=HALF, keep_last=4)
+    assert keep_last() == 4, "of a finished run"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +196,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
 def test_a_run_whose_last_evaluation_failed_is_not_finished(tmp_path):
     task = ToyTask()
     task.fail_evaluation = True
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="a broken evaluation"):
         train(tmp_path, task, images=HALF)
     assert opened(tmp_path, images=HALF).status == "resume"
     again = train(tmp_path, images=HALF)

@@ -4,9 +4,13 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
+
+from training.script import command
 
 ROOT = Path(__file__).parents[2]
 WORKS = r"""
@@ -57,6 +61,19 @@ def test_a_result_that_is_text_has_to_be_printed(tmp_path, streams, expected):
     assert code == expected
     assert ("error: the standard output could not be written: No space left on device" in text) == (expected == 2)
     assert "Traceback" not in text
+
+
+def test_an_error_of_a_thread_is_one_line(monkeypatch, capsys):
+    @command
+    def main(argv):
+        thread = threading.Thread(target=lambda: int("a\nb\x1b"))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # restored after the test
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    main([])
+    assert re.fullmatch(r"note: a thread ended: ValueError: invalid literal .*'a\\nb\\x1b'\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("script", "streams", "expected"), [("train", "| head -1", 0), ("sample", ">/dev/full", 2)])

@@ -95,7 +95,7 @@ def test_the_average_is_the_same_on_both_and_on_one(two, tmp_path):
 def test_one_bad_process_stops_both_before_anything_is_saved(two):
     for rank in range(2):
         printed = (two / f"diverged{rank}.txt").read_text()
-        assert re.search(r"training diverged: in the last 1 updates.* loss is nan", printed)
+        assert re.search(r"training diverged: in the last 1 update,.* loss is nan", printed)
     assert newest(two / "diverged").name == "000000000"
     assert len(losses(two / "diverged")) == 3
 

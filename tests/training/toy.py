@@ -111,7 +111,7 @@ class ToyEvaluation:
         if context.interrupted():
             return None
         if self.task.fail_evaluation:
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a broken evaluation")
         self.task.evaluated.append(context.images_seen)
         if context.accelerator.is_main_process:
             (context.folder / f"{context.images_seen}.txt").write_text("seen")

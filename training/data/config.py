@@ -1,10 +1,10 @@
 """Data settings: the source of images, their labels and preprocessing, the cache and streaming."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pictures.pixel_format import is_range
 from pictures.preprocessing import Preprocessing
 from training.settings import setting
 
@@ -91,8 +91,8 @@ class DataConfig:
             raise ValueError(f"data.{error}") from None
         if any(side > MAX_SIDE_PX for side in preprocessing.size or ()):
             raise ValueError(f"data.size {self.size} is too large; give at most {MAX_SIDE_PX} pixels a side")
-        if self.range is not None and not (all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]):
-            raise ValueError(f"data.range {self.range} must be two numbers, the lower one first")
+        if self.range is not None and not is_range(*self.range):
+            raise ValueError(f"data.range {self.range} must be two numbers of float32, the lower one first")
         if self.max_bad < 0:
             raise ValueError(f"data.max_bad {self.max_bad} must be 0 or more")
         if self.stream_shards < 1:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int64, Shaped
 
 from pictures.pixel_format import BYTES, PixelFormat
+from residual.names import amount
 from training.data.order import image_index
 from training.data.sources.labels import count_classes, name_classes, summarize
 
@@ -39,7 +40,9 @@ class Images:
                 f"the images are {array.dtype} but their pixel format is stored as {pixel_format.stored}; convert them"
             )
         if labels is None and classes is not None:
-            raise ValueError(f"{len(classes)} class names but no labels; give labels too, or leave the names out")
+            raise ValueError(
+                f"{amount(len(classes), 'class name')} but no labels; give labels too, or leave the names out"
+            )
         self._array = np.asarray(array)  # a plain view: np.memmap is slower at every access
         self.labels = None if labels is None else labels.astype(np.int64)
         """class number of each image, int64 (n,), or None"""
@@ -94,7 +97,7 @@ class Images:
     def part(self, numbers: Int64[np.ndarray, "m"]) -> "Images":
         """The images with these numbers as a set of their own, without a copy. Raises ValueError if there are none."""
         if len(numbers) == 0:
-            raise ValueError(f"a part of 0 of {len(self):,} images is empty; raise data.validation")
+            raise ValueError(f"a part of 0 of {amount(len(self), 'image')} is empty; raise data.validation")
         part = copy.copy(self)
         part._numbers = numbers if self._numbers is None else self._numbers[numbers]
         part.labels = None if self.labels is None else self.labels[numbers]
@@ -114,12 +117,12 @@ def describe(count: int, shape: tuple[int, int, int], pixel_format: PixelFormat,
     """Number, kind and size of images, and number of classes, in one line."""
     channels, height, width = shape
     if pixel_format.file == "npy":
-        kind = f"{channels}-channel {pixel_format.dtype} arrays"
+        kind = f"{channels}-channel {pixel_format.dtype} array"
     else:
         deep = "16-bit " if pixel_format.dtype == "uint16" else ""
-        kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " images"
-    labels = "no labels" if classes is None else f"{len(classes)} classes"
-    return f"{count:,} {kind} of {height} x {width} px (height x width), {labels}"
+        kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " image"
+    labels = "no labels" if classes is None else amount(len(classes), "class")
+    return f"{amount(count, kind)} of {height} x {width} px (height x width), {labels}"
 
 
 def listing(bad: Sequence[str]) -> str:

@@ -263,7 +263,7 @@ def test_labels_of_a_text_are_numbers_or_names(values, classes, labels, folder: 
     [
         ("a.png,dog\nsub/d.png,cat\n", r"line 2: .*'sub/d\.png'.*'sub/"),
         ("a.png,dog\nsub/b.png,\n", "line 2: .*empty"),
-        ("a.png,dog\nsub/b.png\n", "line 2: .*1 columns.* 2 "),
+        ("a.png,dog\nsub/b.png\n", "line 2: .*1 column,.* 2 "),
         ("a.png,0\nsub/b.png,nan\n", "line 2: label nan "),
         ("a.png,-1\nsub/b.png,0\n", r"line 1: label -1"),
         ("a.png,0.5\nsub/b.png,0\n", r"line 1: label 0\.5 "),

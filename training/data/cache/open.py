@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pictures.preprocessing import Preprocessing
+from storage.write import expand_home
 from training.data.cache.build import build
 from training.data.cache.files import FORMAT_VERSION, damage
-from training.data.cache.place import default_caches, given_caches, writable_caches
+from training.data.cache.place import default_caches, writable_caches
 from training.data.sources.records import Source
 
 
@@ -27,7 +28,7 @@ def find_cache(source: Source, preprocessing: Preprocessing, caches: Path | None
     key = json.dumps([FORMAT_VERSION, source.key, asdict(preprocessing)])
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[:40] or "images"
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    given = None if caches is None else given_caches(caches)
+    given = None if caches is None else expand_home("data.cache", caches)
     usual = given or default_caches()
     with suppress(PermissionError):
         if usual is not None and not damage(usual / name):

@@ -23,14 +23,6 @@ def default_caches() -> Path | None:
     return folder / NAME if folder.is_absolute() else None
 
 
-def given_caches(given: Path) -> Path:
-    """The folder that `data.cache` gives. Raises ValueError for the home folder of an unknown user."""
-    try:
-        return given.expanduser()
-    except RuntimeError:
-        raise ValueError(f"data.cache {str(given)!r} starts with a home folder that is unknown; give a path") from None
-
-
 def writable_caches(given: Path | None) -> Path:
     """The folder `given`, by default that of the user, created if needed. If that cannot be written: a temporary one.
 

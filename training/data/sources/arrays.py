@@ -13,6 +13,7 @@ from jaxtyping import Bool, Shaped
 from pictures.formats import MAX_PIXELS
 from pictures.pixel_format import DTYPES, FULL_RANGE, PixelFormat
 from pictures.preprocessing import Preprocessing
+from residual.names import amount
 from storage.read import open_regular
 
 MAX_VALUES = 3 * MAX_PIXELS
@@ -164,7 +165,9 @@ def first_array(files: Sequence[Path], names: Sequence[str], options: ArrayOptio
         except (OSError, ValueError) as error:
             bad = bad or f"{name}: {error}"
     else:
-        raise ValueError(f"data.source {source!r}: none of its first {len(files[:limit])} arrays can be read ({bad})")
+        raise ValueError(
+            f"data.source {source!r}: none of its first {amount(len(files[:limit]), 'array')} can be read ({bad})"
+        )
     return describe_array(file, array, name, options)
 
 

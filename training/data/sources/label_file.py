@@ -10,7 +10,7 @@ from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-from residual.names import closest, require_known, shorten
+from residual.names import amount, closest, require_known, shorten
 from storage.read import MAX_TEXT, is_regular, parse_json, read_text
 from training.data.sources.labels import LABEL_NAMES, MAX_CLASSES, normalize, short_labels
 from training.data.sources.table_files import features_of, open_table, whole_column
@@ -118,7 +118,7 @@ def read_table(file: Path, text: str, column: str | None, most: int) -> Iterator
     name, label = find_columns(table.schema.names, column)
     kind = features_of(table)[label]
     if (found := sum(table.sizes)) > most:
-        raise ValueError(f"it has {found:,} rows, but there are {most:,} images; leave the others out")
+        raise ValueError(f"it has {amount(found, 'row')} for {amount(most, 'image')}; leave the others out")
     rows = count(1)
     columns = (short_labels(whole_column(table, each), f"column {each!r}") for each in (name, label))
     for image, value in zip(*columns, strict=True):
@@ -249,7 +249,8 @@ def read_delimited(file: Path, text: str, column: str | None) -> Iterator[Entry]
                 continue
         if len(row) != width:
             raise ValueError(
-                f"line {start}: {len(row)} columns, but {width} in the first line; quote texts that hold {delimiter!r}"
+                f"line {start}: {amount(len(row), 'column')}, but {width} in the first line; "
+                f"quote texts that hold {delimiter!r}"
             )
         yield Entry(f"line {start}", row[where[0]], row[where[1]])
 
@@ -261,7 +262,9 @@ def row_columns(row: Sequence[str], column: str | None) -> tuple[tuple[int, int]
         name, label = find_columns(row, column)
         return (row.index(name), row.index(label)), True
     if len(row) != 2:
-        raise NoLabels(f"line 1: {len(row)} columns without their names; add a first line such as file_name,label")
+        raise NoLabels(
+            f"line 1: {amount(len(row), 'column')} without their names; add a first line such as file_name,label"
+        )
     return (0, 1), False
 
 
