@@ -61,6 +61,11 @@ class ImageClassifier:
         return ((x + 1) / 2 - mean) / std
 
     @torch.no_grad()
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """The input of the network's last layer for images in [-1, 1] on its device, float32."""
+        return self.net.forward_features(self.normalise(x)).float().mean(dim=(2, 3))
+
+    @torch.no_grad()
     def probabilities(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """The probability of each class for images in [-1, 1] on the network's device, float32."""
         return self.net(self.normalise(x)).float().softmax(dim=1)

@@ -19,7 +19,9 @@ from tasks.augment import random_flip
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky
-from training.data import ImageSet
+from tasks.quality import Quality, QualityConfig
+from training.data import ImageSet, open_validation
+from training.processes import on_main
 from training.random import GlobalRandom, seeded
 from training.run import Run
 from training.settings import variants
@@ -146,6 +148,7 @@ class DiffusionRun(Run[DiffusionTask]):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     augment: DiffusionAugment = field(default_factory=DiffusionAugment)
     sample: SampleConfig = field(default_factory=SampleConfig, metadata={"may_change": True})
+    quality: QualityConfig = field(default_factory=QualityConfig, metadata={"may_change": True})
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": _FROM_IMAGES,
@@ -154,12 +157,16 @@ class DiffusionRun(Run[DiffusionTask]):
         "model.classes": _FROM_IMAGES,
         "model.null_label": "it follows from diffusion.label_dropout",
         "model.augment_channels": "it follows from augment.non_leaky",
-        "data.validation": "only classifiers are evaluated on images",
     }
 
     def __post_init__(self) -> None:
         if self.init_layout is not None and self.init is None:
             raise ValueError(f"init_layout={self.init_layout} without init; give the file with --init")
+        if self.quality.judge is not None and self.data.validation is None:
+            raise ValueError(
+                f"quality.judge={self.quality.judge} compares with held-out images, but data.validation is null; give "
+                "a share, such as 0.1, or the name of a split"
+            )
 
     @classmethod
     def init_config(cls, init: str) -> UNetConfig | EDM2Config | None:
@@ -220,8 +227,18 @@ class DiffusionRun(Run[DiffusionTask]):
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:
             raise ValueError(f"sample: {error}") from None
-        grid = GridEvaluation(model, self.sample, self.train.eval_every_images)
-        return DiffusionTask(model, self.diffusion, self.augment, (grid,))
+        evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images)]
+        if (quality := self.open_quality(model, images)) is not None:
+            evaluations.append(quality)
+        return DiffusionTask(model, self.diffusion, self.augment, tuple(evaluations))
+
+    def open_quality(self, model: DiffusionModel, training: ImageSet) -> Quality | None:
+        """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare."""
+        if self.quality.judge is None:
+            return None
+        held_out = open_validation(self.data, on_main=on_main)
+        assert held_out is not None, "checked above"
+        return Quality(model, self.quality, held_out, training, self.train.eval_every_images)
 
     def _with_inputs(self, config: UNetConfig | EDM2Config) -> UNetConfig | EDM2Config:
         """The config with the inputs that the run's settings need. Raises ValueError for what cannot be trained."""

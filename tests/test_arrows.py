@@ -19,6 +19,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "pictures": ({"storage"}, BASE | {"PIL"}),
     "resnet": ({"residual", "storage"}, BASE),
     "unet": ({"residual", "storage"}, BASE),
+    "metrics": (set(), BASE),
     "diffusion": ({"residual"}, BASE | {"diffusers"}),
     "training": (
         {"residual", "pictures", "storage"},
@@ -29,7 +30,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"accelerate"},
     ),
     "tasks": (
-        {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines", "storage"},
+        {"residual", "resnet", "unet", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
 }
@@ -38,6 +39,7 @@ LAZY = {
     "residual": {"safetensors", "huggingface_hub"},
     "training": {"pyarrow", "sklearn", "tensorboard"},
     "tasks": {"torchmetrics"},
+    "metrics": {"torchmetrics"},
 }
 SCRIPTS = {"train", "sample", "evaluate", "export"}
 

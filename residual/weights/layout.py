@@ -30,11 +30,13 @@ def read_state(state_dict: Mapping[str, Any] | str | Path) -> Mapping[str, Tenso
     Raises ValueError for a missing or damaged file, for a pickle, for NaN and infinity, and for a mapping with values
     other than tensors, such as a training checkpoint that contains a state dict.
     """
-    if not isinstance(state_dict, Mapping):
+    if isinstance(state_dict, str | Path):
         return read_weights(Path(state_dict))
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"a {type(state_dict).__name__} is no state dict: give net.state_dict(), or a file")
     for name, tensor in state_dict.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name!r} is a {type(tensor).__name__}, not a tensor: give the state dict itself")
+        if not isinstance(tensor, Tensor) or not isinstance(name, str):
+            raise ValueError(f"{name!r} is a {type(tensor).__name__}, not a named tensor: give the state dict itself")
     return usable(state_dict)
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from residual.count import on_meta
 from residual.weights.config import foreign_version, read_config, read_json
 from residual.weights.keymap import check_state
-from residual.weights.read import read_folder_weights
-from storage.show import markdown
+from residual.weights.read import note, read_folder_weights
+from storage.show import markdown, printable
 from storage.write import replace_file
 
 FORMAT_VERSION = 2
@@ -167,6 +167,7 @@ def upload(
             (folder / "README.md").write_text(card, encoding="utf-8")
             if api.file_exists(repo_id, "README.md"):
                 (folder / "README.md").unlink()
+                note(f"{printable(repo_id)} keeps its README.md, which may describe an earlier model")
             api.upload_folder(repo_id=repo_id, folder_path=name, commit_message=commit_message)
         except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is from the hub's HTTP library
             reason = f"{_first_line(error)} (log in with: hf auth login)"

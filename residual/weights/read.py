@@ -191,7 +191,8 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
         messages.append(f"all names begin with {prefix}, which is left out")
     plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): found[name] for name in found}
     if len(plain) == len(found) and plain.keys() != found.keys():
-        messages.append(f"{len(plain.keys() - found.keys())} names contain {' or '.join(sorted(WRAPPERS))}, left out")
+        wrappers = sorted(WRAPPERS & {part for name in found for part in name.split(".")})
+        messages.append(f"{len(plain.keys() - found.keys())} names contain {' or '.join(wrappers)}, which is left out")
         found = plain
     return found, messages
 

@@ -307,7 +307,8 @@ def test_an_existing_card_is_kept(hub: Hub) -> None:
     net.push_to_hub("me/tiny")
     card = hub.root / "me" / "tiny" / "README.md"
     card.write_text("mine")
-    net.push_to_hub("me/tiny")
+    with pytest.warns(UserWarning, match=r"me/tiny keeps its README\.md"):
+        net.push_to_hub("me/tiny")
     assert card.read_text() == "mine"
 
 

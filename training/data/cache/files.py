@@ -99,7 +99,7 @@ def file_state(path: Path) -> tuple[int, ...]:
     """What changes with the content of a file; empty if there is none."""
     try:
         status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a null character in the name
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return ()
     return status.st_ino, status.st_size, status.st_mtime_ns
 

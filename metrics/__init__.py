@@ -1,0 +1,13 @@
+"""Distances between two sets of images, computed from their features. Any network may compute the features."""
+
+from metrics.distances import frechet_distance, inception_score, kernel_distance
+from metrics.neighbours import density_coverage, memorised, precision_recall
+
+__all__ = [
+    "density_coverage",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "memorised",
+    "precision_recall",
+]
