@@ -619,7 +619,7 @@ def test_labels_that_a_model_was_not_trained_with_are_refused(conditional, uncon
     ("images", "labels", "message"),
     [
         ([], [], "image numbers"),
-        ([0, 1], [3], "1 labels for 2 images"),
+        ([0, 1], [3], "1 label for 2 images"),
         ([0, 1], [3, 11], "label 11 .*0 to 10"),
         ([0], [-1], "label -1 .*0 to 10"),
     ],

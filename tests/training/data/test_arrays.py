@@ -182,7 +182,7 @@ def test_16_bit_pictures_from_file_to_network(config, save, tmp_path: Path) -> N
     levels = np.array([[0, 13107, 65535]], np.uint16)
     save(tmp_path / "set" / "a.png", levels)
     images: Images = open_images(config(source=tmp_path / "set", bits=16))
-    assert str(images) == "1 16-bit grey images of 1 x 3 px (height x width), no labels"
+    assert str(images) == "1 16-bit grey image of 1 x 3 px (height x width), no labels"
     image, _ = BatchReader(images, seed=0, batch=1).get(0)
     assert image.dtype == torch.uint16
     seen = images.pixel_format.to_unit(image)
