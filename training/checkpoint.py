@@ -162,9 +162,14 @@ def clean(root: Path) -> None:
         remove(path)
 
 
+def is_name(name: str) -> bool:
+    """Whether a checkpoint folder can have this name: the images seen, in nine digits or more."""
+    return re.fullmatch("[0-9]{9,}", name) is not None
+
+
 def list_folders(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, newest first, valid or not."""
-    found = [path for path in root.glob("*") if path.is_dir() and re.fullmatch("[0-9]+", path.name)]
+    found = [path for path in root.glob("*") if path.is_dir() and is_name(path.name)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 

@@ -142,7 +142,7 @@ class RunFolder:
         for path in sorted(self.checkpoints.iterdir()):
             if path in own or path.name.startswith((".", "damaged-")):
                 continue
-            if path.name.isdecimal() and path.name.isascii():  # a file where a checkpoint will be written
+            if checkpoint.is_name(path.name):  # a file where a checkpoint will be written
                 log.print_line(f"checkpoint {path.name} is not a folder; moved to {_set_aside(path)}")
             else:
                 log.print_line(f"{path} is not a checkpoint and is ignored")

@@ -367,7 +367,7 @@ def test_a_named_pipe_in_a_checkpoint_is_set_aside(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["²", "٣", " 12", "-5", "12 ", "+5", "1e3", "０００００００４０", "notes\n.txt", "x" * 250]
+    "name", ["7", "²", "٣", " 12", "-5", "12 ", "+5", "1e3", "０００００００４０", "notes\n.txt", "x" * 250]
 )
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_other_names_among_the_checkpoints_are_ignored(tmp_path, capsys, name, is_folder):
@@ -379,7 +379,7 @@ def test_other_names_among_the_checkpoints_are_ignored(tmp_path, capsys, name, i
     assert f"{printable(str(path))} is not a checkpoint and is ignored\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["000000080", "80", "9" * 200])
+@pytest.mark.parametrize("name", ["000000080", "9" * 200])
 def test_a_file_with_the_name_of_a_checkpoint_is_set_aside(tmp_path, capsys, name):
     train(tmp_path, images=HALF)
     (tmp_path / "checkpoints" / name).write_text("mine")
