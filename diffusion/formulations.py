@@ -61,8 +61,8 @@ class DDPM:
     """variance of the noise that each step of the ddpm sampler adds: beta (large) or the posterior's (small)"""
 
     zero_terminal_snr: bool = False
-    """rescale the schedule so that the last noise level is pure noise (Lin et al. 2024). Not for epsilon, whose error
-    says nothing about the image there"""
+    """rescale the schedule so that the last noise level is pure noise (Lin et al. 2024). Not for epsilon, from which
+    the image cannot be computed there"""
 
     network_fields: ClassVar[tuple[str, ...]] = ("schedule", "timesteps", "prediction", "zero_terminal_snr")
     later_fields: ClassVar[frozenset[str]] = frozenset({"zero_terminal_snr"})

@@ -45,7 +45,7 @@ def check_pipeline(folder: Path) -> None:
     parts = {name: value for name, value in read_json(folder / "model_index.json").items() if _is_part(value)}
     if latent := [name for name in _LATENTS if name in parts]:
         raise ValueError(
-            f"{folder} is a pipeline on latents (it has a {latent[0]}), but networks here see images; "
+            f"{folder} is a pipeline on latents (it has a {latent[0]}), but networks here take images; "
             f"{folder / 'unet'} alone is its network"
         )
     if "unet" not in parts:
@@ -66,8 +66,8 @@ def _is_part(value: Any) -> bool:
 
 
 def pipeline_folder(folder: Path) -> Path:
-    """The folder itself, or that of the pipeline or run whose `unet*/` or `checkpoint-*/` it is in."""
-    while folder.name.startswith(("unet", "checkpoint-")):
+    """The folder of the pipeline or run that `folder` is, or whose `unet*/` or `checkpoint-*/` it is."""
+    while folder.name.startswith(("unet", "checkpoint-")) and not (folder / "model_index.json").exists():
         folder = folder.parent
     return folder
 

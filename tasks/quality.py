@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from metrics import density_coverage, frechet_distance, inception_score, kernel_distance, memorised, precision_recall
+from metrics import (
+    PARTS,
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    memorised,
+    precision_recall,
+)
 from pipelines.classification import load_classifier
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn
 from training.data import Images, ImageSet
@@ -45,8 +53,8 @@ class QualityConfig:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the judge sees in a set of images."""
+class Features:
+    """The judge's features and probabilities of a set of images."""
 
     features: Float[Tensor, "n d"]
     probabilities: Float[Tensor, "n classes"]
@@ -59,7 +67,7 @@ class Quality:
     perfect model reaches at this number of images. Where the training set has fewer images of a class than are held
     out, fewer of that class are compared.
 
-    Raises ValueError for a judge that does not see such images, for images that are too few for its features, for more
+    Raises ValueError for a judge of other images, for images that are too few for its features, for more
     images than are held out, and for options that do not suit the model.
     """
 
@@ -80,17 +88,17 @@ class Quality:
         for what, images in (("training images", training), ("images of data.validation", held_out)):
             if images.shape != self.judge.shape or images.pixel_format != self.judge.pixel_format:
                 raise ValueError(
-                    f"quality.judge={config.judge} sees {self.judge.shape} (channels, height, width) of "
+                    f"quality.judge={config.judge} takes {self.judge.shape} (channels, height, width) of "
                     f"{self.judge.pixel_format.dtype}, but the {what} are {images.shape} of {images.pixel_format.dtype}"
                 )
         if (held_out.labels is None) != (training.labels is None):
             raise ValueError("only one of training images and images of data.validation have labels; see data.labels")
         self.held_out, self.training = _pairs(held_out, training, config.num, config.seed)
-        width = self.judge.net.num_features
-        if len(self.held_out) <= width:
+        width, count = self.judge.net.num_features, len(self.held_out)
+        if count < (least := max(width + 1, PARTS)):
             raise ValueError(
-                f"{len(self.held_out)} images of data.validation are too few for the {width} features of "
-                f"quality.judge={config.judge}; hold out at least {width + 1}, or give a judge with fewer features"
+                f"{count} images of data.validation are too few for the {width} features of quality.judge="
+                f"{config.judge}; hold out at least {least}, or give a judge with fewer features"
             )
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
@@ -118,14 +126,14 @@ class Quality:
             if interrupted():
                 return None
             if step == config.steps:
-                seen = self._look(torch.from_numpy(model.pixel_format.from_unit(x.float())))
-                pairs = zip(seen.features.numpy(), seen.probabilities.numpy(), strict=True)
+                new = self._apply(torch.from_numpy(model.pixel_format.from_unit(x.float())))
+                pairs = zip(new.features.numpy(), new.probabilities.numpy(), strict=True)
                 drawn += zip(numbers, pairs, strict=True)
         gathered = gather_drawn(drawn, len(self.held_out))
         features, probabilities = (torch.from_numpy(np.stack(part)) for part in zip(*gathered, strict=True))
-        return self._compare(Judged(features, probabilities))
+        return self._compare(Features(features, probabilities))
 
-    def _compare(self, drawn: Judged) -> dict[str, float]:
+    def _compare(self, drawn: Features) -> dict[str, float]:
         real, training = self._real.features, self._training.features
         precision, recall = precision_recall(real, drawn.features)
         density, coverage = density_coverage(real, drawn.features)
@@ -161,28 +169,28 @@ class Quality:
         return [self.held_out.classes[label] for label in self.held_out.labels.tolist()]
 
     @cached_property
-    def _real(self) -> Judged:
-        return self._look_at(self.held_out)
+    def _real(self) -> Features:
+        return self._features_of(self.held_out)
 
     @cached_property
-    def _training(self) -> Judged:
-        return self._look_at(self.training)
+    def _training(self) -> Features:
+        return self._features_of(self.training)
 
     @cached_property
     def _floor(self) -> float:
         return frechet_distance(self._real.features, self._training.features)
 
-    def _look_at(self, images: Images) -> Judged:
+    def _features_of(self, images: Images) -> Features:
         parts = np.array_split(np.arange(len(images)), -(-len(images) // self.config.batch))
-        seen = [self._look(torch.from_numpy(images.read(part))) for part in parts]
-        return Judged(torch.cat([s.features for s in seen]), torch.cat([s.probabilities for s in seen]))
+        found = [self._apply(torch.from_numpy(images.read(part))) for part in parts]
+        return Features(torch.cat([each.features for each in found]), torch.cat([each.probabilities for each in found]))
 
-    def _look(self, stored: Tensor) -> Judged:
+    def _apply(self, stored: Tensor) -> Features:
         """Features and probabilities, on the CPU, of pixels as they are in files."""
         judge, device = self.judge, process_state().device
         judge.net.to(device)
         features = judge.features(judge.pixel_format.to_unit(stored.to(device)))
-        return Judged(features.cpu(), judge.net.fc(features).softmax(dim=1).cpu())
+        return Features(features.cpu(), judge.net.fc(features).softmax(dim=1).cpu())
 
 
 def _pairs(held_out: Images, training: Images, num: int | None, seed: int) -> tuple[Images, Images]:

@@ -77,9 +77,8 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     task = str(flags.pop("task", file.pop("task", None) or next(iter(runs))))
     run_class = runs[require_known("task", task, runs)]
     default = path.parent if path and version else Path("runs", path.stem if path else task)
-    folder = expand_home(
-        "run", Path(own.get("run", default))
-    )  # by default the config.yaml of a run folder continues that run
+    # By default the config.yaml of a run folder continues that run.
+    folder = expand_home("run", Path(own.get("run", default)))
     record = folder / "config.yaml"
     schema = Schema(run_class, file, flags, path, record if record.is_file() and "fresh" not in own else None)
     if "help" in own:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 MAX_FLOAT = 3.4e38
-"""Larger numbers are infinite in float32."""
+"""about the largest number of float32"""
 
 
 def setting(default: Any, *, may_change: bool = False) -> Any:

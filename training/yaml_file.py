@@ -89,8 +89,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def listing(folder: Path) -> str:
     """The end of a message: the configs in a folder, or else those in configs/, if there are any."""
-    found = next(filter(None, (sorted(map(str, each.glob("[!.]*.yaml"))) for each in (folder, Path("configs")))), [])
-    return f"; there is {', '.join(found[:8])}" if found else ""
+    found = sorted(folder.glob("[!.]*.yaml")) or sorted(Path("configs").glob("[!.]*.yaml"))
+    return f"; there is {', '.join(map(str, found[:8]))}" if found else ""
 
 
 class _Loader(yaml.SafeLoader):

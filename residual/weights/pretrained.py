@@ -20,6 +20,8 @@ FORMAT_VERSION = 2
 M = TypeVar("M", bound="Pretrained")
 CONFIGS = ("config.json", "unet/config.json")
 """places of the network's config: in a model folder, and in a pipeline folder of diffusers"""
+DESCRIPTIONS = ("diffusion.json", "classification.json")
+"""files beside the network's config that say what a whole model does"""
 
 
 class Pretrained(nn.Module):
@@ -145,8 +147,8 @@ def upload(
     """Uploads the folder that `save` fills, with the model card `card`, to the Hugging Face hub. Returns the URL.
 
     An existing model card is kept; `repo_id` and the authentication are as in `Pretrained.push_to_hub`. Raises
-    ValueError with the reason if the upload fails, and if the repository holds a model of another layout, which could
-    be taken for the new one.
+    ValueError with the reason if the upload fails, and if the repository holds files of another kind of model, which
+    would be taken for parts of the new one.
     """
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise ValueError(f"repo_id={repo_id!r} should be of the form 'owner/name'")
@@ -159,15 +161,15 @@ def upload(
         save(folder)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
-            for path in CONFIGS:
+            for path in (*CONFIGS, *DESCRIPTIONS):
                 if not (folder / path).exists() and api.file_exists(repo_id, path):
                     raise ValueError(
-                        f"{repo_id!r} holds a model of another layout, {path}; remove it, or give a new name"
+                        f"{repo_id!r} holds a model of another kind, with {path}; remove it, or give a new name"
                     )
-            (folder / "README.md").write_text(card, encoding="utf-8")
             if api.file_exists(repo_id, "README.md"):
-                (folder / "README.md").unlink()
                 note(f"{printable(repo_id)} keeps its README.md, which may describe an earlier model")
+            else:
+                (folder / "README.md").write_text(card, encoding="utf-8")
             api.upload_folder(repo_id=repo_id, folder_path=name, commit_message=commit_message)
         except (HTTPError, OSError, HFValidationError) as error:  # HTTPError is from the hub's HTTP library
             reason = f"{_first_line(error)} (log in with: hf auth login)"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from residual.names import shorten
+from residual.names import amount, shorten
 from storage.read import open_regular, parse_json, read_json, require_regular
 
 COUNTERS = ("n_averaged", "num_updates", "initted", "step")
@@ -192,7 +192,8 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): found[name] for name in found}
     if len(plain) == len(found) and plain.keys() != found.keys():
         wrappers = sorted(WRAPPERS & {part for name in found for part in name.split(".")})
-        messages.append(f"{len(plain.keys() - found.keys())} names contain {' or '.join(wrappers)}, which is left out")
+        renamed = amount(len(plain.keys() - found.keys()), "name")
+        messages.append(f"{' or '.join(wrappers)} is left out of {renamed}")
         found = plain
     return found, messages
 

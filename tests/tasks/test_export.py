@@ -469,8 +469,10 @@ def test_two_layouts_do_not_mix_on_the_hub(conditional, hub, capsys):  # noqa: F
     export.main([str(conditional), "--push", "me/x"])
     with pytest.raises(SystemExit):
         export.main([str(conditional), "--to", "diffusers", "--push", "me/x"])
-    assert "'me/x' holds a model of another layout, config.json" in capsys.readouterr().err
+    assert "'me/x' holds a model of another kind, with config.json" in capsys.readouterr().err
     assert not (hub.root / "me/x/unet").exists()
+    with pytest.raises(ValueError, match=r"me/x.*diffusion\.json"):
+        load_model(conditional).net.push_to_hub("me/x")  # the old diffusion.json would describe the new network
 
 
 @pytest.mark.parametrize("pixels", [BYTES, FIELD])

@@ -105,6 +105,20 @@ def test_a_rescaled_schedule_of_ddpm(name: str) -> None:
     assert replace(found, variance="fixed_large") == DDPM(prediction="v", zero_terminal_snr=True)
 
 
+def test_a_pipeline_may_be_named_like_a_part_of_one() -> None:
+    diffusers.DDPMScheduler().save_pretrained("scheduler")
+    for name in ("unet-cats", "checkpoint-cats"):
+        folder = Path(name)
+        diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+        (folder / "model_index.json").write_text(
+            json.dumps({"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "unet": ["diffusers", "x"]})
+        )
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        del config["_class_name"]
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+        assert formulation_of(folder) == formulation_of(folder / "unet") == Flow()
+
+
 def test_schedulers_of_flow_and_edm() -> None:
     diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=500).save_pretrained("a")
     assert formulation_of(Path("a")) == Flow(time_scale=500)

@@ -80,7 +80,7 @@ class ImageReport:
 
     @classmethod
     def of(cls, item: Item, may_start: Callable[[], bool], preprocessing: Preprocessing) -> "ImageReport":
-        """Decodes an image, and collects its properties before that."""
+        """Decodes an image, and collects the properties that it had before."""
         _, decoded, _ = attempt(item, may_start, preprocessing=preprocessing)
         if isinstance(decoded, str):
             return cls(item.name, decoded)

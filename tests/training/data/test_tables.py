@@ -255,6 +255,26 @@ def test_files_whose_labels_mean_different_classes(one, other, png, pixels, conf
     assert len(open_images(config(source=tmp_path, labels=False))) == 2
 
 
+SECOND: dict[str, pa.Array] = {
+    "list": pa.array([[1]]),
+    "struct": pa.array([{"x": 1}]),
+    "date": pa.array([0], pa.date32()),
+    "float": pa.array([1.5]),
+    "bool": pa.array([True]),
+    "null": pa.nulls(1),
+}
+
+
+@pytest.mark.parametrize("kind", SECOND)
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_column_of_another_type_in_a_later_file(column: str, kind: str, png, pixels, config, tmp_path: Path) -> None:
+    usual = {"image": pa.array([png(pixels(0, 4, 4))]), "label": pa.array([0])}
+    for file, columns in (("a", usual), ("b", usual | {column: SECOND[kind]})):
+        pa.parquet.write_table(pa.table(columns), tmp_path / f"{file}.parquet")
+    with pytest.raises(ValueError, match=rf"b\.parquet: {column} column '{column}'"):
+        open_images(config(source=tmp_path))
+
+
 def test_columns_of_one_name_are_an_error(png, pixels, config, tmp_path: Path) -> None:
     image = pa.array([png(pixels(0, 4, 4))])
     pa.parquet.write_table(pa.table([image, image], ["image", "image"]), tmp_path / "t.parquet")

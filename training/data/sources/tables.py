@@ -5,7 +5,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path, PureWindowsPath
@@ -99,10 +99,16 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
             raise ValueError(f"{table.file} has no column {missing[0]!r}, which {files[0].name} has; write it again")
-        if label is not None and label_kind(kind := features_of(table)[label]) != label_kind(features[label]):
+        others = features_of(table)
+        try:
+            image_column(replace(columns, image=image), others)
+            label_column(replace(columns, label=label), others)
+        except ValueError as error:
+            raise ValueError(f"{table.file}: {error}") from None
+        if label is not None and label_kind(label, others) != label_kind(label, features):
             raise ValueError(
-                f"label column {label!r} is {str(kind)[:80]} in {table.file}, but {str(features[label])[:80]} in"
-                f" {files[0].name}; write the tables again with the same classes, or set data.labels to false"
+                f"label column {label!r} is {str(others[label])[:80]} in {table.file}, but {str(features[label])[:80]}"
+                f" in {files[0].name}; write the tables again with the same classes, or set data.labels to false"
             )
     below = {table: FilesBelow(table.file.parent, columns.allow_outside) for table in tables}
     check_paths(image, ((below[table], v) for table in tables for v in whole_column(table, image)), features)
@@ -311,11 +317,9 @@ def label_column(columns: Columns, features: Mapping[str, Any]) -> str | None:
     return column
 
 
-def label_kind(feature: Any) -> list[str] | bool:
-    """What labels of two files must share to mean the same classes: the names of classes, or whether they are texts."""
-    from datasets import ClassLabel
-
-    return feature.names if isinstance(feature, ClassLabel) else feature.dtype in TEXTS
+def label_kind(label: str, features: Mapping[str, Any]) -> tuple[str, ...] | bool:
+    """What the label columns of all files must share: the names of their classes, or whether they hold names."""
+    return class_names(label, features) or features[label].dtype in TEXTS
 
 
 def find_column(
