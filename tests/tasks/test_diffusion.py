@@ -30,7 +30,7 @@ from training.data import Images
 from training.optimizer import AdamW
 from training.random import GlobalRandom
 from training.schedule import Constant
-from training.settings import field_texts, sections
+from training.settings import changeable, field_texts, sections
 from training.step import Step
 from training.task import Batch, EvaluationContext
 from unet import EDM2Config, UNet, list_presets, preset
@@ -48,6 +48,12 @@ def random(part=slice(0, 8)):
 
 
 # --- the run ---
+
+
+def test_a_resumed_run_may_draw_and_judge_otherwise():
+    changes = changeable(small_run())
+    assert {"sample.num", "sample.steps", "sample.batch", "quality.judge", "quality.steps", "data.source"} <= changes
+    assert not {"model.base_channels", "objective.schedule", "train.seed", "optimizer.learning_rate"} & changes
 
 
 def test_the_network_takes_its_shape_from_the_images():

@@ -614,6 +614,7 @@ def test_too_large_a_batch_is_one_line(conditional, tmp_path, monkeypatch, capsy
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_real_refusal_of_memory_is_one_line(conditional, tmp_path):
     code = "import resource, sys, sample; resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2); "
     code += "sample.main(sys.argv[1:])"
