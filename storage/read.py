@@ -1,5 +1,6 @@
 """Reads files that may be anything: only regular ones are opened, and text and JSON are bounded."""
 
+import io
 import json
 import os
 import stat
@@ -9,6 +10,8 @@ from typing import Any, BinaryIO
 
 MAX_TEXT = 64 << 20
 """bytes that a text or JSON file may have"""
+SURE = 1 << 20
+"""bytes that are asked for in any case; files of some systems state no size"""
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -38,13 +41,23 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+class BoundedReader(io.BufferedReader):
+    """An open file that takes no memory for bytes beyond its end, however many a damaged header asks for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next `size` bytes, or as many as there are; all if it is negative or None."""
+        if size is not None and size > SURE:
+            size = min(size, max(SURE, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file for reading. Raises ValueError and OSError as `require_regular` does."""
     require_regular(path)  # before opening, which can have an effect on a device
     handle = os.open(path, _FLAGS)
     try:
         _check(path, os.fstat(handle))  # again: another file may have taken its place
-        return os.fdopen(handle, "rb")
+        return BoundedReader(io.FileIO(handle))
     except BaseException:
         os.close(handle)
         raise

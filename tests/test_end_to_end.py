@@ -63,12 +63,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train("two", processes=2)
     for name, processes in (("edm2", 1), ("edm2_two", 2)):
         train(name, processes=processes, config="edm2.yaml")
-    for prefix, processes in (("", 1), ("two_", 2)):
-        dropout = ("--model.dropout", 0.2)
-        train(f"{prefix}straight", *dropout, processes=processes)
-        train(f"{prefix}pieces", *dropout, "--train.images", 6 * BATCH, processes=processes)
-        printed = train(f"{prefix}pieces", *dropout, processes=processes)
-        assert f"resuming {prefix}pieces from 192 images (update 6)" in printed
+    dropout = ("--model.dropout", 0.2)
+    train("straight", *dropout, processes=2)
+    train("pieces", *dropout, "--train.images", 6 * BATCH, processes=2)
+    printed = train("pieces", *dropout, processes=2)
+    assert "resuming pieces from 192 images (update 6)" in printed
     return out
 
 
@@ -88,16 +87,15 @@ def test_processes_and_micro_batches_change_nothing(runs: Path, one: str, other:
     assert losses(runs / other) == pytest.approx(losses(runs / one), rel=0, abs=1e-5)
 
 
-@pytest.mark.parametrize("prefix", ["", "two_"])
-def test_a_run_in_pieces_is_the_run_in_one_go_bit_for_bit(runs: Path, prefix: str) -> None:
-    straight, pieces = runs / f"{prefix}straight", runs / f"{prefix}pieces"
+def test_a_run_in_pieces_is_the_run_in_one_go_bit_for_bit(runs: Path) -> None:
+    straight, pieces = runs / "straight", runs / "pieces"
     assert set(hashes(straight)) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
     assert hashes(pieces) == hashes(straight)
     assert losses(pieces) == losses(straight)
 
 
 def test_dropout_makes_another_run(runs: Path) -> None:
-    assert losses(runs / "one") != pytest.approx(losses(runs / "straight"), rel=0, abs=1e-5)
+    assert losses(runs / "two") != pytest.approx(losses(runs / "straight"), rel=0, abs=1e-5)
 
 
 def test_the_same_command_again_says_finished(runs: Path) -> None:

@@ -28,6 +28,7 @@ NESTED = dumped({"format_version": 3, "files": {}, "config": deep(600)})
 FOUND: list[tuple[str, Case, str | None]] = [
     ("pictures", Case({"picture": b"\0"}), r"not an image"),
     ("pictures", Case({"picture": pictures()["png RGB"][:20]}), r"."),
+    ("pictures", Case({"picture": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 \0\0\0\0jp2 |\0\0-jp2h"}), r"."),
     ("tables", Case({"a.parquet": with_features({"info": {"features": "x"}})}, OPEN), r"a\.parquet"),
     (
         "tables",

@@ -79,7 +79,7 @@ def test_a_slurm_job_that_reaches_its_limit_is_requeued_and_goes_on(
 
     def submit(restarts: int) -> subprocess.Popen:
         return subprocess.Popen(
-            ["bash", str(ROOT / "examples/slurm.sbatch"), "--fresh", *FLAGS, "--train.images", str(32 * 300)],
+            ["bash", str(ROOT / "examples/slurm.sbatch"), "--fresh", *FLAGS, "--train.images", str(32 * 120)],
             cwd=tmp_path, env=environment | job | {"SLURM_RESTART_COUNT": str(restarts)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_slurm_job_that_reaches_its_limit_is_requeued_and_goes_on(
     assert again.returncode == 0, said
     assert "resuming run from" in said
     assert "requeued" not in said
-    assert len(losses(tmp_path / "run")) == 300  # one line per update: nothing repeated, nothing left out
+    assert len(losses(tmp_path / "run")) == 120  # one line per update: nothing repeated, nothing left out
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "two_machines.sh"])

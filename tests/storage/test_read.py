@@ -91,3 +91,15 @@ def test_json_values():
     assert parse_json("[1]") == parse_json(b"[1]") == [1]
     with pytest.raises(ValueError, match="nested"):
         parse_json("[" * 100_000)
+
+
+def test_no_memory_is_taken_for_bytes_beyond_the_end(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 8192)  # 2 MiB
+    with open_regular(tmp_path / "file") as file:
+        assert len(file.read(1 << 60)) == 2 << 20
+        assert file.read(1 << 60) == b""
+        file.seek(5)
+        assert file.read(3) == b"\5\6\7"
+        assert len(file.read()) == (2 << 20) - 8
+        file.seek(1 << 20)
+        assert len(file.read(1 << 40)) == 1 << 20
