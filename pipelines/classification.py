@@ -164,10 +164,15 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen, counts)
 
 
+@dataclass(frozen=True)
+class _Labels:
+    classes: tuple[str, ...]
+
+
 def read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat, tuple[int, ...] | None]:
     """Classes, preprocessing, pixel format and images per class of a model folder.
 
-    Raises ValueError if it is incomplete or unknown.
+    Raises ValueError for what is incomplete, unknown, or of another type.
     """
     document = read_json(path)
     try:
@@ -176,7 +181,8 @@ def read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelF
         if preprocessing.size is None or preprocessing.channels is None:
             raise ValueError("preprocessing has no size or channels; save the model again")
         pixel_format = read_config(PixelFormat, document["pixel_format"])
-        return tuple(document["classes"]), preprocessing, pixel_format, read_counts(document)
+        labels = read_config(_Labels, {"classes": document["classes"]})
+        return labels.classes, preprocessing, pixel_format, read_counts(document)
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except ValueError as error:

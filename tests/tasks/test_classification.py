@@ -353,6 +353,9 @@ def test_an_incomplete_model_folder_is_refused(saved, tmp_path: Path) -> None:
     for change, message in (
         ({"format_version": 9}, "format_version 9"),
         ({"classes": ["a", "b"]}, "2 classes, config.json has 10"),
+        ({"classes": 0}, "classes=0"),
+        ({"classes": "abcdefghij"}, "classes='abcdefghij'"),
+        ({"classes": [*range(10)]}, "classes=[0"),
         ({"preprocessing": {}}, "'size'"),
         ({"preprocessing": document["preprocessing"] | {"channels": None}}, "no size or channels"),
     ):
