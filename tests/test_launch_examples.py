@@ -55,6 +55,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 FLAGS = ["--config", "digits.yaml", "--run", "run", "--data.cache", "cache"]
 
 
+@pytest.mark.slow
 def test_two_machines_train_what_one_does(tmp_path: Path, environment: dict[str, str]) -> None:
     launch(tmp_path, "train.py", "--config", "digits.yaml", "--run", "one", "--data.cache", "cache")
     meet = {"HEAD": "127.0.0.1", "PORT": str(free_port()), "GPUS": "1"}
