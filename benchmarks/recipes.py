@@ -29,7 +29,6 @@ RECIPES: dict[str, dict[str, object]] = {
     "flow": {"objective.kind": "flow"},
     "flow, logit-normal": {"objective.kind": "flow", "objective.times_in_training": "logit_normal"},
 }
-DDPM_ONLY = ("objective.schedule", "objective.prediction")
 REACHED = 1.2
 """times the floor"""
 STEPS = (5, 10, 18, 50)
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of the runs, which are resumed")
     args = parser.parse_args(argv)
     judge = args.out / "judge"
-    run("train.py", ROOT / "configs/resnet8-digits.yaml", judge, {})
+    train("resnet8-digits", judge, {})
     print(f"| recipe | images to {REACHED} x floor | distance at {args.images:,} | floor | class accuracy | ", end="")
     print(" | ".join(f"{steps} steps" for steps in STEPS), "|\n|" + "---|" * (5 + len(STEPS)), flush=True)
     for name in args.recipes:
@@ -72,9 +71,7 @@ def one(args: argparse.Namespace, name: str, seed: int, judge: Path) -> dict[str
         **dict(pair.split("=", 1) for pair in args.common),
         **RECIPES[name],
     }
-    config = folder.with_suffix(".yaml")
-    config.write_text(without(ROOT / "configs/digits.yaml", DDPM_ONLY if "objective.kind" in flags else ()))
-    run("train.py", config, folder, flags)
+    train("digits", folder, flags)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "frechet_distance" in row]
     last, floor = rows[-1], rows[-1]["frechet_floor"]
@@ -88,17 +85,10 @@ def one(args: argparse.Namespace, name: str, seed: int, judge: Path) -> dict[str
     }
 
 
-def without(config: Path, settings: Sequence[str]) -> str:
-    """The text of a config without the lines of these settings, which are those of another kind of section."""
-    names = tuple(f"  {name.partition('.')[2]}:" for name in settings)
-    lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join(line for line in lines if not (names and line.startswith((*names, "  kind: ddpm"))))
-
-
-def run(script: str, config: Path, folder: Path, flags: dict[str, object]) -> None:
-    """Trains, or resumes, one run on one thread of the CPU."""
+def train(config: str, folder: Path, flags: dict[str, object]) -> None:
+    """Trains, or resumes, one run on one thread; an objective of another kind replaces that of the config."""
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    call([script, "--config", str(config), "--run", str(folder), *words])
+    call(["train.py", "--config", str(ROOT / "configs" / f"{config}.yaml"), "--run", str(folder), *words])
 
 
 def evaluated(folder: Path, steps: int) -> float:

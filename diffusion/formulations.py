@@ -59,9 +59,8 @@ class DDPM:
     """what the network predicts: the noise, the clean image, or their mixture v (Salimans and Ho 2022)"""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """variance of the noise that each step of the ddpm sampler adds: beta (large) or the posterior's (small)"""
-
     zero_terminal_snr: bool = False
-    """rescale the schedule so that the last noise level is pure noise (Lin et al. 2024). Not for epsilon, from which
+    """rescale the schedule so that the last noise level is pure noise (Lin et al. 2023). Not for epsilon, from which
     the image cannot be computed there"""
 
     network_fields: ClassVar[tuple[str, ...]] = ("schedule", "timesteps", "prediction", "zero_terminal_snr")
@@ -212,7 +211,6 @@ class Flow:
 
     time_scale: float = 1000.0
     """the network receives this number times t, so that embeddings made for timesteps serve it"""
-
     times_in_training: Literal["uniform", "logit_normal"] = "uniform"
     """distribution of t in training: uniform, or t = 1 / (1 + exp(-z)) with a normal z (Esser et al. 2024, eq. 19)"""
     logit_mean: float = 0.0
