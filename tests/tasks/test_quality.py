@@ -18,7 +18,8 @@ from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DiffusionModel
 from resnet import ResNetConfig
 from resnet import build as build_classifier
-from tasks.quality import Quality, QualityConfig
+from tasks.comparison import QualityConfig
+from tasks.quality import Quality
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
 from training.data import Images
 
@@ -54,15 +55,15 @@ def quality(judge: Path, labels: bool = True, **config) -> Quality:
 
 def test_pairs_are_disjoint_and_have_equal_classes(judge: Path) -> None:
     found = quality(judge, num=150)
-    held_out, training = found.held_out.labels, found.training.labels
+    held_out, training = found.comparison.held_out.labels, found.comparison.training.labels
     assert held_out is not None
     assert training is not None
     assert len(held_out) == len(training) == 150
     assert Counter(held_out.tolist()) == Counter(training.tolist())
-    pixels = {images.read(np.array([k])).tobytes() for images in (found.held_out,) for k in range(150)}
+    pixels = {images.read(np.array([k])).tobytes() for images in (found.comparison.held_out,) for k in range(150)}
     assert not pixels & {halves()[1].read(np.array([k])).tobytes() for k in range(600)}
-    assert len(quality(judge, labels=False).held_out) == 400
-    assert not np.array_equal(quality(judge, num=150, seed=2).held_out.labels, held_out)
+    assert len(quality(judge, labels=False).comparison.held_out) == 400
+    assert not np.array_equal(quality(judge, num=150, seed=2).comparison.held_out.labels, held_out)
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -70,17 +71,20 @@ def test_the_metrics_are_those_of_the_images_that_the_model_draws(judge: Path, l
     found = quality(judge, labels, num=100, seed=3)
     metrics = found.measure(found.model.net)
     assert metrics is not None
-    wanted = found.held_out.labels.tolist() if labels else None
+    wanted = found.comparison.held_out.labels.tolist() if labels else None
     drawn = found.model.draw(range(100), wanted, seed=3, steps=3)
     classifier = load_classifier(judge)
 
     def features(pixels: np.ndarray) -> torch.Tensor:
-        unit = found.held_out.pixel_format.to_unit(torch.from_numpy(pixels))
+        unit = found.comparison.held_out.pixel_format.to_unit(torch.from_numpy(pixels))
         return classifier.net.forward_features(classifier.normalise(unit)).mean(dim=(2, 3)).detach()
 
     everything = np.arange(100)
     ours = features(found.model.pixel_format.from_unit(drawn))
-    real, training = features(found.held_out.read(everything)), features(found.training.read(everything))
+    real, training = (
+        features(found.comparison.held_out.read(everything)),
+        features(found.comparison.training.read(everything)),
+    )
     assert metrics["frechet_distance"] == pytest.approx(frechet_distance(real, ours), rel=1e-3)
     assert metrics["frechet_floor"] == pytest.approx(frechet_distance(real, training), rel=1e-3)
     assert (metrics["precision"], metrics["recall"]) == pytest.approx(precision_recall(real, ours), abs=0.02)
@@ -108,7 +112,7 @@ def test_the_batch_changes_nothing(judge: Path) -> None:
 
 def test_training_images_as_samples_reach_the_floor(judge: Path) -> None:
     found = quality(judge)
-    metrics = found._compare(found._training)
+    metrics = found.comparison.compare(found.comparison._features[1], None)
     assert metrics["frechet_distance"] == metrics["frechet_floor"]
     assert metrics["memorised"] == 1
 
@@ -170,11 +174,15 @@ def test_a_run_logs_its_quality_and_is_evaluated(judge: Path, tmp_path: Path, mo
     capsys.readouterr()
     evaluate.main(["run"])
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    for name in ("frechet_distance", "frechet_floor", "recall", "memorised", "class_accuracy"):
-        if name == "class_accuracy":
-            assert name not in found  # the judge has other names of classes
-        else:
-            assert float(printed[name]) == pytest.approx(found[name], rel=1e-3, abs=1e-4)
+    for name in ("frechet_distance", "recall", "memorised"):
+        value, about = printed[name].split(" ", 1)
+        assert float(value) == pytest.approx(found[name], rel=1e-3, abs=1e-4)
+        assert re.search(r"n 100, seed 1", about)
+    floor = re.search(r"floor ([\d.]+)", printed["frechet_distance"])
+    assert floor is not None
+    assert float(floor[1]) == pytest.approx(found["frechet_floor"], rel=1e-3, abs=1e-4)
+    assert "class_accuracy" not in found  # the judge has other names of classes
+    assert re.match(r"class_accuracy, because", printed["left out"])
     with pytest.raises(SystemExit):
         evaluate.main(["run", "--quality.num", "5000"])
     assert re.search(r"quality\.num=5000", capsys.readouterr().err)
