@@ -115,6 +115,8 @@ def _accuracy(given: str, run: ClassificationRun) -> Result:
 def _quality(given: str, run: DiffusionRun) -> Result:
     """The metrics of what a diffusion model draws."""
     model, trained_on = load_model(given), _training_images(given, run)
+    if model.classes == tuple(map(str, range(len(trained_on.classes or ())))):  # a folder of diffusers has no names
+        model = replace(model, classes=trained_on.classes)
     quality = run.open_quality(model, trained_on)
     assert quality is not None, "a judge was given"
     model.net.to(process_state().device)
@@ -186,7 +188,7 @@ def kind_of(given: str) -> Literal["model", "drawn"]:
     if os.path.lexists(path):
         if are_images(path):
             return "drawn"
-    elif given.count("/") == 1 and not given.startswith((".", "/", "~")):
+    elif given.count("/") == 1 and path.suffix != ".npz" and not given.startswith((".", "/", "~")):
         return "model"  # on the hub
     raise ValueError(
         f"{given!r} is neither a run folder (with config.yaml), nor a model folder ({DIFFUSION}, {CLASSIFIER} or "

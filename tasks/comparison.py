@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from metrics import (
 )
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import gather_drawn
+from storage.write import expand_home
 from tasks.judge import Input, open_judge, pixels_of
+from tasks.reference import Pair, read_reference, write_reference
 from training.data import Images, ImageSet
 from training.processes import on_main, process_state
 from training.settings import require
@@ -40,6 +43,9 @@ class QualityConfig:
     """side in pixels to which images are resized for a TorchScript file, bilinear, antialiased; null: not resized"""
     judge_rgb: bool = False
     """true repeats grey images to three channels for a TorchScript file"""
+    reference: Path | None = None
+    """file with the features of the real images: written if it is absent, else read; refused if it was made of other
+    images, by another judge, or with another number or seed"""
     num: int | None = None
     """images to draw and to compare with. null: as many as are held out"""
     steps: int = 18
@@ -69,7 +75,7 @@ class Comparison:
     each set.
 
     Raises ValueError for a judge of other images, for images that are too few for its features, for more images than
-    there are, and for sets that do not go together.
+    there are, for sets that do not go together, and for a reference of other images.
     """
 
     def __init__(
@@ -100,9 +106,12 @@ class Comparison:
         width = self.judge.num_features
         if len(self) < (least := max(width + 1, PARTS)):
             raise ValueError(
-                f"{len(self)} images of data.validation are too few for the {width} features of quality.judge="
-                f"{config.judge}; hold out at least {least}, or give a judge with fewer features"
+                f"{len(self)} images of each set are too few for the {width} features of quality.judge={config.judge}; "
+                f"draw and hold out at least {least}, or give a judge with fewer features"
             )
+
+        self._path = None if config.reference is None else expand_home("quality.reference", config.reference)
+        self._stored = None if self._path is None else on_main(self._read)
 
     def __len__(self) -> int:
         return len(self.held_out)
@@ -149,9 +158,30 @@ class Comparison:
         return self.judge.features(unit).cpu().numpy()
 
     @cached_property
-    def _features(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    def _features(self) -> Pair:
         """Features of the held-out and of the training images."""
-        return self.features(self.held_out), self.features(self.training)
+        if self._stored is not None:
+            return self._stored
+        found = self.features(self.held_out), self.features(self.training)
+        if (path := self._path) is not None:
+            on_main(lambda: write_reference(path, self._facts, found))
+        return found
+
+    def _read(self) -> Pair | None:
+        assert self._path is not None, "the caller checks it"
+        return read_reference(self._path, self._facts, (len(self), self.judge.num_features))
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What the features of the real images depend on."""
+        return {
+            "judge": self.judge.fingerprint,
+            "size": str(self.held_out.shape),
+            "n": str(len(self)),
+            "seed": str(self.config.seed),
+            "held_out": self.held_out.fingerprint,
+            "training": self.training.fingerprint,
+        }
 
     @torch.no_grad()
     def _figures(self, drawn: Float[Tensor, "n d"], names: Sequence[str] | None) -> dict[str, float]:

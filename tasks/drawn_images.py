@@ -43,7 +43,7 @@ def open_drawn(path: Path, data: DataConfig, held_out: Images) -> Images:
 
 
 def _read(source: Path, data: DataConfig, **fields: object) -> Images:
-    config = DataConfig(source=str(source), cache=data.cache, max_bad=ANY, **fields)  # type: ignore[arg-type]
+    config = DataConfig(source=str(source.absolute()), cache=data.cache, max_bad=ANY, **fields)  # type: ignore[arg-type]
     images = open_images(config, on_main=on_main)
     assert isinstance(images, Images), "they are not streamed"
     if images.bad:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
@@ -115,6 +117,47 @@ def test_training_images_as_samples_reach_the_floor(judge: Path) -> None:
     metrics = found.comparison.compare(found.comparison._features[1], None)
     assert metrics["frechet_distance"] == metrics["frechet_floor"]
     assert metrics["memorised"] == 1
+
+
+def test_a_reference_replaces_the_features_of_real_images(judge: Path, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "real.safetensors"
+    plain, writes = quality(judge, num=100), quality(judge, num=100, reference=path)
+    expected = plain.measure(plain.model.net)
+    assert writes.measure(writes.model.net) == expected
+    reads = quality(judge, num=100, reference=path)
+    monkeypatch.setattr(reads.comparison, "features", None)  # no real image is read
+    assert reads.measure(reads.model.net) == expected
+
+
+def test_a_reference_of_something_else_is_refused(judge: Path, tmp_path: Path) -> None:
+    path = tmp_path / "real.safetensors"
+    quality(judge, num=100, reference=path).comparison.floors  # noqa: B018 computes and writes them
+
+    def refused(match: str, images: tuple = halves(), **config) -> None:
+        chosen = QualityConfig(judge=str(judge), **{"steps": 3, "num": 100, "reference": path, **config})
+        with pytest.raises(ValueError, match=rf"quality\.reference.*real\.safetensors.*{match}"):
+            Quality(small_model(), chosen, *images, every_images=100)
+
+    refused(r"n=100.*80", num=80)
+    refused(r"seed=1.*2", seed=2)
+    refused(r"held_out=[0-9a-f]{64}.*[0-9a-f]{64}", halves()[::-1])
+    held_out, training = halves()
+    refused(r"training=[0-9a-f]{64}", (held_out, training.part(np.arange(500))))
+    other = tmp_path / "judge"
+    shutil.copytree(judge, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, other / "model.safetensors")
+    refused(r"judge=[0-9a-f]{64}", judge=str(other))
+    save_file({"held_out": torch.zeros(3, 3)}, path)
+    refused(r"judge=nothing")
+    path.write_bytes(b"text")
+    refused(r"damaged")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"real\.safetensors is a folder"):
+        quality(judge, num=100, reference=path)
+    with pytest.raises(ValueError, match=r"absent/real.*no folder"):
+        quality(judge, num=100, reference=tmp_path / "absent" / "real.safetensors")
 
 
 def test_an_interruption_ends_it(judge: Path) -> None:
