@@ -226,6 +226,7 @@ def read_run(given: str, flags: Sequence[str]) -> ClassificationRun | DiffusionR
     if wrong := next((name for name in (*own, *settings) if not name.startswith(ALLOWED)), None):
         raise ValueError(f"'--{wrong}' cannot be used with evaluate.py; {USAGE}")
     if config is None and "data.source" not in settings:
+        kind_of(given)  # has an error of its own for what is nothing
         raise ValueError(
             f"{given} belongs to no run; give the images that it is compared with: --data.source SOURCE "
             "--data.validation SPLIT_OR_SHARE"

@@ -1,8 +1,11 @@
 """evaluate.py on runs, model folders and drawn images: the same figures, floors, and input that cannot be used."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from pipelines.diffusion import DiffusionModel, load_model
 from tasks.diffusion import DiffusionRun
 from tests.tasks.small import SMALL, shaken
 from training.data import DataConfig, Images, open_images, open_validation
+
+ROOT = Path(__file__).parents[2]
 
 
 class Corner(nn.Module):
@@ -62,10 +67,10 @@ def run(given: str, capsys: pytest.CaptureFixture[str], **changes: str | None) -
 
 
 def refused(given: str, capsys: pytest.CaptureFixture[str], **changes: str | None) -> str:
-    """The one line of an error."""
+    """The line of an error; one of progress may be before it."""
     with pytest.raises(SystemExit, match="2"):
         run(given, capsys, **changes)
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     return line
 
 
@@ -147,6 +152,28 @@ def test_the_folder_of_a_run_gives_the_settings(folder: Path, tmp_path: Path, mo
         whole, short = run(str(folder / given), capsys), run(str(home / given), capsys, **unset)
         assert whole["frechet_distance"] == short["frechet_distance"]
     assert re.search(r"data\.validation=0\.2.*0\.5", refused(str(home), capsys, **{**unset, "data__validation": "0.2"}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["model", "drawn"])
+def test_two_processes_print_the_figures_of_one(given: str, folder: Path, monkeypatch, capsys) -> None:
+    """An odd number of images, of which the last batches differ in size."""
+    monkeypatch.chdir(folder)
+    changes = {"quality.batch": "8", "quality.num": "37", "quality.reference": f"{given}.safetensors"}
+    one = run(given, capsys, **{name.replace(".", "__"): value for name, value in changes.items()})
+    Path(f"{given}.safetensors").unlink()
+    flags = [word for name, text in (SETTINGS | changes).items() for word in (f"--{name}", text)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [*command, str(ROOT / "evaluate.py"), given, *flags]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    two = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert two.keys() == one.keys()
+    for name in ("frechet_distance", "kernel_distance", "recall", "coverage", "memorised"):
+        assert value(two, name) == pytest.approx(value(one, name), abs=2e-4)
+        assert re.search(r"n 37, seed 1", two[name])
+    assert Path(f"{given}.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

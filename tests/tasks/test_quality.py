@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import train
 from metrics import frechet_distance, memorised, precision_recall
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion import DiffusionModel, gather_drawn
 from resnet import ResNetConfig
 from resnet import build as build_classifier
 from tasks.comparison import QualityConfig
@@ -112,6 +113,43 @@ def test_the_batch_changes_nothing(judge: Path) -> None:
     assert first.measure(first.model.net) == pytest.approx(second.measure(second.model.net), rel=1e-3)
 
 
+class Gathered(Exception):
+    """Ends a process when its share is done."""
+
+
+@pytest.mark.parametrize("what", ["drawn", "real"])
+@pytest.mark.parametrize(("num", "batch", "ranks"), [(37, 8, 2), (41, 100, 3)])
+def test_processes_share_the_images_over_uneven_parts(
+    what: str, num: int, batch: int, ranks: int, judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = quality(judge, num=num, batch=batch, steps=1)
+    call = {
+        "drawn": lambda: found.measure(found.model.net),
+        "real": lambda: found.comparison.features(found.comparison.held_out),
+    }[what]
+    module = {"drawn": "tasks.quality", "real": "tasks.comparison"}[what]
+    whole: list = []
+
+    def gather(share: list, count: int) -> list:
+        assert count == num
+        whole.extend(share)
+        raise Gathered
+
+    monkeypatch.setattr(f"{module}.gather_drawn", gather)
+    with pytest.raises(Gathered):
+        call()
+    one = np.stack(gather_drawn(whole, num))
+    whole.clear()
+    for rank in range(ranks):
+        state = SimpleNamespace(process_index=rank, num_processes=ranks, device=torch.device("cpu"))
+        monkeypatch.setattr(f"{module}.process_state", lambda state=state: state)
+        with pytest.raises(Gathered):
+            call()
+    several = np.stack(gather_drawn(whole, num))
+    assert several.shape == (num, WIDTH)
+    np.testing.assert_allclose(several, one, rtol=1e-4, atol=1e-5)
+
+
 def test_training_images_as_samples_reach_the_floor(judge: Path) -> None:
     found = quality(judge)
     metrics = found.comparison.compare(found.comparison._features[1], None)
@@ -142,7 +180,7 @@ def test_a_reference_of_something_else_is_refused(judge: Path, tmp_path: Path) -
     refused(r"seed=1.*2", seed=2)
     refused(r"held_out=[0-9a-f]{64}.*[0-9a-f]{64}", halves()[::-1])
     held_out, training = halves()
-    refused(r"training=[0-9a-f]{64}", (held_out, training.part(np.arange(500))))
+    refused(r"training=[0-9a-f]{64}", (held_out, training.part(np.arange(600)[::-1])))
     other = tmp_path / "judge"
     shutil.copytree(judge, other)
     weights = load_file(other / "model.safetensors")
@@ -163,6 +201,24 @@ def test_a_reference_of_something_else_is_refused(judge: Path, tmp_path: Path) -
 def test_an_interruption_ends_it(judge: Path) -> None:
     found = quality(judge, num=100)
     assert found.measure(found.model.net, interrupted=lambda: True) is None
+
+
+def test_a_model_without_classes_is_compared_with_unsorted_images(judge: Path) -> None:
+    """Its samples have no labels, so those of the real images do not count."""
+    chosen = QualityConfig(judge=str(judge), num=150, steps=1)
+    found = Quality(small_model(labels=False), chosen, *halves(), every_images=100).comparison
+    assert found.held_out.labels is not None
+    assert found.training.labels is not None
+    assert Counter(found.held_out.labels.tolist()) != Counter(found.training.labels.tolist())
+
+
+def test_classes_that_the_model_lacks_are_refused(judge: Path) -> None:
+    model = replace(small_model(), classes=(*CLASSES[:9], "ten"))
+    with pytest.raises(ValueError, match=r"lacks: nine"):
+        Quality(model, QualityConfig(judge=str(judge), steps=1), *halves(), every_images=100)
+    model = replace(small_model(), null_label=False)
+    with pytest.raises(ValueError, match=r"only with labels"):
+        Quality(model, QualityConfig(judge=str(judge), steps=1), *halves(labels=False), every_images=100)
 
 
 @pytest.mark.parametrize(
