@@ -58,4 +58,4 @@ def kept_snapshots(ema: EmaConfig, config: TrainConfig, model: nn.Module) -> str
     """The disk space of all snapshots of a run, for a message."""
     times = -(-config.images // ema.snapshot_every_images)
     size = len(ema.power_widths) * model_bytes(model)
-    return f"{show_size(size)} each time, {amount(times, 'time')}: {show_size(times * size)} on disk, all are kept"
+    return f"{show_size(size)} each time, {amount(times, 'time')}: {show_size(times * size)} in all"

@@ -13,9 +13,13 @@ import evaluate
 import export
 import sample
 import train
+from pipelines.classification import load_classifier
 from pipelines.diffusion import load_model
+from tasks.accuracy import accuracy
 from training.averages import RunAverages, load_average
+from training.data import open_validation
 from training.output_folder import weights_sha256
+from training.processes import on_main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "averages.md").read_text(encoding="utf-8")
 SHARED = {
@@ -89,20 +93,27 @@ def test_a_model_is_exported_with_the_chosen_average(here: Path) -> None:
 @pytest.mark.parametrize(("name", "figure", "sign"), [("judge", "top1", -1), ("digits", "frechet_distance", 1)])
 def test_several_averages_are_compared_and_the_best_is_marked(here: Path, capsys, name, figure, sign) -> None:
     capsys.readouterr()
-    evaluate.main([f"runs/{name}", "--ema", "0.05", "0.1", "100"])
+    evaluate.main([f"runs/{name}", "--ema", "0.05", "100"])
     _, _, head, *rows = capsys.readouterr().out.splitlines()
     column = head.split().index(figure) - 1  # "images seen" is two words
-    values = [float(row.split()[column]) for row in rows]
-    best = [row.endswith("best") for row in rows]
-    assert best == [index == min(range(3), key=lambda index: sign * values[index]) for index in range(3)]
-    assert [row.split()[0] for row in rows] == ["0.05", "0.1", "100"]
-    evaluate.main([f"runs/{name}", "--ema=100"])
-    alone = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert float(alone[figure].split()[0]) == pytest.approx(values[2], abs=1e-4)
-    assert alone["ema"] == "average with a half-life of 100 images"
+    values = [sign * float(row.split()[column]) for row in rows]
+    assert [row.endswith("best") for row in rows] == [values[0] <= values[1], values[0] > values[1]]
+    assert [row.split()[:3] for row in rows] == [["0.05", "512", "0.00%"], ["100", "512", "0.00%"]]
     evaluate.main([f"runs/{name}"])
     main = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert main[figure] == alone[figure], "its half-life is that of the main average"
+    assert sign * float(main[figure].split()[0]) == values[1], "its half-life is that of the main average"
+
+
+def test_one_average_is_named(here: Path, capsys) -> None:
+    evaluate.main(["runs/judge", "--ema=50"])
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert printed["ema"] == "average with a half-life of 50 images"
+    model = load_average(load_classifier, "runs/judge", RunAverages("runs/judge").choose(50))
+    held_out = open_validation(evaluate.read_run("runs/judge", []).data, on_main=on_main)
+    assert held_out is not None
+    found = accuracy(model, held_out, 500)
+    assert found is not None
+    assert float(printed["top1"].split()[0]) == pytest.approx(found["top1"], abs=1e-4)
 
 
 @pytest.mark.parametrize(

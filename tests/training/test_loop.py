@@ -362,7 +362,7 @@ def test_a_field_changes_the_average_only(tmp_path, name):
 
 def test_further_averages(tmp_path):
     """They are in the checkpoint, and those with a width in snapshots; nothing else changes."""
-    more = {"more_halflife_images": (16,), "power_widths": (0.1,), "snapshot_every_images": 3 * BATCH}
+    more = {"more_halflife_images": (2,), "power_widths": (0.1,), "snapshot_every_images": 3 * BATCH}
     before, after = final(tmp_path / "a"), final(tmp_path / "b", **more)
     assert_close(after, before, rtol=0, atol=0)
     assert hashes(tmp_path / "b").keys() - hashes(tmp_path / "a").keys() == {
@@ -374,7 +374,7 @@ def test_further_averages(tmp_path):
     assert found == [f"{seen:09d}-0.1.safetensors" for seen in (24, 48, 72, 80)], "every 24, and the end"
     last = load_file(tmp_path / "b/snapshots/000000080-0.1.safetensors")
     assert_close(last, tensors(tmp_path / "b", "ema-0.1"), rtol=0, atol=0)
-    trained = ("model", "ema", "ema-16", "ema-0.1")
+    trained = ("model", "ema", "ema-2", "ema-0.1")
     assert len({tensors(tmp_path / "b", name)["first.bias"].sum().item() for name in trained}) == 4
 
 

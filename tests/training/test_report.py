@@ -91,7 +91,7 @@ def test_the_report_counts_averages_and_snapshots():
     rows = lines(config)
     assert rows["model and optimizer"].startswith("1.2 kB (")  # two averages more, of 40 numbers and the buffer
     assert rows["checkpoint"] == "1.04 kB on disk, 2 are kept"
-    assert rows["snapshots"] == "360 bytes each time, 4 times: 1.44 kB on disk, all are kept"
+    assert rows["snapshots"] == "360 bytes each time, 4 times: 1.44 kB in all"
 
 
 def test_memory_is_that_of_one_process_and_one_pass():
