@@ -366,7 +366,7 @@ def test_further_averages(tmp_path):
     before, after = final(tmp_path / "a"), final(tmp_path / "b", **more)
     assert_close(after, before, rtol=0, atol=0)
     assert hashes(tmp_path / "b").keys() - hashes(tmp_path / "a").keys() == {
-        "ema-16.safetensors",
+        "ema-2.safetensors",
         "ema-0.1.safetensors",
     }
     assert not (tmp_path / "a/snapshots").exists()
