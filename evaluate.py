@@ -3,6 +3,7 @@
 python evaluate.py RUN
 python evaluate.py RUN --data.source my_images
 python evaluate.py RUN --quality.judge CLASSIFIER --quality.steps 18
+python evaluate.py RUN --ema 0.02 0.05 0.1
 python evaluate.py MODEL --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
 python evaluate.py DRAWN --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
 torchrun --nproc_per_node 4 -- evaluate.py RUN
@@ -15,19 +16,25 @@ unless data.validation names a part of them. Of a classifier, accuracy and loss 
 many images as are held out, with the same labels; their distances from the held-out ones are printed, by the features
 of a judge: a classifier of such images, trained by train.py --task classification, or a file of TorchScript. The floor
 is the same figure of training images in place of drawn ones.
+
+--ema gives other averages of the run: a number below 1 is a width (relative standard deviation), reconstructed from the
+snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked. Of several, the best is marked:
+that with the lowest Fréchet distance, or the highest accuracy.
 """
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from tqdm import tqdm
 
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
-from pipelines.classification import load_classifier
+from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
-from pipelines.diffusion import load_model
+from pipelines.diffusion import DiffusionModel, load_model
 from residual.names import amount, require_known
 from storage.read import is_regular
 from storage.show import printable
@@ -37,6 +44,7 @@ from tasks.classification import ClassificationRun, as_trained
 from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
 from tasks.drawn_images import are_images, open_drawn
+from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.processes import leave_processes, on_main, process_state
@@ -44,9 +52,12 @@ from training.script import VERSION, command, require_printed, show_and_exit
 from training.yaml_file import read_settings
 
 USAGE = (
-    "usage: evaluate.py RUN|MODEL|DRAWN [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
+    "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
     "[--classification.validation_batch N]"
 )
+BEST = {"frechet_distance": 1, "top1": -1}
+"""figures by which averages are compared; 1: the lowest is the best, -1: the highest"""
+Figures = dict[str, float]
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
@@ -55,13 +66,15 @@ NEEDS_CLASSES = ("inception_score", "class_accuracy")
 
 
 @dataclass(frozen=True)
-class Result:
-    """The figures of a model or of images, and lines that say what was evaluated."""
+class Evaluated:
+    """How a model, or images, are evaluated."""
 
-    found: Mapping[str, float]
-    lines: Sequence[str]
-    remarks: Mapping[str, str] = field(default_factory=dict)
-    """what is printed after a figure"""
+    measure: Callable[[Any], Figures | None]
+    """the figures of a model; of images, those of all"""
+    about: Callable[[Figures], list[str]]
+    """lines that say what was evaluated, from the figures"""
+    remark: Callable[[str, float], str]
+    """what is printed after a figure, from its name and value"""
 
 
 @command
@@ -70,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
     if not argv:
         raise ValueError(f"no run is given; {USAGE}")
     given, flags = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    chosen, flags = _split_averages(flags)
     own, settings = read_flags(flags)
     if "version" in own:
         show_and_exit(VERSION)
@@ -78,55 +92,75 @@ def main(argv: Sequence[str]) -> None:
     if given is None:
         raise ValueError(f"no run is given before {argv[0]}; {USAGE}")
     kind, run = kind_of(given), read_run(given, flags)
+    if kind == "drawn" and chosen:
+        raise ValueError(f"ema={chosen[0]:g} chooses an average of a run, but {given} holds images; leave it out")
+    averages: list[Average | None] = [RunAverages(given).choose(value) for value in chosen] or [None]
+    load: Callable[..., Any] = load_model if isinstance(run, DiffusionRun) else load_classifier
+    model: Any = None
     if kind == "drawn":
-        result = _drawn(given, run)
+        evaluated = _drawn(given, run)
     else:
-        result = _quality(given, run) if isinstance(run, DiffusionRun) else _accuracy(given, run)
-    found = result.found
-    if process_state().is_main_process:
-        print("\n".join(result.lines))
-        for name, value in found.items():
-            print(f"{name}: {value:.4f}{result.remarks.get(name, '')}")
+        model = load_average(load, given, averages[0])
+        evaluated = _quality(given, run, model) if isinstance(run, DiffusionRun) else _accuracy(given, run, model)
+    rows, is_main = list[Figures](), process_state().is_main_process
+    for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
+        found = evaluated.measure(load_average(load, given, average) if rows else model)
+        assert found is not None, "no interrupt callback was given"
+        rows.append(found)
+    about = evaluated.about(rows[0])
+    if is_main:
+        if model is not None:
+            print(f"model: {printable(given)} at {model.images_seen or 0:,} images seen")
+        print("\n".join(about))
+        if len(rows) > 1:
+            print("\n".join(_table(averages, rows)))
+        else:
+            if averages[0] is not None:
+                print(f"ema: {averages[0].about}")
+            for name, value in rows[0].items():
+                print(f"{name}: {value:.4f}{evaluated.remark(name, value)}")
         require_printed()
-    if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
-        raise ValueError(
-            f"{given}: {wrong[0]} is {found[wrong[0]]}; its model is damaged or diverged, so train it again"
-        )
+    if wrong := [(name, value) for row in rows for name, value in row.items() if not math.isfinite(value)]:
+        name, value = wrong[0]
+        raise ValueError(f"{given}: {name} is {value}; its model is damaged or diverged, so train it again")
     leave_processes()
 
 
-def _accuracy(given: str, run: ClassificationRun) -> Result:
-    """The figures of a classifier."""
-    classifier = load_classifier(given)
+def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -> Evaluated:
+    """How classifiers of a run are evaluated."""
     images = open_validation(run.data, on_main=on_main)
     if images is None:
         raise ValueError(f"no images were held out of {given}; give --data.validation, such as test or 0.2")
     images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
-    classifier.net.to(process_state().device)
-    found = accuracy(classifier, images, run.classification.validation_batch)
-    assert found is not None, "no interrupt callback was given"
-    count = len(images)
-    remarks = {
-        name: f" ({round(value * count):,} of {count:,})" for name, value in found.items() if name.startswith("top")
-    }
-    return Result(found, [_model_line(given, classifier.images_seen), f"images: {images}"], remarks)
+
+    def measure(model: ImageClassifier) -> Figures | None:
+        model.net.to(process_state().device)
+        return accuracy(model, images, run.classification.validation_batch)
+
+    def right(name: str, value: float) -> str:
+        count = len(images)
+        return f" ({round(value * count):,} of {count:,})" if name.startswith("top") else ""
+
+    return Evaluated(measure, lambda found: [f"images: {images}"], right)
 
 
-def _quality(given: str, run: DiffusionRun) -> Result:
-    """The metrics of what a diffusion model draws."""
-    model, trained_on = load_model(given), _training_images(given, run)
+def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
+    """How diffusion models of a run are evaluated."""
+    trained_on = _training_images(given, run)
     if model.classes == tuple(map(str, range(len(trained_on.classes or ())))):  # a folder of diffusers has no names
         model = replace(model, classes=trained_on.classes)
     quality = run.open_quality(model, trained_on)
     assert quality is not None, "a judge was given"
-    model.net.to(process_state().device)
-    found = quality.measure(model.net)
-    assert found is not None, "no interrupt callback was given"
-    return _compared([_model_line(given, model.images_seen)], found, quality.comparison)
+
+    def measure(model: DiffusionModel) -> Figures | None:
+        model.net.to(process_state().device)
+        return quality.measure(model.net)
+
+    return _compared([], measure, quality.comparison)
 
 
-def _drawn(given: str, run: ClassificationRun | DiffusionRun) -> Result:
-    """The metrics of images that were drawn before."""
+def _drawn(given: str, run: ClassificationRun | DiffusionRun) -> Evaluated:
+    """How images are evaluated that were drawn before."""
     if not isinstance(run, DiffusionRun):
         raise ValueError(f"{given} holds images, but its run is a classifier's; move them out of its folder")
     training, held_out = _training_images(given, run), open_validation(run.data, on_main=on_main)
@@ -134,9 +168,10 @@ def _drawn(given: str, run: ClassificationRun | DiffusionRun) -> Result:
         raise ValueError("images are compared from a cache, but data.stream is true; give false")
     images = open_drawn(Path(given), run.data, held_out)
     comparison = Comparison(run.quality, held_out, training, images)
-    assert comparison.drawn is not None, "the images were given"
-    found = comparison.compare(comparison.features(comparison.drawn), class_names(comparison.drawn))
-    return _compared([f"drawn: {printable(given)}, {images}"], found, comparison)
+    drawn = comparison.drawn
+    assert drawn is not None, "the images were given"
+    line = f"drawn: {printable(given)}, {images}"
+    return _compared([line], lambda _: comparison.compare(comparison.features(drawn), class_names(drawn)), comparison)
 
 
 def _training_images(given: str, run: DiffusionRun) -> ImageSet:
@@ -158,26 +193,62 @@ def _training_images(given: str, run: DiffusionRun) -> ImageSet:
     return open_images(own, on_main=on_main)
 
 
-def _compared(lines: list[str], found: Mapping[str, float], comparison: Comparison) -> Result:
-    """The metrics with their floors."""
+def _compared(lines: list[str], measure: Callable[[Any], Figures | None], comparison: Comparison) -> Evaluated:
+    """An evaluation whose figures are printed with their floors."""
     config, n = comparison.config, len(comparison)
-    at = f"n {n:,}, seed {config.seed}"
-    lines += [
-        f"images: {comparison.held_out}",
-        f"compared: {amount(n, 'image')} of each set by {config.judge} ({comparison.judge.num_features} features)",
-    ]
-    if left_out := [name for name in NEEDS_CLASSES if name not in found]:
-        no_classes = comparison.judge.classes is None
-        reason = "the judge gives no class probabilities" if no_classes else "the images have no classes of the judge"
-        lines.append(f"left out: {', '.join(left_out)}, because {reason}")
-    floors = {name: f"floor {value:.4f}" for name, value in comparison.floors.items()}
-    floors["memorised"] = "0.5 where nothing is memorised"
-    shown = {name: value for name, value in found.items() if name != "frechet_floor"}
-    return Result(shown, lines, {name: f" ({floors.get(name, 'no floor')}, {at})" for name in shown})
+
+    def about(found: Figures) -> list[str]:
+        more = [
+            f"images: {comparison.held_out}",
+            f"compared: {amount(n, 'image')} of each set by {config.judge} ({comparison.judge.num_features} features)",
+        ]
+        if left_out := [name for name in NEEDS_CLASSES if name not in found]:
+            no_classes = comparison.judge.classes is None
+            reason = "the judge gives none" if no_classes else "the images have no classes that the judge knows"
+            more.append(f"left out: {', '.join(left_out)}, because {reason}")
+        return lines + more
+
+    def remark(name: str, value: float) -> str:
+        floor = f"floor {floors[name]:.4f}, " if name in (floors := comparison.floors) else ""
+        return f" ({floor}n {n:,}, seed {config.seed})"
+
+    return Evaluated(measure, about, remark)
 
 
-def _model_line(given: str, seen: int | None) -> str:
-    return f"model: {printable(given)} at {seen or 0:,} images seen"
+def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[str]:
+    """One line for each average, with the best one marked."""
+    name, sign = next((name, sign) for name, sign in BEST.items() if name in rows[0])
+    best = min(range(len(rows)), key=lambda row: sign * rows[row][name])
+    lines = [["ema", "images seen", "error", *rows[0]]]
+    for average, row in zip(averages, rows, strict=True):
+        assert average is not None, "there are several"
+        lines.append([average.name, f"{average.images:,}", f"{average.error:.2%}", *(f"{row[key]:.4f}" for key in row)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+    return [f"{text}  best" if number == best + 1 else text for number, text in enumerate(texts)]
+
+
+def _split_averages(words: Sequence[str]) -> tuple[list[float], list[str]]:
+    """The numbers of --ema, which may be several words, or one with commas; and the other flags."""
+    found, left, inside = list[float](), list[str](), False
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name == "--ema":
+            found, inside = [], not equals
+            values = text if equals else ""
+        elif inside and not word.startswith("--"):
+            values = word
+        else:
+            inside = False
+            left.append(word)
+            continue
+        try:
+            found += [float(value) for value in values.split(",") if value.strip()]
+        except ValueError:
+            raise ValueError(f"ema={values} is not a number; give widths below 1, or half-lives in images") from None
+    if not found and len(left) < len(words):
+        raise ValueError("ema has no value; give widths below 1, or half-lives in images")
+    return found, left
 
 
 def kind_of(given: str) -> Literal["model", "drawn"]:

@@ -138,9 +138,8 @@ class Comparison:
 
     @cached_property
     def floors(self) -> dict[str, float]:
-        """The metrics of the training images in place of drawn ones. Call it on every process."""
-        training = self._features[1]
-        return on_main(lambda: self._figures(training, class_names(self.training)))
+        """The metrics of the training images in place of drawn ones; after `compare` any process may ask for them."""
+        return self._figures(self._features[1], class_names(self.training))
 
     def features(self, images: Images) -> Float[Tensor, "n d"]:
         """The judge's features of all images, on the CPU. The processes share the work; call it on every one."""

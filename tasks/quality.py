@@ -1,8 +1,8 @@
 """Quality of a diffusion model: drawn images against held-out ones, by the features of a judge."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from tasks.comparison import Comparison, QualityConfig, class_names
 from tasks.judge import pixels_of
 from training.data import Images, ImageSet
 from training.processes import process_state
-from training.task import EvaluationContext
+from training.task import Evaluation, EvaluationContext, Figure
+
+DISTANCE = "Fréchet distance (squared features)"
+SHARES = ("precision", "recall", "coverage", "memorised", "class_accuracy")
 
 
-class Quality:
+class Quality(Evaluation):
     """Draws as many images as are held out, with the same labels, and compares both sets (`Comparison`).
 
     Raises ValueError as `Comparison` does, for options that do not suit the model, and for classes that it does not
@@ -25,6 +28,14 @@ class Quality:
     """
 
     name: ClassVar[str] = "quality"
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "frechet_distance": Figure(DISTANCE, log=True, best="lowest"),
+        "frechet_floor": Figure(DISTANCE, log=True, dashed=True),
+        "kernel_distance": Figure("kernel distance (no unit)", log=True),
+        "inception_score": Figure("inception score (classes)"),
+        **{name: Figure("share of images") for name in SHARES},
+        "density": Figure("density (1: as real images)"),
+    }
 
     def __init__(
         self, model: DiffusionModel, config: QualityConfig, held_out: ImageSet, training: ImageSet, every_images: int
@@ -46,6 +57,14 @@ class Quality:
         if names is None and model.classes is not None and model.null is None:
             raise ValueError("the model draws only with labels, but the images of data.validation have none")
         self._names = names
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Judge, images and their number, and the options of the sampler."""
+        options = {name: getattr(self.config, name) for name in ("steps", "sampler", "guidance", "seed")}
+        compared = self.comparison
+        images = {"data": compared.held_out.fingerprint, "quality_images": len(compared)}
+        return {"judge": compared.judge.fingerprint, **images, **options}
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """The metrics of the images that the weights of `model` draw; None if `context.interrupted()` was true."""
