@@ -200,7 +200,8 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
     def about(found: Figures) -> list[str]:
         more = [
             f"images: {comparison.held_out}",
-            f"compared: {amount(n, 'image')} of each set by {config.judge} ({comparison.judge.num_features} features)",
+            f"compared: {amount(n, 'image')} of each set, seed {config.seed}, by {config.judge} "
+            f"({comparison.judge.num_features} features)",
         ]
         if left_out := [name for name in NEEDS_CLASSES if name not in found]:
             no_classes = comparison.judge.classes is None

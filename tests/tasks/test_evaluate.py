@@ -54,6 +54,7 @@ SETTINGS = {
     "quality.judge": "judge.pt",
     "quality.judge_input": "unit",
     "quality.steps": "2",
+    "quality.num": "60",
 }
 
 
@@ -86,7 +87,7 @@ def features(images: Images) -> Tensor:
 def test_a_model_folder_is_compared_with_the_images_that_are_given(folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     printed = run("model", capsys, quality__num="101")
-    assert re.search(r"101 images of each set by judge\.pt \(4 features\)", printed["compared"])
+    assert re.search(r"101 images of each set, seed 1, by judge\.pt \(4 features\)", printed["compared"])
     assert re.search(r"n 101, seed 1", printed["frechet_distance"])
     assert re.match(r"inception_score, class_accuracy, because the judge", printed["left out"])
     model = load_model("model")

@@ -172,7 +172,7 @@ def test_a_reference_of_something_else_is_refused(judge: Path, tmp_path: Path) -
     quality(judge, num=100, reference=path).comparison.floors  # noqa: B018 computes and writes them
 
     def refused(match: str, images: tuple = halves(), **config) -> None:
-        chosen = QualityConfig(judge=str(judge), **{"steps": 3, "num": 100, "reference": path, **config})
+        chosen = QualityConfig(**{"judge": str(judge), "steps": 3, "num": 100, "reference": path, **config})
         with pytest.raises(ValueError, match=rf"quality\.reference.*real\.safetensors.*{match}"):
             Quality(small_model(), chosen, *images, every_images=100)
 
