@@ -11,11 +11,24 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sample
-from diffusion import DDPM, EDM, FORMULATIONS, SAMPLERS, Condition, Flow, Formulation, Stratified, denoising_loss
+import train as script
+from diffusion import (
+    DDPM,
+    EDM,
+    FORMULATIONS,
+    SAMPLERS,
+    Condition,
+    Flow,
+    Formulation,
+    Stratified,
+    VariationalBound,
+    denoising_loss,
+)
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
 from residual.weights.read import WeightsNote
@@ -36,6 +49,7 @@ from training.task import Batch, EvaluationContext
 from unet import EDM2Config, UNet, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
+VARIANCE = replace(SMALL, learned_variance=True)
 
 
 def batch(count=8):
@@ -77,7 +91,6 @@ def test_weights_come_from_the_seed():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": replace(SMALL, learned_variance=True)}, r"model\.learned_variance=true"),
         ({"model": replace(SMALL, size=(32, 32), channel_multipliers=(1, 1, 1, 1, 1))},
          r"digits.*8x8 px.*16x16.*data\.size"),
         ({"sample": SampleConfig(sampler="dim")}, "sample: .*sampler 'dim'.*ddim"),
@@ -118,6 +131,12 @@ def test_bad_fields_are_named(make, message):
         make()
 
 
+@pytest.mark.parametrize("kind", ["edm", "flow"])
+def test_a_learned_variance_needs_the_steps_of_ddpm(kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.learned_variance=true.*objective\.kind={kind}"):
+        small_run(model=VARIANCE, objective=FORMULATIONS[kind]())
+
+
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun, "classification": ClassificationRun} == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
@@ -142,6 +161,19 @@ def test_loss_is_that_of_the_parts_it_is_made_of():
     label = torch.where(draws.uniform() < 0.5, 10, given.label)
     assert 0 < (label == 10).sum() < 8
     expected = denoising_loss(task.model, DDPM(), given.image, noise, t.float(), Condition(label))
+    torch.testing.assert_close(task.loss(task.model, given, random()), expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "spacing"), [(PixelFormat(), 2 / 255), (PixelFormat(dtype="float32", low=-1, high=3, file="npy"), None)]
+)
+def test_the_loss_of_a_learned_variance_is_the_hybrid_one(pixels: PixelFormat, spacing: float | None) -> None:
+    images = replace(digits(), pixel_format=pixels)
+    task, given, draws = shaken(small_run(model=VARIANCE).build(images)), batch(), random()
+    t, noise = draws.integers(1000).float(), draws.normal(1, 8, 8)
+    condition = Condition(torch.where(draws.uniform() < 0.1, 10, given.label))
+    bound = VariationalBound(DDPM(), spacing)
+    expected = denoising_loss(task.model, DDPM(), given.image, noise, t, condition, bound=bound)
     torch.testing.assert_close(task.loss(task.model, given, random()), expected)
 
 
@@ -674,6 +706,40 @@ def test_the_augmentation_label_reaches_the_network_and_zero_is_the_default():
 def test_a_network_of_log_time_is_not_trained():
     with pytest.raises(ValueError, match=r"model\.time_embedding=log_fourier"):
         small_run(model=replace(SMALL, time_embedding="log_fourier")).build(digits())
+
+
+def test_a_run_with_a_learned_variance_resumes_bit_for_bit_and_is_drawn_from(tmp_path, monkeypatch):
+    """From a file of ADM's weights, whose learned variance is kept and goes on training."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    config = replace(VARIANCE, time_embedding="adm", conditioning="scale_shift", resample="block")
+    config = replace(config, in_channels=1, out_channels=1, base_channels=32, groups=32, classes=10)
+    trained = UNet(config)
+    for weight in trained.parameters():
+        weight.data.add_(torch.randn(weight.shape), alpha=0.02)
+    save_file(trained.export_weights("adm"), tmp_path / "adm.safetensors")
+    (tmp_path / "run.yaml").write_text(
+        "data: {source: digits}\nsample: {num: 2, steps: 3, sampler: ddpm, guidance: 2}\n"
+        "model: {base_channels: 32, channel_multipliers: [1, 2], attention_levels: [1], blocks_per_level: 1,\n"
+        "        time_embedding: adm, conditioning: scale_shift, resample: block, learned_variance: true}\n"
+        "train: {images: 64, batch: 16, log_every_images: 16, trackers: [], precision: float32}\n"
+        f"schedule: {{warmup_images: 0}}\ninit: {tmp_path / 'adm.safetensors'}\ninit_layout: adm\n"
+    )
+
+    def run(name: str, *flags: str) -> Path:
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        script.main(["--config", str(tmp_path / "run.yaml"), "--run", str(tmp_path / name), *flags])
+        return tmp_path / name
+
+    straight, pieces = run("straight"), run("pieces", "--train.images", "32")
+    assert run("pieces") == pieces
+    ends = [load_file(folder / "checkpoints" / "000000064" / "model.safetensors") for folder in (straight, pieces)]
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
+    rows = [weights["head.conv.weight"][1:] for weights in (ends[0], trained.state_dict())]
+    assert not torch.allclose(*rows)
+    drawn = load_model(straight).draw(range(2), [3, 4], sampler="ddpm", steps=3, guidance=2.0)
+    assert drawn.isfinite().all()
+    assert drawn.std() > 0.05
 
 
 # --- every network and every objective ---
