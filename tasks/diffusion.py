@@ -119,7 +119,7 @@ class DiffusionTask(Task[DiffusionBatch]):
         if trained.classes is not None:
             assert batch.label is not None, "the images were checked when the task was built"
             label = drop_labels(batch.label, random.uniform(), self.config.label_dropout, null=len(trained.classes))
-        net = partial(model, return_logvar=True) if isinstance(self.model, EDM2UNet) else model
+        net = model if trained.net.config.logvar_channels is None else partial(model, return_logvar=True)
         condition = Condition(label=label, augment=batch.augment)
         weighting = WEIGHTINGS[self.config.weighting]
         return denoising_loss(net, trained.formulation, batch.image, noise, time, condition, weighting, self.bound)

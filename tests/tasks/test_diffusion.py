@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ from unet import EDM2Config, UNet, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
 VARIANCE = replace(SMALL, learned_variance=True)
+NETWORKS = {
+    "unet": replace(VARIANCE, logvar_channels=8),
+    "edm2": EDM2Config(
+        base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,), head_channels=16
+    ),
+}
+"""networks with a log-variance of the loss"""
 
 
 def batch(count=8):
@@ -168,13 +176,28 @@ def test_loss_is_that_of_the_parts_it_is_made_of():
     ("pixels", "spacing"), [(PixelFormat(), 2 / 255), (PixelFormat(dtype="float32", low=-1, high=3, file="npy"), None)]
 )
 def test_the_loss_of_a_learned_variance_is_the_hybrid_one(pixels: PixelFormat, spacing: float | None) -> None:
-    images = replace(digits(), pixel_format=pixels)
+    images = Images(np.zeros((2, 1, 8, 8), pixels.stored), np.zeros(2, np.int64), CLASSES, pixel_format=pixels)
     task, given, draws = shaken(small_run(model=VARIANCE).build(images)), batch(), random()
     t, noise = draws.integers(1000).float(), draws.normal(1, 8, 8)
     condition = Condition(torch.where(draws.uniform() < 0.1, 10, given.label))
     bound = VariationalBound(DDPM(), spacing)
     expected = denoising_loss(task.model, DDPM(), given.image, noise, t, condition, bound=bound)
     torch.testing.assert_close(task.loss(task.model, given, random()), expected)
+
+
+@pytest.mark.parametrize("kind", ["unet", "edm2"])
+def test_the_loss_of_a_network_with_a_log_variance_reaches_all_of_its_parameters(kind: str) -> None:
+    """As training on several processes needs."""
+    task = shaken(small_run(model=NETWORKS[kind]).build(digits()))
+    given, draws = batch(), random()
+    t, noise = draws.integers(1000).float(), draws.normal(1, 8, 8)
+    condition = Condition(torch.where(draws.uniform() < 0.1, 10, given.label))
+    net = partial(task.model, return_logvar=True)
+    expected = denoising_loss(net, DDPM(), given.image, noise, t, condition, bound=task.bound)
+    loss = task.loss(task.model, given, random())
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    assert all(weight.grad is not None for weight in task.model.parameters())
 
 
 def test_loss_does_not_depend_on_how_the_batch_is_divided():
@@ -718,10 +741,10 @@ def test_a_run_with_a_learned_variance_resumes_bit_for_bit_and_is_drawn_from(tmp
         weight.data.add_(torch.randn(weight.shape), alpha=0.02)
     save_file(trained.export_weights("adm"), tmp_path / "adm.safetensors")
     (tmp_path / "run.yaml").write_text(
-        "data: {source: digits}\nsample: {num: 2, steps: 3, sampler: ddpm, guidance: 2}\n"
+        "data: {source: digits}\nsample: {num: 1, steps: 1, sampler: ddpm, guidance: 2}\n"
         "model: {base_channels: 32, channel_multipliers: [1, 2], attention_levels: [1], blocks_per_level: 1,\n"
         "        time_embedding: adm, conditioning: scale_shift, resample: block, learned_variance: true}\n"
-        "train: {images: 64, batch: 16, log_every_images: 16, trackers: [], precision: float32}\n"
+        "train: {images: 32, batch: 16, log_every_images: 16, trackers: [], precision: float32}\n"
         f"schedule: {{warmup_images: 0}}\ninit: {tmp_path / 'adm.safetensors'}\ninit_layout: adm\n"
     )
 
@@ -731,9 +754,9 @@ def test_a_run_with_a_learned_variance_resumes_bit_for_bit_and_is_drawn_from(tmp
         script.main(["--config", str(tmp_path / "run.yaml"), "--run", str(tmp_path / name), *flags])
         return tmp_path / name
 
-    straight, pieces = run("straight"), run("pieces", "--train.images", "32")
+    straight, pieces = run("straight"), run("pieces", "--train.images", "16")
     assert run("pieces") == pieces
-    ends = [load_file(folder / "checkpoints" / "000000064" / "model.safetensors") for folder in (straight, pieces)]
+    ends = [load_file(folder / "checkpoints" / "000000032" / "model.safetensors") for folder in (straight, pieces)]
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
     rows = [weights["head.conv.weight"][1:] for weights in (ends[0], trained.state_dict())]
     assert not torch.allclose(*rows)
@@ -744,13 +767,6 @@ def test_a_run_with_a_learned_variance_resumes_bit_for_bit_and_is_drawn_from(tmp
 
 # --- every network and every objective ---
 
-NETWORKS = {
-    "unet": SMALL,
-    "edm2": EDM2Config(
-        base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,), head_channels=16
-    ),
-}
-
 
 @pytest.mark.parametrize("objective", FORMULATIONS)
 @pytest.mark.parametrize("kind", MODELS)
@@ -758,7 +774,7 @@ def test_every_network_trains_under_every_objective(tmp_path, kind: str, objecti
     """Through the trainer's own step: the loss falls, the folder is enough to sample with the default sampler."""
     settings = TrainConfig(images=60 * 32, batch=32, precision="float32", trackers=())
     run = small_run(
-        model=NETWORKS[kind],
+        model={"unet": SMALL, "edm2": NETWORKS["edm2"]}[kind],
         objective=FORMULATIONS[objective](),
         train=settings,
         optimizer=AdamW(learning_rate=5e-3),
@@ -774,7 +790,7 @@ def test_every_network_trains_under_every_objective(tmp_path, kind: str, objecti
         task.save(step.ema.model, tmp_path)
     model = load_model(tmp_path)
     assert model.formulation == FORMULATIONS[objective]()
-    assert type(model.net.config) is type(NETWORKS[kind])
+    assert type(model.net.config) is MODELS[kind]
     drawn = model.draw(range(2), [3, 10], steps=4, guidance=2.0)
     assert drawn.isfinite().all()
     assert drawn.std() > 0.05
