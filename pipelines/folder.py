@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 
 from residual.names import amount
-from residual.weights.config import convert
+from residual.weights.config import convert, read_json
 from residual.weights.pretrained import local_folder
+from storage.read import is_regular
 
 
 def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
-    """The model folder of a run folder (its newest), or `path` itself; and the images seen, of a run.
+    """The model folder of a run folder (its newest), or `path` itself; and the images seen, where they are known.
 
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
     no such model.
@@ -28,7 +29,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
             of_folder += ", only a network; RUN/model is the whole model, which export.py RUN --push uploads"
         reason = of_run if is_run else of_folder
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
-    return folder, images_seen(path) if is_run else None
+    return folder, images_seen(path) if is_run else _recorded_images(folder)
 
 
 def model_folder(path: str | Path) -> Path:
@@ -80,3 +81,11 @@ def images_seen(run: Path) -> int | None:
     """The number of the newest checkpoint. The model folder is written together with each checkpoint."""
     numbers = [int(folder.name) for folder in run.glob("checkpoints/*") if folder.name.isdecimal()]
     return max(numbers, default=None)
+
+
+def _recorded_images(folder: Path) -> int | None:
+    """The images seen by the best model of a run, which its best.json tells; None for another model folder."""
+    if not is_regular(folder / "best.json"):
+        return None
+    seen = read_json(folder / "best.json").get("images_seen")
+    return seen if isinstance(seen, int) else None

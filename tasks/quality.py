@@ -1,9 +1,9 @@
 """Quality of a diffusion model: drawn images against held-out ones, by the features of a trained classifier."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from metrics import (
 from pipelines.classification import load_classifier
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn
 from training.data import Images, ImageSet
+from training.output_folder import weights_sha256
 from training.processes import process_state
 from training.settings import require
-from training.task import EvaluationContext
+from training.task import Evaluation, EvaluationContext, Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,10 @@ class QualityConfig:
         require(self.seed >= 0, self, "seed", "give 0 or more")
 
 
+DISTANCE = "Fréchet distance (squared features)"
+SHARES = ("precision", "recall", "coverage", "memorised", "class_accuracy")
+
+
 @dataclass(frozen=True)
 class Features:
     """The judge's features and probabilities of a set of images."""
@@ -60,7 +65,7 @@ class Features:
     probabilities: Float[Tensor, "n classes"]
 
 
-class Quality:
+class Quality(Evaluation):
     """Draws as many images as are held out, with the same labels, and compares both sets by a classifier's features.
 
     Training images, as many and with the same labels, are compared in the same way: their distance is the floor that a
@@ -72,6 +77,14 @@ class Quality:
     """
 
     name: ClassVar[str] = "quality"
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "frechet_distance": Figure(DISTANCE, log=True, best="lowest"),
+        "frechet_floor": Figure(DISTANCE, log=True, dashed=True),
+        "kernel_distance": Figure("kernel distance (no unit)", log=True),
+        "inception_score": Figure("inception score (classes)"),
+        **{name: Figure("share of images") for name in SHARES},
+        "density": Figure("density (1: as real images)"),
+    }
 
     def __init__(
         self, model: DiffusionModel, config: QualityConfig, held_out: ImageSet, training: ImageSet, every_images: int
@@ -100,6 +113,17 @@ class Quality:
                 f"{count} images of data.validation are too few for the {width} features of quality.judge="
                 f"{config.judge}; hold out at least {least}, or give a judge with fewer features"
             )
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Judge, images and their number, and the options of the sampler."""
+        options = {name: getattr(self.config, name) for name in ("steps", "sampler", "guidance", "seed")}
+        images = {"judge": self._judge_sha256, "data": self.held_out.fingerprint, "quality_images": len(self.held_out)}
+        return images | options
+
+    @cached_property
+    def _judge_sha256(self) -> str:
+        return weights_sha256(self.judge.net)
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """The metrics of the images that the weights of `model` draw; None if `context.interrupted()` was true."""

@@ -5,6 +5,7 @@ Time is counted in images seen.
 
 import filecmp
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from residual.names import amount, shorten
 from storage.read import is_regular
 from storage.show import printable
 from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
-from training import checkpoint, log
+from training import best, checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
+from training.curves import draw_curves
 from training.data import ImageSet
-from training.disk_space import DiskFull, free_bytes, is_full, raise_disk_full, require_disk_space
+from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
 from training.log import RunLog
-from training.memory import checkpoint_bytes, explain_out_of_memory, saved_bytes
+from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
 from training.processes import on_main
 from training.run_folder import RunFolder
@@ -101,8 +103,10 @@ class Loop:
         resume_from, path, took = self.folder.resume_from, self.folder.path, ""
         model, slots = self.step.trained, self.optimizer_slots
         if resume_from is None:
-            needed = saved_bytes(model, slots, checkpoints=2)
-            on_main(lambda: require_disk_space(path, needed, "two checkpoints and the model"))
+            needed, what = saved_bytes(model, slots, checkpoints=2), "two checkpoints and the model"
+            if self.task.leading is not None:
+                needed, what = needed + model_bytes(model), "two checkpoints, the model and the best model"
+            on_main(lambda: require_disk_space(path, needed, what))
             began = time.perf_counter()
             self.save()
             took = f"; the first took {time.perf_counter() - began:.1f} s"
@@ -300,7 +304,35 @@ class Loop:
             numbers |= found
         require_finite(f"in the evaluation after {seen:,} images", numbers)
         if complete:
+            self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
             self.log.write(step.images_seen, step.updates, numbers, evaluated=True)
+            on_main(self.draw_curves)
+
+    def draw_curves(self) -> None:
+        """Draw what all evaluations logged, as far as the disk has space."""
+        first = self.task.leading
+        ordered = sorted(self.task.evaluations, key=lambda each: first is None or each is not first[0])
+        figures = {name: figure for each in ordered for name, figure in each.figures.items()}
+        with ignore_disk_full():
+            draw_curves(self.folder.log, self.folder.samples / "metrics.png", figures)
+
+    def keep_best(self, numbers: Mapping[str, float]) -> None:
+        """Write the averaged model as `RUN/best` if the leading figure is the best so far. A full disk is reported."""
+        step, folder = self.step, self.folder
+        if (leading := self.task.leading) is None or leading[1] not in numbers:
+            return
+        evaluation, name, figure = leading
+        conditions, seen = evaluation.conditions, step.images_seen
+        new = best.Measured(figure=name, value=numbers[name], images_seen=seen, conditions=conditions)
+
+        def write() -> None:
+            with raise_disk_full(folder.path, model_bytes(step.trained), "the best model"):
+                best.keep(folder.best, new, figure, lambda target: self.task.save(step.ema.model, target))
+
+        try:
+            on_main(write)
+        except DiskFull as error:
+            self.show(f"NOT KEPT as the best model after {seen:,} images: {error}; training continues")
 
 
 def _same(new: Path, old: Path) -> bool:
