@@ -101,6 +101,12 @@ def test_weights_come_from_the_seed():
     [
         ({"model": replace(SMALL, size=(32, 32), channel_multipliers=(1, 1, 1, 1, 1))},
          r"digits.*8x8 px.*16x16.*data\.size"),
+        ({"model": NETWORKS["edm2"], "augment": DiffusionAugment(non_leaky=0.1)},
+         r"augment\.non_leaky=0\.1.*model\.kind=edm2"),
+        *(({"objective": objective, "sample": SampleConfig(sampler=sampler)}, f"sample: sampler={sampler} .*heun")
+          for objective in (EDM(), Flow()) for sampler in ("ddim", "ddpm", "unipc", "dpmpp_2m_sde")),
+        ({"objective": DDPM(prediction="v", zero_terminal_snr=True), "sample": SampleConfig(sampler="dpmpp_2m_sde")},
+         r"sample: sampler=dpmpp_2m_sde .*zero_terminal_snr"),
         ({"sample": SampleConfig(sampler="dim")}, "sample: .*sampler 'dim'.*ddim"),
         ({"sample": SampleConfig(steps=2000)}, "sample: steps=2000 .*1000"),
         ({"sample": SampleConfig(guidance=2.0), "diffusion": DiffusionConfig(label_dropout=0.0)},
