@@ -6,7 +6,7 @@ python export.py RUN_OR_MODEL --push OWNER/NAME
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from residual.weights.pretrained import local_folder, upload
 from residual.weights.read import note
 from storage.show import markdown, printable
 from storage.write import expand_home
+from training.averages import OPTION, Average, RunAverages, load_average
 from training.disk_space import is_full
 from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "load_classifier) then open the model by this name",
     )
     p.add_argument("--private", action="store_true", help="a new repository is private")
+    p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=OPTION)
     p.add_argument(
         "--label",
         metavar="CLASS|none",
@@ -87,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
         "model": printable(args.model),
         "model_folder": out.model,
         "images_seen": model.images_seen,
+        "ema": args.ema,
         "weights_sha256": weights_sha256(model.net),
         "label": label,
     }
@@ -98,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None]:
     """The model, and the label to export."""
-    model = load_model(args.model)
+    model = load_average(load_model, args.model, _average(args))
     return model, None if args.label is None else model.label(args.label)
 
 
@@ -107,7 +110,7 @@ def _push(args: argparse.Namespace) -> None:
     if args.to is None:
         if args.label is not None:
             raise ValueError(f"label={args.label!r} is for another library, give --to diffusers; or leave it out")
-        address = _load(args.model).push_to_hub(args.push, private=args.private)
+        address = _load(args).push_to_hub(args.push, private=args.private)
     else:
         model, label = _for_diffusers(args)
         save = partial(save_diffusers, model, label=label)
@@ -115,10 +118,16 @@ def _push(args: argparse.Namespace) -> None:
     print_line(f"model: {address}")
 
 
-def _load(path: str) -> DiffusionModel | ImageClassifier:
-    folder = local_folder(path)
+def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
+    folder = local_folder(args.model)
     is_classifier = any((place / classification.DESCRIPTION_FILE).is_file() for place in (folder, folder / "model"))
-    return load_classifier(path) if is_classifier else load_model(path)
+    load: Callable[..., DiffusionModel | ImageClassifier] = load_classifier if is_classifier else load_model
+    return load_average(load, args.model, _average(args))
+
+
+def _average(args: argparse.Namespace) -> Average | None:
+    """The average that is exported in the place of the main one."""
+    return None if args.ema is None else RunAverages(args.model).choose(args.ema)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
 
     for line in parsed.notes:
         show(line)
-    require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots)
+    require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots, len(run.ema.names))
     folder = RunFolder(parsed.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:

@@ -34,7 +34,7 @@ from diffusion import (
 from diffusion.guidance import ALL_LEVELS
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES, PixelFormat
-from pipelines.folder import check_counts, check_finite, find_model, read_counts
+from pipelines.folder import check_counts, check_finite, find_model, read_counts, replace_weights
 from pipelines.from_diffusers import (
     average_beside,
     check_pipeline,
@@ -333,21 +333,24 @@ def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
     return [value for number, value in ordered if number < count]
 
 
-def load_model(path: str | Path) -> DiffusionModel:
+def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) -> DiffusionModel:
     """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
     A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler says what
-    it predicts. `path` may also be "owner/name" on the Hugging Face hub. Raises ValueError, with the reason, if there
-    is no model or it is incomplete.
+    it predicts. `path` may also be "owner/name" on the Hugging Face hub. `weights` replace those of the network, such
+    as by another average of its run. Raises ValueError, with the reason, if there is no model, if it is incomplete,
+    and for weights that do not fit.
     """
     folder, images_seen = local_folder(path), None
     check_pipeline(folder)
     if find_network(folder) is None:
         folder, images_seen = find_model(folder, DESCRIPTION_FILE)
     elif description_file(folder) is None:
-        return _from_diffusers(folder)
+        return _from_diffusers(folder, weights)
     net, description = read_network(folder)
     assert description is not None
+    if weights is not None:
+        replace_weights(net, weights)
     formulation, classes, null_label, pixel_format, counts = description
     check_finite(net, folder)
     _check_channels(net, folder)
@@ -390,7 +393,7 @@ def _rebuilt(config: UNetConfig, weights: Mapping[str, Tensor]) -> UNet:
     return net.requires_grad_(True).eval()
 
 
-def _from_diffusers(folder: Path) -> DiffusionModel:
+def _from_diffusers(folder: Path, weights: Mapping[str, Tensor] | None) -> DiffusionModel:
     network = find_network(folder)
     assert network is not None
     UNet.read_config(folder)  # names another class first
@@ -404,6 +407,8 @@ def _from_diffusers(folder: Path) -> DiffusionModel:
         formulation = DDPM()
         note(f"{folder} has no scheduler; its network is taken for one of {formulation}")
     net = from_pretrained(folder).float()
+    if weights is not None:
+        replace_weights(net, weights)
     if not has_learned_range(folder):
         net = _without_variance(net, folder)
     _check_channels(net, folder)

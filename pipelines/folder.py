@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from residual.names import amount
 from residual.weights.config import convert, read_json
+from residual.weights.keymap import check_state
 from residual.weights.pretrained import local_folder
 from storage.read import is_regular
 
@@ -50,6 +51,12 @@ def _open(path: str | Path) -> Path:
     if folder.parent.name == "checkpoints" and (folder / "state.json").is_file():
         raise ValueError(f"{folder} is a checkpoint, from which only its run goes on; give {folder.parents[1]}")
     return folder
+
+
+def replace_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Replaces all weights and buffers. Raises ValueError with the differences if names or shapes do not fit."""
+    check_state(weights, net.state_dict())
+    net.load_state_dict(weights)
 
 
 def check_finite(net: nn.Module, folder: Path) -> None:

@@ -18,7 +18,7 @@ from training.log import print_line
 
 OF_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """files that file managers add to folders"""
-OF_TRAINING = ("model", "best", "checkpoints")
+OF_TRAINING = ("model", "best", "checkpoints", "snapshots")
 """parts of a run folder that training replaces or removes as a whole"""
 
 

@@ -19,6 +19,7 @@ from storage.show import printable
 from training.checkpoint import kept_checkpoints
 from training.data import ImageSet
 from training.memory import checkpoint_bytes, state_bytes, total_bytes
+from training.snapshots import kept_snapshots
 from training.step import Step, TrainingSettings
 from training.task import Task
 from training.units import show_count, show_size
@@ -66,7 +67,8 @@ class Outlook:
     @cached_property
     def state_bytes(self) -> int:
         """Of weights, gradients, optimizer and averaged weights."""
-        return state_bytes(self.task.model, self.settings.optimizer.slots)
+        averages = len(self.settings.ema.names)
+        return state_bytes(self.task.model, self.settings.optimizer.slots, averages=averages)
 
     @cached_property
     def image_bytes(self) -> int:
@@ -154,7 +156,7 @@ def report(resolved: Mapping[str, Any], outlook: Outlook, measured: str | None =
     activations, seen = one * micro_batch, config.updates * config.batch
     parts = [(outlook.processes, "processes"), (outlook.passes, "passes"), (micro_batch, "images")]
     split = [f"{number} {name}" for number, name in parts if number > 1 or name == "images"]
-    stored = checkpoint_bytes(outlook.task.model, settings.optimizer.slots)
+    stored = checkpoint_bytes(outlook.task.model, settings.optimizer.slots, len(settings.ema.names))
     rows = {
         "parameters": f"{parameters(outlook.task.model):,}",
         "multiply-adds": f"{show_count(outlook.multiply_adds)} per image, forward",
@@ -165,6 +167,8 @@ def report(resolved: Mapping[str, Any], outlook: Outlook, measured: str | None =
         "updates": f"{config.updates:,} of {' x '.join(split)}",
         "length": f"{seen:,} images: each of the {len(outlook.images):,} about {outlook.repeats:,.1f} times",
     }
+    if settings.ema.power_widths:
+        rows["snapshots"] = kept_snapshots(settings.ema, config, outlook.task.model)
     if measured is not None:
         rows["time, measured"] = measured
     rates = [f"{point:>15,}   {settings.learning_rate(point):.3e}" for point in rate_points(settings)]

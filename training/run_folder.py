@@ -4,7 +4,8 @@
 RUN/config.yaml    all settings of the run                  RUN/samples/     files of evaluations
 RUN/log.jsonl      one JSON object per line                 RUN/model/       the averaged model, enough to use it
 RUN/checkpoints/   see training/checkpoint.py               RUN/tensorboard/ if it is among the trackers
-RUN/lock           of the process that uses the folder    RUN/best/        the model with the best leading figure
+RUN/snapshots/     see training/snapshots.py                RUN/best/        the model with the best leading figure
+RUN/lock           of the process that uses the folder
 ```
 """
 
@@ -21,6 +22,7 @@ from training.disk_space import raise_disk_full
 from training.lock import Holder, RunLock
 from training.processes import on_main
 from training.settings import changeable
+from training.snapshots import remove_snapshots
 from training.step import TrainingSettings
 from training.yaml_file import FORMAT_VERSION, flat, read_settings, write_yaml
 
@@ -41,6 +43,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
         self.samples = self.path / "samples"
         self.model = self.path / "model"
         self.best = self.path / "best"
@@ -126,13 +129,17 @@ class RunFolder:
             log.print_line(f"checkpoint {folder.name} is damaged: {problem}; moved to {moved}, using the previous one")
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
+        if settings.ema.power_widths:
+            self.snapshots.mkdir(exist_ok=True)
         if newest is None:
             self.record()
             self.log.unlink(missing_ok=True)
+            remove_snapshots(self.snapshots, after_images=0)
             if os.path.lexists(self.best):
                 log.print_line(f"{self.best} is of an earlier run; moved to {set_aside(self.best)}")
             return "new", None
         log.truncate(self.log, newest.images)
+        remove_snapshots(self.snapshots, newest.images)
         done = newest.images >= settings.train.images and log.evaluated(self.log, newest.images)
         return ("finished" if done else "resume"), newest
 

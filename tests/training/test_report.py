@@ -86,6 +86,14 @@ def test_the_report_counts_parameters_memory_and_updates():
     assert rows["length"] == "1,000 images: each of the 400 about 2.5 times"
 
 
+def test_the_report_counts_averages_and_snapshots():
+    config = settings_with(images=1000, batch=8, power_widths=(0.05, 0.1), snapshot_every_images=300)
+    rows = lines(config)
+    assert rows["model and optimizer"].startswith("1.2 kB (")  # two averages more, of 40 numbers and the buffer
+    assert rows["checkpoint"] == "1.04 kB on disk, 2 are kept"
+    assert rows["snapshots"] == "360 bytes each time, 4 times: 1.44 kB in all"
+
+
 def test_memory_is_that_of_one_process_and_one_pass():
     rows = lines(settings_with(images=200_000, batch=64, micro_batch=8), processes=2)
     assert rows["activations"] == "352 bytes in float32 (8 x 44 bytes)"
