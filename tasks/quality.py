@@ -129,10 +129,10 @@ class Quality(Evaluation):
         """Lowers the number of images, for the rest of the run, to what `quality.seconds` allows; see `Evaluation`."""
         assert isinstance(model, Network), "the averaged model is a copy of the trained one"
         config, most, ranks = self.config, len(self.held_out), process_state().num_processes
-        options = {"steps": config.steps, "sampler": config.sampler, "guidance": config.guidance}
         batch = min(config.batch, -(-most // ranks))
+        labels, options = self._labels(range(batch)), {"sampler": config.sampler, "guidance": config.guidance}
         denoising = replace(self.model, net=model).denoising
-        each = seconds_per_image(denoising, self._labels(range(batch)), batch, **options)
+        each = seconds_per_image(denoising, labels, batch, config.steps, **options)
         count, text = most, f"{most:,} images"
         if config.seconds is not None:
             facts = self.conditions | {"seconds": config.seconds}
