@@ -39,11 +39,12 @@ from residual.names import amount, require_known
 from storage.read import is_regular
 from storage.show import printable
 from tasks import RUNS
-from tasks.accuracy import accuracy
+from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.classification import ClassificationRun, as_trained
 from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
 from tasks.drawn_images import are_images, open_drawn
+from tasks.quality import Quality
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
@@ -55,8 +56,6 @@ USAGE = (
     "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
     "[--classification.validation_batch N]"
 )
-BEST = {"frechet_distance": 1, "top1": -1}
-"""figures by which averages are compared; 1: the lowest is the best, -1: the highest"""
 Figures = dict[str, float]
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
@@ -218,8 +217,9 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
 
 def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[str]:
     """One line for each average, with the best one marked."""
-    name, sign = next((name, sign) for name, sign in BEST.items() if name in rows[0])
-    best = min(range(len(rows)), key=lambda row: sign * rows[row][name])
+    figures = {**Quality.figures, **AccuracyEvaluation.figures}
+    name = next(name for name in rows[0] if name in figures and figures[name].best)
+    best = figures[name].choose(range(len(rows)), key=lambda row: rows[row][name])
     lines = [["ema", "images seen", "error", *rows[0]]]
     for average, row in zip(averages, rows, strict=True):
         assert average is not None, "there are several"

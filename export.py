@@ -21,6 +21,7 @@ from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, describe_formulation, load_model
 from residual.names import require_known
 from residual.weights.pretrained import local_folder, upload
+from residual.weights.read import note
 from storage.show import markdown, printable
 from storage.write import expand_home
 from training.averages import OPTION, Average, RunAverages, load_average
@@ -29,6 +30,8 @@ from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
 from training.script import VERSION, ScriptParser, command
 from unet import UNet, diffusers_config
+from unet.adapt import adapt_weights
+from unet.layouts import export_weights
 
 TARGETS = ("diffusers",)
 RECORD = "export.json"
@@ -146,22 +149,20 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
 
     With `label` the exported network takes no labels and always draws that class (or the null label): the class's
     embedding is added to the output of the time embedding's last layer, so it becomes part of that layer's bias. The
-    augmentation label (`augment.non_leaky`) is left out, because it is zero for images without augmentation. So is a
-    learned variance, which diffusers' DDIM cannot read.
+    augmentation label (`augment.non_leaky`) is left out, because it is zero for images without augmentation. So are a
+    learned variance, which diffusers' DDIM cannot read, and the log-variance of the loss, which only training uses;
+    both are reported.
 
     Raises ValueError for a network that `UNet2DModel` cannot express, and for a formulation other than DDPM.
     """
     net, formulation = model.net, ddpm_of(model)
     if not isinstance(net, UNet):
         raise ValueError(f"diffusers' UNet2DModel cannot express a {type(net).__name__}; export a model of kind unet")
-    if net.config.augment_channels is not None:
-        net = UNet(replace(net.config, augment_channels=None))
-        net.load_state_dict({k: v for k, v in model.net.state_dict().items() if k != "embedding.augment.weight"})
-    config, state = net.config, net.export_weights("diffusers")
-    if config.learned_variance:
-        config = replace(config, learned_variance=False)
-        for name in ("conv_out.weight", "conv_out.bias"):
-            state[name] = state[name][: config.out_channels]
+    for name in ("learned_variance", "logvar_channels"):
+        if getattr(net.config, name):
+            note(f"model.{name}={getattr(net.config, name)} is left out of the export")
+    config = replace(net.config, augment_channels=None, learned_variance=False, logvar_channels=None)
+    state = export_weights(config, adapt_weights(net.state_dict(), net.config, config)[0], "diffusers")
     if label is not None:
         config = replace(config, classes=None)
         rows = state.pop("class_embedding.weight")

@@ -59,7 +59,17 @@ class QualityConfig:
     batch: int = 250
     """images per forward pass on each process"""
 
+    seconds: float | None = None
+    """time for drawing in an evaluation; if it is too short for all images, fewer are drawn for the rest of the run.
+    null: no limit"""
+
     def __post_init__(self) -> None:
+        require(self.seconds is None or self.seconds > 0, self, "seconds", "give more than 0, or null")
+        if self.seconds is not None and self.reference is not None:
+            raise ValueError(
+                f"reference={self.reference} is of a fixed number of images, which seconds={self.seconds:g} may lower; "
+                "give num instead"
+            )
         require(self.judge_size is None or self.judge_size >= 1, self, "judge_size", "give at least 1, or null")
         require(self.num is None or self.num >= 2, self, "num", "give at least 2, or null")
         require(self.batch >= 1, self, "batch", "give at least 1")
@@ -104,10 +114,12 @@ class Comparison:
         self.held_out, self.training = parts[:2]
         self.drawn = parts[2] if len(parts) > 2 else None
         width = self.judge.num_features
-        if len(self) < (least := max(width + 1, PARTS)):
+        self.least = max(width + 1, PARTS)
+        """images that the judge's features need"""
+        if len(self) < self.least:
             raise ValueError(
                 f"{len(self)} images of each set are too few for the {width} features of quality.judge={config.judge}; "
-                f"draw and hold out at least {least}, or give a judge with fewer features"
+                f"draw and hold out at least {self.least}, or give a judge with fewer features"
             )
 
         self._path = None if config.reference is None else expand_home("quality.reference", config.reference)
@@ -115,6 +127,10 @@ class Comparison:
 
     def __len__(self) -> int:
         return len(self.held_out)
+
+    def keep(self, count: int) -> None:
+        """Leaves out all but the first `count` images of each set; before anything is compared."""
+        self.held_out, self.training = (images.part(np.arange(count)) for images in (self.held_out, self.training))
 
     def compare(self, drawn: Float[Tensor, "n d"], names: Sequence[str] | None) -> dict[str, float]:
         """The metrics of drawn images with these features. Call it on every process; the result is the same on each.

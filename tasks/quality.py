@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn
 from residual.names import shorten
+from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, class_names
 from tasks.judge import pixels_of
 from training.data import Images, ImageSet
@@ -58,6 +60,26 @@ class Quality(Evaluation):
             raise ValueError("the model draws only with labels, but the images of data.validation have none")
         self._names = names
 
+    def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
+        """Lowers the number of images, for the rest of the run, to what `quality.seconds` allows; see `Evaluation`."""
+        assert isinstance(model, Network), "the averaged model is a copy of the trained one"
+        config, most, ranks = self.config, len(self.comparison), process_state().num_processes
+        batch = min(config.batch, -(-most // ranks))
+        labels, options = self._labels(range(batch)), {"sampler": config.sampler, "guidance": config.guidance}
+        denoising = replace(self.model, net=model).denoising
+        each = seconds_per_image(denoising, labels, batch, config.steps, **options)
+        count, text = most, f"{most:,} images"
+        if config.seconds is not None:
+            facts = self.conditions | {"seconds": config.seconds}
+            count, text = choose_count(
+                most, self.comparison.least, config.seconds / each * ranks, facts, folder, record
+            )
+        if count < most:
+            self.comparison.keep(count)
+            self._names = None if self._names is None else self._names[:count]
+        sampler = config.sampler or self.model.default_sampler
+        return f"{text} in {config.steps} {sampler} steps", each * -(-count // ranks)
+
     @property
     def conditions(self) -> dict[str, Any]:
         """Judge, images and their number, and the options of the sampler."""
@@ -69,7 +91,8 @@ class Quality(Evaluation):
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """The metrics of the images that the weights of `model` draw; None if `context.interrupted()` was true."""
         assert isinstance(model, Network), "the averaged model is a copy of the trained one"
-        return self.measure(model, context.interrupted)
+        found = self.measure(model, context.interrupted)
+        return None if found is None else found | {"quality_images": len(self.comparison)}
 
     @torch.no_grad()
     def measure(self, net: Network, interrupted: Callable[[], object] = lambda: False) -> dict[str, float] | None:

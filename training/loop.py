@@ -32,7 +32,7 @@ from training.snapshots import kept_snapshots, write_snapshots
 from training.state import restore, state_tensors
 from training.step import Step, TrainingSettings
 from training.stop import Stop
-from training.task import EvaluationContext, Task
+from training.task import Evaluation, EvaluationContext, Task, plan_line
 from training.units import show_size
 from training.yaml_file import flat
 
@@ -71,6 +71,10 @@ class Loop:
         self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
         self.config, self.ema, self.optimizer_slots = settings.train, settings.ema, settings.optimizer.slots
         self.step, self.meter = Step(task, images, settings, accelerator), Meter(accelerator.device)
+        self.images_per_second: float | None = None
+        """in the last line of the log"""
+        self.planned = set[str]()
+        """names of the evaluations that were planned"""
 
     def show(self, line: str) -> None:
         """Print a line on the main process; control characters are escaped."""
@@ -203,6 +207,7 @@ class Loop:
                 if write:
                     numbers = {**means, "learning_rate": result.learning_rate}
                     numbers |= meter.speed(config.batch, step.reader.waited_seconds)
+                    self.images_per_second = numbers["images_per_second"]
                     self.log.write(step.images_seen, step.updates, numbers)
                     meter.restart(step.reader.waited_seconds)
             with meter.pause():
@@ -319,6 +324,7 @@ class Loop:
             way_out = f"lower the numbers of images in its settings, which may change; {RESUMES}"
             try:
                 with torch.no_grad(), explain_out_of_memory(what, way_out):
+                    self.plan(evaluation)
                     found = evaluation.run(step.ema.model, context)
             except OSError as error:  # on the main process, which alone writes
                 if not is_full(error):
@@ -334,6 +340,14 @@ class Loop:
             self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
             self.log.write(step.images_seen, step.updates, numbers, evaluated=True)
             on_main(self.draw_curves)
+
+    def plan(self, evaluation: Evaluation) -> None:
+        """Before the first run of an evaluation in this process, let it decide how much it measures; print its cost."""
+        if evaluation.name in self.planned:
+            return
+        self.planned.add(evaluation.name)
+        if plan := evaluation.plan(self.step.ema.model, self.folder.samples):
+            self.show(plan_line(evaluation, plan, self.config.images, self.images_per_second))
 
     def draw_curves(self) -> None:
         """Draw what all evaluations logged, as far as the disk has space."""

@@ -73,12 +73,33 @@ class Evaluation(ABC):
         """What the leading figure depends on besides the weights, as plain values: others are not compared with it."""
         return {}
 
+    def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float] | None:
+        """Decides before the first `run` how much is measured; what that is, and about how many seconds it takes.
+
+        Called on every process with the averaged model in eval mode and without gradients. `folder` is that of the
+        context, in which a decision may be recorded for the rest of the run, unless `record` is false. By default
+        nothing is decided (None).
+        """
+        return None
+
     @abstractmethod
     def run(self, model: nn.Module, context: EvaluationContext) -> Mapping[str, float] | None:
         """The numbers to log; None if `context.interrupted()` was true.
 
         Called on every process with the EMA model in eval mode and without gradients.
         """
+
+
+def plan_line(
+    evaluation: Evaluation, plan: tuple[str, float], images: int, images_per_second: float | None = None
+) -> str:
+    """What an evaluation costs, with its share of the time of a run of so many `images` where their speed is known."""
+    what, seconds = plan
+    text = f"{evaluation.name}: {what} take about {seconds:.{1 if seconds < 10 else 0}f} s"
+    if images_per_second is None:
+        return text
+    training = min(evaluation.every_images, images) / images_per_second
+    return f"{text}, {100 * seconds / (seconds + training):.0f} % of the run"
 
 
 Prepared = TypeVar("Prepared", bound=Batch)

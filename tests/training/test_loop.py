@@ -32,6 +32,7 @@ from training.loop import fit
 from training.optimizer import OPTIMIZERS
 from training.run_folder import RunFolder
 from training.schedule import SCHEDULES
+from training.task import plan_line
 from training.units import show_size
 
 
@@ -155,6 +156,27 @@ def test_a_figure_of_an_evaluation_that_is_not_finite_ends_the_run(tmp_path, mon
         with pytest.raises(ValueError, match=rf"evaluation after 80 images average is {value}\..*--fresh"):
             train(tmp_path)
     assert not any(row.get("evaluated") for row in read(tmp_path / "log.jsonl"))
+
+
+def test_an_evaluation_is_planned_once_before_it_runs(tmp_path, monkeypatch, capsys):
+    planned = []
+
+    def plan(evaluation, model, folder, record=True):
+        planned.append((folder, record, model.training, torch.is_grad_enabled(), len(evaluation.task.evaluated)))
+        return "3 things", 12.4
+
+    monkeypatch.setattr(ToyEvaluation, "plan", plan)
+    train(tmp_path, eval_every_images=3 * BATCH)
+    assert planned == [(tmp_path / "samples", True, False, False, 0)]
+    assert re.search(r"^sum: 3 things take about 12 s, \d+ % of the run$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("images", "speed", "text"),
+    [(40, None, "take about 5.0 s"), (40, 4.0, "5.0 s, 33 % of the run"), (10, 1.0, "5.0 s, 33 % of the run")],
+)
+def test_the_cost_of_an_evaluation_is_its_share_of_an_interval(images, speed, text):
+    assert plan_line(ToyEvaluation(ToyTask(), 40), ("3 things", 5.0), images, speed).endswith(text)
 
 
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
