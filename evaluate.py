@@ -39,24 +39,24 @@ from residual.names import amount, require_known
 from storage.read import is_regular
 from storage.show import printable
 from tasks import RUNS
-from tasks.accuracy import accuracy
+from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.classification import ClassificationRun, as_trained
 from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
 from tasks.drawn_images import are_images, open_drawn
+from tasks.quality import Quality
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, require_printed, show_and_exit
+from training.task import plan_line
 from training.yaml_file import read_settings
 
 USAGE = (
     "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
     "[--classification.validation_batch N]"
 )
-BEST = {"frechet_distance": 1, "top1": -1}
-"""figures by which averages are compared; 1: the lowest is the best, -1: the highest"""
 Figures = dict[str, float]
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
@@ -151,12 +151,18 @@ def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
         model = replace(model, classes=trained_on.classes)
     quality = run.open_quality(model, trained_on)
     assert quality is not None, "a judge was given"
+    lines = []
+    if run.quality.seconds is not None:
+        model.net.to(process_state().device)
+        config = _config_of(given)
+        folder = Path(given) if config is None else config.parent
+        lines.append(plan_line(quality, quality.plan(model.net, folder / "samples", record=False), images=0))
 
     def measure(model: DiffusionModel) -> Figures | None:
         model.net.to(process_state().device)
         return quality.measure(model.net)
 
-    return _compared([], measure, quality.comparison)
+    return _compared(lines, measure, quality.comparison)
 
 
 def _drawn(given: str, run: ClassificationRun | DiffusionRun) -> Evaluated:
@@ -218,8 +224,9 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
 
 def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[str]:
     """One line for each average, with the best one marked."""
-    name, sign = next((name, sign) for name, sign in BEST.items() if name in rows[0])
-    best = min(range(len(rows)), key=lambda row: sign * rows[row][name])
+    figures = {**Quality.figures, **AccuracyEvaluation.figures}
+    name = next(name for name in rows[0] if name in figures and figures[name].best)
+    best = figures[name].choose(range(len(rows)), key=lambda row: rows[row][name])
     lines = [["ema", "images seen", "error", *rows[0]]]
     for average, row in zip(averages, rows, strict=True):
         assert average is not None, "there are several"

@@ -64,6 +64,7 @@ class Quality(Evaluation):
         """The class of each image to draw; None for a model without classes."""
         return None if self.model.classes is None else class_names(self.comparison.held_out)
 
+    @torch.no_grad()
     def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
         """Lowers the number of images, for the rest of the run, to what `quality.seconds` allows; see `Evaluation`."""
         assert isinstance(model, Network), "the averaged model is a copy of the trained one"
