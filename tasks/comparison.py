@@ -58,15 +58,21 @@ class QualityConfig:
     """of the noise, and of the choice of images"""
     batch: int = 250
     """images per forward pass on each process"""
+
     seconds: float | None = None
     """time for drawing in an evaluation; if it is too short for all images, fewer are drawn for the rest of the run.
     null: no limit"""
 
     def __post_init__(self) -> None:
+        require(self.seconds is None or self.seconds > 0, self, "seconds", "give more than 0, or null")
+        if self.seconds is not None and self.reference is not None:
+            raise ValueError(
+                f"reference={self.reference} is of a fixed number of images, which seconds={self.seconds:g} may lower; "
+                "give num instead"
+            )
         require(self.judge_size is None or self.judge_size >= 1, self, "judge_size", "give at least 1, or null")
         require(self.num is None or self.num >= 2, self, "num", "give at least 2, or null")
         require(self.batch >= 1, self, "batch", "give at least 1")
-        require(self.seconds is None or self.seconds > 0, self, "seconds", "give more than 0, or null")
         require(self.seed >= 0, self, "seed", "give 0 or more")
 
 
@@ -108,6 +114,8 @@ class Comparison:
         self.held_out, self.training = parts[:2]
         self.drawn = parts[2] if len(parts) > 2 else None
         width = self.judge.num_features
+        self.least = max(width + 1, PARTS)
+        """images that the judge's features need"""
         if len(self) < self.least:
             raise ValueError(
                 f"{len(self)} images of each set are too few for the {width} features of quality.judge={config.judge}; "
@@ -120,19 +128,9 @@ class Comparison:
     def __len__(self) -> int:
         return len(self.held_out)
 
-    @property
-    def least(self) -> int:
-        """The number of images of each set that the judge's features need."""
-        return max(self.judge.num_features + 1, PARTS)
-
-    def lower(self, count: int) -> None:
-        """Compares only the first `count` images of the held-out and the training images, before any was compared.
-
-        Raises ValueError for a reference of another number of images.
-        """
-        if count < len(self):
-            self.held_out, self.training = (images.part(np.arange(count)) for images in (self.held_out, self.training))
-            self._stored = None if self._path is None else on_main(self._read)
+    def keep(self, count: int) -> None:
+        """Leaves out all but the first `count` images of each set; before anything is compared."""
+        self.held_out, self.training = (images.part(np.arange(count)) for images in (self.held_out, self.training))
 
     def compare(self, drawn: Float[Tensor, "n d"], names: Sequence[str] | None) -> dict[str, float]:
         """The metrics of drawn images with these features. Call it on every process; the result is the same on each.

@@ -50,7 +50,7 @@ class Quality(Evaluation):
         if isinstance(held_out, Images) and (given := pixels_of(held_out)) != (drawn := pixels_of(model)):
             raise ValueError(f"the model draws {drawn}, but the images of data.validation are {given}; see data.size")
         self.comparison = Comparison(config, held_out, training, by_class=model.classes is not None)
-        names = self._names
+        names = None if model.classes is None else class_names(self.comparison.held_out)
         if names is not None and (unknown := sorted(set(names) - set(model.classes or ()))):
             raise ValueError(
                 f"images of data.validation have classes that the model lacks: {shorten(unknown)}; those of the model "
@@ -58,28 +58,28 @@ class Quality(Evaluation):
             )
         if names is None and model.classes is not None and model.null is None:
             raise ValueError("the model draws only with labels, but the images of data.validation have none")
-
-    @property
-    def _names(self) -> list[str] | None:
-        """The class of each image to draw; None for a model without classes."""
-        return None if self.model.classes is None else class_names(self.comparison.held_out)
+        self._names = names
 
     @torch.no_grad()
     def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
         """Lowers the number of images, for the rest of the run, to what `quality.seconds` allows; see `Evaluation`."""
         assert isinstance(model, Network), "the averaged model is a copy of the trained one"
-        config, compared, ranks = self.config, self.comparison, process_state().num_processes
-        batch = min(config.batch, -(-len(compared) // ranks))
+        config, most, ranks = self.config, len(self.comparison), process_state().num_processes
+        batch = min(config.batch, -(-most // ranks))
         labels, options = self._labels(range(batch)), {"sampler": config.sampler, "guidance": config.guidance}
         denoising = replace(self.model, net=model).denoising
         each = seconds_per_image(denoising, labels, batch, config.steps, **options)
-        text = f"{len(compared):,} images"
+        count, text = most, f"{most:,} images"
         if config.seconds is not None:
-            facts, affordable = self.conditions | {"seconds": config.seconds}, config.seconds / each * ranks
-            count, text = choose_count(len(compared), compared.least, affordable, facts, folder, record)
-            compared.lower(count)
+            facts = self.conditions | {"seconds": config.seconds}
+            count, text = choose_count(
+                most, self.comparison.least, config.seconds / each * ranks, facts, folder, record
+            )
+        if count < most:
+            self.comparison.keep(count)
+            self._names = None if self._names is None else self._names[:count]
         sampler = config.sampler or self.model.default_sampler
-        return f"{text} in {config.steps} {sampler} steps", each * -(-len(compared) // ranks)
+        return f"{text} in {config.steps} {sampler} steps", each * -(-count // ranks)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Quality(Evaluation):
 
     def _labels(self, numbers: Sequence[int]) -> list[int] | None:
         """The labels of the held-out images, for image numbers that start over after the last one."""
-        if (names := self._names) is None:
+        if self._names is None:
             return None
         assert self.model.classes is not None
-        return [self.model.classes.index(names[number % len(names)]) for number in numbers]
+        return [self.model.classes.index(self._names[number % len(self.comparison)]) for number in numbers]

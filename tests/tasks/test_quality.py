@@ -203,6 +203,24 @@ def test_an_interruption_ends_it(judge: Path) -> None:
     assert found.measure(found.model.net, interrupted=lambda: True) is None
 
 
+def test_a_model_without_classes_is_compared_with_unsorted_images(judge: Path) -> None:
+    """Its samples have no labels, so those of the real images do not count."""
+    chosen = QualityConfig(judge=str(judge), num=150, steps=1)
+    found = Quality(small_model(labels=False), chosen, *halves(), every_images=100).comparison
+    assert found.held_out.labels is not None
+    assert found.training.labels is not None
+    assert Counter(found.held_out.labels.tolist()) != Counter(found.training.labels.tolist())
+
+
+def test_classes_that_the_model_lacks_are_refused(judge: Path) -> None:
+    model = replace(small_model(), classes=(*CLASSES[:9], "ten"))
+    with pytest.raises(ValueError, match=r"lacks: nine"):
+        Quality(model, QualityConfig(judge=str(judge), steps=1), *halves(), every_images=100)
+    model = replace(small_model(), null_label=False)
+    with pytest.raises(ValueError, match=r"only with labels"):
+        Quality(model, QualityConfig(judge=str(judge), steps=1), *halves(labels=False), every_images=100)
+
+
 @pytest.mark.parametrize("seconds", [None, 75.0, 5.0])
 def test_a_time_budget_lowers_the_number_of_images(judge: Path, tmp_path: Path, monkeypatch, seconds) -> None:
     monkeypatch.setattr("tasks.quality.seconds_per_image", lambda *arguments, **options: 0.5)
@@ -221,24 +239,6 @@ def test_a_time_budget_lowers_the_number_of_images(judge: Path, tmp_path: Path, 
     monkeypatch.setattr("tasks.quality.seconds_per_image", lambda *arguments, **options: 1e-6)
     later.plan(later.model.net, tmp_path)
     assert len(later.comparison.held_out) == count
-
-
-def test_a_model_without_classes_is_compared_with_unsorted_images(judge: Path) -> None:
-    """Its samples have no labels, so those of the real images do not count."""
-    chosen = QualityConfig(judge=str(judge), num=150, steps=1)
-    found = Quality(small_model(labels=False), chosen, *halves(), every_images=100).comparison
-    assert found.held_out.labels is not None
-    assert found.training.labels is not None
-    assert Counter(found.held_out.labels.tolist()) != Counter(found.training.labels.tolist())
-
-
-def test_classes_that_the_model_lacks_are_refused(judge: Path) -> None:
-    model = replace(small_model(), classes=(*CLASSES[:9], "ten"))
-    with pytest.raises(ValueError, match=r"lacks: nine"):
-        Quality(model, QualityConfig(judge=str(judge), steps=1), *halves(), every_images=100)
-    model = replace(small_model(), null_label=False)
-    with pytest.raises(ValueError, match=r"only with labels"):
-        Quality(model, QualityConfig(judge=str(judge), steps=1), *halves(labels=False), every_images=100)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,7 @@ def test_what_cannot_be_compared_is_refused(judge: Path, config: dict, images: t
     [
         (lambda: QualityConfig(num=1), r"num=1"),
         (lambda: QualityConfig(batch=0), r"batch=0"),
+        (lambda: QualityConfig(reference=Path("real"), seconds=3.0), r"reference=real.*seconds=3"),
         (lambda: QualityConfig(seconds=0.0), r"seconds=0\.0"),
         (lambda: QualityConfig(seed=-1), r"seed=-1"),
         (lambda: small_run(quality=QualityConfig(judge="x")), r"quality\.judge=x.*data\.validation"),
