@@ -50,6 +50,7 @@ from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, require_printed, show_and_exit
+from training.task import plan_line
 from training.yaml_file import read_settings
 
 USAGE = (
@@ -150,12 +151,18 @@ def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
         model = replace(model, classes=trained_on.classes)
     quality = run.open_quality(model, trained_on)
     assert quality is not None, "a judge was given"
+    lines = []
+    if run.quality.seconds is not None:
+        model.net.to(process_state().device)
+        config = _config_of(given)
+        folder = Path(given) if config is None else config.parent
+        lines.append(plan_line(quality, quality.plan(model.net, folder / "samples", record=False), images=0))
 
     def measure(model: DiffusionModel) -> Figures | None:
         model.net.to(process_state().device)
         return quality.measure(model.net)
 
-    return _compared([], measure, quality.comparison)
+    return _compared(lines, measure, quality.comparison)
 
 
 def _drawn(given: str, run: ClassificationRun | DiffusionRun) -> Evaluated:

@@ -60,6 +60,7 @@ class Quality(Evaluation):
             raise ValueError("the model draws only with labels, but the images of data.validation have none")
         self._names = names
 
+    @torch.no_grad()
     def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
         """Lowers the number of images, for the rest of the run, to what `quality.seconds` allows; see `Evaluation`."""
         assert isinstance(model, Network), "the averaged model is a copy of the trained one"

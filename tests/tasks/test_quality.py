@@ -313,6 +313,9 @@ def test_a_run_logs_its_quality_and_is_evaluated(judge: Path, tmp_path: Path, mo
     assert float(floor[1]) == pytest.approx(found["frechet_floor"], rel=1e-3, abs=1e-4)
     assert "class_accuracy" not in found  # the judge has other names of classes
     assert re.match(r"class_accuracy, because", printed["left out"])
+    evaluate.main(["run/best", "--quality.seconds", "1e-9"])
+    assert re.search(rf"^quality: {WIDTH + 1} of 100 images \(the least.*seconds=1e-09", capsys.readouterr().out, re.M)
+    assert not Path("run/samples/quality.json").exists()
     with pytest.raises(SystemExit):
         evaluate.main(["run", "--quality.num", "5000"])
     assert re.search(r"quality\.num=5000", capsys.readouterr().err)
