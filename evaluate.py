@@ -9,7 +9,8 @@ python evaluate.py DRAWN --data.source my_images --data.validation 0.5 --quality
 torchrun --nproc_per_node 4 -- evaluate.py RUN
 
 RUN is a run folder of train.py; MODEL a model folder (of this project or diffusers') or its name on the hub; DRAWN a
-folder of images, such as one of sample.py, or an .npz file. What is in a run folder has the settings of that run.
+folder of images, such as one of sample.py, or an .npz file. A model or images in a run folder are evaluated with the
+settings of that run.
 
 A run's averaged model is compared with its held-out images, or with those of another source: with all of data.split,
 unless data.validation names a part of them. Of a classifier, accuracy and loss are printed. A diffusion model draws as
@@ -48,6 +49,7 @@ from tasks.quality import Quality
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
+from training.memory import explain_out_of_memory
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, require_printed, show_and_exit
 from training.task import plan_line
@@ -72,7 +74,7 @@ class Evaluated:
     measure: Callable[[Any], Figures | None]
     """the figures of a model; of images, those of all"""
     about: Callable[[Figures], list[str]]
-    """lines that say what was evaluated, from the figures"""
+    """lines about what was evaluated, from the figures"""
     remark: Callable[[str, float], str]
     """what is printed after a figure, from its name and value"""
 
@@ -97,16 +99,18 @@ def main(argv: Sequence[str]) -> None:
     averages: list[Average | None] = [RunAverages(given).choose(value) for value in chosen] or [None]
     load: Callable[..., Any] = load_model if isinstance(run, DiffusionRun) else load_classifier
     model: Any = None
-    if kind == "drawn":
-        evaluated = _drawn(given, run)
-    else:
-        model = load_average(load, given, averages[0])
-        evaluated = _quality(given, run, model) if isinstance(run, DiffusionRun) else _accuracy(given, run, model)
     rows, is_main = list[Figures](), process_state().is_main_process
-    for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
-        found = evaluated.measure(load_average(load, given, average) if rows else model)
-        assert found is not None, "no interrupt callback was given"
-        rows.append(found)
+    batch = "quality.batch" if isinstance(run, DiffusionRun) else "classification.validation_batch"
+    with explain_out_of_memory(f"the evaluation of {given}", f"lower {batch}"):
+        if kind == "drawn":
+            evaluated = _drawn(given, run)
+        else:
+            model = load_average(load, given, averages[0])
+            evaluated = _quality(given, run, model) if isinstance(run, DiffusionRun) else _accuracy(given, run, model)
+        for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
+            found = evaluated.measure(load_average(load, given, average) if rows else model)
+            assert found is not None, "no interrupt callback was given"
+            rows.append(found)
     about = evaluated.about(rows[0])
     if is_main:
         if model is not None:

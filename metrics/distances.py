@@ -56,17 +56,17 @@ def kernel_distance(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m _"], see
     """Squared maximum mean discrepancy under the kernel (x y / d + 1)³ (Bińkowski et al. 2018, section 4).
 
     With the features of the published Inception network this is KID. Mean and standard deviation over 100 random
-    subsets of 1000 images, or of as many as both sets have. Unbiased, so it can be below 0.
+    subsets of 1000 images, or of as many as both sets have. If each subset would be both whole sets, it is computed
+    once, and the deviation is 0. Unbiased, so it can be below 0.
     Raises ValueError for features that are not finite, of unequal width, or of fewer than two images.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     check_features(real=real, drawn=drawn)
     size = min(len(real), len(drawn), KERNEL_SUBSET_SIZE)
+    subsets = 1 if len(real) == len(drawn) == size else KERNEL_SUBSETS
     with _reproducible(seed):
-        metric = KernelInceptionDistance(
-            feature=_Identity(real.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size, **LOCAL
-        )
+        metric = KernelInceptionDistance(feature=_Identity(real.shape[1]), subsets=subsets, subset_size=size, **LOCAL)
         _update(metric, real.double(), drawn.double())
         mean, std = metric.compute()
     return mean.item(), std.item()
@@ -75,7 +75,8 @@ def kernel_distance(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m _"], see
 def inception_score(probabilities: Float[Tensor, "n classes"], seed: int = 0) -> tuple[float, float]:
     """exp of the mean divergence of the class probabilities from their mean (Salimans et al. 2016, section 4).
 
-    Mean and standard deviation over ten random parts of the images. From 1 to the number of classes.
+    Mean and standard deviation over ten random parts of the images; over fewer, of at least two images each, where less
+    than a hundred images do not divide evenly. From 1 to the number of classes.
     Raises ValueError for rows that are no probabilities, and for fewer than ten images.
     """
     from torchmetrics.image.inception import InceptionScore

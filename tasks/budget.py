@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,20 @@ def seconds_per_image(
 ) -> float:
     """How long the slowest process takes to draw an image, in batches of `batch`; to be called on every process.
 
-    Times one step of the sampler for more and more images, each twice, of which the first may load kernels. `labels`
-    has at least `batch` of them; `denoising` and `options` are those of a `DiffusionModel`.
+    Times the first two steps of the sampler for more and more images, each number twice because the first trial may
+    load kernels. The slower step counts: a first step from pure noise may need fewer evaluations of the network than
+    the others. `labels` has at least `batch` of them; `denoising` and `options` are those of a `DiffusionModel`.
     """
     device, count = process_state().device, 1
     while True:
         for _ in range(2):
             drawing = denoising(range(count), labels and labels[:count], steps=steps, device=device, **options)
             next(drawing).sum().item()  # the noise
-            began = time.perf_counter()
-            next(drawing).sum().item()  # waits for the device
-            seconds = time.perf_counter() - began
+            moments = [time.perf_counter()]
+            for _ in range(min(2, steps)):
+                next(drawing).sum().item()  # waits for the device
+                moments.append(time.perf_counter())
+            seconds = max(after - before for before, after in pairwise(moments))
         if count == batch or seconds > TRIAL_SECONDS:
             return max(gather_object([seconds * steps / count]))
         count = min(batch, 8 * count)

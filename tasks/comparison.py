@@ -55,13 +55,13 @@ class QualityConfig:
     guidance: float = 1.0
     """strength of the labels: 1 as trained"""
     seed: int = 1
-    """of the noise, and of the choice of images"""
+    """of the noise, of the choice of images, and of random parts of the metrics"""
     batch: int = 250
     """images per forward pass on each process"""
 
     seconds: float | None = None
-    """time for drawing in an evaluation; if it is too short for all images, fewer are drawn for the rest of the run.
-    null: no limit"""
+    """time for drawing in an evaluation, without the metrics; if it is too short for all images, fewer are drawn for
+    the rest of the run. null: no limit"""
 
     def __post_init__(self) -> None:
         require(self.seconds is None or self.seconds > 0, self, "seconds", "give more than 0, or null")
@@ -141,8 +141,9 @@ class Comparison:
         floor = self.floor
 
         def find() -> dict[str, float]:
-            found = self._figures(drawn, names)
-            return found | {"frechet_floor": floor, "memorised": memorised(drawn, training, real)}
+            distance = frechet_distance(real, drawn)
+            near = memorised(drawn, training, real, self.config.seed)
+            return self._figures(drawn, names, distance) | {"frechet_floor": floor, "memorised": near}
 
         return on_main(find)
 
@@ -154,8 +155,12 @@ class Comparison:
 
     @cached_property
     def floors(self) -> dict[str, float]:
-        """The metrics of the training images in place of drawn ones; after `compare` any process may ask for them."""
-        return self._figures(self._features[1], class_names(self.training))
+        """The metrics of the training images in place of drawn ones; after `compare` any process may ask for them.
+
+        `memorised` is what a model that generalises reaches: of as many training as held-out images, half are nearer.
+        """
+        training = self._figures(self._features[1], class_names(self.training), self.floor)
+        return training | {"memorised": 0.5}
 
     def features(self, images: Images) -> Float[Tensor, "n d"]:
         """The judge's features of all images, on the CPU. The processes share the work; call it on every one."""
@@ -199,14 +204,17 @@ class Comparison:
         }
 
     @torch.no_grad()
-    def _figures(self, drawn: Float[Tensor, "n d"], names: Sequence[str] | None) -> dict[str, float]:
-        """The metrics that compare a set with the held-out images, and those of the set alone."""
+    def _figures(self, drawn: Float[Tensor, "n d"], names: Sequence[str] | None, distance: float) -> dict[str, float]:
+        """The metrics that compare a set with the held-out images, and those of the set alone.
+
+        `distance` is its Fréchet distance.
+        """
         real = self._features[0]
         precision, recall = precision_recall(real, drawn)
         density, coverage = density_coverage(real, drawn)
         found = {
-            "frechet_distance": frechet_distance(real, drawn),
-            "kernel_distance": kernel_distance(real, drawn)[0],
+            "frechet_distance": distance,
+            "kernel_distance": kernel_distance(real, drawn, self.config.seed)[0],
             "precision": precision,
             "recall": recall,
             "density": density,
@@ -216,7 +224,7 @@ class Comparison:
             return found
         parts = drawn.split(self.config.batch)
         probabilities = torch.cat([self.judge.probabilities(x.to(process_state().device)).cpu() for x in parts])
-        found["inception_score"] = inception_score(probabilities)[0]
+        found["inception_score"] = inception_score(probabilities, self.config.seed)[0]
         known = {name: number for number, name in enumerate(self.judge.classes)}
         if names is not None and set(names) <= known.keys():
             wanted = torch.tensor([known[name] for name in names])

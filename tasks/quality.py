@@ -71,7 +71,8 @@ class Quality(Evaluation):
         each = seconds_per_image(denoising, labels, batch, config.steps, **options)
         count, text = most, f"{most:,} images"
         if config.seconds is not None:
-            facts = self.conditions | {"seconds": config.seconds}
+            images = {name: self.conditions[name] for name in ("judge", "data", "quality_images")}
+            facts = images | {"seconds": config.seconds}
             count, text = choose_count(
                 most, self.comparison.least, config.seconds / each * ranks, facts, folder, record
             )
@@ -79,7 +80,7 @@ class Quality(Evaluation):
             self.comparison.keep(count)
             self._names = None if self._names is None else self._names[:count]
         sampler = config.sampler or self.model.default_sampler
-        return f"{text} in {config.steps} {sampler} steps", each * -(-count // ranks)
+        return f"drawing {text} in {config.steps} {sampler} steps", each * -(-count // ranks)
 
     @property
     def conditions(self) -> dict[str, Any]:

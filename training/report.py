@@ -19,7 +19,7 @@ from residual.count import multiply_adds, parameters
 from storage.show import printable
 from training.checkpoint import kept_checkpoints
 from training.data import ImageSet
-from training.memory import checkpoint_bytes, state_bytes, total_bytes
+from training.memory import checkpoint_bytes, explain_out_of_memory, state_bytes, total_bytes
 from training.snapshots import kept_snapshots
 from training.step import Step, TrainingSettings
 from training.task import Task, plan_line
@@ -117,7 +117,8 @@ class Outlook:
         """The time of the run without evaluations, from the second of two updates; and a line per planned evaluation.
 
         To be called on every process. It trains the model: for a dry run only. On a CPU a part of a large micro-batch
-        is measured. `samples` is the folder of evaluations in the run folder.
+        is measured. `samples` is the folder of evaluations in the run folder. Raises ValueError if memory is too small
+        for an evaluation.
         """
         available, count = total_bytes(self.device), self.micro_batch
         if self.device.type == "cpu":
@@ -132,8 +133,8 @@ class Outlook:
             ema=self.settings.ema,
         )
         accelerator.gradient_accumulation_steps = 1
-        average = copy.deepcopy(self.task.model).to(self.device).eval()
         try:
+            average = copy.deepcopy(self.task.model).to(self.device).eval()
             with closing(Step(self.task, self.images, settings, accelerator)) as step:
                 step.update().loss.item()
                 began = time.perf_counter()
@@ -144,9 +145,13 @@ class Outlook:
         speed = config.batch / seconds
         total = self.settings.train.updates * self.settings.train.batch / speed
         text = f"{tqdm.format_interval(total)} at {speed:,.3g} images/s ({count} in a pass)"
-        with torch.no_grad():
-            plans = [(each, each.plan(average, samples, record=False)) for each in self.task.evaluations]
-        return text, [plan_line(each, plan, self.settings.train.images, speed) for each, plan in plans if plan]
+        lines = []
+        for each in self.task.evaluations:
+            way_out = "lower the numbers of images in its settings"
+            with torch.no_grad(), explain_out_of_memory(f"the {each.name} evaluation", way_out):
+                if plan := each.plan(average, samples, record=False):
+                    lines.append(plan_line(each, plan, self.settings.train.images, speed))
+        return text, lines
 
     def _example(self, count: int) -> tuple[Tensor, ...]:
         return self.task.example(torch.zeros(count, *self.images.shape, device="meta"))

@@ -42,7 +42,7 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a number is that an evaluation logs: how it is drawn, and whether it tells which model is the best."""
+    """What a number is that an evaluation logs: how it is drawn, and whether it decides which model is the best."""
 
     axis: str
     """quantity and unit; figures of the same axis are drawn together"""
@@ -95,7 +95,7 @@ def plan_line(
 ) -> str:
     """What an evaluation costs, with its share of the time of a run of so many `images` where their speed is known."""
     what, seconds = plan
-    text = f"{evaluation.name}: {what} take about {seconds:.{1 if seconds < 10 else 0}f} s"
+    text = f"{evaluation.name}: {what} takes about {seconds:.{1 if seconds < 10 else 0}f} s"
     if images_per_second is None:
         return text
     training = min(evaluation.every_images, images) / images_per_second

@@ -59,7 +59,21 @@ def test_the_kernel_distance_of_whole_sets_is_that_of_numpy(real: torch.Tensor, 
     expected = kernel(a, a)[others].mean() + kernel(b, b)[others].mean() - 2 * kernel(a, b).mean()
     mean, std = kernel_distance(real, drawn)  # every subset is the whole set
     assert mean == pytest.approx(expected, rel=1e-9)
-    assert std == pytest.approx(0, abs=1e-6 * abs(expected))
+    assert std == 0
+
+
+def test_the_kernel_distance_of_whole_sets_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def distance(x: torch.Tensor, y: torch.Tensor, *_: object) -> torch.Tensor:
+        calls.append(len(x))
+        return torch.zeros(())
+
+    monkeypatch.setattr("torchmetrics.image.kid.poly_mmd", distance)
+    kernel_distance(features(30, 4, 0), features(30, 4, 1))
+    assert calls == [30]
+    kernel_distance(features(30, 4, 0), features(31, 4, 1))
+    assert calls[1:] == 100 * [30]
 
 
 def test_the_kernel_distance_draws_subsets_by_its_seed_and_leaves_no_trace() -> None:

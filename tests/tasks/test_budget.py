@@ -44,19 +44,23 @@ def test_a_damaged_record_is_replaced(tmp_path, text):
 
 
 class Sampler:
-    """In the place of a model: a step takes 0.1 s and a hundredth of that per image, on a clock of its own."""
+    """In the place of a model: a step takes 0.1 s and a hundredth of that per image, on a clock of its own.
 
-    def __init__(self, first: float = 0.0) -> None:
-        self.now, self.tried, self.first = 0.0, list[int](), first
+    The first step has the share `start` of these evaluations. `first` is the time to load kernels.
+    """
+
+    def __init__(self, first: float = 0.0, start: float = 1.0) -> None:
+        self.now, self.tried, self.first, self.start = 0.0, list[int](), first, start
 
     def denoising(self, images, labels, *, steps, device, **options):
         assert labels is None or len(labels) == len(images)
         yield torch.zeros(1)
-        self.now += 0.1 + 0.001 * len(images) + self.first
         self.tried.append(len(images))
-        self.first = 0.0
-        yield torch.zeros(1)
-        pytest.fail("one step is enough")
+        for step in range(min(2, steps)):
+            self.now += (0.1 + 0.001 * len(images)) * (1.0 if step else self.start) + self.first
+            self.first = 0.0
+            yield torch.zeros(1)
+        pytest.fail("two steps are enough")
 
 
 @pytest.mark.parametrize("labels", [None, list(range(250))])
@@ -65,6 +69,14 @@ def test_the_trial_times_a_step_of_the_largest_batch(monkeypatch, labels):
     monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: model.now))
     assert seconds_per_image(model.denoising, labels, 250, steps=18) == pytest.approx(18 * 0.35 / 250)
     assert model.tried == [1, 1, 8, 8, 64, 64, 250, 250]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 0.175), (2, 0.7)])
+def test_a_first_step_with_fewer_evaluations_does_not_lower_the_estimate(monkeypatch, steps, expected):
+    """Heun's first step from pure noise evaluates the network once, the others twice."""
+    model = Sampler(start=0.5)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: model.now))
+    assert seconds_per_image(model.denoising, None, 250, steps=steps) == pytest.approx(expected / 250)
 
 
 def test_a_slow_step_is_not_tried_with_more_images(monkeypatch):

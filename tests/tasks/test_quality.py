@@ -228,14 +228,14 @@ def test_a_time_budget_lowers_the_number_of_images(judge: Path, tmp_path: Path, 
     count = {None: 400, 75.0: 150, 5.0: least}[seconds]
     text, cost = found.plan(found.model.net, tmp_path)
     assert (len(found.comparison.held_out), len(found.comparison.training), cost) == (count, count, count / 2)
-    assert re.match(rf"{count} (of 400 )?images.*in 3 ddim steps", text)
+    assert re.match(rf"drawing {count} (of 400 )?images.*in 3 ddim steps", text)
     same = quality(judge, num=count)
     for ours, theirs in (
         (found.comparison.held_out, same.comparison.held_out),
         (found.comparison.training, same.comparison.training),
     ):
         assert np.array_equal(ours.read(np.arange(count)), theirs.read(np.arange(count)))
-    later = quality(judge, seconds=seconds)
+    later = quality(judge, seconds=seconds, steps=2, seed=5)  # of the sampler: the number stays
     monkeypatch.setattr("tasks.quality.seconds_per_image", lambda *arguments, **options: 1e-6)
     later.plan(later.model.net, tmp_path)
     assert len(later.comparison.held_out) == count
@@ -276,6 +276,10 @@ def test_settings_out_of_range_are_refused(make, match: str) -> None:
         make()
 
 
+def exhaust() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_a_run_logs_its_quality_and_is_evaluated(judge: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
@@ -294,7 +298,9 @@ def test_a_run_logs_its_quality_and_is_evaluated(judge: Path, tmp_path: Path, mo
     found = next(line for line in logged if "frechet_distance" in line)
     assert found["quality_images"] == 100
     assert re.search(
-        r"^quality: 100 images in 2 ddim steps take about \d+\.?\d* s, \d+ % of the run$", capsys.readouterr().out, re.M
+        r"^quality: drawing 100 images in 2 ddim steps takes about \d+\.?\d* s, \d+ % of the run$",
+        capsys.readouterr().out,
+        re.M,
     )
     assert Path("run/samples/metrics.png").stat().st_size > 0
     best = load_model("run/best")
@@ -308,13 +314,21 @@ def test_a_run_logs_its_quality_and_is_evaluated(judge: Path, tmp_path: Path, mo
         value, about = printed[name].split(" ", 1)
         assert float(value) == pytest.approx(found[name], rel=1e-3, abs=1e-4)
         assert re.search(r"n 100, seed 1", about)
+    assert re.search(r"floor 0\.5000, n 100", printed["memorised"])
     floor = re.search(r"floor ([\d.]+)", printed["frechet_distance"])
     assert floor is not None
     assert float(floor[1]) == pytest.approx(found["frechet_floor"], rel=1e-3, abs=1e-4)
     assert "class_accuracy" not in found  # the judge has other names of classes
     assert re.match(r"class_accuracy, because", printed["left out"])
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.quality.Quality.measure", lambda *_: exhaust())
+        with pytest.raises(SystemExit):
+            evaluate.main(["run"])
+    assert re.search(r"run.*memory.*quality\.batch", capsys.readouterr().err)
     evaluate.main(["run/best", "--quality.seconds", "1e-9"])
-    assert re.search(rf"^quality: {WIDTH + 1} of 100 images \(the least.*seconds=1e-09", capsys.readouterr().out, re.M)
+    assert re.search(
+        rf"^quality: drawing {WIDTH + 1} of 100 images \(the least.*seconds=1e-09", capsys.readouterr().out, re.M
+    )
     assert not Path("run/samples/quality.json").exists()
     with pytest.raises(SystemExit):
         evaluate.main(["run", "--quality.num", "5000"])

@@ -168,12 +168,12 @@ def test_an_evaluation_is_planned_once_before_it_runs(tmp_path, monkeypatch, cap
     monkeypatch.setattr(ToyEvaluation, "plan", plan)
     train(tmp_path, eval_every_images=3 * BATCH)
     assert planned == [(tmp_path / "samples", True, False, False, 0)]
-    assert re.search(r"^sum: 3 things take about 12 s, \d+ % of the run$", capsys.readouterr().out, re.M)
+    assert re.search(r"^sum: 3 things takes about 12 s, \d+ % of the run$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(
     ("images", "speed", "text"),
-    [(40, None, "take about 5.0 s"), (40, 4.0, "5.0 s, 33 % of the run"), (10, 1.0, "5.0 s, 33 % of the run")],
+    [(40, None, "takes about 5.0 s"), (40, 4.0, "5.0 s, 33 % of the run"), (10, 1.0, "5.0 s, 33 % of the run")],
 )
 def test_the_cost_of_an_evaluation_is_its_share_of_an_interval(images, speed, text):
     assert plan_line(ToyEvaluation(ToyTask(), 40), ("3 things", 5.0), images, speed).endswith(text)

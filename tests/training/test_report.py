@@ -186,6 +186,17 @@ def test_the_time_of_a_run_is_that_of_an_update(monkeypatch: pytest.MonkeyPatch)
     assert (found, evaluations) == ("2:00:00 at 8 images/s (4 in a pass)", [])
 
 
+def test_an_evaluation_that_does_not_fit_into_memory_is_named(monkeypatch: pytest.MonkeyPatch):
+    def plan(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ToyEvaluation, "plan", plan)
+    task, settings = ToyTask(), settings_with()
+    task.evaluations = (ToyEvaluation(task, 40),)
+    with pytest.raises(ValueError, match=r"sum.*memory.*images"):
+        Outlook(task, settings, images(), CPU).measure(accelerator(settings), Path("run"))
+
+
 def test_the_report_has_what_evaluations_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def plan(evaluation: ToyEvaluation, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
         assert not model.training
@@ -197,4 +208,4 @@ def test_the_report_has_what_evaluations_cost(monkeypatch: pytest.MonkeyPatch, t
     task.evaluations = (ToyEvaluation(task, 40),)
     outlook = Outlook(task, settings, images(), CPU)
     text = report({}, outlook, *outlook.measure(accelerator(settings), Path("run")))
-    assert re.search(r"^sum: what is in run take about 3\.0 s, \d+ % of the run$", text, re.M)
+    assert re.search(r"^sum: what is in run takes about 3\.0 s, \d+ % of the run$", text, re.M)
