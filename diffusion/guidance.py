@@ -46,7 +46,8 @@ def classifier_free(
     """`guided` by the same network without its label, both evaluated in one batch of double size.
 
     `null` is the label that means “no label”. Scale 0 ignores the labels and scale 1 is plain `denoise`; neither needs
-    the second evaluation. The denoiser raises ValueError if it is called without labels.
+    the second evaluation; at scale 0 the learned variance is the one without labels, too. The denoiser raises
+    ValueError if it is called without labels.
     """
 
     def both(x: Images, time: Times, condition: Condition) -> Denoised:

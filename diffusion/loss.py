@@ -48,7 +48,7 @@ def denoising_loss(
     of x0, which is `(sigma / determinant)²` times that of the output; None counts the error of the output as it is.
 
     A network may return its output and the logarithm u of the error's expected size. The loss is then
-    `error exp(-u) + u` (Karras et al. 2024, eq. 14).
+    `error exp(-u) + u` (Karras et al. 2024).
 
     With `bound` the second half of the network's output channels is a learned variance, and `BOUND_WEIGHT` times the
     bound is added: the hybrid loss. Its gradient reaches the variance alone, not the prediction (Nichol & Dhariwal

@@ -91,7 +91,7 @@ def images_seen(run: Path) -> int | None:
 
 
 def _recorded_images(folder: Path) -> int | None:
-    """The images seen by the best model of a run, which its best.json tells; None for another model folder."""
+    """The images seen by the best model of a run, from its best.json; None for another model folder."""
     if not is_regular(folder / "best.json"):
         return None
     seen = read_json(folder / "best.json").get("images_seen")

@@ -30,8 +30,8 @@ def are_images(path: Path) -> bool:
 def open_drawn(path: Path, data: DataConfig, held_out: Images) -> Images:
     """The images in an .npz file (arr_0 (n, h, w, 3), arr_1) or below a folder, with the class names of `held_out`.
 
-    Those of sample.py have their labels in arr_1 or labels.csv; other folders as `data.source` has them. `data` says
-    where images are cached. Raises ValueError, in one line that names `path`, for images that cannot be read or that
+    Those of sample.py have their labels in arr_1 or labels.csv; other folders as `data.source` has them. `data` has the
+    folder of the cache. Raises ValueError, in one line that names `path`, for images that cannot be read or that
     are not all of one size, and for classes that the held-out images do not have.
     """
     try:

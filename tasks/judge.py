@@ -81,8 +81,8 @@ def open_judge(name: str, images: Images, input: Input | None, size: int | None,
         require_regular(path)
         if input is None:
             raise ValueError(
-                f"quality.judge={name} is a file of TorchScript, which is code: give one that you trust, and say what "
-                "it takes with quality.judge_input=unit, signed, bytes or imagenet"
+                f"quality.judge={name} is a file of TorchScript, which is code: give one that you trust, and "
+                "state its input with quality.judge_input=unit, signed, bytes or imagenet"
             )
         return _scripted(path, images, Preparation(input, size, rgb))
     if (input, size, rgb) != (None, None, False):

@@ -1,7 +1,7 @@
 """The best model of a run: a model folder with the averaged weights of the evaluation with the best leading figure.
 
-Its best.json is written with it, so that figure and weights belong together after a crash, too. The folder itself tells
-how good the best model so far is, because a resumed run starts at an older checkpoint and repeats evaluations.
+Its best.json is written with it, so that figure and weights belong together after a crash, too. The folder itself holds
+the figure of the best model so far, because a resumed run starts at an older checkpoint and repeats evaluations.
 """
 
 import json
@@ -50,7 +50,7 @@ def keep(folder: Path, new: Measured, figure: Figure, save: Callable[[Path], obj
             old = read_config(Measured, read_json(folder / RECORD))
         except (ValueError, OSError) as error:
             moved = set_aside(folder)
-            print_line(f"{folder} does not tell how good its model is ({error}); moved to {moved}")
+            print_line(f"{folder} has no readable record of its model ({error}); moved to {moved}")
         else:
             if not new.beats(old, figure):
                 return

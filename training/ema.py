@@ -39,8 +39,9 @@ class EmaConfig:
         way_out = f"give numbers from 1 that differ from each other and from ema.halflife_images={main}"
         require(differ and all(each >= 1 for each in more), self, "more_halflife_images", way_out)
         in_range = all(MIN_WIDTH <= width <= MAX_WIDTH for width in widths)
-        way_out = f"give different widths from {MIN_WIDTH} to {MAX_WIDTH}, such as 0.05,0.1"
-        require(in_range and len(set(widths)) == len(widths), self, "power_widths", way_out)
+        way_out = f"give widths from {MIN_WIDTH} to {MAX_WIDTH}, such as 0.05,0.1"
+        require(in_range, self, "power_widths", way_out)
+        require(len(set(widths)) == len(widths), self, "power_widths", "give each width once")
         require(self.snapshot_every_images >= 1, self, "snapshot_every_images", "give at least 1")
 
     @property

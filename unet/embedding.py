@@ -117,7 +117,7 @@ def _label(config: UNetConfig, width: int) -> LabelEmbedding | LinearLabelEmbedd
 
 
 class LogVariance(nn.Module):
-    """u(t): the logarithm of the expected loss at a noise level (Karras et al. 2024, eq. 21).
+    """u(t): the logarithm of the expected loss at a noise level (Karras et al. 2024).
 
     `fourier` makes features of the time, `linear` one number of them. The training loss is `exp(-u) · loss + u`.
     Sampling does not use it.

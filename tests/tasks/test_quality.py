@@ -235,7 +235,7 @@ def test_a_time_budget_lowers_the_number_of_images(judge: Path, tmp_path: Path, 
         (found.comparison.training, same.comparison.training),
     ):
         assert np.array_equal(ours.read(np.arange(count)), theirs.read(np.arange(count)))
-    later = quality(judge, seconds=seconds, steps=2, seed=5)  # of the sampler: the number stays
+    later = quality(judge, seconds=seconds, steps=2, guidance=2.0)  # the number stays
     monkeypatch.setattr("tasks.quality.seconds_per_image", lambda *arguments, **options: 1e-6)
     later.plan(later.model.net, tmp_path)
     assert len(later.comparison.held_out) == count
