@@ -7,7 +7,7 @@
 set -euo pipefail
 source=$1 minutes=$2 run=runs/cifar10
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-timeout "${minutes}m" accelerate launch train.py --config configs/cifar10.yaml --run "$run" --data.source "$source" \
+timeout "${minutes}m" accelerate launch train.py --config configs/cifar10-ddpm.yaml --run "$run" --data.source "$source" \
     --train.checkpoint_every_images 400000 --train.eval_every_images 4000000 || [ $? -eq 124 ]
 python -m benchmarks.run_report "$run"
 python sample.py "$run" --num 64 --steps 100
