@@ -3,35 +3,50 @@
 python evaluate.py RUN
 python evaluate.py RUN --data.source my_images
 python evaluate.py RUN --quality.judge CLASSIFIER --quality.steps 18
+python evaluate.py RUN --ema 0.02 0.05 0.1
 torchrun --nproc_per_node 4 -- evaluate.py RUN
 
 The averaged model is compared with the held-out images, or with those of another source: with all of data.split, unless
 data.validation names a part of them. Of a classifier, accuracy and loss are printed. A diffusion model draws as many
 images with the same labels; their distances from the held-out ones are printed, by the features of a classifier of such
 images, a run of train.py --task classification.
+
+--ema gives other averages of the run: a number below 1 is a width (relative standard deviation), reconstructed from the
+snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked. Of several, the best is marked:
+that with the lowest Fréchet distance, or the highest accuracy.
 """
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pipelines.classification import load_classifier
-from pipelines.diffusion import load_model
+from tqdm import tqdm
+
+from pipelines.classification import ImageClassifier, load_classifier
+from pipelines.diffusion import DiffusionModel, load_model
 from residual.names import require_known
 from storage.show import printable
 from tasks import RUNS
-from tasks.accuracy import accuracy
+from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.classification import ClassificationRun, as_trained
 from tasks.diffusion import DiffusionRun
+from tasks.quality import Quality
+from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, ImageSet, open_images, open_validation
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, require_printed, show_and_exit
 from training.yaml_file import read_settings
 
-USAGE = "usage: evaluate.py RUN [--data.KEY VALUE ...] [--quality.KEY VALUE ...] [--classification.validation_batch N]"
+USAGE = (
+    "usage: evaluate.py RUN [--ema NUMBER ...] [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
+    "[--classification.validation_batch N]"
+)
+Figures = dict[str, float]
+Measure = Callable[[Any], Figures | None]
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 
 
@@ -41,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     if not argv:
         raise ValueError(f"no run is given; {USAGE}")
     folder, flags = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    chosen, flags = _split_averages(flags)
     own, given = read_flags(flags)
     if "version" in own:
         show_and_exit(VERSION)
@@ -49,35 +65,48 @@ def main(argv: Sequence[str]) -> None:
     if folder is None:
         raise ValueError(f"no run is given before {argv[0]}; {USAGE}")
     run = read_run(folder, flags)
-    found, seen, images = _quality(folder, run) if isinstance(run, DiffusionRun) else _accuracy(folder, run)
-    if process_state().is_main_process:
-        print(f"model: {printable(folder)} at {seen or 0:,} images seen\nimages: {images}")
-        for name, value in found.items():
-            right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
-            print(f"{name}: {value:.4f}{right}")
+    averages: list[Average | None] = [RunAverages(folder).choose(value) for value in chosen] or [None]
+    load: Callable[..., Any] = load_model if isinstance(run, DiffusionRun) else load_classifier
+    model = load_average(load, folder, averages[0])
+    images, measure = _quality(folder, run, model) if isinstance(run, DiffusionRun) else _accuracy(folder, run, model)
+    rows, is_main = list[Figures](), process_state().is_main_process
+    for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
+        found = measure(load_average(load, folder, average) if rows else model)
+        assert found is not None, "no interrupt callback was given"
+        rows.append(found)
+    if is_main:
+        print(f"model: {printable(folder)} at {model.images_seen or 0:,} images seen\nimages: {images}")
+        if len(rows) > 1:
+            print("\n".join(_table(averages, rows)))
+        else:
+            if averages[0] is not None:
+                print(f"ema: {averages[0].about}")
+            for name, value in rows[0].items():
+                right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
+                print(f"{name}: {value:.4f}{right}")
         require_printed()
-    if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
-        raise ValueError(
-            f"{folder}: {wrong[0]} is {found[wrong[0]]}; its model is damaged or diverged, so train it again"
-        )
+    if wrong := [(name, value) for row in rows for name, value in row.items() if not math.isfinite(value)]:
+        name, value = wrong[0]
+        raise ValueError(f"{folder}: {name} is {value}; its model is damaged or diverged, so train it again")
     leave_processes()
 
 
-def _accuracy(folder: str, run: ClassificationRun) -> tuple[dict[str, float], int | None, ImageSet]:
-    """The figures of a classifier, the images that it has seen, and those that it was evaluated on."""
-    classifier = load_classifier(folder)
+def _accuracy(folder: str, run: ClassificationRun, classifier: ImageClassifier) -> tuple[ImageSet, Measure]:
+    """The images that classifiers of a run are evaluated on, and a function that does."""
     images = open_validation(run.data, on_main=on_main)
     if images is None:
         raise ValueError(f"no images were held out of {folder}; give --data.validation, such as test or 0.2")
     images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
-    classifier.net.to(process_state().device)
-    found = accuracy(classifier, images, run.classification.validation_batch)
-    assert found is not None, "no interrupt callback was given"
-    return found, classifier.images_seen, images
+
+    def measure(model: ImageClassifier) -> Figures | None:
+        model.net.to(process_state().device)
+        return accuracy(model, images, run.classification.validation_batch)
+
+    return images, measure
 
 
-def _quality(folder: str, run: DiffusionRun) -> tuple[dict[str, float], int | None, ImageSet]:
-    """The metrics of a diffusion model, the images that it has seen, and those that it was compared with."""
+def _quality(folder: str, run: DiffusionRun, model: DiffusionModel) -> tuple[ImageSet, Measure]:
+    """The images that those of diffusion models of a run are compared with, and a function that does."""
     if run.quality.judge is None:
         raise ValueError(
             f"quality.judge is null, but the metrics of {folder}, a diffusion model, need a classifier of such images; "
@@ -91,14 +120,51 @@ def _quality(folder: str, run: DiffusionRun) -> tuple[dict[str, float], int | No
             f"data.validation={part} is not what the run held out (data.validation={own.validation}), so "
             "some of these images were trained on; leave it out, or give --data.source OTHER"
         )
-    model = load_model(folder)
-    trained_on = open_images(own, on_main=on_main)
-    quality = run.open_quality(model, trained_on)
+    quality = run.open_quality(model, open_images(own, on_main=on_main))
     assert quality is not None, "a judge was given"
-    model.net.to(process_state().device)
-    found = quality.measure(model.net)
-    assert found is not None, "no interrupt callback was given"
-    return found, model.images_seen, quality.held_out
+
+    def measure(model: DiffusionModel) -> Figures | None:
+        model.net.to(process_state().device)
+        return quality.measure(model.net)
+
+    return quality.held_out, measure
+
+
+def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[str]:
+    """One line for each average, with the best one marked."""
+    figures = {**Quality.figures, **AccuracyEvaluation.figures}
+    name = next(name for name in rows[0] if name in figures and figures[name].best)
+    best = figures[name].choose(range(len(rows)), key=lambda row: rows[row][name])
+    lines = [["ema", "images seen", "error", *rows[0]]]
+    for average, row in zip(averages, rows, strict=True):
+        assert average is not None, "there are several"
+        lines.append([average.name, f"{average.images:,}", f"{average.error:.2%}", *(f"{row[key]:.4f}" for key in row)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+    return [f"{text}  best" if number == best + 1 else text for number, text in enumerate(texts)]
+
+
+def _split_averages(words: Sequence[str]) -> tuple[list[float], list[str]]:
+    """The numbers of --ema, which may be several words, or one with commas; and the other flags."""
+    found, left, inside = list[float](), list[str](), False
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name == "--ema":
+            found, inside = [], not equals
+            values = text if equals else ""
+        elif inside and not word.startswith("--"):
+            values = word
+        else:
+            inside = False
+            left.append(word)
+            continue
+        try:
+            found += [float(value) for value in values.split(",") if value.strip()]
+        except ValueError:
+            raise ValueError(f"ema={values} is not a number; give widths below 1, or half-lives in images") from None
+    if not found and len(left) < len(words):
+        raise ValueError("ema has no value; give widths below 1, or half-lives in images")
+    return found, left
 
 
 def _settings_help(folder: str, given: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,7 @@ python export.py RUN_OR_MODEL --push OWNER/NAME
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,13 +21,17 @@ from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, describe_formulation, load_model
 from residual.names import require_known
 from residual.weights.pretrained import local_folder, upload
+from residual.weights.read import note
 from storage.show import markdown, printable
 from storage.write import expand_home
+from training.averages import OPTION, Average, RunAverages, load_average
 from training.disk_space import is_full
 from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
 from training.script import VERSION, ScriptParser, command
 from unet import UNet, diffusers_config
+from unet.adapt import adapt_weights
+from unet.layouts import export_weights
 
 TARGETS = ("diffusers",)
 RECORD = "export.json"
@@ -55,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "load_classifier) then open the model by this name",
     )
     p.add_argument("--private", action="store_true", help="a new repository is private")
+    p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=OPTION)
     p.add_argument(
         "--label",
         metavar="CLASS|none",
@@ -84,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
         "model": printable(args.model),
         "model_folder": out.model,
         "images_seen": model.images_seen,
+        "ema": args.ema,
         "weights_sha256": weights_sha256(model.net),
         "label": label,
     }
@@ -95,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None]:
     """The model, and the label to export."""
-    model = load_model(args.model)
+    model = load_average(load_model, args.model, _average(args))
     return model, None if args.label is None else model.label(args.label)
 
 
@@ -104,7 +110,7 @@ def _push(args: argparse.Namespace) -> None:
     if args.to is None:
         if args.label is not None:
             raise ValueError(f"label={args.label!r} is for another library, give --to diffusers; or leave it out")
-        address = _load(args.model).push_to_hub(args.push, private=args.private)
+        address = _load(args).push_to_hub(args.push, private=args.private)
     else:
         model, label = _for_diffusers(args)
         save = partial(save_diffusers, model, label=label)
@@ -112,10 +118,16 @@ def _push(args: argparse.Namespace) -> None:
     print_line(f"model: {address}")
 
 
-def _load(path: str) -> DiffusionModel | ImageClassifier:
-    folder = local_folder(path)
+def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
+    folder = local_folder(args.model)
     is_classifier = any((place / classification.DESCRIPTION_FILE).is_file() for place in (folder, folder / "model"))
-    return load_classifier(path) if is_classifier else load_model(path)
+    load: Callable[..., DiffusionModel | ImageClassifier] = load_classifier if is_classifier else load_model
+    return load_average(load, args.model, _average(args))
+
+
+def _average(args: argparse.Namespace) -> Average | None:
+    """The average that is exported in the place of the main one."""
+    return None if args.ema is None else RunAverages(args.model).choose(args.ema)
 
 
 @contextmanager
@@ -137,22 +149,20 @@ def save_diffusers(model: DiffusionModel, folder: Path, label: int | None = None
 
     With `label` the exported network takes no labels and always draws that class (or the null label): the class's
     embedding is added to the output of the time embedding's last layer, so it becomes part of that layer's bias. The
-    augmentation label (`augment.non_leaky`) is left out, because it is zero for images without augmentation. So is a
-    learned variance, which diffusers' DDIM cannot read.
+    augmentation label (`augment.non_leaky`) is left out, because it is zero for images without augmentation. So are a
+    learned variance, which diffusers' DDIM cannot read, and the log-variance of the loss, which only training uses;
+    both are reported.
 
     Raises ValueError for a network that `UNet2DModel` cannot express, and for a formulation other than DDPM.
     """
     net, formulation = model.net, ddpm_of(model)
     if not isinstance(net, UNet):
         raise ValueError(f"diffusers' UNet2DModel cannot express a {type(net).__name__}; export a model of kind unet")
-    if net.config.augment_channels is not None:
-        net = UNet(replace(net.config, augment_channels=None))
-        net.load_state_dict({k: v for k, v in model.net.state_dict().items() if k != "embedding.augment.weight"})
-    config, state = net.config, net.export_weights("diffusers")
-    if config.learned_variance:
-        config = replace(config, learned_variance=False)
-        for name in ("conv_out.weight", "conv_out.bias"):
-            state[name] = state[name][: config.out_channels]
+    for name in ("learned_variance", "logvar_channels"):
+        if getattr(net.config, name):
+            note(f"model.{name}={getattr(net.config, name)} is left out of the export")
+    config = replace(net.config, augment_channels=None, learned_variance=False, logvar_channels=None)
+    state = export_weights(config, adapt_weights(net.state_dict(), net.config, config)[0], "diffusers")
     if label is not None:
         config = replace(config, classes=None)
         rows = state.pop("class_embedding.weight")

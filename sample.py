@@ -29,6 +29,7 @@ from pipelines.diffusion import DiffusionModel, gather_drawn, load_model, requir
 from residual.names import amount
 from storage.show import printable
 from storage.write import expand_home, remove
+from training.averages import OPTION, RunAverages, load_average
 from training.disk_space import is_full, require_disk_space
 from training.log import print_line
 from training.memory import is_out_of_memory
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     about = __doc__.splitlines()[0]
     p = ScriptParser(prog="sample.py", description=about, formatter_class=HelpFormatter, allow_abbrev=False)
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
+    p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=OPTION)
     p.add_argument("--num", type=int, default=64, help="number of images")
     p.add_argument(
         "--steps",
@@ -130,7 +132,8 @@ def main(argv: Sequence[str]) -> None:
     """Reads the command line, draws, writes."""
     args = parser().parse_args(argv)
     args.out = default_folder(args.model, "drawn") if args.out is None else expand_home("out", args.out)
-    model = load_model(args.model)
+    average = None if args.ema is None else RunAverages(args.model).choose(args.ema)
+    model = load_average(load_model, args.model, average)
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
     args.sampler = model.default_sampler if args.sampler is None else args.sampler
@@ -140,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
     if process_state().is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
         options = f"{amount(args.num, 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
-        print_line(f"model: {args.model}{seen}; {options}")
+        print_line(f"model: {args.model}{seen}{f', {average.about}' if average else ''}; {options}")
         if warning := late_start(args.sampler, model.formulation, args.steps):
             print_line(f"note: {warning}")
     model.net.to(device)
@@ -189,6 +192,7 @@ def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, d
         "model": printable(str(args.model)),
         "model_folder": out.model,
         "images_seen": model.images_seen,
+        "ema": args.ema,
         "weights_sha256": weights_sha256(model.net),
         **{name: getattr(args, name) for name in names},
         "guidance_interval": interval,
@@ -302,7 +306,7 @@ def _text(args: argparse.Namespace, model: DiffusionModel, number: int, labels: 
     names = ("seed", "sampler", "steps", "guidance")
     text = {"Software": VERSION, "model": str(args.model), "image": number}
     text |= {name: getattr(args, name) for name in names}
-    text |= {name: getattr(args, name) for name in ("eta", "churn") if getattr(args, name)}
+    text |= {name: getattr(args, name) for name in ("eta", "churn", "ema") if getattr(args, name)}
     if labels is not None:
         text |= {"label": labels[0], "class": (model.names(labels) or [""])[0]}
     return {name: printable(str(value))[:MAX_TEXT] for name, value in text.items()}

@@ -49,7 +49,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
 
     for line in parsed.notes:
         show(line)
-    require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots)
+    require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots, len(run.ema.names))
     folder = RunFolder(parsed.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
     exit_code = 0
     outlook = Outlook(task, run, images, accelerator.device, accelerator.num_processes)
     if parsed.dry_run:
-        accelerator.print(report(parsed.resolved, outlook, outlook.measure(accelerator)))
+        accelerator.print(report(parsed.resolved, outlook, *outlook.measure(accelerator, folder.samples)))
         require_printed()
     else:
         for line in on_main(outlook.warnings):

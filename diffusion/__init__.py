@@ -8,6 +8,7 @@ from diffusion.noise import Formulation, NoiseLevel, Stratified, differences
 from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample
 from diffusion.seeds import generators, image_seed
 from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
+from diffusion.variance import VariationalBound
 
 __all__ = [
     "DDPM",
@@ -28,6 +29,7 @@ __all__ = [
     "NoiseLevel",
     "Sampler",
     "Stratified",
+    "VariationalBound",
     "choose_sampler",
     "classifier_free",
     "clipped",

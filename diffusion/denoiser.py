@@ -31,6 +31,8 @@ class Condition:
 
 
 UNCONDITIONED = Condition()
+Denoised = Float[Tensor, "b d h w"]
+"""clean images; behind their channels, those of a learned variance if the denoiser was made to return it"""
 
 
 @runtime_checkable
@@ -40,7 +42,7 @@ class Denoiser(Protocol):
     The result is not clipped to the range of images; see `clipped`.
     """
 
-    def __call__(self, x: Images, time: Times, condition: Condition) -> Images: ...
+    def __call__(self, x: Images, time: Times, condition: Condition) -> Denoised: ...
 
 
 def run_network(net: Callable[..., T], x: Images, c_noise: Times, condition: Condition) -> T:
@@ -55,18 +57,22 @@ def run_network(net: Callable[..., T], x: Images, c_noise: Times, condition: Con
 class NetworkDenoiser:
     """The denoiser that a network implies under the formulation that it was trained with.
 
-    Everything but the network is computed in the dtype of `x`, which should be float32. Of a network that also predicts
-    variances, in further channels, the first channels are used. Values that overflow become NaN, so that no clipping
-    hides them.
+    Everything but the network is computed in the dtype of `x`, which should be float32. Values that overflow become
+    NaN, so that no clipping hides them.
     """
 
     net: Network
     formulation: Formulation
+    learned_variance: bool = False
+    """whether to return the learned variance, the second half of the network's output channels, too; else it is left
+    out"""
 
-    def __call__(self, x: Images, time: Times, condition: Condition) -> Images:
+    def __call__(self, x: Images, time: Times, condition: Condition) -> Denoised:
         level = self.formulation.level(time)
-        output = run_network(self.net, level.c_in * x, level.c_noise, condition)
-        x0 = level.split(x, output[:, : x.shape[1]].to(x.dtype))[0]
+        output = run_network(self.net, level.c_in * x, level.c_noise, condition).to(x.dtype)
+        x0 = level.split(x, output[:, : x.shape[1]])[0]
+        if self.learned_variance:
+            x0 = torch.cat([x0, output[:, x.shape[1] :]], dim=1)
         return x0.nan_to_num(nan=math.nan, posinf=math.nan, neginf=math.nan)
 
 

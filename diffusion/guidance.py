@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.denoiser import Condition, Denoised, Denoiser
 from diffusion.noise import Formulation, Images, Times
 
 ALL_LEVELS = (0.0, math.inf)
@@ -24,13 +24,13 @@ def guided(
     `free` is the same network without the label, or a worse network (Karras et al. 2024, autoguidance). Scale 0 is
     `free`, 1 is `given`, above 1 extrapolates. Guidance is applied where `sigma / alpha` lies in `interval`; elsewhere
     the result is `given` (Kynkäänniemi et al. 2024). Extrapolated images leave the range of images; they are clipped to
-    [-`limit`, `limit`] (see `clipped` for the reason).
+    [-`limit`, `limit`] (see `clipped` for the reason). A learned variance is that of `given`.
     """
 
-    def denoise(x: Images, time: Times, condition: Condition) -> Images:
+    def denoise(x: Images, time: Times, condition: Condition) -> Denoised:
         x0 = given(x, time, condition)
         inside = _inside(formulation, time, interval)
-        return x0 if inside is False else _moved(x0, free(x, time, condition), scale, limit, inside)
+        return x0 if inside is False else _moved(x, x0, free(x, time, condition), scale, limit, inside)
 
     return denoise if scale != 1 else given
 
@@ -49,7 +49,7 @@ def classifier_free(
     the second evaluation. The denoiser raises ValueError if it is called without labels.
     """
 
-    def both(x: Images, time: Times, condition: Condition) -> Images:
+    def both(x: Images, time: Times, condition: Condition) -> Denoised:
         if condition.label is None:
             raise ValueError(f"guidance={scale:g} needs a label for each image; give labels, or guidance 1")
         inside = _inside(formulation, time, interval)
@@ -59,7 +59,7 @@ def classifier_free(
         if scale == 0 and inside is True:
             return denoise(x, time, unlabelled)
         x0, free = denoise(x.repeat(2, 1, 1, 1), time.repeat(2), _concatenated(condition, unlabelled)).chunk(2)
-        return _moved(x0, free, scale, limit, inside)
+        return _moved(x, x0, free, scale, limit, inside)
 
     return both if scale != 1 else denoise
 
@@ -73,11 +73,15 @@ def _inside(formulation: Formulation, time: Times, interval: tuple[float, float]
     return bool(mask.all()) if bool(mask.all()) == bool(mask.any()) else mask
 
 
-def _moved(given: Images, free: Images, scale: float, limit: float, inside: bool | torch.Tensor) -> Images:
-    moved = free + scale * (given - free)
+def _moved(
+    x: Images, given: Denoised, free: Denoised, scale: float, limit: float, inside: bool | torch.Tensor
+) -> Denoised:
+    channels = x.shape[1]
+    x0, variance, free = given[:, :channels], given[:, channels:], free[:, :channels]
+    moved = free + scale * (x0 - free)
     if not 0 <= scale <= 1:
         moved = moved.clamp(-limit, limit)
-    return moved if isinstance(inside, bool) else torch.where(inside, moved, given)
+    return torch.cat([moved if isinstance(inside, bool) else torch.where(inside, moved, x0), variance], dim=1)
 
 
 def _concatenated(first: Condition, second: Condition) -> Condition:

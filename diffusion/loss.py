@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion.denoiser import UNCONDITIONED, Condition, run_network
 from diffusion.noise import Formulation, Images, NoiseLevel, PerImage, Times
+from diffusion.variance import VariationalBound
 
 Weighting = Callable[[NoiseLevel], PerImage]
 """weight of each image's squared error of x0; so one weighting gives one loss, whatever the network predicts"""
@@ -27,6 +28,8 @@ WEIGHTINGS: dict[str, Weighting | None] = {
     # the loss of EDM with sigma_data = 0.5, for any formulation: Karras et al. 2022, table 1
     "edm": lambda level: level.ratio**-2 + 0.5**-2,
 }
+BOUND_WEIGHT = 0.001
+"""lambda of the hybrid loss: Nichol & Dhariwal 2021, eq. 16"""
 
 
 def denoising_loss(
@@ -37,6 +40,7 @@ def denoising_loss(
     time: Times,
     condition: Condition = UNCONDITIONED,
     weighting: Weighting | None = None,
+    bound: VariationalBound | None = None,
 ) -> Float[Tensor, "b"]:
     """Weighted mean squared error of each image, in the dtype of `x0` (float32 in training).
 
@@ -45,14 +49,29 @@ def denoising_loss(
 
     A network may return its output and the logarithm u of the error's expected size. The loss is then
     `error exp(-u) + u` (Karras et al. 2024, eq. 14).
+
+    With `bound` the second half of the network's output channels is a learned variance, and `BOUND_WEIGHT` times the
+    bound is added: the hybrid loss. Its gradient reaches the variance alone, not the prediction (Nichol & Dhariwal
+    2021, section 3.1).
+
+    Raises ValueError for another number of output channels.
     """
     level = formulation.level(time)
-    output = run_network(net, level.c_in * level.noisy(x0, noise), level.c_noise, condition)
+    x = level.noisy(x0, noise)
+    output = run_network(net, level.c_in * x, level.c_noise, condition)
     output, logvar = output if isinstance(output, tuple) else (output, None)
-    error = (output.to(x0.dtype) - level.target(x0, noise)).square().mean(dim=(1, 2, 3))
+    channels = x0.shape[1]
+    if output.shape[1] != channels * (1 if bound is None else 2):
+        rule = "as many" if bound is None else "twice as many, for the learned variance"
+        raise ValueError(f"the network has {output.shape[1]} output channels for images of {channels}; give {rule}")
+    output, fraction = output.to(x0.dtype).split((channels, output.shape[1] - channels), dim=1)
+    error = (output - level.target(x0, noise)).square().mean(dim=(1, 2, 3))
     if weighting is not None:
         error = (weighting(level) * (level.sigma / level.determinant).square()).flatten() * error
-    return error if logvar is None else error * (-logvar).exp() + logvar
+    loss = error if logvar is None else error * (-logvar).exp() + logvar
+    if bound is None:
+        return loss
+    return loss + BOUND_WEIGHT * bound(x0, level.split(x, output.detach())[0], fraction, time)
 
 
 def drop_labels(label: Int[Tensor, "b"], uniform: Float[Tensor, "b"], share: float, null: int) -> Int[Tensor, "b"]:

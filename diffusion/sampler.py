@@ -18,7 +18,7 @@ from diffusers import (
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.denoiser import UNCONDITIONED, Condition, Denoiser, clipped
+from diffusion.denoiser import UNCONDITIONED, Condition, Denoised, Denoiser, clipped
 from diffusion.formulations import DDPM
 from diffusion.noise import Formulation, Images, NoiseLevel
 from diffusion.seeds import standard_normal
@@ -80,6 +80,11 @@ class Sampler:
         """The options of the solver, such as eta or churn."""
         return frozenset(name for name in ("eta", "churn") if getattr(self.solver, name, None) is not None)
 
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the denoiser has to return its learned variance."""
+        return getattr(self.solver, "learned_variance", None) is True
+
 
 @dataclass(frozen=True)
 class FromDiffusers:
@@ -93,6 +98,9 @@ class FromDiffusers:
     """key of SCHEDULERS"""
     eta: float | None = None
     """noise that DDIM adds, from 0 (none) to 1 (as much as DDPM); None for other schedulers"""
+    learned_variance: bool | None = None
+    """whether the noise that DDPM adds has the learned variance, which `predict` returns behind the denoised image
+    (Nichol & Dhariwal 2021, eq. 15), and not that of the formulation; None for other schedulers"""
 
     def __call__(
         self,
@@ -105,6 +113,8 @@ class FromDiffusers:
         assert isinstance(formulation, DDPM), "choose_sampler checks it"
         kind, settings = SCHEDULERS[self.name]
         config = formulation.scheduler_config() | {"prediction_type": "sample"}
+        if self.learned_variance:
+            config["variance_type"] = "learned_range"
         scheduler = kind(**_accepted(kind.__init__, config), **settings)
         scheduler.set_timesteps(len(times) - 1)
         options = _accepted(scheduler.step, {"generator": generators, "eta": self.eta})
@@ -117,14 +127,14 @@ def _accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[s
     return {name: value for name, value in values.items() if name in signature(function).parameters}
 
 
-def _from_diffusers(name: str, eta: float | None = None) -> Sampler:
+def _from_diffusers(name: str, **options: Any) -> Sampler:
     spacing = SCHEDULERS[name][1]["timestep_spacing"]
-    return Sampler(lambda level, noise: noise, spacing, FromDiffusers(name, eta), clip=False)
+    return Sampler(lambda level, noise: noise, spacing, FromDiffusers(name, **options), clip=False)
 
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": _from_diffusers("ddim", eta=0.0),
-    "ddpm": _from_diffusers("ddpm"),
+    "ddpm": _from_diffusers("ddpm", learned_variance=False),
     "dpmpp_2m": Sampler(unit_variance, "linspace", DPMSolverPP2M(), clip=True),
     "dpmpp_2m_sde": _from_diffusers("dpmpp_2m_sde"),
     "unipc": _from_diffusers("unipc"),
@@ -136,14 +146,18 @@ MAX_STEPS = 1_000_000
 MAX_OPTION = {"eta": 1.0, "churn": 1e6}
 
 
-def choose_sampler(name: str, formulation: Formulation, steps: int, **options: float) -> Sampler:
+def choose_sampler(
+    name: str, formulation: Formulation, steps: int, learned_variance: bool = False, **options: float
+) -> Sampler:
     """The sampler of this name with these options, of which 0 is the default.
+
+    With `learned_variance` ddpm uses the variance that the network predicts; other samplers have no use for it.
 
     Raises ValueError if the name is unknown, an option has no meaning for the sampler or is out of range, the sampler
     cannot draw from such a model, or the number of steps does not fit the model's timesteps.
     """
     sampler = SAMPLERS[require_known("sampler", name, SAMPLERS)]
-    given = {option: value for option, value in options.items() if value != 0}
+    given: dict[str, float | bool] = {option: value for option, value in options.items() if value != 0}
     for option, value in given.items():
         require_known("option of samplers", option, MAX_OPTION)
         if option not in sampler.options:
@@ -163,6 +177,8 @@ def choose_sampler(name: str, formulation: Formulation, steps: int, **options: f
             "root of a negative number); choose dpmpp_2m or euler_ancestral"
         )
     _check_steps(name, formulation, steps)
+    if learned_variance and getattr(sampler.solver, "learned_variance", None) is not None:
+        given["learned_variance"] = True
     return replace(sampler, solver=replace(sampler.solver, **given)) if given else sampler  # type: ignore[type-var]
 
 
@@ -222,7 +238,7 @@ def sample(
     if sampler.clip and formulation.clips_x0:
         denoise = clipped(denoise)
 
-    def predict(x: Images, time: Float[Tensor, ""]) -> Images:
+    def predict(x: Images, time: Float[Tensor, ""]) -> Denoised:
         with torch.no_grad():  # scoped to the step, so that the caller's grad mode is unchanged across `yield`
             return denoise(x, time.expand(len(x)), condition)
 

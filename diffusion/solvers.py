@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion.denoiser import Denoised
 from diffusion.noise import Formulation, Images, NoiseLevel
 from diffusion.seeds import standard_normal
 
 Chain = Float[Tensor, "steps"]
 """falling times; the last one is that of the clean image, or of any lower noise level"""
-Predict = Callable[[Images, Float[Tensor, ""]], Images]
+Predict = Callable[[Images, Float[Tensor, ""]], Denoised]
 """expected clean images for noisy images that all have the same time"""
 Generators = list[torch.Generator]
 """one source of random numbers per image"""

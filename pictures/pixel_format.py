@@ -41,6 +41,11 @@ class PixelFormat:
         """The dtype in the cache: that of the files if torch supports it without loss of speed, else float32."""
         return np.dtype(self.dtype if self.dtype in FULL_RANGE else "float32")
 
+    @property
+    def spacing(self) -> float | None:
+        """Distance of neighbouring integers in units of [-1, 1]; None for real numbers."""
+        return 2 / (self.high - self.low) if np.issubdtype(self.dtype, np.integer) else None
+
     def to_unit(self, image: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Stored pixels as float32 in [-1, 1]."""
         return image.float().sub_(self.low).div_((self.high - self.low) / 2).sub_(1)

@@ -4,7 +4,7 @@ The folder holds config.json and model.safetensors, which are the network's own,
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from pictures.decode import decode
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
-from pipelines.folder import check_counts, check_finite, find_model, read_counts
+from pipelines.folder import check_counts, check_finite, find_model, read_counts, replace_weights
 from residual.names import amount
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import upload
@@ -144,16 +144,19 @@ def channel_values(values: tuple[float, ...], device: torch.device) -> Float[Ten
     return torch.tensor(values, device=device)[:, None, None]
 
 
-def load_classifier(path: str | Path) -> ImageClassifier:
+def load_classifier(path: str | Path, weights: Mapping[str, Tensor] | None = None) -> ImageClassifier:
     """The classifier of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
-    Raises ValueError, with the reason, if there is none or it is incomplete.
+    `weights` replace those of the network, such as by another average of its run. Raises ValueError, with the reason,
+    if there is none, if it is incomplete, and for weights that do not fit.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
     classes, preprocessing, pixel_format, counts = read_description(folder / DESCRIPTION_FILE)
     net = from_pretrained(folder).float()
     if not isinstance(net, Classifier):
         raise ValueError(f"{folder} holds a {type(net).__name__}, which is not a classifier; give the folder of one")
+    if weights is not None:
+        replace_weights(net, weights)
     check_finite(net, folder)
     if net.config.num_classes != len(classes):
         raise ValueError(

@@ -34,8 +34,14 @@ from diffusion import (
 from diffusion.guidance import ALL_LEVELS
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES, PixelFormat
-from pipelines.folder import check_counts, check_finite, find_model, read_counts
-from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of, pipeline_folder
+from pipelines.folder import check_counts, check_finite, find_model, read_counts, replace_weights
+from pipelines.from_diffusers import (
+    average_beside,
+    check_pipeline,
+    formulation_of,
+    has_learned_range,
+    pipeline_folder,
+)
 from residual.names import amount, require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import local_folder, upload
@@ -103,7 +109,7 @@ class DiffusionModel:
     ) -> Sampler:
         """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
         name = self.default_sampler if sampler is None else sampler
-        chosen = choose_sampler(name, self.formulation, steps, **options)
+        chosen = choose_sampler(name, self.formulation, steps, self.net.config.learned_variance, **options)
         low, high = guidance_interval
         if not 0 <= low < high:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
@@ -168,9 +174,14 @@ class DiffusionModel:
             return None
         return [NO_LABEL if label == self.null else self.classes[label] for label in labels]
 
-    def denoiser(self, guidance: float = 1.0, guidance_interval: tuple[float, float] = ALL_LEVELS) -> Denoiser:
+    def denoiser(
+        self,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] = ALL_LEVELS,
+        learned_variance: bool = False,
+    ) -> Denoiser:
         """The denoiser of the network. Images that guidance extrapolates are clipped to [-1, 1]."""
-        denoise: Denoiser = NetworkDenoiser(self.net, self.formulation)
+        denoise: Denoiser = NetworkDenoiser(self.net, self.formulation, learned_variance)
         if self.null is None or guidance == 1:
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval, limit=1.0)
@@ -195,7 +206,7 @@ class DiffusionModel:
         """
         chosen = self.check(steps=steps, guidance=guidance, guidance_interval=guidance_interval, **options)
         self._check_labels(images, labels)
-        denoise = self.denoiser(guidance, guidance_interval)
+        denoise = self.denoiser(guidance, guidance_interval, chosen.learned_variance)
         condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
         sources = generators(seed, images)
         return sample(denoise, self.formulation, chosen, sources, self.shape, condition, steps=steps, device=device)
@@ -322,23 +333,25 @@ def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
     return [value for number, value in ordered if number < count]
 
 
-def load_model(path: str | Path) -> DiffusionModel:
+def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) -> DiffusionModel:
     """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
     A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler says what
-    it predicts. `path` may also be "owner/name" on the Hugging Face hub. Raises ValueError, with the reason, if there
-    is no model or it is incomplete.
+    it predicts. `path` may also be "owner/name" on the Hugging Face hub. `weights` replace those of the network, such
+    as by another average of its run. Raises ValueError, with the reason, if there is no model, if it is incomplete,
+    and for weights that do not fit.
     """
     folder, images_seen = local_folder(path), None
     check_pipeline(folder)
     if find_network(folder) is None:
         folder, images_seen = find_model(folder, DESCRIPTION_FILE)
     elif description_file(folder) is None:
-        return _from_diffusers(folder)
+        return _from_diffusers(folder, weights)
     net, description = read_network(folder)
     assert description is not None
+    if weights is not None:
+        replace_weights(net, weights)
     formulation, classes, null_label, pixel_format, counts = description
-    net = _without_variance(net, folder)
     check_finite(net, folder)
     _check_channels(net, folder)
     check_counts(counts, len(classes or ()), folder)
@@ -380,7 +393,7 @@ def _rebuilt(config: UNetConfig, weights: Mapping[str, Tensor]) -> UNet:
     return net.requires_grad_(True).eval()
 
 
-def _from_diffusers(folder: Path) -> DiffusionModel:
+def _from_diffusers(folder: Path, weights: Mapping[str, Tensor] | None) -> DiffusionModel:
     network = find_network(folder)
     assert network is not None
     UNet.read_config(folder)  # names another class first
@@ -393,14 +406,18 @@ def _from_diffusers(folder: Path) -> DiffusionModel:
     if (formulation := formulation_of(folder)) is None:
         formulation = DDPM()
         note(f"{folder} has no scheduler; its network is taken for one of {formulation}")
-    net = _without_variance(from_pretrained(folder).float(), folder)
+    net = from_pretrained(folder).float()
+    if weights is not None:
+        replace_weights(net, weights)
+    if not has_learned_range(folder):
+        net = _without_variance(net, folder)
     _check_channels(net, folder)
     classes = None if net.config.classes is None else tuple(map(str, range(net.config.classes)))
     return DiffusionModel(net, formulation, classes)
 
 
 def _without_variance(net: Network, folder: Path) -> Network:
-    """The network without a learned variance, which the samplers do not use."""
+    """The network without a learned variance."""
     if isinstance(net, EDM2UNet) or not net.config.learned_variance:
         return net
     config = replace(net.config, learned_variance=False)

@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from residual.names import amount
-from residual.weights.config import convert
+from residual.weights.config import convert, read_json
+from residual.weights.keymap import check_state
 from residual.weights.pretrained import local_folder
+from storage.read import is_regular
 
 
 def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
-    """The model folder of a run folder (its newest), or `path` itself; and the images seen, of a run.
+    """The model folder of a run folder (its newest), or `path` itself; and the images seen, where they are known.
 
     `description` is the name of the file that describes such models. Raises ValueError, with the reason, if there is
     no such model.
@@ -28,7 +30,7 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
             of_folder += ", only a network; RUN/model is the whole model, which export.py RUN --push uploads"
         reason = of_run if is_run else of_folder
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
-    return folder, images_seen(path) if is_run else None
+    return folder, images_seen(path) if is_run else _recorded_images(folder)
 
 
 def model_folder(path: str | Path) -> Path:
@@ -49,6 +51,12 @@ def _open(path: str | Path) -> Path:
     if folder.parent.name == "checkpoints" and (folder / "state.json").is_file():
         raise ValueError(f"{folder} is a checkpoint, from which only its run goes on; give {folder.parents[1]}")
     return folder
+
+
+def replace_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Replaces all weights and buffers. Raises ValueError with the differences if names or shapes do not fit."""
+    check_state(weights, net.state_dict())
+    net.load_state_dict(weights)
 
 
 def check_finite(net: nn.Module, folder: Path) -> None:
@@ -80,3 +88,11 @@ def images_seen(run: Path) -> int | None:
     """The number of the newest checkpoint. The model folder is written together with each checkpoint."""
     numbers = [int(folder.name) for folder in run.glob("checkpoints/*") if folder.name.isdecimal()]
     return max(numbers, default=None)
+
+
+def _recorded_images(folder: Path) -> int | None:
+    """The images seen by the best model of a run, which its best.json tells; None for another model folder."""
+    if not is_regular(folder / "best.json"):
+        return None
+    seen = read_json(folder / "best.json").get("images_seen")
+    return seen if isinstance(seen, int) else None

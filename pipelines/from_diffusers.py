@@ -79,15 +79,26 @@ def formulation_of(folder: Path) -> Formulation | None:
     that of the pipeline's model_index.json, as in diffusers, else the one in its config. Raises ValueError, with the
     field, for what no formulation of ours describes.
     """
-    pipeline = pipeline_folder(folder)
-    places = (folder, folder / "scheduler", pipeline / "scheduler")
-    for path in (place / "scheduler_config.json" for place in places):
-        if path.exists():
-            try:
-                return _of_scheduler(read_json(path) | _class_in_index(pipeline))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-    return None
+    if (path := _scheduler_file(folder)) is None:
+        return None
+    try:
+        return _of_scheduler(read_json(path) | _class_in_index(pipeline_folder(folder)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def has_learned_range(folder: Path) -> bool:
+    """Whether a learned variance of the network of a folder, if there is one, is that of Nichol & Dhariwal 2021.
+
+    Of the variances of diffusers' schedulers only `learned`, which is the variance itself, is another one.
+    """
+    path = _scheduler_file(folder)
+    return path is None or read_json(path).get("variance_type") != "learned"
+
+
+def _scheduler_file(folder: Path) -> Path | None:
+    places = (folder, folder / "scheduler", pipeline_folder(folder) / "scheduler")
+    return next((path for place in places if (path := place / "scheduler_config.json").exists()), None)
 
 
 def _class_in_index(pipeline: Path) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Top-k accuracy and loss over a dataset, on all processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from pipelines.classification import ImageClassifier
 from resnet import Classifier
 from training.data import BatchReader, ImageSet
 from training.processes import process_state
-from training.task import EvaluationContext
+from training.task import Evaluation, EvaluationContext, Figure
 
 SURPLUS = -1
 """label of an image that was counted before"""
@@ -62,7 +62,7 @@ def accuracy(
 
 
 @dataclass(frozen=True)
-class AccuracyEvaluation:
+class AccuracyEvaluation(Evaluation):
     """Accuracy on held-out images."""
 
     classifier: ImageClassifier
@@ -72,6 +72,16 @@ class AccuracyEvaluation:
     """images per forward pass on each process"""
     every_images: int
     name: ClassVar[str] = "accuracy"
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "top1": Figure("share of images", best="highest"),
+        "top5": Figure("share of images"),
+        "validation_loss": Figure("cross-entropy (nats)"),
+    }
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The images."""
+        return {"data": self.images.fingerprint}
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """See `accuracy`."""

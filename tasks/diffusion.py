@@ -10,7 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion import FORMULATIONS, WEIGHTINGS, Condition, Formulation, Stratified, denoising_loss, drop_labels
+from diffusion import (
+    DDPM,
+    FORMULATIONS,
+    WEIGHTINGS,
+    Condition,
+    Formulation,
+    Stratified,
+    VariationalBound,
+    denoising_loss,
+    drop_labels,
+)
 from pictures.grid import hidden_note
 from pipelines.diffusion import DiffusionModel, Network
 from residual.magnitude import normalize_weights
@@ -87,6 +97,10 @@ class DiffusionTask(Task[DiffusionBatch]):
     ) -> None:
         super().__init__(model.net, evaluations)
         self.diffusion, self.config, self.augment, self.shape = model, config, augment, model.shape
+        self.bound = None
+        if model.net.config.learned_variance:
+            assert isinstance(model.formulation, DDPM), "DiffusionRun checks it"
+            self.bound = VariationalBound(model.formulation, model.pixel_format.spacing)
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
         """The batch with its images flipped or changed by EDM's augmentations."""
@@ -105,10 +119,10 @@ class DiffusionTask(Task[DiffusionBatch]):
         if trained.classes is not None:
             assert batch.label is not None, "the images were checked when the task was built"
             label = drop_labels(batch.label, random.uniform(), self.config.label_dropout, null=len(trained.classes))
-        net = partial(model, return_logvar=True) if isinstance(self.model, EDM2UNet) else model
+        net = model if trained.net.config.logvar_channels is None else partial(model, return_logvar=True)
         condition = Condition(label=label, augment=batch.augment)
         weighting = WEIGHTINGS[self.config.weighting]
-        return denoising_loss(net, trained.formulation, batch.image, noise, time, condition, weighting)
+        return denoising_loss(net, trained.formulation, batch.image, noise, time, condition, weighting, self.bound)
 
     def after_update(self, model: nn.Module) -> None:
         """Weights of EDM2's network go back to unit magnitude, unless they are frozen (Karras et al. 2024, eq. 66)."""
@@ -162,6 +176,12 @@ class DiffusionRun(Run[DiffusionTask]):
     def __post_init__(self) -> None:
         if self.init_layout is not None and self.init is None:
             raise ValueError(f"init_layout={self.init_layout} without init; give the file with --init")
+        if self.model.learned_variance and not isinstance(self.objective, DDPM):
+            kind = next(name for name, cls in FORMULATIONS.items() if cls is type(self.objective))
+            raise ValueError(
+                f"model.learned_variance=true is the variance of the ddpm sampler's steps, but objective.kind={kind}; "
+                "give model.learned_variance=false, or objective.kind=ddpm"
+            )
         if self.quality.judge is not None and self.data.validation is None:
             raise ValueError(
                 f"quality.judge={self.quality.judge} compares with held-out images, but data.validation is null; give "
@@ -249,8 +269,6 @@ class DiffusionRun(Run[DiffusionTask]):
                     "model.kind=edm2 is not; give 0, or model.kind=unet"
                 )
             return config
-        if config.learned_variance:
-            raise ValueError("model.learned_variance=true cannot be trained yet (it needs the hybrid loss); give false")
         if config.time_embedding == "log_fourier":
             raise ValueError(
                 "model.time_embedding=log_fourier takes the logarithm of c_noise, which may be 0 or less; give fourier"

@@ -1,5 +1,6 @@
 """Evaluation that draws a grid of samples, always from the same noise."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from pictures.files import to_uint8
 from pictures.grid import draw_samples
 from pipelines.diffusion import MAX_GUIDANCE, DiffusionModel, Network, gather_drawn
 from storage.write import replace_file
-from training.task import EvaluationContext
+from training.task import Evaluation, EvaluationContext, Figure
 
 MAX_IN_GRID = 10_000
 """of the small images of a grid: nearly 7,000 px each way"""
@@ -43,7 +44,7 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class GridEvaluation:
+class GridEvaluation(Evaluation):
     """A grid of samples as an image file, and the mean and standard deviation of its pixels."""
 
     model: DiffusionModel
@@ -51,6 +52,9 @@ class GridEvaluation:
     config: SampleConfig
     every_images: int
     name: ClassVar[str] = "grid"
+    figures: ClassVar[Mapping[str, Figure]] = {
+        name: Figure("pixel values of the grid (-1 to 1)") for name in ("sample_mean", "sample_std")
+    }
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """Draws the grid `context.folder`/<images seen>.png with the weights of `model`, on all processes together."""

@@ -1,9 +1,10 @@
 """Quality of a diffusion model: drawn images against held-out ones, by the features of a trained classifier."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,10 +22,12 @@ from metrics import (
 )
 from pipelines.classification import load_classifier
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn
+from tasks.budget import choose_count, seconds_per_image
 from training.data import Images, ImageSet
+from training.output_folder import weights_sha256
 from training.processes import process_state
 from training.settings import require
-from training.task import EvaluationContext
+from training.task import Evaluation, EvaluationContext, Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,19 @@ class QualityConfig:
     """of the noise, and of the choice of images"""
     batch: int = 250
     """images per forward pass on each process"""
+    seconds: float | None = None
+    """time for drawing in an evaluation; if it is too short for all images, fewer are drawn for the rest of the run.
+    null: no limit"""
 
     def __post_init__(self) -> None:
         require(self.num is None or self.num >= 2, self, "num", "give at least 2, or null")
         require(self.batch >= 1, self, "batch", "give at least 1")
+        require(self.seconds is None or self.seconds > 0, self, "seconds", "give more than 0, or null")
         require(self.seed >= 0, self, "seed", "give 0 or more")
+
+
+DISTANCE = "Fréchet distance (squared features)"
+SHARES = ("precision", "recall", "coverage", "memorised", "class_accuracy")
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Features:
     probabilities: Float[Tensor, "n classes"]
 
 
-class Quality:
+class Quality(Evaluation):
     """Draws as many images as are held out, with the same labels, and compares both sets by a classifier's features.
 
     Training images, as many and with the same labels, are compared in the same way: their distance is the floor that a
@@ -72,6 +83,14 @@ class Quality:
     """
 
     name: ClassVar[str] = "quality"
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "frechet_distance": Figure(DISTANCE, log=True, best="lowest"),
+        "frechet_floor": Figure(DISTANCE, log=True, dashed=True),
+        "kernel_distance": Figure("kernel distance (no unit)", log=True),
+        "inception_score": Figure("inception score (classes)"),
+        **{name: Figure("share of images") for name in SHARES},
+        "density": Figure("density (1: as real images)"),
+    }
 
     def __init__(
         self, model: DiffusionModel, config: QualityConfig, held_out: ImageSet, training: ImageSet, every_images: int
@@ -95,16 +114,51 @@ class Quality:
             raise ValueError("only one of training images and images of data.validation have labels; see data.labels")
         self.held_out, self.training = _pairs(held_out, training, config.num, config.seed)
         width, count = self.judge.net.num_features, len(self.held_out)
-        if count < (least := max(width + 1, PARTS)):
+        if count < self.least:
             raise ValueError(
                 f"{count} images of data.validation are too few for the {width} features of quality.judge="
-                f"{config.judge}; hold out at least {least}, or give a judge with fewer features"
+                f"{config.judge}; hold out at least {self.least}, or give a judge with fewer features"
             )
+
+    @property
+    def least(self) -> int:
+        """The number of images that the judge's features need."""
+        return max(self.judge.net.num_features + 1, PARTS)
+
+    def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
+        """Lowers the number of images, for the rest of the run, to what `quality.seconds` allows; see `Evaluation`."""
+        assert isinstance(model, Network), "the averaged model is a copy of the trained one"
+        config, most, ranks = self.config, len(self.held_out), process_state().num_processes
+        batch = min(config.batch, -(-most // ranks))
+        labels, options = self._labels(range(batch)), {"sampler": config.sampler, "guidance": config.guidance}
+        denoising = replace(self.model, net=model).denoising
+        each = seconds_per_image(denoising, labels, batch, config.steps, **options)
+        count, text = most, f"{most:,} images"
+        if config.seconds is not None:
+            facts = self.conditions | {"seconds": config.seconds}
+            count, text = choose_count(most, self.least, config.seconds / each * ranks, facts, folder, record)
+        if count < most:
+            self.held_out, self.training = (images.part(np.arange(count)) for images in (self.held_out, self.training))
+            self.__dict__.pop("_names", None)
+        sampler = config.sampler or self.model.default_sampler
+        return f"{text} in {config.steps} {sampler} steps", each * -(-count // ranks)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Judge, images and their number, and the options of the sampler."""
+        options = {name: getattr(self.config, name) for name in ("steps", "sampler", "guidance", "seed")}
+        images = {"judge": self._judge_sha256, "data": self.held_out.fingerprint, "quality_images": len(self.held_out)}
+        return images | options
+
+    @cached_property
+    def _judge_sha256(self) -> str:
+        return weights_sha256(self.judge.net)
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """The metrics of the images that the weights of `model` draw; None if `context.interrupted()` was true."""
         assert isinstance(model, Network), "the averaged model is a copy of the trained one"
-        return self.measure(model, context.interrupted)
+        found = self.measure(model, context.interrupted)
+        return None if found is None else found | {"quality_images": len(self.held_out)}
 
     @torch.no_grad()
     def measure(self, net: Network, interrupted: Callable[[], object] = lambda: False) -> dict[str, float] | None:

@@ -37,7 +37,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 # Imported inside the one function that needs them, so that importing the package stays light.
 LAZY = {
     "residual": {"safetensors", "huggingface_hub"},
-    "training": {"pyarrow", "sklearn", "tensorboard"},
+    "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
 }

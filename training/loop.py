@@ -5,6 +5,7 @@ Time is counted in images seen.
 
 import filecmp
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,22 @@ from residual.names import amount, shorten
 from storage.read import is_regular
 from storage.show import printable
 from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
-from training import checkpoint, log
+from training import best, checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
+from training.curves import draw_curves
 from training.data import ImageSet
-from training.disk_space import DiskFull, free_bytes, is_full, raise_disk_full, require_disk_space
+from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
+from training.ema import average_name
 from training.log import RunLog
-from training.memory import checkpoint_bytes, explain_out_of_memory, saved_bytes
+from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
 from training.processes import on_main
 from training.run_folder import RunFolder
+from training.snapshots import kept_snapshots, write_snapshots
 from training.state import restore, state_tensors
 from training.step import Step, TrainingSettings
 from training.stop import Stop
-from training.task import EvaluationContext, Task
+from training.task import Evaluation, EvaluationContext, Task, plan_line
 from training.units import show_size
 from training.yaml_file import flat
 
@@ -65,8 +69,12 @@ class Loop:
         self, task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
     ) -> None:
         self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
-        self.config, self.optimizer_slots = settings.train, settings.optimizer.slots
+        self.config, self.ema, self.optimizer_slots = settings.train, settings.ema, settings.optimizer.slots
         self.step, self.meter = Step(task, images, settings, accelerator), Meter(accelerator.device)
+        self.images_per_second: float | None = None
+        """in the last line of the log"""
+        self.planned = set[str]()
+        """names of the evaluations that were planned"""
 
     def show(self, line: str) -> None:
         """Print a line on the main process; control characters are escaped."""
@@ -99,22 +107,28 @@ class Loop:
         Raises DiskFull if there is not enough disk space for what the run writes next.
         """
         resume_from, path, took = self.folder.resume_from, self.folder.path, ""
-        model, slots = self.step.trained, self.optimizer_slots
+        model, slots, averages = self.step.trained, self.optimizer_slots, len(self.ema.names)
         if resume_from is None:
-            needed = saved_bytes(model, slots, checkpoints=2)
-            on_main(lambda: require_disk_space(path, needed, "two checkpoints and the model"))
+            needed = saved_bytes(model, slots, checkpoints=2, averages=averages)
+            what = "two checkpoints and the model"
+            if self.task.leading is not None:
+                needed, what = needed + model_bytes(model), "two checkpoints, the model and the best model"
+            on_main(lambda: require_disk_space(path, needed, what))
             began = time.perf_counter()
             self.save()
             took = f"; the first took {time.perf_counter() - began:.1f} s"
             if problem := on_main(lambda: checkpoint.verify(checkpoint.list_folders(self.folder.checkpoints)[0])):
                 raise OSError(f"{self.folder.checkpoints}: the first checkpoint cannot be read back: {problem}")
         else:
-            on_main(lambda: require_disk_space(path, saved_bytes(model, slots), "a checkpoint and the model"))
+            needed = saved_bytes(model, slots, averages=averages)
+            on_main(lambda: require_disk_space(path, needed, "a checkpoint and the model"))
             self.restore(resume_from)
             self.check_model()
-        size, free = show_size(checkpoint_bytes(model, slots)), show_size(on_main(lambda: free_bytes(path)))
+        size, free = show_size(checkpoint_bytes(model, slots, averages)), show_size(on_main(lambda: free_bytes(path)))
         kept = checkpoint.kept_checkpoints(self.config)
         self.show(f"checkpoints: {size} each, {kept}{took}; {free} are free")
+        if self.ema.power_widths:
+            self.show(f"snapshots: {kept_snapshots(self.ema, self.config, model)}")
 
     def load(self, saved: Checkpoint) -> None:
         """Set the step to a checkpoint, and write config.yaml. Raises ValueError if it does not fit images or model."""
@@ -186,16 +200,19 @@ class Loop:
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
             write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
-            evaluate = self.evaluation_due()
-            if write or save or stopped or evaluate:
+            evaluate, snapshot = self.evaluation_due(), self.snapshot_due()
+            if write or save or stopped or evaluate or snapshot:
                 means = meter.means(self.accelerator)
                 require_finite(f"in the last {amount(meter.updates, 'update')}, not saved,", means)
                 if write:
                     numbers = {**means, "learning_rate": result.learning_rate}
                     numbers |= meter.speed(config.batch, step.reader.waited_seconds)
+                    self.images_per_second = numbers["images_per_second"]
                     self.log.write(step.images_seen, step.updates, numbers)
                     meter.restart(step.reader.waited_seconds)
             with meter.pause():
+                if snapshot:
+                    self.write_snapshots()  # before the checkpoint: a resumed run has all that are due until then
                 saved = bool(save or stopped) and self.save(last=bool(stopped))
                 if evaluate and not stopped:
                     self.evaluate()
@@ -238,7 +255,8 @@ class Loop:
         DiskFull for the first checkpoint, and for the `last` one before this process ends.
         """
         step, folder = self.step, self.folder
-        needed, what = saved_bytes(step.trained, self.optimizer_slots), "a checkpoint and the model"
+        needed = saved_bytes(step.trained, self.optimizer_slots, averages=len(self.ema.names))
+        what = "a checkpoint and the model"
         metadata = self.metadata()
 
         def write() -> None:
@@ -261,6 +279,24 @@ class Loop:
             self.log.write(step.images_seen, step.updates, {}, saved=False)
             return False
         return True
+
+    def snapshot_due(self) -> bool:
+        """Whether snapshots are due after the last update; the end of the run always has them."""
+        return bool(self.ema.power_widths) and self.due(self.ema.snapshot_every_images)
+
+    def write_snapshots(self) -> None:
+        """Write the power-function averages into the run folder. On a full disk a message is printed, and no more."""
+        step, folder = self.step, self.folder
+        averages = {width: step.averages[average_name(width)].model.state_dict() for width in self.ema.power_widths}
+
+        def write() -> None:
+            with raise_disk_full(folder.path, len(averages) * model_bytes(step.trained), "the snapshots"):
+                write_snapshots(folder.snapshots, step.images_seen, averages)
+
+        try:
+            on_main(write)
+        except DiskFull as error:
+            self.show(f"NO SNAPSHOTS after {step.images_seen:,} images: {error}; training continues")
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation is due after the last update; the end of the run always is."""
@@ -288,6 +324,7 @@ class Loop:
             way_out = f"lower the numbers of images in its settings, which may change; {RESUMES}"
             try:
                 with torch.no_grad(), explain_out_of_memory(what, way_out):
+                    self.plan(evaluation)
                     found = evaluation.run(step.ema.model, context)
             except OSError as error:  # on the main process, which alone writes
                 if not is_full(error):
@@ -300,7 +337,43 @@ class Loop:
             numbers |= found
         require_finite(f"in the evaluation after {seen:,} images", numbers)
         if complete:
+            self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
             self.log.write(step.images_seen, step.updates, numbers, evaluated=True)
+            on_main(self.draw_curves)
+
+    def plan(self, evaluation: Evaluation) -> None:
+        """Before the first run of an evaluation in this process, let it decide how much it measures; print its cost."""
+        if evaluation.name in self.planned:
+            return
+        self.planned.add(evaluation.name)
+        if plan := evaluation.plan(self.step.ema.model, self.folder.samples):
+            self.show(plan_line(evaluation, plan, self.config.images, self.images_per_second))
+
+    def draw_curves(self) -> None:
+        """Draw what all evaluations logged, as far as the disk has space."""
+        first = self.task.leading
+        ordered = sorted(self.task.evaluations, key=lambda each: first is None or each is not first[0])
+        figures = {name: figure for each in ordered for name, figure in each.figures.items()}
+        with ignore_disk_full():
+            draw_curves(self.folder.log, self.folder.samples / "metrics.png", figures)
+
+    def keep_best(self, numbers: Mapping[str, float]) -> None:
+        """Write the averaged model as `RUN/best` if the leading figure is the best so far. A full disk is reported."""
+        step, folder = self.step, self.folder
+        if (leading := self.task.leading) is None or leading[1] not in numbers:
+            return
+        evaluation, name, figure = leading
+        conditions, seen = evaluation.conditions, step.images_seen
+        new = best.Measured(figure=name, value=numbers[name], images_seen=seen, conditions=conditions)
+
+        def write() -> None:
+            with raise_disk_full(folder.path, model_bytes(step.trained), "the best model"):
+                best.keep(folder.best, new, figure, lambda target: self.task.save(step.ema.model, target))
+
+        try:
+            on_main(write)
+        except DiskFull as error:
+            self.show(f"NOT KEPT as the best model after {seen:,} images: {error}; training continues")
 
 
 def _same(new: Path, old: Path) -> bool:

@@ -18,19 +18,23 @@ _NO_MEMORY = r"(?i)out of memory|can't allocate memory|cannot allocate memory|no
 
 
 def require_memory(
-    outline: Callable[[], nn.Module], freeze: Sequence[str], device: torch.device, optimizer_slots: int
+    outline: Callable[[], nn.Module],
+    freeze: Sequence[str],
+    device: torch.device,
+    optimizer_slots: int,
+    averages: int = 1,
 ) -> None:
     """Raises ValueError if model and optimizer alone would not fit into the memory of `device`.
 
     `outline` makes the model on the meta device; `freeze` as in `training.freeze`, `optimizer_slots` as in
-    `Optimizer.slots`.
+    `Optimizer.slots`, `averages` their number.
     """
     available = total_bytes(device)
     if available is None:
         return
     try:
         model = outline()
-        needed = state_bytes(model, optimizer_slots, frozen_names(model, freeze))
+        needed = state_bytes(model, optimizer_slots, frozen_names(model, freeze), averages)
         count = show_count(parameters(model), 3)
         what = f"{show_size(needed)} (weights, gradients, optimizer, EMA of {count} parameters)"
     except (RuntimeError, TypeError) as error:  # a product of sizes, or a size, beyond 64 bits
@@ -78,14 +82,14 @@ def explain_out_of_memory(what: str, way_out: str) -> Iterator[None]:
         raise ValueError(f"{what} needs more memory than there is; {way_out}") from error
 
 
-def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset()) -> int:
-    """Bytes of weights and their average, and of gradients and the optimizer's slots where weights are trained."""
-    return 2 * model_bytes(model) + (1 + optimizer_slots) * trained_bytes(model, frozen)
+def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset(), averages: int = 1) -> int:
+    """Bytes of weights and their averages, and of gradients and the optimizer's slots where weights are trained."""
+    return (1 + averages) * model_bytes(model) + (1 + optimizer_slots) * trained_bytes(model, frozen)
 
 
-def checkpoint_bytes(model: nn.Module, optimizer_slots: int) -> int:
-    """Bytes of a checkpoint: weights and their average, and the optimizer's slots where weights are trained."""
-    return state_bytes(model, optimizer_slots) - trained_bytes(model)
+def checkpoint_bytes(model: nn.Module, optimizer_slots: int, averages: int = 1) -> int:
+    """Bytes of a checkpoint: weights and their averages, and the optimizer's slots where weights are trained."""
+    return state_bytes(model, optimizer_slots, averages=averages) - trained_bytes(model)
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -93,9 +97,9 @@ def model_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def saved_bytes(model: nn.Module, optimizer_slots: int, checkpoints: int = 1) -> int:
+def saved_bytes(model: nn.Module, optimizer_slots: int, checkpoints: int = 1, averages: int = 1) -> int:
     """Bytes of that many checkpoints and of the model folder."""
-    return checkpoints * checkpoint_bytes(model, optimizer_slots) + model_bytes(model)
+    return checkpoints * checkpoint_bytes(model, optimizer_slots, averages) + model_bytes(model)
 
 
 def trained_bytes(model: nn.Module, frozen: frozenset[str] = frozenset()) -> int:

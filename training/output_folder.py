@@ -18,7 +18,7 @@ from training.log import print_line
 
 OF_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """files that file managers add to folders"""
-OF_TRAINING = ("model", "checkpoints")
+OF_TRAINING = ("model", "best", "checkpoints", "snapshots")
 """parts of a run folder that training replaces or removes as a whole"""
 
 
@@ -137,12 +137,12 @@ class OutputFolder:
 
 
 def model_home(model: str) -> Path | None:
-    """The folder of a run or of a model, without links; of RUN/model it is RUN. None for a repository of the hub."""
+    """The folder of a run or of a model, without links; RUN for RUN/model and RUN/best; None for a repository."""
     folder = Path(model)
     if not folder.is_dir():
         return None
     real = _real(folder)
-    return real.parent if real.name == "model" and _is_run(real.parent) else real
+    return real.parent if real.name in ("model", "best") and _is_run(real.parent) else real
 
 
 def default_folder(model: str, name: str) -> Path:

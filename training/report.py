@@ -2,10 +2,11 @@
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from storage.show import printable
 from training.checkpoint import kept_checkpoints
 from training.data import ImageSet
 from training.memory import checkpoint_bytes, state_bytes, total_bytes
+from training.snapshots import kept_snapshots
 from training.step import Step, TrainingSettings
-from training.task import Task
+from training.task import Task, plan_line
 from training.units import show_count, show_size
 from training.yaml_file import write_yaml
 
@@ -66,7 +68,8 @@ class Outlook:
     @cached_property
     def state_bytes(self) -> int:
         """Of weights, gradients, optimizer and averaged weights."""
-        return state_bytes(self.task.model, self.settings.optimizer.slots)
+        averages = len(self.settings.ema.names)
+        return state_bytes(self.task.model, self.settings.optimizer.slots, averages=averages)
 
     @cached_property
     def image_bytes(self) -> int:
@@ -110,16 +113,17 @@ class Outlook:
             )
         return lines
 
-    def measure(self, accelerator: Accelerator) -> str:
-        """The time of the run without evaluations, from the second of two updates; to be called on every process.
+    def measure(self, accelerator: Accelerator, samples: Path) -> tuple[str, list[str]]:
+        """The time of the run without evaluations, from the second of two updates; and a line per planned evaluation.
 
-        It trains the model: for a dry run only. On a CPU a part of a large micro-batch is measured.
+        To be called on every process. It trains the model: for a dry run only. On a CPU a part of a large micro-batch
+        is measured. `samples` is the folder of evaluations in the run folder.
         """
         available, count = total_bytes(self.device), self.micro_batch
         if self.device.type == "cpu":
             count = min(count, int(TRIAL_MULTIPLY_ADDS // max(self.multiply_adds, 1)) // 2 * 2)
         if not count or (available is not None and self.state_bytes + count * self.image_bytes > available):
-            return "not measured: the update is too large for this machine"
+            return "not measured: the update is too large for this machine", []
         config = replace(self.settings.train, batch=count * self.processes, micro_batch=None, compile=False)
         settings = TrainingSettings(
             train=config,
@@ -128,6 +132,7 @@ class Outlook:
             ema=self.settings.ema,
         )
         accelerator.gradient_accumulation_steps = 1
+        average = copy.deepcopy(self.task.model).to(self.device).eval()
         try:
             with closing(Step(self.task, self.images, settings, accelerator)) as step:
                 step.update().loss.item()
@@ -135,26 +140,31 @@ class Outlook:
                 step.update().loss.item()  # waits for the device
                 seconds = time.perf_counter() - began
         except torch.OutOfMemoryError:
-            return f"not measured: {count} images do not fit into memory; lower train.micro_batch"
+            return f"not measured: {count} images do not fit into memory; lower train.micro_batch", []
         speed = config.batch / seconds
         total = self.settings.train.updates * self.settings.train.batch / speed
-        return f"{tqdm.format_interval(total)} at {speed:,.3g} images/s ({count} in a pass)"
+        text = f"{tqdm.format_interval(total)} at {speed:,.3g} images/s ({count} in a pass)"
+        with torch.no_grad():
+            plans = [(each, each.plan(average, samples, record=False)) for each in self.task.evaluations]
+        return text, [plan_line(each, plan, self.settings.train.images, speed) for each, plan in plans if plan]
 
     def _example(self, count: int) -> tuple[Tensor, ...]:
         return self.task.example(torch.zeros(count, *self.images.shape, device="meta"))
 
 
-def report(resolved: Mapping[str, Any], outlook: Outlook, measured: str | None = None) -> str:
+def report(
+    resolved: Mapping[str, Any], outlook: Outlook, measured: str | None = None, evaluations: Sequence[str] = ()
+) -> str:
     """The report of a run before it starts, for a terminal of 80 columns.
 
-    `resolved` has all settings as plain values; `measured` is what `Outlook.measure` returned.
+    `resolved` has all settings as plain values; `measured` and `evaluations` are what `Outlook.measure` returned.
     """
     settings, config = outlook.settings, outlook.settings.train
     state, one, micro_batch = outlook.state_bytes, outlook.image_bytes, outlook.micro_batch
     activations, seen = one * micro_batch, config.updates * config.batch
     parts = [(outlook.processes, "processes"), (outlook.passes, "passes"), (micro_batch, "images")]
     split = [f"{number} {name}" for number, name in parts if number > 1 or name == "images"]
-    stored = checkpoint_bytes(outlook.task.model, settings.optimizer.slots)
+    stored = checkpoint_bytes(outlook.task.model, settings.optimizer.slots, len(settings.ema.names))
     rows = {
         "parameters": f"{parameters(outlook.task.model):,}",
         "multiply-adds": f"{show_count(outlook.multiply_adds)} per image, forward",
@@ -165,12 +175,14 @@ def report(resolved: Mapping[str, Any], outlook: Outlook, measured: str | None =
         "updates": f"{config.updates:,} of {' x '.join(split)}",
         "length": f"{seen:,} images: each of the {len(outlook.images):,} about {outlook.repeats:,.1f} times",
     }
+    if settings.ema.power_widths:
+        rows["snapshots"] = kept_snapshots(settings.ema, config, outlook.task.model)
     if measured is not None:
         rows["time, measured"] = measured
     rates = [f"{point:>15,}   {settings.learning_rate(point):.3e}" for point in rate_points(settings)]
     table = [f"{name:<24}{text}" for name, text in rows.items()]
     lines = [*write_yaml(resolved).splitlines(), "", *table, "", "    images seen   learning rate", *rates]
-    return "\n".join(map(printable, [*lines, *outlook.warnings()]))
+    return "\n".join(map(printable, [*lines, *evaluations, *outlook.warnings()]))
 
 
 def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:

@@ -4,6 +4,7 @@
 RUN/config.yaml    all settings of the run                  RUN/samples/     files of evaluations
 RUN/log.jsonl      one JSON object per line                 RUN/model/       the averaged model, enough to use it
 RUN/checkpoints/   see training/checkpoint.py               RUN/tensorboard/ if it is among the trackers
+RUN/snapshots/     see training/snapshots.py                RUN/best/        the model with the best leading figure
 RUN/lock           of the process that uses the folder
 ```
 """
@@ -21,6 +22,7 @@ from training.disk_space import raise_disk_full
 from training.lock import Holder, RunLock
 from training.processes import on_main
 from training.settings import changeable
+from training.snapshots import remove_snapshots
 from training.step import TrainingSettings
 from training.yaml_file import FORMAT_VERSION, flat, read_settings, write_yaml
 
@@ -41,8 +43,10 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
         self.samples = self.path / "samples"
         self.model = self.path / "model"
+        self.best = self.path / "best"
         self.tensorboard = self.path / "tensorboard"
         self.resolved: dict[str, Any] = {}  # this and the following are set by `open`
         self.status: Status | None = None
@@ -109,6 +113,7 @@ class RunFolder:
 
     def _prepare(self, settings: TrainingSettings) -> tuple[Status, Checkpoint | None]:
         recover_folder(self.model)
+        recover_folder(self.best)
         checkpoint.clean(self.checkpoints)
         self._set_strangers_aside()
         if checkpoint.list_folders(self.checkpoints):
@@ -120,22 +125,28 @@ class RunFolder:
             )
         newest, damaged = checkpoint.newest(self.checkpoints)
         for folder, problem in damaged.items():
-            moved = _set_aside(folder)
+            moved = set_aside(folder)
             log.print_line(f"checkpoint {folder.name} is damaged: {problem}; moved to {moved}, using the previous one")
         self.checkpoints.mkdir(exist_ok=True)
         self.samples.mkdir(exist_ok=True)
+        if settings.ema.power_widths:
+            self.snapshots.mkdir(exist_ok=True)
         if newest is None:
             self.record()
             self.log.unlink(missing_ok=True)
+            remove_snapshots(self.snapshots, after_images=0)
+            if os.path.lexists(self.best):
+                log.print_line(f"{self.best} is of an earlier run; moved to {set_aside(self.best)}")
             return "new", None
         log.truncate(self.log, newest.images)
+        remove_snapshots(self.snapshots, newest.images)
         done = newest.images >= settings.train.images and log.evaluated(self.log, newest.images)
         return ("finished" if done else "resume"), newest
 
     def _set_strangers_aside(self) -> None:
         """Move what is not a file or folder of this class out of the way of those that will be written."""
         if os.path.lexists(self.log) and not is_regular(self.log):
-            log.print_line(f"{self.log} is not a regular file; moved to {_set_aside(self.log)}")
+            log.print_line(f"{self.log} is not a regular file; moved to {set_aside(self.log)}")
         if not self.checkpoints.is_dir():
             return
         own = set(checkpoint.list_folders(self.checkpoints))
@@ -143,7 +154,7 @@ class RunFolder:
             if path in own or path.name.startswith((".", "damaged-")):
                 continue
             if checkpoint.is_name(path.name):  # a file where a checkpoint will be written
-                log.print_line(f"checkpoint {path.name} is not a folder; moved to {_set_aside(path)}")
+                log.print_line(f"checkpoint {path.name} is not a folder; moved to {set_aside(path)}")
             else:
                 log.print_line(f"{path} is not a checkpoint and is ignored")
 
@@ -164,7 +175,7 @@ class RunFolder:
             )
 
 
-def _set_aside(path: Path) -> str:
+def set_aside(path: Path) -> str:
     """Rename `path` to `damaged-NAME`, or that with a number; returns the new name."""
     moved = _free_name(path.with_name(f"damaged-{path.name}"))
     os.rename(path, moved)

@@ -21,7 +21,8 @@ def state_tensors(step: Step) -> Tensors:
         for name, parameter in step.trained.named_parameters()
         for slot, value in step.optimizer.state.get(parameter, {}).items()
     }
-    return {"model": step.trained.state_dict(), "ema": step.ema.model.state_dict(), "optimizer": optimizer}
+    averages = {name: average.model.state_dict() for name, average in step.averages.items()}
+    return {"model": step.trained.state_dict(), **averages, "optimizer": optimizer}
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def restore(step: Step, updates: int, read: Callable[[], Tensors]) -> None:
 def _copy(source: Tensors, target: Tensors) -> None:
     for file, tensors in target.items():
         try:
-            check_state(source[file], tensors)
+            check_state(source.get(file, {}), tensors)
         except ValueError as error:
             raise ValueError(f"{file}.safetensors: {error}") from None
     for file, tensors in target.items():

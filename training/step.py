@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from training.config import TrainConfig
 from training.data import BatchReader, ImageSet
-from training.ema import Ema, EmaConfig
+from training.ema import MAIN, Ema, EmaConfig
 from training.optimizer import OPTIMIZERS, Optimizer
 from training.precision import choose_memory_format
 from training.random import GlobalRandom, mix, seed_device
@@ -78,12 +78,15 @@ class Step:
         self.memory_format = choose_memory_format(device, accelerator.mixed_precision == "bf16", config.compile)
         self.trained: nn.Module = task.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         """the network in training"""
-        average = copy.deepcopy(self.trained)  # before accelerate replaces the forward method
+        averages = {name: copy.deepcopy(self.trained) for name in settings.ema.names}  # without accelerate's forward
         if config.compile:
             self.trained.compile()  # in place: the names of the weights stay
         self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
-        average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
-        self.ema = Ema(average, self.trained)
+        for average in averages.values():
+            average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
+        self.averages = {name: Ema(average, self.trained) for name, average in averages.items()}
+        """the averages of the weights, by name"""
+        self.ema = self.averages[MAIN]
         self.reader = BatchReader(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, device)
 
     def update(self) -> StepResult:
@@ -106,7 +109,8 @@ class Step:
         with torch.no_grad():
             self.task.after_update(self.trained)
         self.updates += 1
-        self.ema.update(self.settings.ema.decay(self.images_seen, self.settings.train.batch))
+        for name, decay in self.settings.ema.decays(self.images_seen, self.settings.train.batch).items():
+            self.averages[name].update(decay)
         return StepResult(torch.stack([loss.detach() for loss in losses]).mean(), norm, rate)
 
     @property

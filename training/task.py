@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from accelerate import Accelerator
@@ -40,24 +40,66 @@ class EvaluationContext:
     """sends an image to the trackers; to be called on the main process"""
 
 
-@runtime_checkable
-class Evaluation(Protocol):
+@dataclass(frozen=True)
+class Figure:
+    """What a number is that an evaluation logs: how it is drawn, and whether it tells which model is the best."""
+
+    axis: str
+    """quantity and unit; figures of the same axis are drawn together"""
+    log: bool = False
+    """whether the axis is logarithmic"""
+    dashed: bool = False
+    """a limit that others are compared with, such as the floor of a distance"""
+    best: Literal["lowest", "highest"] | None = None
+    """of the leading figure: the model with this value is the best one of a run"""
+
+    @property
+    def choose(self) -> Callable[..., Any]:
+        """`min` or `max`: the function that chooses the best of several values."""
+        return min if self.best == "lowest" else max
+
+
+class Evaluation(ABC):
     """A measurement of the averaged model at a fixed interval."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+    every_images: int
+    """Training images between two runs. The end of the training run is always evaluated."""
+    figures: ClassVar[Mapping[str, Figure]] = {}
+    """The numbers that are drawn over the images seen; at most one of them is the leading figure."""
 
     @property
-    def every_images(self) -> int:
-        """Training images between two runs. The end of the training run is always evaluated."""
-        ...
+    def conditions(self) -> dict[str, Any]:
+        """What the leading figure depends on besides the weights, as plain values: others are not compared with it."""
+        return {}
 
+    def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float] | None:
+        """Decides before the first `run` how much is measured; what that is, and about how many seconds it takes.
+
+        Called on every process with the averaged model in eval mode and without gradients. `folder` is that of the
+        context, in which a decision may be recorded for the rest of the run, unless `record` is false. By default
+        nothing is decided (None).
+        """
+        return None
+
+    @abstractmethod
     def run(self, model: nn.Module, context: EvaluationContext) -> Mapping[str, float] | None:
         """The numbers to log; None if `context.interrupted()` was true.
 
         Called on every process with the EMA model in eval mode and without gradients.
         """
-        ...
+
+
+def plan_line(
+    evaluation: Evaluation, plan: tuple[str, float], images: int, images_per_second: float | None = None
+) -> str:
+    """What an evaluation costs, with its share of the time of a run of so many `images` where their speed is known."""
+    what, seconds = plan
+    text = f"{evaluation.name}: {what} take about {seconds:.{1 if seconds < 10 else 0}f} s"
+    if images_per_second is None:
+        return text
+    training = min(evaluation.every_images, images) / images_per_second
+    return f"{text}, {100 * seconds / (seconds + training):.0f} % of the run"
 
 
 Prepared = TypeVar("Prepared", bound=Batch)
@@ -69,6 +111,12 @@ class Task(ABC, Generic[Prepared]):
 
     def __init__(self, model: nn.Module, evaluations: tuple[Evaluation, ...] = ()) -> None:
         self.model, self.evaluations = model, evaluations
+
+    @property
+    def leading(self) -> tuple[Evaluation, str, Figure] | None:
+        """The evaluation with the leading figure, and its name; None if no evaluation declares one."""
+        pairs = ((each, name, figure) for each in self.evaluations for name, figure in each.figures.items())
+        return next((found for found in pairs if found[2].best is not None), None)
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> Prepared:
         """All augmentation, on the device; none by default. `random` is the stream "augment" of this update."""

@@ -19,6 +19,7 @@ _FREE = {
     "null_label",
     "augment_channels",
     "learned_variance",
+    "logvar_channels",
     "init",
     "dropout",
 }
@@ -34,7 +35,8 @@ def adapt_weights(
     """Converts weights from `source` to `target` config. Returns the weights and one message per adaptation.
 
     - Image channels: an image whose channels repeat cyclically (grey as RGB) means the same to both networks.
-    - Learned variance that `target` lacks is dropped.
+    - Learned variance: dropped, or zero-initialised, which is the middle of its range.
+    - The log-variance of the loss: dropped, or zero-initialised, which is the plain loss.
     - Labels: rows of numbers that both have are kept, as is “no label”; with `rows`, each class of `target` takes the
       row of this number in `source` (None: of none). Other rows start at the mean of the source's rows, or at zero if
       there are none. Without labels in `target`, “no label” (else the mean) goes into a bias.
@@ -56,6 +58,10 @@ def adapt_weights(
         for name in _output_weights(target):
             adapted[name] = adapted[name][: source.out_channels]
         messages.append("output: the learned variance is dropped")
+    if target.learned_variance and not source.learned_variance:
+        for name in _output_weights(target):
+            adapted[name] = torch.cat([adapted[name], torch.zeros_like(adapted[name])])
+        messages.append("output: the weights of the learned variance start at zero")
     if source.in_channels != target.in_channels:
         for name in _input_weights(target):
             adapted[name] = adapt_inputs(adapted[name], target.in_channels)
@@ -69,6 +75,7 @@ def adapt_weights(
         messages.append(f"output: {source.out_channels} channels in the source, {target.out_channels} here; {how}")
     messages += _adapt_labels(adapted, source, target, rows)
     messages += _adapt_augmentation(adapted, source, target)
+    messages += _adapt_logvar(adapted, source, target)
     return adapted, messages
 
 
@@ -100,6 +107,17 @@ def _adapt_augmentation(weights: dict[str, Tensor], source: UNetConfig, target: 
         zeros = weights["embedding.linear1.weight"].new_zeros(target.time_features, target.augment_channels)
         weights["embedding.augment.weight"] = zeros
         yield f"augmentation: the weights of the label's {target.augment_channels} numbers start at zero"
+
+
+def _adapt_logvar(weights: dict[str, Tensor], source: UNetConfig, target: UNetConfig) -> Iterator[str]:
+    """Changes the head of the loss's log-variance in place, and yields messages."""
+    if source.logvar_channels == target.logvar_channels:
+        return
+    if weights.pop("logvar.linear.weight", None) is not None:
+        yield f"log-variance of the loss: its head is dropped; logvar_channels={source.logvar_channels} keeps it"
+    if target.logvar_channels is not None:
+        weights["logvar.linear.weight"] = weights["embedding.linear1.weight"].new_zeros(1, target.logvar_channels)
+        yield "log-variance of the loss: the weights of its head start at zero"
 
 
 def _adapt_labels(
@@ -195,8 +213,6 @@ def _differences(source: Any, target: Any) -> Iterator[tuple[str, Any, Any]]:
         name = "emb_channels" if name == "time_channels" else name
         if getattr(source, name) != getattr(target, name):
             yield name, getattr(source, name), getattr(target, name)
-    if getattr(source, "learned_variance", False) < getattr(target, "learned_variance", False):
-        yield "learned_variance", False, True
     a, b = _per_level(source.skeleton), _per_level(target.skeleton)
     yield from ((name, a[name], b[name]) for name in a if a[name] != b[name])
 

@@ -259,13 +259,16 @@ class UNetConfig:
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
     learned_variance: bool = False
     """whether the output has a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
+    logvar_channels: int | None = None
+    """sines and cosines of the time for a head that estimates the log-variance of the loss in training, which then
+    weights the noise levels (learned uncertainty: Karras et al. 2024; 128 there); null: there is no such head"""
     recompute_levels: tuple[int, ...] = ()
     """levels whose activations are recomputed in the backward pass: less memory, about a third more time there"""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         check_counts(self, "in_channels", "out_channels", "groups", "group_channels", "augment_channels")
-        check_counts(self, "time_channels")
+        check_counts(self, "time_channels", "logvar_channels")
         check_shared(self)
         for name in ("eps", "residual_scale"):
             if not 0 < getattr(self, name) < math.inf:
@@ -273,9 +276,11 @@ class UNetConfig:
         if self.pyramid and self.input_skips:
             raise ValueError("pyramid=True and input_skips=True both add the input to the encoder; give one of them")
         _ = self.skeleton
-        name = "base_channels" if self.time_channels is None else "time_channels"
-        if (width := getattr(self, name)) % 2 or width < 4:
-            raise ValueError(f"{name}={width} must be even and at least 4: half are sines, half cosines of the time")
+        for name in ("base_channels" if self.time_channels is None else "time_channels", "logvar_channels"):
+            if (width := getattr(self, name)) is not None and (width % 2 or width < 4):
+                raise ValueError(
+                    f"{name}={width} must be even and at least 4: half are sines, half cosines of the time"
+                )
 
     @cached_property
     def skeleton(self) -> Skeleton:

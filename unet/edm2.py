@@ -22,7 +22,7 @@ from residual.magnitude import (
 )
 from unet.config import Block, Level
 from unet.edm2_config import EDM2Config
-from unet.embedding import check_images, label_per_image, per_image
+from unet.embedding import LogVariance, check_images, label_per_image, per_image
 from unet.layouts import EDM2_LAYOUTS
 from unet.model import level_chain
 from unet.network import Network
@@ -58,21 +58,6 @@ class Embedding(nn.Module):
         return math.sqrt(self.classes) * F.one_hot(label.long(), self.classes + 1)[:, :-1].float()
 
 
-class LogVariance(nn.Module):
-    """u(t): the logarithm of the expected loss at a noise level (Karras et al. 2024, eq. 21).
-
-    The training loss is `exp(-u) · loss + u`. Sampling does not use it.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.fourier = MPFourier(channels)
-        self.linear = MPLinear(channels, 1)
-
-    def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b"]:
-        return self.linear(self.fourier(t).to(self.linear.weight.dtype))[:, 0]
-
-
 class EDM2UNet(Network):
     """EDM2's U-Net: weights of unit magnitude and magnitude-preserving sums instead of norms (config G).
 
@@ -92,7 +77,7 @@ class EDM2UNet(Network):
         skeleton.check_size(config.size)
         last = skeleton.levels[-1]
         self.embedding = Embedding(config)
-        self.logvar = LogVariance(config.logvar_channels)
+        self.logvar = LogVariance(MPFourier(config.logvar_channels), MPLinear(config.logvar_channels, 1))
         stem = Chain(ones=AppendOnes(), conv=MPConv2d(config.in_channels + 1, config.base_channels))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in skeleton.encoder())])
         self.middle = level_chain(

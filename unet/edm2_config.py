@@ -62,6 +62,11 @@ class EDM2Config:
         return self.classes is not None
 
     @property
+    def learned_variance(self) -> bool:
+        """Whether the output has a second half that interpolates the variance: never."""
+        return False
+
+    @property
     def emb_channels(self) -> int:
         """Width of the embedding of noise level and label."""
         return max(level.channels for level in self.skeleton.levels)

@@ -116,6 +116,22 @@ def _label(config: UNetConfig, width: int) -> LabelEmbedding | LinearLabelEmbedd
     )
 
 
+class LogVariance(nn.Module):
+    """u(t): the logarithm of the expected loss at a noise level (Karras et al. 2024, eq. 21).
+
+    `fourier` makes features of the time, `linear` one number of them. The training loss is `exp(-u) · loss + u`.
+    Sampling does not use it.
+    """
+
+    def __init__(self, fourier: nn.Module, linear: nn.Linear) -> None:
+        super().__init__()
+        self.fourier = fourier
+        self.linear = linear
+
+    def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b"]:
+        return self.linear(self.fourier(t).to(self.linear.weight.dtype))[:, 0]
+
+
 class DivideByTime(nn.Module):
     """`x / t` per image: the output of score networks that are trained on Fourier features of log t."""
 

@@ -21,6 +21,7 @@ from residual import (
     NormAct,
     Residual,
     SelfAttention,
+    SinusoidalEmbedding,
     StridedConv,
     ZeroConv2d,
     attention_branch,
@@ -31,7 +32,7 @@ from residual.recompute import Recomputed
 from residual.weights.pretrained import build_on_meta, local_folder
 from residual.weights.read import note, plain_names, read_folder_weights
 from unet.config import Block, Level, Resample, UNetConfig
-from unet.embedding import DivideByTime, Embedding, check_images, label_per_image, per_image
+from unet.embedding import DivideByTime, Embedding, LogVariance, check_images, label_per_image, per_image
 from unet.layouts import UNET_LAYOUTS, diffusers, import_weights
 from unet.network import Network
 
@@ -67,7 +68,7 @@ class UNet(Network):
     config_class = UNetConfig
     hub_tags = ("diffusion",)
     layouts = UNET_LAYOUTS
-    later_fields = frozenset({"pyramid", "middle"})
+    later_fields = frozenset({"pyramid", "middle", "logvar_channels"})
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
@@ -95,6 +96,7 @@ class UNet(Network):
         self.divide = DivideByTime() if config.time_embedding == "log_fourier" else None
         if config.init == "xavier":
             self.apply(_xavier)
+        self.logvar = None if config.logvar_channels is None else _log_variance(config.logvar_channels)
 
     def forward(
         self,
@@ -104,15 +106,19 @@ class UNet(Network):
         *,
         emb: Float[Tensor, "b e"] | None = None,
         augment: Float[Tensor, "b a"] | None = None,
-    ) -> Float[Tensor, "b c_out h w"]:
+        return_logvar: bool = False,
+    ) -> Float[Tensor, "b c_out h w"] | tuple[Float[Tensor, "b c_out h w"], Float[Tensor, "b"]]:
         """The network's output for noisy images `x` at timesteps `t` (0 … T - 1, whole or fractional; one or one each).
 
         `label` counts from 0 (one, or one each); without it the null label is used. `emb` is added to the embedding
         after the time MLP (`config.emb_channels` wide). `augment` is the augmentation label (`config.augment_channels`
-        numbers). With learned variance the second half of the channels interpolates the variance.
+        numbers). With learned variance the second half of the channels interpolates the variance. With `return_logvar`,
+        the log-variance of the loss at `t` is returned too; so every parameter takes part in the forward pass, as
+        training on several processes needs.
 
         Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size
-        that the levels cannot halve, for a label if there are no classes, and for a missing one without a null label.
+        that the levels cannot halve, for a label if there are no classes, for a missing one without a null label, and
+        for a log-variance without `config.logvar_channels`.
         """
         check_images(x, self.config.in_channels)
         if any(side == 0 or side % self.stride for side in x.shape[2:]):
@@ -128,7 +134,12 @@ class UNet(Network):
         x = self.head(x)
         if self.enlarge is not None and image is not None:
             x = x + self.enlarge(image)
-        return x if self.divide is None else self.divide(x, t)
+        output = x if self.divide is None else self.divide(x, t)
+        if not return_logvar:
+            return output
+        if self.logvar is None:
+            raise ValueError("this network has no log-variance (logvar_channels is not set); train one with it")
+        return output, self.logvar(t)
 
     def encode(self, x: Float[Tensor, "b c_in h w"], e: Float[Tensor, "b e"]) -> list[Tensor]:
         """The outputs of the encoder's entries. The decoder takes each of them once, in reverse order."""
@@ -297,6 +308,13 @@ class ImageOutput(nn.Module):
 def level_chain(level: Level, **nodes: nn.Module | None) -> Chain:
     """A chain of the nodes, whose activations are recomputed in the backward pass if `level.recompute`."""
     return (Recomputed if level.recompute else Chain)(**nodes)
+
+
+def _log_variance(channels: int) -> LogVariance:
+    """A head whose log-variance is zero at first, so that the loss is the plain one. Times may be whole timesteps."""
+    linear = nn.Linear(channels, 1, bias=False)
+    nn.init.zeros_(linear.weight)
+    return LogVariance(SinusoidalEmbedding(channels), linear)
 
 
 def _xavier(module: nn.Module) -> None:

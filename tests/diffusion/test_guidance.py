@@ -67,6 +67,23 @@ def test_only_extrapolated_images_are_clipped(make) -> None:
     assert_close(make(0.5, limit=0.5)(X, T, LABEL), make(0.5)(X, T, LABEL))
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_learned_variance_is_that_with_the_label(inside: bool) -> None:
+    def with_variance(x, time, condition):
+        return torch.cat([denoise(x, time, condition), 100.0 + condition.label.view(-1, 1, 1, 1) + 0 * x], dim=1)
+
+    options = {"limit": 0.5, "interval": (0.0 if inside else 0.5, math.inf)}
+    variance = with_variance(X, T, LABEL)[:, 1:]
+    assert_close(
+        classifier_free(with_variance, 3.0, NULL, EDM(), **options)(X, T, LABEL),
+        torch.cat([cfg(3.0, **options)(X, T, LABEL), variance], dim=1),
+    )
+    assert_close(  # the worse network has no variance
+        guided(with_variance, worse, 3.0, EDM(), **options)(X, T, LABEL),
+        torch.cat([guided(denoise, worse, 3.0, EDM(), **options)(X, T, LABEL), variance], dim=1),
+    )
+
+
 def test_both_denoised_images_come_from_one_batch_and_only_where_both_are_needed() -> None:
     sizes = []
 

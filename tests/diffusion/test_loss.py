@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -81,7 +83,10 @@ def test_predicted_variances_are_left_out() -> None:
     _, noise = images(torch.float32)
     plain = NetworkDenoiser(lambda x, t, label: x, DDPM())
     with_variance = NetworkDenoiser(lambda x, t, label: torch.cat([x, x + 9], dim=1), DDPM())
-    assert_close(with_variance(noise, T.float(), Condition()), plain(noise, T.float(), Condition()), rtol=0, atol=0)
+    x0 = plain(noise, T.float(), Condition())
+    assert_close(with_variance(noise, T.float(), Condition()), x0, rtol=0, atol=0)
+    both = replace(with_variance, learned_variance=True)(noise, T.float(), Condition())
+    assert_close(both, torch.cat([x0, noise + 9], dim=1), rtol=0, atol=0)
 
 
 def test_clipping_is_a_wrapper() -> None:

@@ -5,17 +5,31 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sample
-from diffusion import DDPM, EDM, FORMULATIONS, SAMPLERS, Condition, Flow, Formulation, Stratified, denoising_loss
+import train as script
+from diffusion import (
+    DDPM,
+    EDM,
+    FORMULATIONS,
+    SAMPLERS,
+    Condition,
+    Flow,
+    Formulation,
+    Stratified,
+    VariationalBound,
+    denoising_loss,
+)
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
 from residual.weights.read import WeightsNote
@@ -36,6 +50,14 @@ from training.task import Batch, EvaluationContext
 from unet import EDM2Config, UNet, list_presets, preset
 
 ROOT = Path(__file__).parents[2]
+VARIANCE = replace(SMALL, learned_variance=True)
+NETWORKS = {
+    "unet": replace(VARIANCE, logvar_channels=8),
+    "edm2": EDM2Config(
+        base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,), head_channels=16
+    ),
+}
+"""networks with a log-variance of the loss"""
 
 
 def batch(count=8):
@@ -77,9 +99,14 @@ def test_weights_come_from_the_seed():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": replace(SMALL, learned_variance=True)}, r"model\.learned_variance=true"),
         ({"model": replace(SMALL, size=(32, 32), channel_multipliers=(1, 1, 1, 1, 1))},
          r"digits.*8x8 px.*16x16.*data\.size"),
+        ({"model": NETWORKS["edm2"], "augment": DiffusionAugment(non_leaky=0.1)},
+         r"augment\.non_leaky=0\.1.*model\.kind=edm2"),
+        *(({"objective": objective, "sample": SampleConfig(sampler=sampler)}, f"sample: sampler={sampler} .*heun")
+          for objective in (EDM(), Flow()) for sampler in ("ddim", "ddpm", "unipc", "dpmpp_2m_sde")),
+        ({"objective": DDPM(prediction="v", zero_terminal_snr=True), "sample": SampleConfig(sampler="dpmpp_2m_sde")},
+         r"sample: sampler=dpmpp_2m_sde .*zero_terminal_snr"),
         ({"sample": SampleConfig(sampler="dim")}, "sample: .*sampler 'dim'.*ddim"),
         ({"sample": SampleConfig(steps=2000)}, "sample: steps=2000 .*1000"),
         ({"sample": SampleConfig(guidance=2.0), "diffusion": DiffusionConfig(label_dropout=0.0)},
@@ -118,6 +145,12 @@ def test_bad_fields_are_named(make, message):
         make()
 
 
+@pytest.mark.parametrize("kind", ["edm", "flow"])
+def test_a_learned_variance_needs_the_steps_of_ddpm(kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.learned_variance=true.*objective\.kind={kind}"):
+        small_run(model=VARIANCE, objective=FORMULATIONS[kind]())
+
+
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
     assert {"diffusion": DiffusionRun, "classification": ClassificationRun} == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
@@ -143,6 +176,34 @@ def test_loss_is_that_of_the_parts_it_is_made_of():
     assert 0 < (label == 10).sum() < 8
     expected = denoising_loss(task.model, DDPM(), given.image, noise, t.float(), Condition(label))
     torch.testing.assert_close(task.loss(task.model, given, random()), expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "spacing"), [(PixelFormat(), 2 / 255), (PixelFormat(dtype="float32", low=-1, high=3, file="npy"), None)]
+)
+def test_the_loss_of_a_learned_variance_is_the_hybrid_one(pixels: PixelFormat, spacing: float | None) -> None:
+    images = Images(np.zeros((2, 1, 8, 8), pixels.stored), np.zeros(2, np.int64), CLASSES, pixel_format=pixels)
+    task, given, draws = shaken(small_run(model=VARIANCE).build(images)), batch(), random()
+    t, noise = draws.integers(1000).float(), draws.normal(1, 8, 8)
+    condition = Condition(torch.where(draws.uniform() < 0.1, 10, given.label))
+    bound = VariationalBound(DDPM(), spacing)
+    expected = denoising_loss(task.model, DDPM(), given.image, noise, t, condition, bound=bound)
+    torch.testing.assert_close(task.loss(task.model, given, random()), expected)
+
+
+@pytest.mark.parametrize("kind", ["unet", "edm2"])
+def test_the_loss_of_a_network_with_a_log_variance_reaches_all_of_its_parameters(kind: str) -> None:
+    """As training on several processes needs."""
+    task = shaken(small_run(model=NETWORKS[kind]).build(digits()))
+    given, draws = batch(), random()
+    t, noise = draws.integers(1000).float(), draws.normal(1, 8, 8)
+    condition = Condition(torch.where(draws.uniform() < 0.1, 10, given.label))
+    net = partial(task.model, return_logvar=True)
+    expected = denoising_loss(net, DDPM(), given.image, noise, t, condition, bound=task.bound)
+    loss = task.loss(task.model, given, random())
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    assert all(weight.grad is not None for weight in task.model.parameters())
 
 
 def test_loss_does_not_depend_on_how_the_batch_is_divided():
@@ -676,14 +737,41 @@ def test_a_network_of_log_time_is_not_trained():
         small_run(model=replace(SMALL, time_embedding="log_fourier")).build(digits())
 
 
-# --- every network and every objective ---
+def test_a_run_with_a_learned_variance_resumes_bit_for_bit_and_is_drawn_from(tmp_path, monkeypatch):
+    """From a file of ADM's weights, whose learned variance is kept and goes on training."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    config = replace(VARIANCE, time_embedding="adm", conditioning="scale_shift", resample="block")
+    config = replace(config, in_channels=1, out_channels=1, base_channels=32, groups=32, classes=10)
+    trained = UNet(config)
+    for weight in trained.parameters():
+        weight.data.add_(torch.randn(weight.shape), alpha=0.02)
+    save_file(trained.export_weights("adm"), tmp_path / "adm.safetensors")
+    (tmp_path / "run.yaml").write_text(
+        "data: {source: digits}\nsample: {num: 1, steps: 1, sampler: ddpm, guidance: 2}\n"
+        "model: {base_channels: 32, channel_multipliers: [1, 2], attention_levels: [1], blocks_per_level: 1,\n"
+        "        time_embedding: adm, conditioning: scale_shift, resample: block, learned_variance: true}\n"
+        "train: {images: 32, batch: 16, log_every_images: 16, trackers: [], precision: float32}\n"
+        f"schedule: {{warmup_images: 0}}\ninit: {tmp_path / 'adm.safetensors'}\ninit_layout: adm\n"
+    )
 
-NETWORKS = {
-    "unet": SMALL,
-    "edm2": EDM2Config(
-        base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,), head_channels=16
-    ),
-}
+    def run(name: str, *flags: str) -> Path:
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        script.main(["--config", str(tmp_path / "run.yaml"), "--run", str(tmp_path / name), *flags])
+        return tmp_path / name
+
+    straight, pieces = run("straight"), run("pieces", "--train.images", "16")
+    assert run("pieces") == pieces
+    ends = [load_file(folder / "checkpoints" / "000000032" / "model.safetensors") for folder in (straight, pieces)]
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
+    rows = [weights["head.conv.weight"][1:] for weights in (ends[0], trained.state_dict())]
+    assert not torch.allclose(*rows)
+    drawn = load_model(straight).draw(range(2), [3, 4], sampler="ddpm", steps=3, guidance=2.0)
+    assert drawn.isfinite().all()
+    assert drawn.std() > 0.05
+
+
+# --- every network and every objective ---
 
 
 @pytest.mark.parametrize("objective", FORMULATIONS)
@@ -692,7 +780,7 @@ def test_every_network_trains_under_every_objective(tmp_path, kind: str, objecti
     """Through the trainer's own step: the loss falls, the folder is enough to sample with the default sampler."""
     settings = TrainConfig(images=60 * 32, batch=32, precision="float32", trackers=())
     run = small_run(
-        model=NETWORKS[kind],
+        model={"unet": SMALL, "edm2": NETWORKS["edm2"]}[kind],
         objective=FORMULATIONS[objective](),
         train=settings,
         optimizer=AdamW(learning_rate=5e-3),
@@ -708,7 +796,7 @@ def test_every_network_trains_under_every_objective(tmp_path, kind: str, objecti
         task.save(step.ema.model, tmp_path)
     model = load_model(tmp_path)
     assert model.formulation == FORMULATIONS[objective]()
-    assert type(model.net.config) is type(NETWORKS[kind])
+    assert type(model.net.config) is MODELS[kind]
     drawn = model.draw(range(2), [3, 10], steps=4, guidance=2.0)
     assert drawn.isfinite().all()
     assert drawn.std() > 0.05

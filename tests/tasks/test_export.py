@@ -23,6 +23,7 @@ from pictures.pixel_format import BYTES, PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
 from pipelines.diffusion import DiffusionModel, load_model
+from residual.weights.read import WeightsNote
 from tasks.diffusion import DiffusionAugment
 from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
@@ -215,14 +216,12 @@ KINDS = {
 }
 
 
-def some_model(
-    channels=1, pixels=BYTES, size=(8, 8), classes=None, null_label=False, objective=None, learned_variance=False
-):
+def some_model(channels=1, pixels=BYTES, size=(8, 8), classes=None, null_label=False, objective=None, **fields):
     """A model of such images with random weights."""
     count = None if classes is None else len(classes)
     config = replace(
         SMALL, in_channels=channels, out_channels=channels, size=size, classes=count,
-        null_label=null_label, learned_variance=learned_variance,
+        null_label=null_label, **fields,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     net = UNet(config).eval()
@@ -263,9 +262,11 @@ def test_the_code_on_the_card_draws_the_images_of_sample(tmp_path, monkeypatch, 
         np.testing.assert_allclose(theirs.astype(float), ours.astype(float), rtol=0, atol=level)
 
 
-def test_a_learned_variance_is_left_out(tmp_path, monkeypatch):
-    model = some_model(channels=3, learned_variance=True)
-    export.save_diffusers(model, tmp_path)
+@pytest.mark.parametrize("field", [{"learned_variance": True}, {"logvar_channels": 8}], ids=str)
+def test_what_diffusers_does_not_read_is_left_out_and_reported(tmp_path, monkeypatch, field):
+    model = some_model(channels=3, **field)
+    with pytest.warns(WeightsNote, match=f"model.{next(iter(field))}"):
+        export.save_diffusers(model, tmp_path)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([10, 900])
     with torch.no_grad():
         theirs = UNet2DModel.from_pretrained(tmp_path, subfolder="unet")(x, t).sample

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch.testing import assert_close
 
 import resnet
 import sample as script
-from diffusion import DDPM, EDM, Flow, generators
+from diffusion import DDPM, EDM, SAMPLERS, Flow, generators
 from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel, _without_variance, load_model
 from pipelines.from_diffusers import formulation_of
 from residual.names import rows_by_name
 from tasks.init_classifier import init_config, load_init
@@ -288,17 +288,62 @@ def test_classes_of_a_pipeline_are_numbers(folder: Path) -> None:
     assert model.draw(range(2), [0, 2], steps=2).shape == (2, 1, 8, 8)
 
 
-def test_a_learned_variance_is_left_out_with_a_note(folder: Path) -> None:
-    theirs = pipeline(folder / "p", out_channels=2)
+def with_variance(path: Path, **config: Any) -> DDPMPipeline:
+    """A pipeline whose network also predicts the variance."""
+    made = DDPMPipeline(unet=unet2d(out_channels=2), scheduler=DDPMScheduler(**{"clip_sample": True, **config}))
+    made.save_pretrained(path)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({}, 10),
+        ({"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}, 3),
+        ({"num_train_timesteps": 25, "beta_start": 0.004, "beta_end": 0.8}, 25),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "sample"}, 7),
+    ],
+    ids=str,
+)
+def test_ddpm_draws_with_a_learned_variance_what_diffusers_draws(folder: Path, config: dict, steps: int) -> None:
+    """At any number of steps, whose variance is that between the timesteps that are used."""
+    theirs, model = with_variance(folder / "p", variance_type="learned_range", **config), load_model("p")
+    found = model.draw(range(3), None, sampler="ddpm", steps=steps, seed=5) / 2 + 0.5
+    sources = generators(5, range(3))
+    expected = theirs(batch_size=3, generator=sources, num_inference_steps=steps, output_type="np").images
+    assert_close(found, torch.from_numpy(np.asarray(expected)).permute(0, 3, 1, 2), rtol=0, atol=1e-4)
+    with pytest.warns(UserWarning, match="variance"):
+        fixed = replace(model, net=_without_variance(model.net, folder))
+    assert (fixed.draw(range(3), None, sampler="ddpm", steps=steps, seed=5) / 2 + 0.5 - found).abs().max() > 0.01
+    for sampler in sorted({*SAMPLERS} - {"ddpm"}):  # none of them has a use for it
+        if sampler == "dpmpp_2m_sde" and "rescale_betas_zero_snr" in config:
+            continue
+        drawn, same = (each.draw(range(2), None, sampler=sampler, steps=3) for each in (model, fixed))
+        assert_close(drawn, same, rtol=0, atol=1e-6)
+
+
+def test_a_learned_variance_of_another_kind_is_left_out_with_a_note(folder: Path) -> None:
+    theirs = with_variance(folder / "p", variance_type="learned")
     with pytest.warns(UserWarning, match="variance"):
         model = load_model("p")
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([7.0])
     with torch.no_grad():
         expected = theirs.unet(x, t).sample[:, :1]
         assert_close(model.net(x, t), expected, rtol=0, atol=2e-5 * expected.std().item())
-    network, said = started(small_run(init="p"), labels=False)
-    assert any("variance" in line for line in said)
-    assert network.config.out_channels == 1
+
+
+def test_a_run_from_a_learned_variance_keeps_or_drops_it(folder: Path) -> None:
+    theirs = with_variance(folder / "p")
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([7.0, 900.0])
+    with torch.no_grad():
+        expected = theirs.unet(x, t).sample
+        kept, said = started(small_run(init="p", model=replace(SMALL, learned_variance=True)), labels=False)
+        assert_close(kept.eval()(x, t), expected, rtol=0, atol=2e-5)
+        assert len(said) == 1
+        dropped, said = started(small_run(init="p"), labels=False)
+        assert_close(dropped.eval()(x, t), expected[:, :1], rtol=0, atol=2e-5)
+        assert any("variance" in line for line in said)
 
 
 def test_a_network_of_unknown_size_is_refused(folder: Path) -> None:

@@ -15,7 +15,7 @@ import train
 from metrics import frechet_distance, memorised, precision_recall
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion import DiffusionModel, load_model
 from resnet import ResNetConfig
 from resnet import build as build_classifier
 from tasks.quality import Quality, QualityConfig
@@ -118,6 +118,23 @@ def test_an_interruption_ends_it(judge: Path) -> None:
     assert found.measure(found.model.net, interrupted=lambda: True) is None
 
 
+@pytest.mark.parametrize("seconds", [None, 75.0, 5.0])
+def test_a_time_budget_lowers_the_number_of_images(judge: Path, tmp_path: Path, monkeypatch, seconds) -> None:
+    monkeypatch.setattr("tasks.quality.seconds_per_image", lambda *arguments, **options: 0.5)
+    found, least = quality(judge, seconds=seconds), WIDTH + 1
+    count = {None: 400, 75.0: 150, 5.0: least}[seconds]
+    text, cost = found.plan(found.model.net, tmp_path)
+    assert (len(found.held_out), len(found.training), cost) == (count, count, count / 2)
+    assert re.match(rf"{count} (of 400 )?images.*in 3 ddim steps", text)
+    same = quality(judge, num=count)
+    for ours, theirs in ((found.held_out, same.held_out), (found.training, same.training)):
+        assert np.array_equal(ours.read(np.arange(count)), theirs.read(np.arange(count)))
+    later = quality(judge, seconds=seconds)
+    monkeypatch.setattr("tasks.quality.seconds_per_image", lambda *arguments, **options: 1e-6)
+    later.plan(later.model.net, tmp_path)
+    assert len(later.held_out) == count
+
+
 @pytest.mark.parametrize(
     ("config", "images", "match"),
     [
@@ -142,6 +159,7 @@ def test_what_cannot_be_compared_is_refused(judge: Path, config: dict, images: t
     [
         (lambda: QualityConfig(num=1), r"num=1"),
         (lambda: QualityConfig(batch=0), r"batch=0"),
+        (lambda: QualityConfig(seconds=0.0), r"seconds=0\.0"),
         (lambda: QualityConfig(seed=-1), r"seed=-1"),
         (lambda: small_run(quality=QualityConfig(judge="x")), r"quality\.judge=x.*data\.validation"),
     ],
@@ -167,6 +185,15 @@ def test_a_run_logs_its_quality_and_is_evaluated(judge: Path, tmp_path: Path, mo
     train.main(["--config", "run.yaml", "--run", "run"])
     logged = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     found = next(line for line in logged if "frechet_distance" in line)
+    assert found["quality_images"] == 100
+    assert re.search(
+        r"^quality: 100 images in 2 ddim steps take about \d+\.?\d* s, \d+ % of the run$", capsys.readouterr().out, re.M
+    )
+    assert Path("run/samples/metrics.png").stat().st_size > 0
+    best = load_model("run/best")
+    assert best.images_seen == 64
+    assert json.loads(Path("run/best/best.json").read_text())["value"] == found["frechet_distance"]
+    torch.testing.assert_close(best.net.state_dict(), load_model("run").net.state_dict())
     capsys.readouterr()
     evaluate.main(["run"])
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.torture.runs import RUNS_PER_TIME, Run, Started, require
 from training import checkpoint
 
-SIZE_BYTES = 64 * 2**20
+SIZE_BYTES = 160 * 2**20
 REFUSED = "NOT SAVED"
 
 
@@ -63,6 +63,8 @@ def fill_until(folder: Path, quiet: Run, times: int, dice: random.Random) -> dic
             else:
                 require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
             require(run.hashes == quiet.hashes, f"{run.folder.name}: other bits than the undisturbed run")
+            others = run.snapshots.items() - quiet.snapshots.items()
+            require(not others, f"{run.folder.name}: other snapshots than the undisturbed run: {sorted(others)}")
             require(set(run.losses) <= set(quiet.losses), f"{run.folder.name}: another log than the undisturbed run")
     return count
 

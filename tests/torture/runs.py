@@ -28,6 +28,7 @@ sample: {num: 4, steps: 2}
 train: {batch: 32, micro_batch: 8, log_every_images: 32, eval_every_images: 3200,
         trackers: [], precision: float32}
 optimizer: {learning_rate: 1e-3}
+ema: {power_widths: [0.1], snapshot_every_images: 320}
 schedule: {warmup_images: 0}
 """
 
@@ -94,6 +95,11 @@ class Run:
         return {file.name: checkpoint.sha256(file) for file in sorted(last.glob("*.safetensors"))}
 
     @property
+    def snapshots(self) -> dict[str, str]:
+        """SHA-256 of each file in the folder of snapshots."""
+        return {file.name: checkpoint.sha256(file) for file in sorted((self.folder / "snapshots").iterdir())}
+
+    @property
     def losses(self) -> list[tuple[int, float]]:
         """Images seen and loss, line by line of the log."""
         lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
@@ -101,8 +107,9 @@ class Run:
 
     def check_same(self, quiet: "Run") -> None:
         """Raises Broken unless tensors and log equal those of the undisturbed run."""
-        require(len(self.hashes) == 3, f"{self.folder.name} has no checkpoint of its last update")
+        require(len(self.hashes) == 4, f"{self.folder.name} has no checkpoint of its last update")
         require(self.hashes == quiet.hashes, f"{self.folder.name}: other bits than the undisturbed run")
+        require(self.snapshots == quiet.snapshots, f"{self.folder.name}: other snapshots than the undisturbed run")
         require(self.losses == quiet.losses, f"{self.folder.name}: another log than the undisturbed run")
 
 

@@ -231,7 +231,7 @@ def test_a_script_may_add_kinds(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_fields_that_may_change_are_known_by_dotted_name():
-    assert changeable(read("task: toy").run) == {"train.images"}
+    assert changeable(read("task: toy").run) == {"train.images", "ema.snapshot_every_images"}
 
 
 @pytest.mark.parametrize(

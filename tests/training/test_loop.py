@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +32,7 @@ from training.loop import fit
 from training.optimizer import OPTIMIZERS
 from training.run_folder import RunFolder
 from training.schedule import SCHEDULES
+from training.task import plan_line
 from training.units import show_size
 
 
@@ -156,6 +158,27 @@ def test_a_figure_of_an_evaluation_that_is_not_finite_ends_the_run(tmp_path, mon
     assert not any(row.get("evaluated") for row in read(tmp_path / "log.jsonl"))
 
 
+def test_an_evaluation_is_planned_once_before_it_runs(tmp_path, monkeypatch, capsys):
+    planned = []
+
+    def plan(evaluation, model, folder, record=True):
+        planned.append((folder, record, model.training, torch.is_grad_enabled(), len(evaluation.task.evaluated)))
+        return "3 things", 12.4
+
+    monkeypatch.setattr(ToyEvaluation, "plan", plan)
+    train(tmp_path, eval_every_images=3 * BATCH)
+    assert planned == [(tmp_path / "samples", True, False, False, 0)]
+    assert re.search(r"^sum: 3 things take about 12 s, \d+ % of the run$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("images", "speed", "text"),
+    [(40, None, "take about 5.0 s"), (40, 4.0, "5.0 s, 33 % of the run"), (10, 1.0, "5.0 s, 33 % of the run")],
+)
+def test_the_cost_of_an_evaluation_is_its_share_of_an_interval(images, speed, text):
+    assert plan_line(ToyEvaluation(ToyTask(), 40), ("3 things", 5.0), images, speed).endswith(text)
+
+
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
     train(tmp_path)
     text = f"finished: {tmp_path} has seen 80 images; its model is in {tmp_path / 'model'}"
@@ -270,7 +293,7 @@ def test_the_average_is_that_of_the_trained_weights(tmp_path):
     expected = runner.step.trained.first.weight.detach().double()
     for _ in range(10):
         runner.step.update()
-        keep = runner.step.settings.ema.decay(runner.step.images_seen, BATCH)
+        keep = runner.step.settings.ema.decays(runner.step.images_seen, BATCH)["ema"]
         expected = keep * expected + (1 - keep) * runner.step.trained.first.weight.detach().double()
     assert_close(runner.step.ema.model.first.weight.double(), expected, rtol=0, atol=1e-6)
     assert runner.step.ema.model.calls == 10
@@ -332,6 +355,9 @@ ELSEWHERE = {  # has no effect on the weights; shown by the test named
     "keep_every_images": "test_keep_permanently",
     "compile": "test_compile_changes_the_speed_only",
     "trackers": "test_trackers",
+    "more_halflife_images": "test_further_averages",
+    "power_widths": "test_further_averages",
+    "snapshot_every_images": "test_further_averages",
 }
 
 
@@ -355,6 +381,24 @@ def test_a_field_changes_the_average_only(tmp_path, name):
     before, after = final(tmp_path / "a"), final(tmp_path / "b", **{name: AVERAGED[name]})
     assert torch.equal(before["model.first.weight"], after["model.first.weight"])
     assert not torch.equal(before["ema.first.weight"], after["ema.first.weight"])
+
+
+def test_further_averages(tmp_path):
+    """They are in the checkpoint, and those with a width in snapshots; nothing else changes."""
+    more = {"more_halflife_images": (2,), "power_widths": (0.1,), "snapshot_every_images": 3 * BATCH}
+    before, after = final(tmp_path / "a"), final(tmp_path / "b", **more)
+    assert_close(after, before, rtol=0, atol=0)
+    assert hashes(tmp_path / "b").keys() - hashes(tmp_path / "a").keys() == {
+        "ema-2.safetensors",
+        "ema-0.1.safetensors",
+    }
+    assert not (tmp_path / "a/snapshots").exists()
+    found = sorted(path.name for path in (tmp_path / "b/snapshots").iterdir())
+    assert found == [f"{seen:09d}-0.1.safetensors" for seen in (24, 48, 72, 80)], "every 24, and the end"
+    last = load_file(tmp_path / "b/snapshots/000000080-0.1.safetensors")
+    assert_close(last, tensors(tmp_path / "b", "ema-0.1"), rtol=0, atol=0)
+    trained = ("model", "ema", "ema-2", "ema-0.1")
+    assert len({tensors(tmp_path / "b", name)["first.bias"].sum().item() for name in trained}) == 4
 
 
 def test_flips_reach_the_images(tmp_path):

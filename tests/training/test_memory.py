@@ -31,6 +31,9 @@ def test_a_checkpoint_is_weights_average_and_optimizer_slots(optimizer_slots: in
     model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
     weights, buffers, trained = 4 * (4 + 4), 2 * 2 * 4 + 8, 4 * 4
     assert checkpoint_bytes(model, optimizer_slots) == 2 * (weights + buffers) + optimizer_slots * trained
+    three = checkpoint_bytes(model, optimizer_slots, averages=3)
+    assert three == checkpoint_bytes(model, optimizer_slots) + 2 * (weights + buffers)
+    assert saved_bytes(model, optimizer_slots, averages=3) == three + weights + buffers
     assert saved_bytes(model, optimizer_slots, 2) == 2 * checkpoint_bytes(model, optimizer_slots) + weights + buffers
 
 
@@ -41,6 +44,8 @@ def test_the_limit_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> No
     require_memory(outline, [], CPU, 1)
     with pytest.raises(ValueError, match=r"2\.4 kB \(weights.* of 120 parameters\).* cpu "):
         require_memory(outline, [], CPU, 2)
+    with pytest.raises(ValueError, match="training this model takes"):
+        require_memory(outline, [], CPU, 0, averages=4)
     require_memory(outline, ["0.*"], CPU, 2)
     monkeypatch.setattr(memory, "total_bytes", lambda device: None)
     require_memory(outline, [], CPU, 2)

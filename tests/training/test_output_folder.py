@@ -91,6 +91,7 @@ REFUSED = {
     "the model by a link above": r"folder of the model",
     "in the model of a run": r"belongs to training",
     "in the checkpoints of a run": r"belongs to training",
+    "in the snapshots of a run": r"belongs to training",
     "the model of a run": r"belongs to training",
     "another run": r"'checkpoints', 'config.yaml', 'model', … \(4 in all\)",
     "photographs": r"'cat.jpg'",
@@ -153,6 +154,7 @@ def test_what_is_refused_before_work(root: Path, case: str) -> None:
         "the model in other words": root / "here" / ".." / "run",
         "in the model of a run": root / "run" / "model" / "x",
         "in the checkpoints of a run": root / "run" / "checkpoints" / "x",
+        "in the snapshots of a run": root / "run" / "snapshots" / "x",
         "the model of a run": root / "run" / "model",
     }
     out = paths.get(case, out)

@@ -1,6 +1,7 @@
 """The report of the dry run, against numbers counted by hand."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.toy import ToyTask, accelerator, images
+from tests.training.toy import ToyEvaluation, ToyTask, accelerator, images
 from tests.training.toy import config as settings_with
 from training.data import Images
 from training.memory import model_bytes
@@ -84,6 +85,14 @@ def test_the_report_counts_parameters_memory_and_updates():
     assert rows["checkpoint"] == "680 bytes on disk, 3 are kept"
     assert rows["updates"] == "125 of 8 images"
     assert rows["length"] == "1,000 images: each of the 400 about 2.5 times"
+
+
+def test_the_report_counts_averages_and_snapshots():
+    config = settings_with(images=1000, batch=8, power_widths=(0.05, 0.1), snapshot_every_images=300)
+    rows = lines(config)
+    assert rows["model and optimizer"].startswith("1.2 kB (")  # two averages more, of 40 numbers and the buffer
+    assert rows["checkpoint"] == "1.04 kB on disk, 2 are kept"
+    assert rows["snapshots"] == "360 bytes each time, 4 times: 1.44 kB in all"
 
 
 def test_memory_is_that_of_one_process_and_one_pass():
@@ -173,5 +182,19 @@ def test_the_time_of_a_run_is_that_of_an_update(monkeypatch: pytest.MonkeyPatch)
     outlook = Outlook(ToyTask(), settings, images(), CPU)
     with monkeypatch.context() as patch:
         patch.setattr("training.report.Step.update", lambda step: SimpleNamespace(loss=torch.zeros(())))
-        found = outlook.measure(accelerator(settings))
-    assert found == "2:00:00 at 8 images/s (4 in a pass)"
+        found, evaluations = outlook.measure(accelerator(settings), Path())
+    assert (found, evaluations) == ("2:00:00 at 8 images/s (4 in a pass)", [])
+
+
+def test_the_report_has_what_evaluations_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def plan(evaluation: ToyEvaluation, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
+        assert not model.training
+        assert not record
+        return f"what is in {folder}", 3.0
+
+    monkeypatch.setattr(ToyEvaluation, "plan", plan)
+    task, settings = ToyTask(), settings_with()
+    task.evaluations = (ToyEvaluation(task, 40),)
+    outlook = Outlook(task, settings, images(), CPU)
+    text = report({}, outlook, *outlook.measure(accelerator(settings), Path("run")))
+    assert re.search(r"^sum: what is in run take about 3\.0 s, \d+ % of the run$", text, re.M)

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from tests.training.test_loop import losses, rows, same_weights
 from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
+from tests.training.two_ranks import AVERAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,17 +80,20 @@ def test_two_ranks_resume_a_run_of_one(one, two):
     )
 
 
-def test_the_average_is_the_same_on_both_and_on_one(two, tmp_path):
+def test_the_averages_are_the_same_on_both_and_on_one(two, tmp_path):
     ranks = [load_file(two / f"average{rank}.safetensors") for rank in range(2)]
     expected = load_file(two / "expected0.safetensors")
-    runner = loop(tmp_path, ToyTask(), halflife_images=30)
+    runner = loop(tmp_path, ToyTask(), **AVERAGES)
     for _ in range(10):
         runner.step.update()
     runner.step.close()
-    for name, value in runner.step.ema.model.named_parameters():
-        assert_close(ranks[0][name], ranks[1][name], rtol=0, atol=0)
-        assert_close(ranks[0][name].double(), expected[name], rtol=0, atol=1e-6)
-        assert_close(ranks[0][name], value, rtol=0, atol=1e-5)
+    assert list(runner.step.averages) == ["ema", "ema-16", "ema-0.1"]
+    for average, ema in runner.step.averages.items():
+        for parameter, value in ema.model.named_parameters():
+            name = f"{average}.{parameter}"
+            assert_close(ranks[0][name], ranks[1][name], rtol=0, atol=0)
+            assert_close(ranks[0][name].double(), expected[name], rtol=0, atol=1e-6)
+            assert_close(ranks[0][name], value, rtol=0, atol=1e-5)
 
 
 def test_one_bad_process_stops_both_before_anything_is_saved(two):

@@ -29,7 +29,7 @@ from training.run_folder import RunFolder
 from training.schedule import SCHEDULES
 from training.settings import plain
 from training.step import TrainingSettings
-from training.task import Batch, EvaluationContext, Task
+from training.task import Batch, Evaluation, EvaluationContext, Task
 
 BATCH = 8
 
@@ -98,7 +98,7 @@ class ToyTask(Task[Batch]):
 
 
 @dataclass
-class ToyEvaluation:
+class ToyEvaluation(Evaluation):
     """Writes a file, and returns the sum of a weight."""
 
     task: ToyTask

@@ -13,6 +13,7 @@ from training.processes import leave_processes, on_main, process_state
 from training.run_folder import RunFolder
 
 LOGGED = {"log_every_images": 4 * BATCH, "eval_every_images": 5 * BATCH, "checkpoint_every_images": 3 * BATCH}
+AVERAGES = {"halflife_images": 30, "more_halflife_images": (16,), "power_widths": (0.1,)}
 STOPS = [1, 2, 5, 7]
 
 
@@ -53,18 +54,24 @@ def main(out: Path) -> None:
 
 
 def average(out: Path, rank: int) -> None:
-    """Each process's average after ten updates, and what it should be."""
-    runner = loop(out / "average", ToyTask(), halflife_images=30)
+    """Each process's averages after ten updates, and what they should be."""
+    runner = loop(out / "average", ToyTask(), **AVERAGES)
     runner.begin()
-    expected = {name: value.detach().double() for name, value in runner.step.trained.named_parameters()}
+    start = {name: value.detach().double() for name, value in runner.step.trained.named_parameters()}
+    expected = {average: dict(start) for average in runner.step.averages}
     for _ in range(10):
         runner.step.update()
-        keep = runner.step.settings.ema.decay(runner.step.images_seen, BATCH)
-        for name, value in runner.step.trained.named_parameters():
-            expected[name] = keep * expected[name] + (1 - keep) * value.detach().double()
-    found = {name: value.detach().contiguous() for name, value in runner.step.ema.model.named_parameters()}
+        for average, keep in runner.step.settings.ema.decays(runner.step.images_seen, BATCH).items():
+            for name, value in runner.step.trained.named_parameters():
+                expected[average][name] = keep * expected[average][name] + (1 - keep) * value.detach().double()
+    found = {
+        f"{average}.{name}": value.detach().contiguous()
+        for average, ema in runner.step.averages.items()
+        for name, value in ema.model.named_parameters()
+    }
     save_file(found, out / f"average{rank}.safetensors")
-    save_file({name: value.contiguous() for name, value in expected.items()}, out / f"expected{rank}.safetensors")
+    state = {f"{average}.{name}": value.contiguous() for average, of in expected.items() for name, value in of.items()}
+    save_file(state, out / f"expected{rank}.safetensors")
     runner.step.close()
 
 

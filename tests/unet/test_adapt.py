@@ -86,6 +86,26 @@ def test_the_learned_variance_is_dropped() -> None:
     assert messages == ["output: the learned variance is dropped"]
 
 
+def test_a_new_learned_variance_is_the_middle_of_its_range() -> None:
+    net = trained(SMALL)
+    other, messages = adapted(net, learned_variance=True)
+    x = grey().repeat(1, 3, 1, 1)
+    same(output(other, x), torch.cat([output(net, x), torch.zeros_like(x)], dim=1))
+    assert messages == ["output: the weights of the learned variance start at zero"]
+
+
+@pytest.mark.parametrize(("source", "target"), [(None, 8), (8, None), (8, 4)])
+def test_the_log_variance_of_the_loss_is_dropped_or_starts_at_zero(source: int | None, target: int | None) -> None:
+    net = trained(replace(SMALL, logvar_channels=source))
+    other, messages = adapted(net, logvar_channels=target)
+    x = grey().repeat(1, 3, 1, 1)
+    same(output(other, x), output(net, x))
+    if target is not None:
+        assert_close(other(x, 5, return_logvar=True)[1], torch.zeros(2), rtol=0, atol=0)
+    assert len(messages) == (source is not None) + (target is not None)
+    assert all("log-variance" in text for text in messages)
+
+
 @pytest.mark.parametrize("config", [SMALL, SONG, LINEAR])
 @pytest.mark.parametrize(("source", "target"), [(3, 5), (5, 3)])
 def test_labels_that_both_have_keep_their_meaning(config: UNetConfig, source: int, target: int) -> None:
@@ -173,7 +193,6 @@ def test_weights_that_fit_are_unchanged() -> None:
         ({"base_channels": 32}, "channels per level", (16, 32), (32, 64)),
         ({"attention_levels": (0,)}, "attention_levels", (1,), (0,)),
         ({"resample": "block"}, "resample", ("conv",), ("block",)),
-        ({"learned_variance": True}, "learned_variance", False, True),
         ({"time_embedding": "adm"}, "time_embedding", "ddpm", "adm"),
         ({"decoder_attention": "last"}, "decoder_attention", "all", "last"),
     ],

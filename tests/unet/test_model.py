@@ -70,6 +70,7 @@ CHANGES = {
     "middle": "blocks",
     "init": "xavier",
     "learned_variance": True,
+    "logvar_channels": 8,
     "recompute_levels": (0,),
 }
 
@@ -92,6 +93,7 @@ CHANGE_SHAPES = {
     "pyramid",
     "middle",
     "learned_variance",
+    "logvar_channels",
 }
 """fields whose change adds, removes or reshapes weights"""
 
@@ -174,6 +176,27 @@ def test_learned_variance_doubles_the_output() -> None:
     assert filled(config)(*inputs(config)).shape == (2, 6, 8, 8)
 
 
+def test_the_log_variance_is_zero_at_first_and_a_function_of_the_time_alone() -> None:
+    config = replace(TINY, logvar_channels=8, init="xavier")
+    (x, _), t = inputs(config), torch.tensor([3.0, 700.0])
+    assert_close(UNet(config)(x, t, return_logvar=True)[1], torch.zeros(2), rtol=0, atol=0)
+    net, plain = filled(config), filled(TINY)
+    output, logvar = net(x, t, return_logvar=True)
+    angles = t[:, None] * 10_000 ** -(torch.arange(4) / 3)
+    assert_close(logvar, torch.cat([angles.sin(), angles.cos()], dim=1) @ net.logvar.linear.weight[0])
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("logvar.")})
+    assert_close(output, plain(x, t), rtol=0, atol=0)
+    assert_close(output, net(x, t), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="logvar_channels"):
+        plain(x, t, return_logvar=True)
+
+
+@pytest.mark.parametrize("value", [7, 2, 0])
+def test_features_of_the_log_variance_come_in_pairs(value: int) -> None:
+    with pytest.raises(ValueError, match=f"logvar_channels={value}"):
+        replace(TINY, logvar_channels=value)
+
+
 def test_labels_and_the_null_label() -> None:
     config = replace(TINY, classes=5)
     net, (x, t, label) = filled(config), inputs(config)
@@ -208,9 +231,10 @@ def test_images_of_a_batch_are_independent() -> None:
 
 
 def test_every_parameter_receives_a_gradient() -> None:
-    config = replace(TINY, classes=5, conditioning="scale_shift", resample="block")
+    config = replace(TINY, classes=5, conditioning="scale_shift", resample="block", logvar_channels=8)
     net = filled(config)
-    net(*inputs(config)).square().sum().backward()
+    output, logvar = net(*inputs(config), return_logvar=True)
+    (output.square().sum() + logvar.sum()).backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
         assert p.grad.any(), name

@@ -85,6 +85,8 @@ def find_layout(layouts: Mapping[str, UNetLayout], state: State) -> str:
 def config_of_weights(config: Config, state: State, layout: str) -> Config:
     """`config` with the channels, labels and image size of the network whose state dict is given in another layout.
 
+    No layout has a head for the log-variance of the loss but EDM2's, so there is none.
+
     If the tensors do not have the shapes of `config`, twice as many outputs as inputs are taken for a learned variance,
     and all rows of a label table for classes. Missing tensors are left to `import_weights`. Configs of EDM2 are
     returned unchanged.
@@ -94,7 +96,7 @@ def config_of_weights(config: Config, state: State, layout: str) -> Config:
 
 
 def _unet_config_of(config: UNetConfig, theirs: State, layout: UNetLayout) -> UNetConfig:
-    config = layout.with_size_of(config, theirs)
+    config = replace(layout.with_size_of(config, theirs), logvar_channels=None)
     names = {place.ours: f"{place.theirs}.weight" for place in layout.places(config)}
     ours = ("encoder.0.conv", "head.conv", "embedding.label", "embedding.augment")
     stem, head, label, augment = (theirs.get(names.get(name, "")) for name in ours)

@@ -259,6 +259,7 @@ _ALWAYS = {
     "time_embedding": ("ddpm", "adm", "log_fourier"),
     "time_channels": (None,),
     "augment_channels": (None,),
+    "logvar_channels": (None,),
     "input_skips": (False,),
 }
 _FIXED = _ALWAYS | {"group_channels": (1,), "decoder_attention": ("all",), "residual_scale": (1.0,)}

@@ -1,0 +1,86 @@
+"""A picture of the numbers that evaluations logged, over the images seen."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from storage.write import replace_file
+from training import log
+from training.task import Figure
+
+COLUMNS = 3
+PANEL_INCHES = (4.2, 3.2)
+DPI = 100
+Point = tuple[int, float]
+"""images seen, value"""
+
+
+def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) -> None:
+    """Draws `figures` from log.jsonl into the PNG file `picture`, which is replaced as a whole.
+
+    Figures with the same axis share a panel. Nothing is drawn without a logged figure, and without matplotlib, which
+    is reported once.
+    """
+    panels = dict[str, dict[str, list[Point]]]()
+    for name, points in _read(log_file, figures).items():
+        panels.setdefault(figures[name].axis, {})[name] = points
+    if not panels or (new_figure := _matplotlib()) is None:
+        return
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    sheet = new_figure(figsize=(columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), layout="constrained")
+    grid = sheet.subplots(rows, columns, squeeze=False, sharex=True).flat
+    for axes, (axis, curves) in zip(grid, panels.items(), strict=False):
+        _draw_panel(axes, axis, curves, figures)
+    for axes in list(grid)[len(panels) :]:
+        axes.set_axis_off()
+    replace_file(picture, lambda new: sheet.savefig(new, format="png", dpi=DPI), flush=False)
+
+
+def _read(log_file: Path, figures: Mapping[str, Figure]) -> dict[str, list[Point]]:
+    """The logged values of each figure that has any, in the order of `figures`."""
+    found: dict[str, list[Point]] = {name: [] for name in figures}
+    for row in log.read(log_file):
+        for name in figures if row.get("evaluated") else ():
+            if isinstance(value := row.get(name), int | float):
+                found[name].append((row["images"], value))
+    return {name: points for name, points in found.items() if points}
+
+
+def _draw_panel(axes: Any, axis: str, curves: Mapping[str, list[Point]], figures: Mapping[str, Figure]) -> None:
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+
+    for name, points in curves.items():
+        figure, label = figures[name], f"{name} {points[-1][1]:.3g}"
+        if figure.best is not None:
+            images, value = figure.choose(points, key=lambda point: point[1])
+            axes.plot(images, value, "o", markersize=9, fillstyle="none", color="black")
+            label += f", best {value:.3g}"
+        line = {"linestyle": "--", "color": "grey"} if figure.dashed else {"marker": ".", "linewidth": 1.5}
+        axes.plot(*zip(*points, strict=True), label=label, **line)
+    if any(figures[name].log for name in curves):
+        values = [value for points in curves.values() for _, value in points]
+        if min(values) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:  # unbiased estimates of a distance may be below 0
+            axes.set_yscale("symlog", linthresh=min((value for value in values if value > 0), default=1.0))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(xlabel="images seen", ylabel=axis)
+    axes.tick_params(labelbottom=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+@cache
+def _matplotlib() -> Any | None:
+    """matplotlib's class of figures, which needs no display; None, with a message, if it is not installed."""
+    try:
+        from matplotlib.figure import Figure as Sheet
+    except ImportError as error:
+        log.print_line(f"curves are not drawn, because matplotlib is missing ({error}); pip install matplotlib")
+        return None
+    return Sheet
