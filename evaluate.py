@@ -1,15 +1,21 @@
-"""Evaluate a trained model.
+"""Evaluate a trained model, or images that were drawn with one.
 
 python evaluate.py RUN
 python evaluate.py RUN --data.source my_images
 python evaluate.py RUN --quality.judge CLASSIFIER --quality.steps 18
 python evaluate.py RUN --ema 0.02 0.05 0.1
+python evaluate.py MODEL --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
+python evaluate.py DRAWN --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
 torchrun --nproc_per_node 4 -- evaluate.py RUN
 
-The averaged model is compared with the held-out images, or with those of another source: with all of data.split, unless
-data.validation names a part of them. Of a classifier, accuracy and loss are printed. A diffusion model draws as many
-images with the same labels; their distances from the held-out ones are printed, by the features of a classifier of such
-images, a run of train.py --task classification.
+RUN is a run folder of train.py; MODEL a model folder (of this project or diffusers') or its name on the hub; DRAWN a
+folder of images, such as one of sample.py, or an .npz file. What is in a run folder has the settings of that run.
+
+A run's averaged model is compared with its held-out images, or with those of another source: with all of data.split,
+unless data.validation names a part of them. Of a classifier, accuracy and loss are printed. A diffusion model draws as
+many images as are held out, with the same labels; their distances from the held-out ones are printed, by the features
+of a judge: a classifier of such images, trained by train.py --task classification, or a file of TorchScript. The floor
+is the same figure of training images in place of drawn ones.
 
 --ema gives other averages of the run: a number below 1 is a width (relative standard deviation), reconstructed from the
 snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked. Of several, the best is marked:
@@ -19,35 +25,56 @@ that with the lowest Fréchet distance, or the highest accuracy.
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
+from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
+from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
 from pipelines.diffusion import DiffusionModel, load_model
-from residual.names import require_known
+from residual.names import amount, require_known
+from storage.read import is_regular
 from storage.show import printable
 from tasks import RUNS
 from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.classification import ClassificationRun, as_trained
+from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
+from tasks.drawn_images import are_images, open_drawn
 from tasks.quality import Quality
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
-from training.data import DataConfig, ImageSet, open_images, open_validation
+from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, require_printed, show_and_exit
+from training.task import plan_line
 from training.yaml_file import read_settings
 
 USAGE = (
-    "usage: evaluate.py RUN [--ema NUMBER ...] [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
+    "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
     "[--classification.validation_batch N]"
 )
 Figures = dict[str, float]
-Measure = Callable[[Any], Figures | None]
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
+OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
+"""files by which a model folder is known"""
+NEEDS_CLASSES = ("inception_score", "class_accuracy")
+"""metrics that need the judge's probabilities of classes"""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How a model, or images, are evaluated."""
+
+    measure: Callable[[Any], Figures | None]
+    """the figures of a model; of images, those of all"""
+    about: Callable[[Figures], list[str]]
+    """lines that say what was evaluated, from the figures"""
+    remark: Callable[[str, float], str]
+    """what is printed after a figure, from its name and value"""
 
 
 @command
@@ -55,79 +82,144 @@ def main(argv: Sequence[str]) -> None:
     """Reads the command line, evaluates, prints one line per figure."""
     if not argv:
         raise ValueError(f"no run is given; {USAGE}")
-    folder, flags = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    given, flags = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
     chosen, flags = _split_averages(flags)
-    own, given = read_flags(flags)
+    own, settings = read_flags(flags)
     if "version" in own:
         show_and_exit(VERSION)
     if "help" in own:
-        show_and_exit("\n".join([__doc__, USAGE, *([] if folder is None else _settings_help(folder, given))]))
-    if folder is None:
+        show_and_exit("\n".join([__doc__, USAGE, *([] if given is None else _settings_help(given, settings))]))
+    if given is None:
         raise ValueError(f"no run is given before {argv[0]}; {USAGE}")
-    run = read_run(folder, flags)
-    averages: list[Average | None] = [RunAverages(folder).choose(value) for value in chosen] or [None]
+    kind, run = kind_of(given), read_run(given, flags)
+    if kind == "drawn" and chosen:
+        raise ValueError(f"ema={chosen[0]:g} chooses an average of a run, but {given} holds images; leave it out")
+    averages: list[Average | None] = [RunAverages(given).choose(value) for value in chosen] or [None]
     load: Callable[..., Any] = load_model if isinstance(run, DiffusionRun) else load_classifier
-    model = load_average(load, folder, averages[0])
-    images, measure = _quality(folder, run, model) if isinstance(run, DiffusionRun) else _accuracy(folder, run, model)
+    model: Any = None
+    if kind == "drawn":
+        evaluated = _drawn(given, run)
+    else:
+        model = load_average(load, given, averages[0])
+        evaluated = _quality(given, run, model) if isinstance(run, DiffusionRun) else _accuracy(given, run, model)
     rows, is_main = list[Figures](), process_state().is_main_process
     for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
-        found = measure(load_average(load, folder, average) if rows else model)
+        found = evaluated.measure(load_average(load, given, average) if rows else model)
         assert found is not None, "no interrupt callback was given"
         rows.append(found)
+    about = evaluated.about(rows[0])
     if is_main:
-        print(f"model: {printable(folder)} at {model.images_seen or 0:,} images seen\nimages: {images}")
+        if model is not None:
+            print(f"model: {printable(given)} at {model.images_seen or 0:,} images seen")
+        print("\n".join(about))
         if len(rows) > 1:
             print("\n".join(_table(averages, rows)))
         else:
             if averages[0] is not None:
                 print(f"ema: {averages[0].about}")
             for name, value in rows[0].items():
-                right = f" ({round(value * len(images)):,} of {len(images):,})" if name.startswith("top") else ""
-                print(f"{name}: {value:.4f}{right}")
+                print(f"{name}: {value:.4f}{evaluated.remark(name, value)}")
         require_printed()
     if wrong := [(name, value) for row in rows for name, value in row.items() if not math.isfinite(value)]:
         name, value = wrong[0]
-        raise ValueError(f"{folder}: {name} is {value}; its model is damaged or diverged, so train it again")
+        raise ValueError(f"{given}: {name} is {value}; its model is damaged or diverged, so train it again")
     leave_processes()
 
 
-def _accuracy(folder: str, run: ClassificationRun, classifier: ImageClassifier) -> tuple[ImageSet, Measure]:
-    """The images that classifiers of a run are evaluated on, and a function that does."""
+def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -> Evaluated:
+    """How classifiers of a run are evaluated."""
     images = open_validation(run.data, on_main=on_main)
     if images is None:
-        raise ValueError(f"no images were held out of {folder}; give --data.validation, such as test or 0.2")
+        raise ValueError(f"no images were held out of {given}; give --data.validation, such as test or 0.2")
     images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
 
     def measure(model: ImageClassifier) -> Figures | None:
         model.net.to(process_state().device)
         return accuracy(model, images, run.classification.validation_batch)
 
-    return images, measure
+    def right(name: str, value: float) -> str:
+        count = len(images)
+        return f" ({round(value * count):,} of {count:,})" if name.startswith("top") else ""
+
+    return Evaluated(measure, lambda found: [f"images: {images}"], right)
 
 
-def _quality(folder: str, run: DiffusionRun, model: DiffusionModel) -> tuple[ImageSet, Measure]:
-    """The images that those of diffusion models of a run are compared with, and a function that does."""
-    if run.quality.judge is None:
-        raise ValueError(
-            f"quality.judge is null, but the metrics of {folder}, a diffusion model, need a classifier of such images; "
-            "give --quality.judge RUN, a run of train.py --task classification"
-        )
-    own = read_run(folder, []).data
-    part = run.data.validation
-    other_split = isinstance(part, str) and part != own.split
-    if not (part == own.validation or other_split or _is_moved(run.data, own)):
-        raise ValueError(
-            f"data.validation={part} is not what the run held out (data.validation={own.validation}), so "
-            "some of these images were trained on; leave it out, or give --data.source OTHER"
-        )
-    quality = run.open_quality(model, open_images(own, on_main=on_main))
+def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
+    """How diffusion models of a run are evaluated."""
+    trained_on = _training_images(given, run)
+    if model.classes == tuple(map(str, range(len(trained_on.classes or ())))):  # a folder of diffusers has no names
+        model = replace(model, classes=trained_on.classes)
+    quality = run.open_quality(model, trained_on)
     assert quality is not None, "a judge was given"
+    lines = []
+    if run.quality.seconds is not None:
+        model.net.to(process_state().device)
+        config = _config_of(given)
+        folder = Path(given) if config is None else config.parent
+        lines.append(plan_line(quality, quality.plan(model.net, folder / "samples", record=False), images=0))
 
     def measure(model: DiffusionModel) -> Figures | None:
         model.net.to(process_state().device)
         return quality.measure(model.net)
 
-    return quality.held_out, measure
+    return _compared(lines, measure, quality.comparison)
+
+
+def _drawn(given: str, run: ClassificationRun | DiffusionRun) -> Evaluated:
+    """How images are evaluated that were drawn before."""
+    if not isinstance(run, DiffusionRun):
+        raise ValueError(f"{given} holds images, but its run is a classifier's; move them out of its folder")
+    training, held_out = _training_images(given, run), open_validation(run.data, on_main=on_main)
+    if not (isinstance(held_out, Images) and isinstance(training, Images)):
+        raise ValueError("images are compared from a cache, but data.stream is true; give false")
+    images = open_drawn(Path(given), run.data, held_out)
+    comparison = Comparison(run.quality, held_out, training, images)
+    drawn = comparison.drawn
+    assert drawn is not None, "the images were given"
+    line = f"drawn: {printable(given)}, {images}"
+    return _compared([line], lambda _: comparison.compare(comparison.features(drawn), class_names(drawn)), comparison)
+
+
+def _training_images(given: str, run: DiffusionRun) -> ImageSet:
+    """The images that the model was trained on. Raises ValueError without a judge, or if some would be held out."""
+    if run.quality.judge is None:
+        raise ValueError(
+            f"quality.judge is null, but the metrics of {given} need one; give --quality.judge RUN, a run of train.py "
+            "--task classification on such images, or a file of TorchScript"
+        )
+    own = run.data
+    if _config_of(given) is not None:
+        own, part = read_run(given, []).data, run.data.validation
+        other_split = isinstance(part, str) and part != own.split
+        if not (part == own.validation or other_split or _is_moved(run.data, own)):
+            raise ValueError(
+                f"data.validation={part} is not what the run held out (data.validation={own.validation}), so "
+                "some of these images were trained on; leave it out, or give --data.source OTHER"
+            )
+    return open_images(own, on_main=on_main)
+
+
+def _compared(lines: list[str], measure: Callable[[Any], Figures | None], comparison: Comparison) -> Evaluated:
+    """An evaluation whose figures are printed with their floors."""
+    config, n = comparison.config, len(comparison)
+
+    def about(found: Figures) -> list[str]:
+        more = [
+            f"images: {comparison.held_out}",
+            f"compared: {amount(n, 'image')} of each set, seed {config.seed}, by {config.judge} "
+            f"({comparison.judge.num_features} features)",
+        ]
+        if left_out := [name for name in NEEDS_CLASSES if name not in found]:
+            no_classes = comparison.judge.classes is None
+            reason = "the judge gives none" if no_classes else "the images have no classes that the judge knows"
+            more.append(f"left out: {', '.join(left_out)}, because {reason}")
+        return lines + more
+
+    def remark(name: str, value: float) -> str:
+        floor = f"floor {floors[name]:.4f}, " if name in (floors := comparison.floors) else ""
+        return f" ({floor}n {n:,}, seed {config.seed})"
+
+    return Evaluated(measure, about, remark)
 
 
 def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[str]:
@@ -167,39 +259,69 @@ def _split_averages(words: Sequence[str]) -> tuple[list[float], list[str]]:
     return found, left
 
 
-def _settings_help(folder: str, given: Mapping[str, str]) -> list[str]:
-    """The settings that can be changed, with those of the run in `folder`."""
-    config = _config_of(folder)
-    file, _ = read_settings(config)
-    return Schema(RUNS[require_known("task", str(file.pop("task", None)), RUNS)], file, given, config).fields(*ALLOWED)
+def kind_of(given: str) -> Literal["model", "drawn"]:
+    """Whether a run or model is given, or images. Raises ValueError for neither."""
+    path = Path(given)
+    if is_regular(path / "config.yaml") or any(is_regular(path / name) for name in OF_MODELS):
+        return "model"
+    if os.path.lexists(path):
+        if are_images(path):
+            return "drawn"
+    elif given.count("/") == 1 and path.suffix != ".npz" and not given.startswith((".", "/", "~")):
+        return "model"  # on the hub
+    raise ValueError(
+        f"{given!r} is neither a run folder (with config.yaml), nor a model folder ({DIFFUSION}, {CLASSIFIER} or "
+        f"diffusers' files), nor a folder or .npz file of images; {USAGE}"
+    )
 
 
-def _config_of(folder: str) -> Path:
-    config = Path(folder, "config.yaml")
-    if not config.is_file():
-        raise ValueError(f"{folder!r} is not a run folder (no config.yaml); give one of train.py; {USAGE}")
-    return config
+def _settings_help(given: str, settings: Mapping[str, str]) -> list[str]:
+    """The settings that can be changed, with those of the run."""
+    kind_of(given)
+    config = _config_of(given)
+    file = {"task": _task_of(given)} if config is None else read_settings(config)[0]
+    run = RUNS[require_known("task", str(file.pop("task", None)), RUNS)]
+    return Schema(run, file, settings, config).fields(*ALLOWED)
 
 
-def read_run(folder: str, flags: Sequence[str]) -> ClassificationRun | DiffusionRun:
-    """The settings of a run, changed by `flags`. Raises ValueError for a folder that is not a run.
+def _config_of(given: str) -> Path | None:
+    """The settings of the run that is given, or in whose folder that is which is given; None if there is no run."""
+    path = Path(given).absolute()
+    return next((config for folder in (path, path.parent) if is_regular(config := folder / "config.yaml")), None)
+
+
+def _task_of(given: str) -> str:
+    return "classification" if is_regular(Path(given, CLASSIFIER)) else "diffusion"
+
+
+def read_run(given: str, flags: Sequence[str]) -> ClassificationRun | DiffusionRun:
+    """The settings of a run, changed by `flags`; without a run, those that `flags` state. Raises ValueError for others.
 
     The images that the run held out, and its label file, belong to its own source and split: of another one all images
     are evaluated, unless `flags` name a part.
     """
-    config = _config_of(folder)
-    own, given = read_flags(flags)
-    if wrong := next((name for name in (*own, *given) if not name.startswith(ALLOWED)), None):
+    config = _config_of(given)
+    own, settings = read_flags(flags)
+    if wrong := next((name for name in (*own, *settings) if not name.startswith(ALLOWED)), None):
         raise ValueError(f"'--{wrong}' cannot be used with evaluate.py; {USAGE}")
-    parsed = parse(RUNS, ["--config", str(config), "--run", folder, *flags])
-    if not isinstance(parsed.run, ClassificationRun | DiffusionRun):
-        raise ValueError(f"{folder} is a run of {parsed.task}, for which no evaluation is known")
+    if config is None and "data.source" not in settings:
+        kind_of(given)  # has an error of its own for what is nothing
+        raise ValueError(
+            f"{given} belongs to no run; give the images that it is compared with: --data.source SOURCE "
+            "--data.validation SPLIT_OR_SHARE"
+        )
+    base = ["--task", _task_of(given), "--fresh"] if config is None else ["--config", str(config)]
+    parsed = parse(RUNS, [*base, *([] if config is None else ["--run", str(config.parent)]), *flags])
     run = parsed.run
-    own_data = parse(RUNS, ["--config", str(config), "--run", folder]).run.data
+    if not isinstance(run, ClassificationRun | DiffusionRun):
+        raise ValueError(f"{given} is a run of {parsed.task}, for which no evaluation is known")
+    if config is None:
+        return run
+    own_data = parse(RUNS, ["--config", str(config), "--run", str(config.parent)]).run.data
     moved = _is_moved(run.data, own_data)
-    if (moved or run.data.split != own_data.split) and "data.validation" not in given:
+    if (moved or run.data.split != own_data.split) and "data.validation" not in settings:
         run = replace(run, data=replace(run.data, validation=run.data.split))
-    if moved and "data.label_file" not in given:
+    if moved and "data.label_file" not in settings:
         run = replace(run, data=replace(run.data, label_file=None))
     return run
 

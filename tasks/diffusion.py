@@ -26,10 +26,11 @@ from pipelines.diffusion import DiffusionModel, Network
 from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
 from tasks.augment import random_flip
+from tasks.comparison import QualityConfig
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky
-from tasks.quality import Quality, QualityConfig
+from tasks.quality import Quality
 from training.data import ImageSet, open_validation
 from training.processes import on_main
 from training.random import GlobalRandom, seeded

@@ -134,6 +134,9 @@ def test_nothing_that_can_run_code_is_ever_loaded() -> None:
     forbidden = re.compile("|".join(patterns))
     assert issubclass(_Loader, yaml.SafeLoader)
     files = [*ROOT.glob("*.py"), *(file for package in ARROWS for file in (ROOT / package).rglob("*.py"))]
+    assert [file.name for file in files if "torch.jit.load(" in file.read_text()] == [
+        "judge.py"
+    ]  # states that it is code
     for file in files:
         for line in file.read_text().splitlines():
             assert not forbidden.search(line), f"{file.relative_to(ROOT)}: {line.strip()}"
