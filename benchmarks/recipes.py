@@ -3,8 +3,10 @@
     python -m benchmarks.recipes digits --seeds 3
     python -m benchmarks.recipes cifar10-16px --source FOLDER_WITH_PARQUET_FILES
 
-Trains the judge, trains every recipe on one thread, and prints one row per recipe: the distance of the averaged model from
-held-out images, over the images seen and over the sampler's steps. What was trained before is resumed or used again.
+Trains the judge, trains every recipe on one thread, and prints one row per recipe: images seen and seconds of training
+until the distance of the averaged model from held-out images is near the floor (inf: not within the run); then distance
+and class accuracy for some numbers of Heun's steps. Each value is the median over the seeds, with the lowest and the
+highest. What was trained before is resumed or used again.
 
 digits: one half is held out. The recipes are config files with the same network, but for EDM2's.
 cifar10-16px: CIFAR-10, scaled to 16 px; the test images are held out. The first rows are the recipe of diffusers'
@@ -13,7 +15,9 @@ cifar10-16px: CIFAR-10, scaled to 16 px; the test images are held out. The first
 
 import argparse
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import torch
+
+from pipelines.diffusion import load_model
+from tasks import RUNS
+from tasks.diffusion import DiffusionRun
+from training.cli import parse
+from training.data import open_images
+from training.processes import on_main
 from training.script import ScriptParser, command
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +48,10 @@ class Recipe:
     config: str
     flags: Flags = field(default_factory=dict)
     plain_loop: bool = False
+    guidance: float = 1
+    """of the evaluations after the run"""
+    run: str | None = None
+    """the row whose run is drawn from; None: its own"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class Comparison:
     judge_flags: Flags
     flags: Flags
     """of all recipes that train.py trains"""
+    quality: Flags
+    """settings of the section quality, in the evaluations after the run"""
     images: int
     """length of each run"""
     evaluations: int
@@ -56,16 +74,23 @@ class Comparison:
     recipes: Mapping[str, Recipe]
 
 
-_SIZE: Flags = {"data.size": 16, "data.validation": "test"}
 _16PX = "cifar10-16px"
-_V: Flags = {"objective.kind": "ddpm", "objective.schedule": "cosine", "objective.prediction": "v"}
+_V: Flags = {
+    "objective.kind": "ddpm",
+    "objective.schedule": "cosine",
+    "objective.prediction": "v",
+    "model.time_embedding": "adm",
+    "train.batch": 128,
+    "optimizer.learning_rate": 1e-3,
+}
 COMPARISONS = {
     "digits": Comparison(
         judge="resnet8-digits",
         judge_flags={},
         flags={"data.validation": 0.5},
-        images=45_000,
-        evaluations=6,
+        quality={},
+        images=30_000,
+        evaluations=3,
         steps=(5, 10, 18, 50),
         recipes={
             "ddpm": Recipe("digits-ddpm"),
@@ -74,6 +99,36 @@ COMPARISONS = {
             "edm": Recipe("digits-edm"),
             "edm2-small": Recipe("digits-edm2-small"),
             "flow": Recipe("digits-flow"),
+        },
+    ),
+    _16PX: Comparison(
+        judge="resnet20-cifar10",
+        judge_flags={
+            "data.size": 16,
+            "augment.pad_px": 2,
+            "train.images": 1_000_000,
+            "train.checkpoint_every_images": 250_000,
+            "optimizer.weight_decay": 5e-4,
+            "schedule.kind": "cosine",
+            "schedule.warmup_images": 50_000,
+        },
+        flags={"data.validation": "test"},
+        quality={"num": 2_500},
+        images=60_000,
+        evaluations=0,
+        steps=(18,),
+        recipes={
+            "script, 128 images an update": Recipe(
+                _16PX, {"batch": 128, "learning-rate": 1e-3, "warmup": 50}, plain_loop=True
+            ),
+            "script, 16 images an update": Recipe(_16PX, {"learning-rate": 5e-4}, plain_loop=True),
+            "v, 128 images an update": Recipe(_16PX, _V),
+            "v, 32 images an update": Recipe(_16PX, _V | {"train.batch": 32}),
+            "v-minsnr, 32": Recipe(_16PX, _V | {"train.batch": 32, "diffusion.weighting": "min_snr"}),
+            "edm, 32": Recipe(_16PX, {"train.batch": 32, "optimizer.learning_rate": 1e-3}),
+            "edm, 16, twice the learning rate": Recipe(_16PX),
+            "the same without average": Recipe(_16PX, {"ema.halflife_images": "null"}),
+            "the same, guidance 2": Recipe(_16PX, guidance=2, run="edm, 16, twice the learning rate"),
         },
     ),
 }
@@ -92,15 +147,19 @@ def main(argv: Sequence[str]) -> None:
     chosen = COMPARISONS[args.comparison]
     rows = args.recipes or [*chosen.recipes]
     if unknown := [name for name in rows if name not in chosen.recipes]:
-        raise ValueError(f"--recipes {unknown[0]} is not a row of {args.comparison}; there are {', '.join(chosen.recipes)}")
-    bench = Bench(chosen, args.out / args.comparison, {} if args.source is None else {"data.source": args.source})
+        raise ValueError(
+            f"--recipes {unknown[0]} is not a row of {args.comparison}; there are {', '.join(chosen.recipes)}"
+        )
+    torch.set_num_threads(1)
+    out = (args.out / args.comparison).absolute()
+    bench = Bench(chosen, out, {} if args.source is None else {"data.source": args.source})
     bench.train(chosen.judge, bench.judge, chosen.judge_flags)
-    print("| recipe | images to 1.2 x floor | seconds to it | floor |", end="")
-    print("".join(f" distance, accuracy: {steps} steps |" for steps in chosen.steps), end="")
-    print("\n|" + "---|" * (4 + len(chosen.steps)), flush=True)
+    heads = ["recipe", f"images, seconds to {REACHED} x floor", "floor", *(f"{steps} steps" for steps in chosen.steps)]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     for name in rows:
         found = [bench.measure(name, seed) for seed in range(args.seeds)]
-        print(f"| {name} |", " | ".join(spread([row[key] for row in found]) for key in found[0]), "|", flush=True)
+        columns = [zip(*(row[key] for row in found), strict=True) for key in found[0]]
+        print(f"| {name} |", " | ".join("; ".join(map(spread, column)) for column in columns), "|", flush=True)
 
 
 @dataclass(frozen=True)
@@ -109,7 +168,7 @@ class Bench:
 
     comparison: Comparison
     out: Path
-    source: Flags
+    data: Flags
 
     @property
     def judge(self) -> Path:
@@ -118,66 +177,93 @@ class Bench:
 
     def measure(self, name: str, seed: int) -> dict[str, tuple[float, ...]]:
         """Trains one recipe; returns the columns of the table."""
-        recipe, folder = self.comparison.recipes[name], self.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-        reached, seconds = (), ()
+        recipe = self.comparison.recipes[name]
+        folder = self.out / f"{re.sub('[^a-z0-9]+', '-', (recipe.run or name).lower())}-{seed}"
+        near: tuple[float, ...] = ()
         if recipe.plain_loop:
             self.train_plainly(recipe, folder, seed)
         else:
-            reached, seconds = self.train_and_watch(recipe, folder, seed)
-        scores = {steps: self.evaluate(folder, steps) for steps in self.comparison.steps}
-        floor = (scores[self.comparison.steps[0]]["frechet_floor"],)
+            near = self.train_and_watch(recipe, folder, seed)
+        scores = {steps: self.evaluate(recipe, folder, steps) for steps in self.comparison.steps}
         columns = {f"{n} steps": (found["frechet_distance"], found["class_accuracy"]) for n, found in scores.items()}
-        return {"reached": reached, "seconds": seconds, "floor": floor, **columns}
+        return {"near": near, "floor": (scores[self.comparison.steps[0]]["frechet_floor"],), **columns}
 
-    def train_and_watch(self, recipe: Recipe, folder: Path, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def train_and_watch(self, recipe: Recipe, folder: Path, seed: int) -> tuple[float, ...]:
         """Trains with train.py; the images and seconds of training until the distance was near the floor."""
         images, watched = self.comparison.images, self.comparison.evaluations
-        flags = {
-            "train.images": images,
-            "train.eval_every_images": images // max(watched, 1),
-            "train.checkpoint_every_images": images,
-            "train.log_every_images": images // 30,
-            "train.seed": seed,
-            "train.trackers": "[]",
-            "sample.num": 0,
-            **({"quality.judge": self.judge, "quality.sampler": "heun"} if watched else {}),
-            **self.comparison.flags,
-            **recipe.flags,
-        }
-        self.train(recipe.config, folder, flags)
+        self.train(
+            recipe.config,
+            folder,
+            {
+                "train.images": images,
+                "train.eval_every_images": images // max(watched, 1),
+                "train.checkpoint_every_images": images,
+                "train.log_every_images": images // 12,
+                "train.seed": seed,
+                "train.trackers": "[]",
+                "sample.num": 0,
+                **({"quality.judge": self.judge, "quality.sampler": "heun"} if watched else {}),
+                **self.comparison.flags,
+                **recipe.flags,
+            },
+        )
+        if not watched:
+            return ()
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        near = [
-            row["images"] for row in rows
-            if "frechet_distance" in row and row["frechet_distance"] <= REACHED * row["frechet_floor"]
-        ]  # fmt: skip
+        floor = next(row["frechet_floor"] for row in rows if "frechet_floor" in row)
+        near = [row["images"] for row in rows if row.get("frechet_distance", math.inf) <= REACHED * floor]
         speed = median(row["images_per_second"] for row in rows if "images_per_second" in row)
-        reached = min(near, default=float("inf"))
-        return (reached,), (reached / speed,)
+        reached = min(near, default=math.inf)
+        return reached, reached / speed
 
     def train_plainly(self, recipe: Recipe, folder: Path, seed: int) -> None:
         """Trains with the plain loop, unless its model exists."""
-        if folder.exists():
-            return
-        run = self.out / "config-of-the-plain-loop"
-        flags = {**self.source, **self.comparison.flags, "train.images": 0}
-        raise NotImplementedError(run, flags, seed)
+        if not folder.exists():
+            flags = {**recipe.flags, "images": self.comparison.images, "seed": seed, "out": folder, **self.data}
+            call(["-m", "benchmarks.plain_loop", "--config", config_file(recipe.config), *words(flags)])
 
     def train(self, config: str, folder: Path, flags: Flags) -> None:
         """Trains, or resumes, one run."""
-        words = [word for name, value in {**flags, **self.source}.items() for word in (f"--{name}", str(value))]
-        call(["train.py", "--config", str(ROOT / "configs" / f"{config}.yaml"), "--run", str(folder), *words])
+        call(["train.py", "--config", config_file(config), "--run", str(folder), *words({**flags, **self.data})])
 
-    def evaluate(self, folder: Path, steps: int) -> dict[str, float]:
-        """The metrics of what the model in `folder` draws with these steps."""
-        flags = ["--quality.judge", str(self.judge), "--quality.steps", str(steps), "--quality.sampler", "heun"]
-        lines = call(["evaluate.py", str(folder), *flags]).splitlines()
-        pairs = (line.split(": ") for line in lines if ": " in line)
-        return {pair[0]: float(pair[1].split()[0]) for pair in pairs if _is_number(pair[1])}
+    def evaluate(self, recipe: Recipe, folder: Path, steps: int) -> dict[str, float]:
+        """The metrics of what the model in `folder` draws with these steps of Heun's method."""
+        quality = {"judge": self.judge, "steps": steps, "sampler": "heun", "guidance": recipe.guidance}
+        quality |= self.comparison.quality
+        flags = self.comparison.flags | {f"quality.{name}": value for name, value in quality.items()} | dict(self.data)
+        run = parse(RUNS, ["--config", config_file(recipe.config), "--run", str(folder), *words(flags)]).run
+        assert isinstance(run, DiffusionRun)
+        model = load_model(str(folder))
+        evaluation = run.open_quality(model, open_images(run.data, on_main=on_main))
+        assert evaluation is not None
+        found = evaluation.measure(model.net)
+        assert found is not None, "nothing interrupts it"
+        return found
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text.split()[0])
-    except (ValueError, IndexError):
-        return False
-    return True
+def config_file(name: str) -> str:
+    """The path of a recipe."""
+    return str(ROOT / "configs" / f"{name}.yaml")
+
+
+def words(flags: Flags) -> list[str]:
+    """The words of a command line."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def call(command: Sequence[str]) -> None:
+    """Runs a script on one thread. Raises ValueError with its last line if it fails."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, lowest and highest."""
+    middle, low, high = (format(value, ",.4g") for value in (median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} – {high})"
+
+
+if __name__ == "__main__":
+    main()
