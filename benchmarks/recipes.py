@@ -94,7 +94,7 @@ COMPARISONS = {
         steps=(5, 10, 18, 50),
         recipes={
             "ddpm": Recipe("digits-ddpm"),
-            "v-minsnr": Recipe("digits"),
+            "v-minsnr": Recipe("digits-v-minsnr"),
             "x0-vloss": Recipe("digits-x0-vloss"),
             "edm": Recipe("digits-edm"),
             "edm2-small": Recipe("digits-edm2-small"),
@@ -113,7 +113,7 @@ COMPARISONS = {
             "schedule.warmup_images": 50_000,
         },
         flags={"data.validation": "test"},
-        quality={"num": 2_500},
+        quality={"num": 1_000},
         images=60_000,
         evaluations=0,
         steps=(18,),
