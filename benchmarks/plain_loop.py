@@ -63,15 +63,17 @@ def main(argv: Sequence[str]) -> None:
     run = replace(run, objective=objective, diffusion=DiffusionConfig(label_dropout=0))
     run = replace(run, train=replace(run.train, seed=args.seed), sample=replace(run.sample, guidance=1))
     task = run.build(images)
-    net = UNet2DModel(**unet.diffusers_config(task.model.config)) if args.unet2d else task.model
-    trained = train(args, images, net.to(args.device).train())
-    if args.unet2d:
-        task.model.import_weights(trained.cpu().state_dict(), layout="diffusers")
+    ours = task.model
+    assert isinstance(ours, unet.UNet), "EDM2's network cannot be written in diffusers"
+    theirs = UNet2DModel(**unet.diffusers_config(ours.config)) if args.unet2d else None
+    train(args, images, (ours if theirs is None else theirs).to(args.device).train())
+    if theirs is not None:
+        ours.import_weights(theirs.cpu().state_dict(), layout="diffusers")
     save(task, args.out)
 
 
-def train(args: argparse.Namespace, images: Images, net: nn.Module) -> nn.Module:
-    """Trains `net`; returns it with the averaged weights."""
+def train(args: argparse.Namespace, images: Images, net: nn.Module) -> None:
+    """Trains `net`, which has the averaged weights then."""
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.AdamW(net.parameters(), betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
@@ -83,7 +85,7 @@ def train(args: argparse.Namespace, images: Images, net: nn.Module) -> nn.Module
         x0 = images.pixel_format.to_unit(torch.from_numpy(images.read(batch)).to(args.device))
         label = None if images.labels is None else torch.from_numpy(images.labels[batch]).to(args.device)
         noise, timesteps = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),), device=args.device)
-        noisy = scheduler.add_noise(x0, noise, timesteps)  # type: ignore[arg-type]
+        noisy = scheduler.add_noise(x0, noise, timesteps)
         with torch.autocast(args.device, torch.bfloat16):
             predicted = net(noisy, timesteps, label)
         loss = mse_loss((predicted.sample if isinstance(net, UNet2DModel) else predicted).float(), noise)
@@ -100,7 +102,6 @@ def train(args: argparse.Namespace, images: Images, net: nn.Module) -> nn.Module
             print(f"{update * args.batch:,} images: loss={loss.item():.3g}", flush=True)
     print(f"finished: {update * args.batch:,} images in {time.monotonic() - began:.0f} s")
     average.copy_to(net.parameters())
-    return net
 
 
 def share(update: int, warmup: int, progress: float) -> float:

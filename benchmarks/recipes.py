@@ -75,7 +75,7 @@ class Comparison:
 
 
 _16PX = "cifar10-16px"
-_V: Flags = {
+_V: dict[str, object] = {
     "objective.kind": "ddpm",
     "objective.schedule": "cosine",
     "objective.prediction": "v",
@@ -228,9 +228,9 @@ class Bench:
 
     def evaluate(self, recipe: Recipe, folder: Path, steps: int) -> dict[str, float]:
         """The metrics of what the model in `folder` draws with these steps of Heun's method."""
-        quality = {"judge": self.judge, "steps": steps, "sampler": "heun", "guidance": recipe.guidance}
-        quality |= self.comparison.quality
-        flags = self.comparison.flags | {f"quality.{name}": value for name, value in quality.items()} | dict(self.data)
+        drawing = {"judge": self.judge, "steps": steps, "sampler": "heun", "guidance": recipe.guidance}
+        quality = {**drawing, **self.comparison.quality}
+        flags = {**self.comparison.flags, **{f"quality.{name}": value for name, value in quality.items()}, **self.data}
         run = parse(RUNS, ["--config", config_file(recipe.config), "--run", str(folder), *words(flags)]).run
         assert isinstance(run, DiffusionRun)
         model = load_model(str(folder))
