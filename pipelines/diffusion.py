@@ -418,7 +418,7 @@ def _from_diffusers(folder: Path, weights: Mapping[str, Tensor] | None) -> Diffu
 
 def _without_variance(net: Network, folder: Path) -> Network:
     """The network without a learned variance."""
-    if not net.config.learned_variance:
+    if isinstance(net, EDM2UNet) or not net.config.learned_variance:
         return net
     config = replace(net.config, learned_variance=False)
     weights, messages = adapt_weights(net.state_dict(), net.config, config)

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion import FORMULATIONS, Formulation, differences
 from pipelines.diffusion import Network, description_file, read_description, read_network
 from pipelines.folder import model_folder
-from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of
+from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of, has_learned_range
 from residual.names import amount, rows_by_name
 from residual.weights.keymap import check_state
 from residual.weights.read import plain_names, read_weights
@@ -76,6 +76,11 @@ def _read(
         return weights, "", messages
     folder = model_folder(init)
     trained, description = read_network(folder)
+    if trained.config.learned_variance and net.config.learned_variance and not has_learned_range(folder):
+        raise ValueError(
+            "model.learned_variance=true interpolates between two bounds, but the network predicts the variance itself "
+            "(variance_type=learned); give --model.learned_variance false, which drops it"
+        )
     names = None if description is None else description[1]
     rows = rows_by_name(names, classes)
     weights, messages = adapt_weights(trained.state_dict(), trained.config, net.config, rows)

@@ -346,6 +346,14 @@ def test_a_run_from_a_learned_variance_keeps_or_drops_it(folder: Path) -> None:
         assert any("variance" in line for line in said)
 
 
+def test_a_run_from_a_learned_variance_of_another_kind_has_to_drop_it(folder: Path) -> None:
+    with_variance(folder / "p", variance_type="learned")
+    with pytest.raises(ValueError, match=r"init=p.*learned_variance=true.*variance_type=learned.*false"):
+        started(small_run(init="p", model=replace(SMALL, learned_variance=True)), labels=False)
+    _, said = started(small_run(init="p"), labels=False)
+    assert any("variance" in line for line in said)
+
+
 def test_a_network_of_unknown_size_is_refused(folder: Path) -> None:
     pipeline(folder / "p")
     config = json.loads(Path("p/unet/config.json").read_text()) | {"sample_size": None}
