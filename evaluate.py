@@ -48,6 +48,7 @@ from tasks.quality import Quality
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
+from training.memory import explain_out_of_memory
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, require_printed, show_and_exit
 from training.task import plan_line
@@ -61,6 +62,7 @@ Figures = dict[str, float]
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
+TOO_LARGE = "give a smaller --quality.batch, --quality.judge_size or --classification.validation_batch"
 NEEDS_CLASSES = ("inception_score", "class_accuracy")
 """metrics that need the judge's probabilities of classes"""
 
@@ -104,7 +106,8 @@ def main(argv: Sequence[str]) -> None:
         evaluated = _quality(given, run, model) if isinstance(run, DiffusionRun) else _accuracy(given, run, model)
     rows, is_main = list[Figures](), process_state().is_main_process
     for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
-        found = evaluated.measure(load_average(load, given, average) if rows else model)
+        with explain_out_of_memory("the evaluation", TOO_LARGE):
+            found = evaluated.measure(load_average(load, given, average) if rows else model)
         assert found is not None, "no interrupt callback was given"
         rows.append(found)
     about = evaluated.about(rows[0])
