@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ PARTS = 10
 """parts over which the inception score is averaged, as published; it needs as many images"""
 CHUNK = 1000
 """images that a metric receives at a time"""
+LOCAL: dict[str, Any] = {"sync_on_compute": False}
+"""for metrics of torchmetrics, which would otherwise add up the features of all processes: each set is whole here"""
 
 
 class _Identity(nn.Module):
@@ -44,7 +47,7 @@ def frechet_distance(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m _"]) ->
                 f"{len(features)} {name} images are too few for the covariance of {features.shape[1]} features; "
                 f"give at least {features.shape[1] + 1}"
             )
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), **LOCAL).set_dtype(torch.float64)
     _update(metric, real.double(), drawn.double())
     return max(0.0, metric.compute().item())
 
@@ -61,7 +64,9 @@ def kernel_distance(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m _"], see
     check_features(real=real, drawn=drawn)
     size = min(len(real), len(drawn), KERNEL_SUBSET_SIZE)
     with _reproducible(seed):
-        metric = KernelInceptionDistance(feature=_Identity(real.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_Identity(real.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size, **LOCAL
+        )
         _update(metric, real.double(), drawn.double())
         mean, std = metric.compute()
     return mean.item(), std.item()
@@ -83,7 +88,7 @@ def inception_score(probabilities: Float[Tensor, "n classes"], seed: int = 0) ->
         raise ValueError(f"{len(probabilities)} images are too few for an inception score; give at least {PARTS}")
     logits = probabilities.double().clamp(min=1e-300).log()  # the metric takes the softmax
     with _reproducible(seed):
-        metric = InceptionScore(feature=_Identity(probabilities.shape[1]), splits=PARTS)
+        metric = InceptionScore(feature=_Identity(probabilities.shape[1]), splits=PARTS, **LOCAL)
         for part in logits.split(CHUNK):
             metric.update(part)
         mean, std = metric.compute()

@@ -135,6 +135,21 @@ def test_sets_that_no_metric_can_use_are_refused(call, match: str) -> None:
         call(features(20, 8, 0))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, y: frechet_distance(x, y),
+        lambda x, y: kernel_distance(x, y),
+        lambda x, y: inception_score(x.softmax(dim=1)),
+    ],
+)
+def test_no_metric_gathers_from_other_processes(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each set is whole on a process, which may be the only one that computes."""
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    monkeypatch.setattr("torchmetrics.metric.gather_all_tensors", lambda *args, **options: pytest.fail("gathered"))
+    call(*PAIRS[0])
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     real, drawn = PAIRS[1]
     whole = torch.tensor([*precision_recall(real, drawn), *density_coverage(real, drawn)])
