@@ -1,4 +1,4 @@
-"""What the checkpoints of configs/cifar10.yaml cost: seconds to write one, to verify and to load it.
+"""What the checkpoints of configs/cifar10-ddpm.yaml cost: seconds to write one, to verify and to load it.
 
     python -m benchmarks.checkpoint_cost [--folder DISK] [--rounds 5] [--images-per-second 3000]
 
@@ -27,7 +27,7 @@ from training.run_folder import RunFolder
 from training.script import ScriptParser, command
 from training.units import show_size
 
-RECIPE = Path(__file__).parents[1] / "configs" / "cifar10.yaml"
+RECIPE = Path(__file__).parents[1] / "configs" / "cifar10-ddpm.yaml"
 
 
 @command

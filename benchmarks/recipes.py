@@ -1,110 +1,262 @@
-"""Quality of objectives on the digits, at equal network: distance from held-out digits over the images seen.
+"""Quality of recipes over the images seen, by the judge of docs/metrics.md: the tables of docs/recipes.md.
 
-    python -m benchmarks.recipes --seeds 3
+    python -m benchmarks.recipes digits --seeds 3
+    python -m benchmarks.recipes cifar10-16px --source FOLDER_WITH_PARQUET_FILES
 
-One half of the digits is held out. A classifier of digits, trained once, is the judge (docs/metrics.md). Every recipe
-trains the network of configs/digits.yaml on the other half and differs only in its flags; the learning rate falls to
-zero over the run. The table has the median over the seeds, and the lowest and highest value.
+Trains the judge, trains every recipe on one thread, and prints one row per recipe: images seen and seconds of training
+until the distance of the averaged model from held-out images is near the floor (inf: not within the run); then distance
+and class accuracy for some numbers of Heun's steps. Each value is the median over the seeds, with the lowest and the
+highest. What was trained before is resumed or used again.
+
+digits: one half is held out. The recipes are config files with the same network, but for EDM2's.
+cifar10-16px: CIFAR-10, scaled to 16 px; the test images are held out. The first rows are the recipe of diffusers'
+`train_unconditional.py` (benchmarks/plain_loop.py). Each further row changes one thing.
 """
 
 import argparse
 import json
+import math
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import torch
+
+from pipelines.diffusion import load_model
+from tasks import RUNS
+from tasks.diffusion import DiffusionRun
+from training.cli import parse
+from training.data import open_images
+from training.processes import on_main
 from training.script import ScriptParser, command
 
 ROOT = Path(__file__).parents[1]
-RECIPES: dict[str, dict[str, object]] = {
-    "ddpm": {"objective.prediction": "epsilon", "objective.schedule": "linear"},
-    "epsilon, cosine": {"objective.prediction": "epsilon"},
-    "v": {},
-    "v-minsnr": {"diffusion.weighting": "min_snr"},
-    "x0-vloss": {"objective.prediction": "x0", "diffusion.weighting": "v"},
-    "edm": {"objective.kind": "edm"},
-    "flow": {"objective.kind": "flow"},
-    "flow, logit-normal": {"objective.kind": "flow", "objective.times_in_training": "logit_normal"},
-}
 REACHED = 1.2
 """times the floor"""
-STEPS = (5, 10, 18, 50)
+Flags = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row: a config and what is changed in it; or the plain loop with these options."""
+
+    config: str
+    flags: Flags = field(default_factory=dict)
+    plain_loop: bool = False
+    guidance: float = 1
+    """of the evaluations after the run"""
+    run: str | None = None
+    """the row whose run is drawn from; None: its own"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Recipes that are compared on one set of images."""
+
+    judge: str
+    """config of the judge"""
+    judge_flags: Flags
+    flags: Flags
+    """of all recipes that train.py trains"""
+    quality: Flags
+    """settings of the section quality, in the evaluations after the run"""
+    images: int
+    """length of each run"""
+    evaluations: int
+    """during each run"""
+    steps: tuple[int, ...]
+    """of the sampler, for the evaluations after the run"""
+    recipes: Mapping[str, Recipe]
+
+
+_16PX = "cifar10-16px"
+_V: dict[str, object] = {
+    "objective.kind": "ddpm",
+    "objective.schedule": "cosine",
+    "objective.prediction": "v",
+    "model.time_embedding": "adm",
+    "train.batch": 128,
+    "optimizer.learning_rate": 1e-3,
+}
+COMPARISONS = {
+    "digits": Comparison(
+        judge="resnet8-digits",
+        judge_flags={},
+        flags={"data.validation": 0.5},
+        quality={},
+        images=30_000,
+        evaluations=3,
+        steps=(5, 10, 18, 50),
+        recipes={
+            "ddpm": Recipe("digits-ddpm"),
+            "v-minsnr": Recipe("digits-v-minsnr"),
+            "x0-vloss": Recipe("digits-x0-vloss"),
+            "edm": Recipe("digits-edm"),
+            "edm2-small": Recipe("digits-edm2-small"),
+            "flow": Recipe("digits-flow"),
+        },
+    ),
+    _16PX: Comparison(
+        judge="resnet20-cifar10",
+        judge_flags={
+            "data.size": 16,
+            "augment.pad_px": 2,
+            "train.images": 1_000_000,
+            "train.checkpoint_every_images": 250_000,
+            "optimizer.weight_decay": 5e-4,
+            "schedule.kind": "cosine",
+            "schedule.warmup_images": 50_000,
+        },
+        flags={"data.validation": "test"},
+        quality={"num": 1_000},
+        images=60_000,
+        evaluations=0,
+        steps=(18,),
+        recipes={
+            "script, 128 images an update": Recipe(
+                _16PX, {"batch": 128, "learning-rate": 1e-3, "warmup": 50}, plain_loop=True
+            ),
+            "script, 16 images an update": Recipe(_16PX, {"learning-rate": 5e-4}, plain_loop=True),
+            "v, 128 images an update": Recipe(_16PX, _V),
+            "v, 32 images an update": Recipe(_16PX, _V | {"train.batch": 32}),
+            "v-minsnr, 32": Recipe(_16PX, _V | {"train.batch": 32, "diffusion.weighting": "min_snr"}),
+            "edm, 32": Recipe(_16PX, {"train.batch": 32, "optimizer.learning_rate": 1e-3}),
+            "edm, 16, twice the learning rate": Recipe(_16PX),
+            "the same without average": Recipe(_16PX, {"ema.halflife_images": "null"}),
+            "the same, guidance 2": Recipe(_16PX, guidance=2, run="edm, 16, twice the learning rate"),
+        },
+    ),
+}
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, trains and evaluates every recipe, prints one table."""
     parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", default=[*RECIPES], choices=RECIPES, help="rows of the table")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe")
-    parser.add_argument("--images", type=int, default=45_000, help="length of each run")
-    parser.add_argument("--evaluations", type=int, default=9, help="during each run")
-    parser.add_argument("--common", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of all recipes")
-    parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of the runs, which are resumed")
+    parser.add_argument("comparison", choices=COMPARISONS, help="set of images and recipes")
+    parser.add_argument("--source", help="data.source of all runs (default: that of the configs)")
+    parser.add_argument("--recipes", nargs="+", help="rows of the table (default: all)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each recipe")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of the runs")
     args = parser.parse_args(argv)
-    judge = args.out / "judge"
-    train("resnet8-digits", judge, {})
-    print(f"| recipe | images to {REACHED} x floor | distance at {args.images:,} | floor | class accuracy | ", end="")
-    print(" | ".join(f"{steps} steps" for steps in STEPS), "|\n|" + "---|" * (5 + len(STEPS)), flush=True)
-    for name in args.recipes:
-        found = [one(args, name, seed, judge) for seed in range(args.seeds)]
-        print(f"| {name} |", " | ".join(spread([row[key] for row in found]) for key in found[0]), "|", flush=True)
+    chosen = COMPARISONS[args.comparison]
+    rows = args.recipes or [*chosen.recipes]
+    if unknown := [name for name in rows if name not in chosen.recipes]:
+        raise ValueError(
+            f"--recipes {unknown[0]} is not a row of {args.comparison}; there are {', '.join(chosen.recipes)}"
+        )
+    torch.set_num_threads(1)
+    out = (args.out / args.comparison).absolute()
+    bench = Bench(chosen, out, {} if args.source is None else {"data.source": args.source})
+    bench.train(chosen.judge, bench.judge, chosen.judge_flags)
+    heads = ["recipe", f"images, seconds to {REACHED} x floor", "floor", *(f"{steps} steps" for steps in chosen.steps)]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    for name in rows:
+        found = [bench.measure(name, seed) for seed in range(args.seeds)]
+        columns = [zip(*(row[key] for row in found), strict=True) for key in found[0]]
+        print(f"| {name} |", " | ".join("; ".join(map(spread, column)) for column in columns), "|", flush=True)
 
 
-def one(args: argparse.Namespace, name: str, seed: int, judge: Path) -> dict[str, float]:
-    """Trains one recipe; returns the columns of the table."""
-    folder = args.out / f"{name.replace(', ', '-')}-{seed}"
-    flags = {
-        "data.validation": 0.5,
-        "quality.judge": judge,
-        "quality.sampler": "heun",
-        "train.images": args.images,
-        "train.eval_every_images": args.images // args.evaluations,
-        "train.checkpoint_every_images": args.images,
-        "schedule.warmup_images": args.images // 18,
-        "sample.num": 0,
-        "train.seed": seed,
-        "train.trackers": "[]",
-        **dict(pair.split("=", 1) for pair in args.common),
-        **RECIPES[name],
-    }
-    train("digits", folder, flags)
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "frechet_distance" in row]
-    last, floor = rows[-1], rows[-1]["frechet_floor"]
-    reached = [row["images"] for row in rows if row["frechet_distance"] <= REACHED * floor]
-    return {
-        "reached": min(reached, default=float("inf")),
-        "distance": last["frechet_distance"],
-        "floor": floor,
-        "accuracy": last["class_accuracy"],
-        **{f"{steps} steps": evaluated(folder, steps) for steps in STEPS},
-    }
+@dataclass(frozen=True)
+class Bench:
+    """A comparison, the folder of its runs, and the flags that name the images."""
+
+    comparison: Comparison
+    out: Path
+    data: Flags
+
+    @property
+    def judge(self) -> Path:
+        """Folder of the judge."""
+        return self.out / "judge"
+
+    def measure(self, name: str, seed: int) -> dict[str, tuple[float, ...]]:
+        """Trains one recipe; returns the columns of the table."""
+        recipe = self.comparison.recipes[name]
+        folder = self.out / f"{re.sub('[^a-z0-9]+', '-', (recipe.run or name).lower())}-{seed}"
+        near: tuple[float, ...] = ()
+        if recipe.plain_loop:
+            self.train_plainly(recipe, folder, seed)
+        else:
+            near = self.train_and_watch(recipe, folder, seed)
+        scores = {steps: self.evaluate(recipe, folder, steps) for steps in self.comparison.steps}
+        columns = {f"{n} steps": (found["frechet_distance"], found["class_accuracy"]) for n, found in scores.items()}
+        return {"near": near, "floor": (scores[self.comparison.steps[0]]["frechet_floor"],), **columns}
+
+    def train_and_watch(self, recipe: Recipe, folder: Path, seed: int) -> tuple[float, ...]:
+        """Trains with train.py; the images and seconds of training until the distance was near the floor."""
+        images, watched = self.comparison.images, self.comparison.evaluations
+        self.train(
+            recipe.config,
+            folder,
+            {
+                "train.images": images,
+                "train.eval_every_images": images // max(watched, 1),
+                "train.checkpoint_every_images": images,
+                "train.log_every_images": images // 12,
+                "train.seed": seed,
+                "train.trackers": "[]",
+                "sample.num": 0,
+                **({"quality.judge": self.judge, "quality.sampler": "heun"} if watched else {}),
+                **self.comparison.flags,
+                **recipe.flags,
+            },
+        )
+        if not watched:
+            return ()
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        floor = next(row["frechet_floor"] for row in rows if "frechet_floor" in row)
+        near = [row["images"] for row in rows if row.get("frechet_distance", math.inf) <= REACHED * floor]
+        speed = median(row["images_per_second"] for row in rows if "images_per_second" in row)
+        reached = min(near, default=math.inf)
+        return reached, reached / speed
+
+    def train_plainly(self, recipe: Recipe, folder: Path, seed: int) -> None:
+        """Trains with the plain loop, unless its model exists."""
+        if not folder.exists():
+            flags = {**recipe.flags, "images": self.comparison.images, "seed": seed, "out": folder, **self.data}
+            call(["-m", "benchmarks.plain_loop", "--config", config_file(recipe.config), *words(flags)])
+
+    def train(self, config: str, folder: Path, flags: Flags) -> None:
+        """Trains, or resumes, one run."""
+        call(["train.py", "--config", config_file(config), "--run", str(folder), *words({**flags, **self.data})])
+
+    def evaluate(self, recipe: Recipe, folder: Path, steps: int) -> dict[str, float]:
+        """The metrics of what the model in `folder` draws with these steps of Heun's method."""
+        drawing = {"judge": self.judge, "steps": steps, "sampler": "heun", "guidance": recipe.guidance}
+        quality = {**drawing, **self.comparison.quality}
+        flags = {**self.comparison.flags, **{f"quality.{name}": value for name, value in quality.items()}, **self.data}
+        run = parse(RUNS, ["--config", config_file(recipe.config), "--run", str(folder), *words(flags)]).run
+        assert isinstance(run, DiffusionRun)
+        model = load_model(str(folder))
+        evaluation = run.open_quality(model, open_images(run.data, on_main=on_main))
+        assert evaluation is not None
+        found = evaluation.measure(model.net)
+        assert found is not None, "nothing interrupts it"
+        return found
 
 
-def train(config: str, folder: Path, flags: dict[str, object]) -> None:
-    """Trains, or resumes, one run on one thread; an objective of another kind replaces that of the config."""
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    call(["train.py", "--config", str(ROOT / "configs" / f"{config}.yaml"), "--run", str(folder), *words])
+def config_file(name: str) -> str:
+    """The path of a recipe."""
+    return str(ROOT / "configs" / f"{name}.yaml")
 
 
-def evaluated(folder: Path, steps: int) -> float:
-    """The distance of what the run's model draws with these steps."""
-    lines = call(["evaluate.py", str(folder), "--quality.steps", str(steps)]).splitlines()
-    return float(next(line for line in lines if line.startswith("frechet_distance")).split()[1])
+def words(flags: Flags) -> list[str]:
+    """The words of a command line."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
-def call(words: Sequence[str]) -> str:
-    """The output of a script. Raises ValueError with its last line if it fails."""
+def call(command: Sequence[str]) -> None:
+    """Runs a script on one thread. Raises ValueError with its last line if it fails."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{' '.join(words)}: {done.stderr.strip().splitlines()[-1:]}")
-    return done.stdout
+        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.run_report runs/cifar10
 
-Prints the images per second (median and quartiles of the log's lines), the share of time spent waiting for data and the
-last loss; draws the loss over the images seen into RUN/loss.png.
+Prints the images per second (median and quartiles of the log's lines), the seconds of training (without evaluations and
+checkpoints), the share of time spent waiting for data and the last loss; draws the loss over the images seen into
+RUN/loss.png.
 """
 
 import argparse
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> None:
     low, middle, high = np.quantile([line["images_per_second"] for line in lines], [0.25, 0.5, 0.75])
     waited = np.median([line["data_wait"] for line in lines])
     print(f"images per second: {middle:.0f}   quartiles {low:.0f} to {high:.0f}   over {len(lines)} lines of the log")
+    images = np.diff([0, *(line["images"] for line in lines)])
+    print(f"seconds of training: {sum(images / [line['images_per_second'] for line in lines]):.0f}")
     print(f"waiting for data: {waited:.2%}")
     first, last = lines[0], lines[-1]
     print(f"loss: {first['loss']:.4f} at {first['images']:,} images, {last['loss']:.4f} at {last['images']:,}")

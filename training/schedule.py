@@ -73,5 +73,26 @@ class Step(Schedule):
         return self.factor ** sum(images <= images_seen for images in self.milestones_images)
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "cosine": Cosine, "step": Step}
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrt(Schedule):
+    """Constant, then falling with the square root of the images seen (Karras et al. 2024, eq. 67)."""
+
+    constant_images: int
+    """images seen from which the learning rate falls"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.constant_images >= 1, self, "constant_images", "give at least 1")
+
+    def share(self, progress: float, images_seen: int) -> float:
+        return math.sqrt(self.constant_images / max(images_seen, self.constant_images))
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
+    "step": Step,
+    "inverse_sqrt": InverseSqrt,
+}
 """kind -> settings; may be extended before a command line is parsed"""

@@ -18,6 +18,7 @@ import residual
 from training import script
 from training.cli import Command, Schema, parse, words
 from training.data import ImageSet
+from training.ema import EmaConfig
 from training.optimizer import OPTIMIZERS, SGD, AdamW
 from training.run import Run
 from training.schedule import SCHEDULES, Constant
@@ -360,6 +361,7 @@ TOYS = st.builds(
     model=st.builds(Model, channels=st.sampled_from([4, 40]), multipliers=st.lists(INTEGERS).map(tuple))
     | st.builds(Wide, width=INTEGERS),
     optimizer=st.sampled_from([AdamW(), SGD(nesterov=True)]),
+    ema=st.just(EmaConfig()),
     train=st.builds(Train, rate=st.floats(-1e9, 1e9), clip=st.none() | st.floats(1e-9, 1e9)),
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 from training.config import TrainConfig
 from training.ema import EmaConfig
 from training.optimizer import SGD, AdamW
-from training.schedule import Constant, Step
+from training.schedule import Constant, InverseSqrt, Step
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ from training.schedule import Constant, Step
         (Step, "milestones_images", (9, 5), "larger"),
         (Step, "milestones_images", (5, 5), "larger"),
         (Step, "milestones_images", (0, 5), "1"),
+        (InverseSqrt, "constant_images", 0, "1"),
     ],
 )
 def test_out_of_range(cls, name, value, way_out):

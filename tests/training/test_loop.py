@@ -333,7 +333,7 @@ def final(path, task: ToyTask | None = None, **changes) -> dict[str, torch.Tenso
 CHANGED = {
     "batch": 4, "learning_rate": 2e-2, "warmup_images": 40, "schedule": "cosine", "weight_decay": 0.5,
     "betas": (0.5, 0.9), "max_grad_norm": 0.01, "seed": 1, "precision": "bf16", "optimizer": "sgd", "momentum": 0.5,
-    "nesterov": True, "decay_vectors": False, "milestones_images": (40, 60), "factor": 0.5,
+    "nesterov": True, "decay_vectors": False, "milestones_images": (40, 60), "factor": 0.5, "constant_images": 20,
 }  # fmt: skip
 STEPS = {"schedule": "step", "milestones_images": (40,)}
 OTHERS = {  # what else must be so for a field to matter
@@ -342,6 +342,7 @@ OTHERS = {  # what else must be so for a field to matter
     "decay_vectors": {"weight_decay": 0.5},
     "milestones_images": STEPS,
     "factor": STEPS,
+    "constant_images": {"schedule": "inverse_sqrt", "constant_images": 40},
 }
 AVERAGED = {"halflife_images": 2, "rampup": None}
 ELSEWHERE = {  # has no effect on the weights; shown by the test named

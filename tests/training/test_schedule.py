@@ -35,3 +35,9 @@ def test_steps_multiply_at_each_milestone_from_its_update_on():
     assert rates("step", at, **steps) == pytest.approx([2.0, 2.0, 0.4, 0.4, 0.08, 0.08])
     assert rates("step", at[:3], milestones_images=(300,)) == pytest.approx([2.0, 2.0, 0.2])
     assert rates("step", [40], **steps) == pytest.approx([1.0])
+
+
+def test_the_inverse_square_root_is_constant_first():
+    at = [100, 400, 900, 1600]
+    assert rates("inverse_sqrt", at, constant_images=400) == pytest.approx([2.0, 2.0, 4 / 3, 1.0])
+    assert rates("inverse_sqrt", [40], constant_images=400) == pytest.approx([1.0])
