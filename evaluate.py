@@ -63,6 +63,7 @@ Figures = dict[str, float]
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
+TOO_LARGE = "give a smaller --quality.batch, --quality.judge_size or --classification.validation_batch"
 NEEDS_CLASSES = ("inception_score", "class_accuracy")
 """metrics that need the judge's probabilities of classes"""
 
@@ -100,8 +101,7 @@ def main(argv: Sequence[str]) -> None:
     load: Callable[..., Any] = load_model if isinstance(run, DiffusionRun) else load_classifier
     model: Any = None
     rows, is_main = list[Figures](), process_state().is_main_process
-    batch = "quality.batch" if isinstance(run, DiffusionRun) else "classification.validation_batch"
-    with explain_out_of_memory(f"the evaluation of {given}", f"lower {batch}"):
+    with explain_out_of_memory(f"the evaluation of {given}", TOO_LARGE):
         if kind == "drawn":
             evaluated = _drawn(given, run)
         else:

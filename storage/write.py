@@ -34,8 +34,11 @@ def write_text(path: Path, text: str) -> None:
 def replace_file(path: Path, write: Callable[[Path], object], flush: bool = True) -> None:
     """Replace the file `path` atomically by one that `write` writes; a link is replaced, not followed.
 
-    The permissions are those that the umask gives. Without `flush` the file may be lost in a power failure.
+    The permissions are those that the umask gives. Without `flush` the file may be lost in a power failure. Raises
+    ValueError, before anything is written, if `path` is a folder.
     """
+    if path.is_dir() and not path.is_symlink():
+        raise ValueError(f"{path} is a folder, but a file of this name is to be written; move it away")
     temporary = path.with_name(f"tmp-{path.name}")
     try:
         mode = create_new(temporary)

@@ -28,6 +28,9 @@ from training.data import Images, ImageSet
 from training.processes import on_main, process_state
 from training.settings import require
 
+MAX_SIDE = 2048
+"""pixels; a larger `judge_size` is almost certainly a typo"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
@@ -70,7 +73,8 @@ class QualityConfig:
                 f"reference={self.reference} is of a fixed number of images, which seconds={self.seconds:g} may lower; "
                 "give num instead"
             )
-        require(self.judge_size is None or self.judge_size >= 1, self, "judge_size", "give at least 1, or null")
+        size = self.judge_size
+        require(size is None or 1 <= size <= MAX_SIDE, self, "judge_size", f"give 1 to {MAX_SIDE:,}, or null")
         require(self.num is None or self.num >= 2, self, "num", "give at least 2, or null")
         require(self.batch >= 1, self, "batch", "give at least 1")
         require(self.seed >= 0, self, "seed", "give 0 or more")
@@ -104,6 +108,11 @@ class Comparison:
         for what, images in others.items():
             if (given := pixels_of(images)) != (wanted := pixels_of(held_out)):
                 raise ValueError(f"the {what} are {given}, but the images of data.validation are {wanted}")
+        if held_out.fingerprint == training.fingerprint:
+            raise ValueError(
+                "the images of data.validation are the training images themselves; give a share of them, such as 0.1, "
+                "or another split"
+            )
         if (held_out.labels is None) != (training.labels is None):
             raise ValueError("only one of training images and images of data.validation have labels; see data.labels")
         self.config = config

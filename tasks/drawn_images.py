@@ -39,7 +39,8 @@ def open_drawn(path: Path, data: DataConfig, held_out: Images) -> Images:
             return _numbered(_grey(_read(path, data, image_column="arr_0", axes="hwc"), held_out), held_out)
         return _named(_read_folder(path, data, held_out), held_out)
     except ValueError as error:
-        raise ValueError(f"drawn images {str(path)!r}: {error}") from None
+        rule = "; arr_0 should be uint8 of shape (n, height, width, 3)" if path.suffix == ".npz" else ""
+        raise ValueError(f"drawn images {str(path)!r}: {error}{rule}") from None
 
 
 def _read(source: Path, data: DataConfig, **fields: object) -> Images:

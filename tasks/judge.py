@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DiffusionModel
+from residual.names import amount
 from storage.read import require_regular
 from training.data import Images
+from training.memory import is_out_of_memory
 from training.output_folder import weights_sha256
 from training.processes import process_state
 
@@ -94,7 +96,10 @@ def open_judge(name: str, images: Images, input: Input | None, size: int | None,
 
 
 def _classifier(name: str, images: Images) -> Judge:
-    found = load_classifier(name)
+    try:
+        found = load_classifier(name)
+    except ValueError as error:
+        raise ValueError(f"quality.judge={name} is not a classifier of this project: {error}") from None
     if (given := pixels_of(images)) != (taken := pixels_of(found)):
         raise ValueError(f"quality.judge={name} takes {taken}, but the images of data.validation are {given}")
     net = found.net.to(process_state().device)
@@ -129,31 +134,41 @@ def _scripted(path: Path, images: Images, prepare: Preparation) -> Judge:
 
     @torch.no_grad()
     def features(x: Tensor) -> Tensor:
-        return net(prepare(x)).float()
-
-    trial = torch.rand(2, *images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    taken = prepare(trial.to(device))
-    try:
-        with torch.no_grad():
+        taken = prepare(x)
+        try:
             found: Any = net(taken)
-    except Exception as error:  # whatever the code in the file raises
-        shown = f"{tuple(taken.shape)} of {str(taken.dtype).removeprefix('torch.')}"
+        except Exception as error:  # whatever the code in the file raises
+            if is_out_of_memory(error):
+                raise
+            shown = f"{tuple(taken.shape)} of {str(taken.dtype).removeprefix('torch.')}"
+            raise ValueError(
+                f"quality.judge={path} fails on images of shape {shown} ({_reason(error)}); see quality.judge_input, "
+                "judge_size and judge_rgb"
+            ) from None
+        is_tensor = isinstance(found, Tensor)
+        if not (is_tensor and found.is_floating_point() and found.ndim == 2 and len(found) == len(x) and found.numel()):
+            dtype = str(found.dtype).removeprefix("torch.") if is_tensor else ""
+            kind = f"a tensor of {dtype} with shape {tuple(found.shape)}" if is_tensor else f"a {type(found).__name__}"
+            count = amount(len(x), "image")
+            raise ValueError(
+                f"quality.judge={path} gives {kind} for {count}; it should give floats of shape ({len(x)}, features)"
+            )
+        if not (found := found.float()).isfinite().all():
+            raise ValueError(
+                f"quality.judge={path} gives features that are not finite in float32; see quality.judge_input"
+            )
+        return found
+
+    trial = (torch.rand(2, *images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
+    width = features(trial).shape[1]
+    if (alone := features(trial[:1]).shape[1]) != width:
         raise ValueError(
-            f"quality.judge={path} fails on images of shape {shown} ({_reason(error)}); see quality.judge_input, "
-            "judge_size and judge_rgb"
-        ) from None
-    is_tensor = isinstance(found, Tensor)
-    if not (is_tensor and found.is_floating_point() and found.ndim == 2 and len(found) == 2 and found.shape[1] > 0):
-        dtype = str(found.dtype).removeprefix("torch.") if is_tensor else ""
-        kind = f"a tensor of {dtype} with shape {tuple(found.shape)}" if is_tensor else f"a {type(found).__name__}"
-        raise ValueError(
-            f"quality.judge={path} gives {kind} for 2 images; it should give floats of shape (2, features)"
+            f"quality.judge={path} gives {amount(width, 'feature')} of each of 2 images, but {alone} of one alone; "
+            "their number should not depend on the number of images"
         )
-    if not found.isfinite().all():
-        raise ValueError(f"quality.judge={path} gives features that are not finite; see quality.judge_input")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Judge(str(path), found.shape[1], features, None, None, _sha256((digest, asdict(prepare))))
+    return Judge(str(path), width, features, None, None, _sha256((digest, asdict(prepare))))
 
 
 def pixels_of(images: Images | ImageClassifier | DiffusionModel) -> str:

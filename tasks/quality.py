@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.diffusion import DiffusionModel, Network, gather_drawn
+from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_finite
 from residual.names import shorten
 from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, class_names
@@ -116,6 +116,7 @@ class Quality(Evaluation):
             if interrupted():
                 return None
             if step == config.steps:
+                require_finite(numbers, x, config.guidance)
                 pixels = model.pixel_format.from_unit(x.float())
                 drawn += zip(numbers, self.comparison.of_pixels(pixels, model.pixel_format), strict=True)
         features = torch.from_numpy(np.stack(gather_drawn(drawn, len(self.comparison))))

@@ -98,7 +98,9 @@ class Average:
             if total and {name: each.shape for name, each in state.items()} != {
                 name: each.shape for name, each in total.items()
             }:
-                raise ValueError(f"{path} has other weights than {self.parts[0][1].name}, so it belongs to another run")
+                raise ValueError(
+                    f"{path} has other weights than {self.parts[0][1].name}, so it is of another run; remove it"
+                )
             for name, value in state.items():
                 if not value.is_floating_point():
                     total[name] = value
@@ -129,7 +131,8 @@ class RunAverages:
             raise ValueError(f"ema needs a run folder of train.py, with its checkpoints and snapshots, but got {run!r}")
         self.folder = RunFolder(home)
         settings, _ = read_settings(self.folder.config, is_record=True)
-        more = settings.get("ema.more_halflife_images") or []
+        more = settings.get("ema.more_halflife_images")
+        more = more if isinstance(more, list) else []  # a record that was edited by hand may hold anything
         self.main: Any = settings.get("ema.halflife_images")
         """the half-life of the main average, in images"""
         self.halflives = [each for each in (self.main, *more) if isinstance(each, int)]
@@ -149,9 +152,11 @@ class RunAverages:
     def _tracked(self, halflife: int) -> Average:
         if halflife not in self.halflives:
             raise ValueError(f"ema={halflife} is not a half-life in images that the run tracked; {self._listed()}")
-        saved, _ = checkpoint.newest(self.folder.checkpoints)
+        saved, damaged = checkpoint.newest(self.folder.checkpoints)
         if saved is None:
             raise ValueError(f"ema={halflife} needs a checkpoint, but {self.folder.checkpoints} has none; train first")
+        for folder, problem in damaged.items():  # newer than the one that is intact
+            raise ValueError(f"ema={halflife} needs {folder}, which is damaged: {problem}; restore it, or train on")
         name = MAIN if halflife == self.main else average_name(halflife)
         about = f"average with a half-life of {halflife:,} images"
         return Average(str(halflife), about, saved.images, ((1.0, saved.folder / f"{name}.safetensors"),))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from residual.names import amount
 from storage.write import remove, replace_file
 from training.config import TrainConfig
-from training.ema import EmaConfig
+from training.ema import MAX_WIDTH, MIN_WIDTH, EmaConfig
 from training.memory import model_bytes
 from training.units import show_size
 
@@ -33,7 +33,8 @@ class Snapshot:
 def list_snapshots(folder: Path) -> list[Snapshot]:
     """The snapshots in a folder, oldest first."""
     names = ((path, re.fullmatch(r"([0-9]{9,})-(0\.[0-9]+)\.safetensors", path.name)) for path in folder.glob("*"))
-    return sorted(Snapshot(int(found[1]), float(found[2]), path) for path, found in names if found)
+    found = (Snapshot(int(match[1]), float(match[2]), path) for path, match in names if match)
+    return sorted(each for each in found if each.images > 0 and MIN_WIDTH <= each.width <= MAX_WIDTH)
 
 
 def write_snapshots(folder: Path, images: int, averages: Mapping[float, Mapping[str, Tensor]]) -> None:

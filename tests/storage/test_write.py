@@ -9,6 +9,17 @@ def fill(text: str):
     return lambda folder: (folder / "a.txt").write_text(text)
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"picture\.png is a folder"):
+        replace_file(folder(tmp_path / "picture.png"), lambda new: pytest.fail("begun"))
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def folder(path):
+    path.mkdir()
+    return path
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     target = tmp_path / "model"
     replace_folder(target, lambda folder: (folder / "old.txt").write_text("1"))

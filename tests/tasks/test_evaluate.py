@@ -201,6 +201,8 @@ def test_two_processes_print_the_figures_of_one(given: str, folder: Path, monkey
         ("colour.npz", {}, r"colour\.npz.*colours"),
         ("names", {}, r"names.*lack: cat, dog"),
         ("not.npz", {}, r"not\.npz"),
+        ("floats.npz", {}, r"floats\.npz.*float32.*uint8"),
+        ("model", {"data__validation": "train"}, r"data\.validation are the training images"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(
@@ -215,6 +217,7 @@ def test_what_cannot_be_evaluated_is_one_line(
         "keys.npz": lambda path: np.savez(path, x=pixels, other=pixels),
         "classes.npz": lambda path: np.savez(path, arr_0=pixels, arr_1=np.arange(20) % 13),
         "colour.npz": lambda path: np.savez(path, arr_0=pixels + np.arange(3, dtype=np.uint8)),
+        "floats.npz": lambda path: np.savez(path, arr_0=pixels.astype(np.float32)),
         "not.npz": lambda path: path.write_bytes(b"PK\x03\x04 and so on"),
     }
     if given in match_of:

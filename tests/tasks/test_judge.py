@@ -50,6 +50,23 @@ class One(nn.Module):
         return x.mean(dim=(0, 2, 3))[None]
 
 
+class Squeezed(nn.Module):
+    """Another shape for one image alone, as the last batch may be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).squeeze(0)
+
+
+class Fixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, 64)
+
+
+class AsWide(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, : len(x)]
+
+
 class Infinite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) / 0
@@ -112,6 +129,9 @@ def test_without_classes_there_are_no_class_metrics(tmp_path: Path) -> None:
         (Integers(), r"Integers\.pt gives a tensor of int64"),
         (Pair(), r"Pair\.pt gives a tuple"),
         (One(), r"One\.pt gives a tensor of float32 with shape \(1, 1\)"),
+        (Squeezed(), r"Squeezed\.pt gives .*shape \(64,\) for 1 image"),
+        (Fixed(), r"Fixed\.pt fails on images of shape \(1, 1, 8, 8\)"),
+        (AsWide(), r"AsWide\.pt gives 2 features.*1 of one alone"),
         (Infinite(), r"Infinite\.pt.*not finite"),
         (Inception(), r"Inception\.pt fails on images of shape \(2, 1, 8, 8\) of float32.*judge_input"),
     ],
@@ -159,7 +179,7 @@ def test_files_that_are_no_torchscript_are_refused(name: str, content: object, m
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
         open_judge(str(tmp_path / "missing.pt"), images(), "unit", None, False)
-    with pytest.raises(ValueError, match=r"no folder.*missing"):
+    with pytest.raises(ValueError, match=r"judge=.*missing.*no folder"):
         open_judge(str(tmp_path / "missing"), images(), None, None, False)
 
 
@@ -169,6 +189,19 @@ def test_a_classifier_knows_its_preprocessing(settings: tuple, tmp_path: Path) -
         open_judge(str(tmp_path), images(), *settings)
 
 
-def test_sizes_are_positive() -> None:
-    with pytest.raises(ValueError, match=r"judge_size=0"):
-        QualityConfig(judge_size=0)
+def test_features_are_checked_for_every_image(tmp_path: Path) -> None:
+    """Finite for random images, but not for dark ones."""
+
+    class Inverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 / x.flatten(1)
+
+    judge = open_judge(script(Inverse(), tmp_path), images(), "unit", None, False)
+    with pytest.raises(ValueError, match=r"Inverse\.pt.*not finite"):
+        judge.features(-torch.ones(3, 1, 8, 8))
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_sizes_are_limited(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"judge_size={size}"):
+        QualityConfig(judge_size=size)

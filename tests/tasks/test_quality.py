@@ -23,6 +23,7 @@ from resnet import ResNetConfig
 from resnet import build as build_classifier
 from tasks.comparison import QualityConfig
 from tasks.quality import Quality
+from tasks.reference import write_reference
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
 from training.data import Images
 
@@ -191,11 +192,29 @@ def test_a_reference_of_something_else_is_refused(judge: Path, tmp_path: Path) -
     path.write_bytes(b"text")
     refused(r"damaged")
     path.unlink()
+    comparison = quality(judge, num=100, reference=path).comparison
+    nan = torch.full((100, comparison.judge.num_features), torch.nan)
+    write_reference(path, comparison._facts, (nan, nan.clone()))
+    refused(r"not finite")
+    path.unlink()
     path.mkdir()
     with pytest.raises(ValueError, match=r"real\.safetensors is a folder"):
         quality(judge, num=100, reference=path)
     with pytest.raises(ValueError, match=r"absent/real.*no folder"):
         quality(judge, num=100, reference=tmp_path / "absent" / "real.safetensors")
+
+
+def test_a_reference_that_cannot_be_written_is_refused_at_the_start(judge: Path) -> None:
+    with pytest.raises(ValueError, match=r"quality\.reference=/proc/real cannot be written.*give another"):
+        quality(judge, num=100, reference=Path("/proc/real"))
+
+
+def test_images_that_are_not_finite_are_not_measured(judge: Path) -> None:
+    found = quality(judge, num=100)
+    for weight in found.model.net.parameters():
+        weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"image 0 .*not finite"):
+        found.measure(found.model.net)
 
 
 def test_an_interruption_ends_it(judge: Path) -> None:

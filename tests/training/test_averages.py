@@ -223,6 +223,31 @@ def test_a_removed_snapshot_makes_the_error_larger(run, tmp_path):
     assert after.weights().keys() == tensors(tmp_path / "run").keys()
 
 
+def test_files_that_no_run_writes_are_no_snapshots(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    before = RunAverages(str(tmp_path / "run"))
+    for name in ("000000064-0.0", "000000064-0.9", "000000000-0.1"):
+        shutil.copy(before.snapshots[0].path, tmp_path / f"run/snapshots/{name}.safetensors")
+    assert RunAverages(str(tmp_path / "run")).snapshots == before.snapshots
+
+
+def test_an_older_checkpoint_does_not_replace_a_damaged_one(tmp_path):
+    train(tmp_path, **EVERY, checkpoint_every_images=4 * BATCH, keep_last=3)
+    damaged = newest(tmp_path) / "ema.safetensors"
+    averages = RunAverages(str(tmp_path))
+    damaged.unlink()
+    with pytest.raises(ValueError, match=rf"{averages.main}.*{damaged.parent.name}.*damaged"):
+        averages.choose(averages.main)
+
+
+def test_a_single_number_in_the_record_is_no_list(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(re.sub(r"more_halflife_images:.*", "more_halflife_images: 50", config.read_text()))
+    averages = RunAverages(str(tmp_path / "run"))
+    assert averages.halflives == [averages.main]
+
+
 def test_integers_are_those_of_the_last_part(tmp_path):
     for number in (1, 2):
         save_file({"w": torch.tensor([float(number)]), "n": torch.tensor(number)}, tmp_path / f"{number}.safetensors")
