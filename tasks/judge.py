@@ -32,8 +32,6 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Judge:
     """A network, on the device of this process, whose features metrics compare."""
 
-    name: str
-    """as it was given"""
     num_features: int
     features: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]
     """of images in [-1, 1] on the device"""
@@ -105,7 +103,6 @@ def _classifier(name: str, images: Images) -> Judge:
     net = found.net.to(process_state().device)
     facts = (weights_sha256(net), asdict(net.config), asdict(found.pixel_format))
     return Judge(
-        name,
         net.num_features,
         found.features,
         lambda features: net.fc(features).softmax(dim=1),
@@ -168,7 +165,7 @@ def _scripted(path: Path, images: Images, prepare: Preparation) -> Judge:
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Judge(str(path), width, features, None, None, _sha256((digest, asdict(prepare))))
+    return Judge(width, features, None, None, _sha256((digest, asdict(prepare))))
 
 
 def pixels_of(images: Images | ImageClassifier | DiffusionModel) -> str:
