@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from diffusion.denoiser import Condition, Denoised, Denoiser
 from diffusion.noise import Formulation, Images, Times
@@ -75,8 +77,14 @@ def _inside(formulation: Formulation, time: Times, interval: tuple[float, float]
 
 
 def _moved(
-    x: Images, given: Denoised, free: Denoised, scale: float, limit: float, inside: bool | torch.Tensor
+    x: Images,
+    given: Denoised,
+    free: Float[Tensor, "b _ h w"],
+    scale: float,
+    limit: float,
+    inside: bool | torch.Tensor,
 ) -> Denoised:
+    """`free` may lack the learned variance that `given` has."""
     channels = x.shape[1]
     x0, variance, free = given[:, :channels], given[:, channels:], free[:, :channels]
     moved = free + scale * (x0 - free)

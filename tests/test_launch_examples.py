@@ -73,6 +73,7 @@ def test_two_machines_train_what_one_does(tmp_path: Path, environment: dict[str,
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_slurm_job_that_reaches_its_limit_is_requeued_and_goes_on(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -30,10 +30,10 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     sheet = new_figure(figsize=(columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), layout="constrained")
-    grid = sheet.subplots(rows, columns, squeeze=False, sharex=True).flat
+    grid = list(sheet.subplots(rows, columns, squeeze=False, sharex=True).flat)
     for axes, (axis, curves) in zip(grid, panels.items(), strict=False):
         _draw_panel(axes, axis, curves, figures)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     replace_file(picture, lambda new: sheet.savefig(new, format="png", dpi=DPI), flush=False)
 

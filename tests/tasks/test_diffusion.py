@@ -6,6 +6,7 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -774,8 +775,14 @@ def test_a_run_with_a_learned_variance_resumes_bit_for_bit_and_is_drawn_from(tmp
 # --- every network and every objective ---
 
 
-@pytest.mark.parametrize("objective", FORMULATIONS)
-@pytest.mark.parametrize("kind", MODELS)
+FIRST = {("unet", "ddpm"), ("unet", "flow"), ("edm2", "edm")}
+"""pairs of the default suite; tests/tasks/test_objectives.py has all of them, without the trainer's step"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [pytest.param(*pair, marks=[] if pair in FIRST else pytest.mark.slow) for pair in product(MODELS, FORMULATIONS)],
+)
 def test_every_network_trains_under_every_objective(tmp_path, kind: str, objective: str) -> None:
     """Through the trainer's own step: the loss falls, the folder is enough to sample with the default sampler."""
     settings = TrainConfig(images=60 * 32, batch=32, precision="float32", trackers=())

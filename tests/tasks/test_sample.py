@@ -391,7 +391,7 @@ def test_a_picture_holds_what_drew_it(conditional, tmp_path):
     assert re.fullmatch("[0-9a-f]{64}", facts["weights_sha256"])
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_array_for_evaluators(conditional, tmp_path, ranks):
     flags = ["--num", "7", "--steps", "2", "--npz", "--out", str(tmp_path / "out")]
     if ranks == 1:

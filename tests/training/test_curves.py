@@ -85,3 +85,11 @@ def test_a_run_without_matplotlib_is_told_once(tmp_path, monkeypatch, capsys):
     curves._matplotlib.cache_clear()
     assert not (tmp_path / "metrics.png").exists()
     assert capsys.readouterr().out.count("pip install matplotlib") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_panels_without_curves_are_hidden(tmp_path, drawn, count):
+    figures = {f"figure{number}": Figure(f"axis {number}") for number in range(count)}
+    row = {"images": 1, "evaluated": True, **dict.fromkeys(figures, 1.0)}
+    draw_curves(log_of(tmp_path / "log.jsonl", row), tmp_path / "metrics.png", figures)
+    assert [axes.get_ylabel() for axes in drawn[0].axes if axes.axison] == [each.axis for each in figures.values()]
