@@ -15,7 +15,7 @@ python train.py --config configs/resnet18-cifar10-fast.yaml --run $out/judge "${
 python train.py --config configs/cifar10-fast.yaml --run $out/ours "${data[@]}" --train.images "$images"
 python -m benchmarks.run_report $out/ours | tee $out/report.txt
 seconds=$(awk -F ': ' '/^seconds of training/ {print $2}' $out/report.txt)
-python -m benchmarks.plain_loop --config configs/cifar10-v-minsnr.yaml --unet2d --source "$source" --seconds "$seconds" \
+python -m benchmarks.plain_loop --config configs/cifar10-v-minsnr.yaml --unet2d "${data[@]}" --seconds "$seconds" \
     --batch 128 --learning-rate 2e-4 --device cuda --out $out/theirs
 for guidance in 1 1.5; do
     python evaluate.py $out/ours "${judge[@]}" --quality.guidance $guidance

@@ -1,14 +1,14 @@
 """The recipe of diffusers' `train_unconditional.py`, as a plain loop around the network of a config of ours.
 
-    python -m benchmarks.plain_loop --config configs/cifar10-16px.yaml --images 60000 --learning-rate 1e-4 --out FOLDER
+    python -m benchmarks.plain_loop --config configs/cifar10-16px.yaml --images 60000 --out FOLDER --data.source SOURCE
 
 Noise prediction on the linear schedule of 1000 timesteps, mean squared error, AdamW with betas 0.95 and 0.999 and
 weight decay 1e-6, 500 updates of warm-up and a cosine to zero, gradient norm at most 1, and `EMAModel` with power 3/4:
 the defaults of that script. Images, labels and network are those of the config, so that only the recipe differs from a
 run of train.py. FOLDER becomes a model folder with the averaged weights, which evaluate.py reads.
 
-With --unet2d the network is diffusers' own, `UNet2DModel`, with the same layers. With --seconds the loop lasts that
-long, and the cosine falls with the time.
+Settings of train.py, such as --data.source, change the config. With --unet2d the network is diffusers' own,
+`UNet2DModel`, with the same layers. With --seconds the loop lasts that long, and the cosine falls with the time.
 """
 
 import argparse
@@ -39,10 +39,9 @@ from training.script import ScriptParser, command
 @command
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, trains, writes the model folder."""
-    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = ScriptParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="config whose images and network are used")
-    parser.add_argument("--source", help="data.source (default: that of the config)")
-    parser.add_argument("--validation", default="test", help="data.validation: images that are held out")
     parser.add_argument("--unet2d", action="store_true", help="train diffusers' UNet2DModel")
     parser.add_argument("--images", type=int, default=60_000, help="training images to show")
     parser.add_argument("--seconds", type=float, help="length in time, instead of --images")
@@ -52,11 +51,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    args = parser.parse_args(argv)
+    args, settings = parser.parse_known_args(argv)
 
-    flags = ["--config", args.config, "--run", str(args.out), "--data.validation", args.validation]
-    run = parse(RUNS, flags if args.source is None else [*flags, "--data.source", args.source]).run
-    assert isinstance(run, DiffusionRun)
+    run = parse(RUNS, ["--config", args.config, "--run", str(args.out), *settings]).run
+    if not (isinstance(run, DiffusionRun) and isinstance(run.model, unet.UNetConfig)):
+        raise ValueError(f"{args.config} has no U-Net that diffusers has, too; give a config with model.kind=unet")
     images = open_images(run.data, on_main=on_main)
     assert isinstance(images, Images)
     objective = DDPM(schedule="linear", prediction="epsilon")
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     run = replace(run, train=replace(run.train, seed=args.seed), sample=replace(run.sample, guidance=1))
     task = run.build(images)
     ours = task.model
-    assert isinstance(ours, unet.UNet), "EDM2's network cannot be written in diffusers"
+    assert isinstance(ours, unet.UNet), "of a UNetConfig"
     theirs = UNet2DModel(**unet.diffusers_config(ours.config)) if args.unet2d else None
     train(args, images, (ours if theirs is None else theirs).to(args.device).train())
     if theirs is not None:

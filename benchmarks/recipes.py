@@ -43,7 +43,7 @@ Flags = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row: a config and what is changed in it; or the plain loop with these options."""
+    """One row: a config and what is changed in it; or the plain loop with these options and settings."""
 
     config: str
     flags: Flags = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Recipe:
     guidance: float = 1
     """of the evaluations after the run"""
     run: str | None = None
-    """the row whose run is drawn from; None: its own"""
+    """the row whose run is drawn from, with its config; None: its own"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,17 @@ _V: dict[str, object] = {
     "model.time_embedding": "adm",
     "train.batch": 128,
     "optimizer.learning_rate": 1e-3,
+}
+_SCRIPT: dict[str, object] = {"model.time_embedding": "adm"}
+_EDM2: dict[str, object] = {
+    "model.kind": "edm2",
+    "model.base_channels": 32,
+    "model.channel_multipliers": "1,2,2",
+    "model.blocks_per_level": 1,
+    "model.attention_levels": 1,
+    "model.head_channels": 32,
+    "train.batch": 32,
+    "optimizer.learning_rate": 1e-2,
 }
 COMPARISONS = {
     "digits": Comparison(
@@ -118,17 +129,21 @@ COMPARISONS = {
         evaluations=0,
         steps=(18,),
         recipes={
-            "script, 128 images an update": Recipe(
-                _16PX, {"batch": 128, "learning-rate": 1e-3, "warmup": 50}, plain_loop=True
+            "script, 16 images an update, 1e-4": Recipe(_16PX, _SCRIPT, plain_loop=True),
+            "script, 16, 5e-4": Recipe(_16PX, _SCRIPT | {"learning-rate": 5e-4}, plain_loop=True),
+            "script, 128, 1e-3": Recipe(
+                _16PX, _SCRIPT | {"batch": 128, "learning-rate": 1e-3, "warmup": 50}, plain_loop=True
             ),
-            "script, 16 images an update": Recipe(_16PX, {"learning-rate": 5e-4}, plain_loop=True),
             "v, 128 images an update": Recipe(_16PX, _V),
-            "v, 32 images an update": Recipe(_16PX, _V | {"train.batch": 32}),
+            "v, 32": Recipe(_16PX, _V | {"train.batch": 32}),
             "v-minsnr, 32": Recipe(_16PX, _V | {"train.batch": 32, "diffusion.weighting": "min_snr"}),
             "edm, 32": Recipe(_16PX, {"train.batch": 32, "optimizer.learning_rate": 1e-3}),
             "edm, 16, twice the learning rate": Recipe(_16PX),
-            "the same without average": Recipe(_16PX, {"ema.halflife_images": "null"}),
-            "the same, guidance 2": Recipe(_16PX, guidance=2, run="edm, 16, twice the learning rate"),
+            "edm on edm2's network, 32": Recipe(_16PX, _EDM2),
+            "v, 32, guidance 2": Recipe(_16PX, guidance=2, run="v, 32"),
+            "edm, 32, guidance 2": Recipe(_16PX, guidance=2, run="edm, 32"),
+            "edm, 16, guidance 2": Recipe(_16PX, guidance=2, run="edm, 16, twice the learning rate"),
+            "edm on edm2's network, guidance 2": Recipe(_16PX, guidance=2, run="edm on edm2's network, 32"),
         },
     ),
 }
@@ -177,14 +192,14 @@ class Bench:
 
     def measure(self, name: str, seed: int) -> dict[str, tuple[float, ...]]:
         """Trains one recipe; returns the columns of the table."""
-        recipe = self.comparison.recipes[name]
-        folder = self.out / f"{re.sub('[^a-z0-9]+', '-', (recipe.run or name).lower())}-{seed}"
+        guidance, trained = self.comparison.recipes[name].guidance, self.comparison.recipes[name].run or name
+        recipe, folder = self.comparison.recipes[trained], self.out / f"{re.sub('[^a-z0-9]+', '-', trained)}-{seed}"
         near: tuple[float, ...] = ()
         if recipe.plain_loop:
             self.train_plainly(recipe, folder, seed)
         else:
             near = self.train_and_watch(recipe, folder, seed)
-        scores = {steps: self.evaluate(recipe, folder, steps) for steps in self.comparison.steps}
+        scores = {steps: self.evaluate(recipe, folder, steps, guidance) for steps in self.comparison.steps}
         columns = {f"{n} steps": (found["frechet_distance"], found["class_accuracy"]) for n, found in scores.items()}
         return {"near": near, "floor": (scores[self.comparison.steps[0]]["frechet_floor"],), **columns}
 
@@ -219,16 +234,17 @@ class Bench:
     def train_plainly(self, recipe: Recipe, folder: Path, seed: int) -> None:
         """Trains with the plain loop, unless its model exists."""
         if not folder.exists():
-            flags = {**recipe.flags, "images": self.comparison.images, "seed": seed, "out": folder, **self.data}
+            own = {"images": self.comparison.images, "seed": seed, "out": folder}
+            flags = {**self.comparison.flags, **recipe.flags, **own, **self.data}
             call(["-m", "benchmarks.plain_loop", "--config", config_file(recipe.config), *words(flags)])
 
     def train(self, config: str, folder: Path, flags: Flags) -> None:
         """Trains, or resumes, one run."""
         call(["train.py", "--config", config_file(config), "--run", str(folder), *words({**flags, **self.data})])
 
-    def evaluate(self, recipe: Recipe, folder: Path, steps: int) -> dict[str, float]:
+    def evaluate(self, recipe: Recipe, folder: Path, steps: int, guidance: float) -> dict[str, float]:
         """The metrics of what the model in `folder` draws with these steps of Heun's method."""
-        drawing = {"judge": self.judge, "steps": steps, "sampler": "heun", "guidance": recipe.guidance}
+        drawing = {"judge": self.judge, "steps": steps, "sampler": "heun", "guidance": guidance}
         quality = {**drawing, **self.comparison.quality}
         flags = {**self.comparison.flags, **{f"quality.{name}": value for name, value in quality.items()}, **self.data}
         run = parse(RUNS, ["--config", config_file(recipe.config), "--run", str(folder), *words(flags)]).run
