@@ -15,12 +15,15 @@ from training.processes import process_state
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """An accelerator for this process; the main process prints device, number of processes and precision.
 
-    Raises ValueError for a batch that the processes cannot share, for bf16 on hardware that does not support it, and
-    for unknown trackers.
+    Raises ValueError for a batch that the processes cannot share, for bf16 on hardware that does not support it, for
+    CUDA graphs where they cannot be recorded, and for unknown trackers.
     """
     state = process_state()
     accumulation = config.accumulation(state.num_processes)
     precision, reason = choose_precision(config.precision, state.device)
+    if config.cuda_graphs and (state.device.type != "cuda" or state.num_processes > 1 or accumulation > 1):
+        found = f"device={state.device.type}, processes={state.num_processes}, micro-batches={accumulation}"
+        raise ValueError(f"train.cuda_graphs=True needs one GPU, one process and no micro-batches, not {found}")
     _check_trackers(config.trackers)
     # The layout of 1x1 convolutions is ambiguous; the warning is harmless (pytorch#157862).
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")

@@ -28,6 +28,8 @@ class TrainConfig:
     """precision of the forward and backward pass. auto: bf16 if the hardware supports it, else float32"""
     compile: bool = setting(False, may_change=True)
     """compile the model with torch.compile"""
+    cuda_graphs: bool = setting(False, may_change=True)
+    """with compile: record the GPU's kernels once and replay them; for one process without gradient accumulation"""
     log_every_images: int = setting(2_000, may_change=True)
     """images between two lines of the log"""
     eval_every_images: int = setting(50_000, may_change=True)
@@ -49,6 +51,7 @@ class TrainConfig:
         for name in ("log_every_images", "eval_every_images", "checkpoint_every_images"):
             require(getattr(self, name) >= 1, self, name, "give at least 1")
         require(self.micro_batch is None or self.micro_batch >= 1, self, "micro_batch", "give at least 1, or null")
+        require(self.compile or not self.cuda_graphs, self, "cuda_graphs", "it needs train.compile=true")
         require(self.keep_last >= 2, self, "keep_last", "give at least 2, so that one is left if the other is damaged")
         every, interval = self.keep_every_images, self.checkpoint_every_images
         is_multiple = every is None or (every >= 1 and every % interval == 0)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.muon import MuonAdamW
 from training.settings import require
 
 MAX_RATE = 1e3
@@ -21,7 +22,7 @@ class Optimizer(ABC):
     learning_rate: float = 2e-4
     """peak learning rate"""
     weight_decay: float = 0.0
-    """weight decay: decoupled for AdamW, L2 penalty for SGD"""
+    """weight decay: decoupled for AdamW and Muon, L2 penalty for SGD"""
     decay_vectors: bool = True
     """apply weight decay to parameters with one axis, too: biases, and scales and shifts of norms"""
     max_grad_norm: float | None = 1.0
@@ -35,8 +36,8 @@ class Optimizer(ABC):
 
     @property
     def slots(self) -> int:
-        """Tensors of the size of a weight that are kept for each weight."""
-        weight = nn.Parameter(torch.empty(1, device="meta"))
+        """Tensors of the size of a weight that are kept for each weight of two axes or more."""
+        weight = nn.Parameter(torch.empty(1, 1, device="meta"))
         return sum(value.shape == weight.shape for value in self.new_state(weight).values())
 
     @abstractmethod
@@ -77,6 +78,24 @@ class AdamW(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Muon(AdamW):
+    """Muon (Jordan et al. 2024) for weights of two axes or more, AdamW for the others."""
+
+    momentum: float = 0.95
+    """Muon: decay rate of the running mean of the gradient"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, self, "momentum", "give at least 0 and below 1")
+
+    def make(self, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return MuonAdamW(self.groups(weights), lr=self.learning_rate, betas=self.betas, momentum=self.momentum)
+
+    def new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(weight)} if weight.ndim > 1 else super().new_state(weight)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
@@ -99,5 +118,5 @@ class SGD(Optimizer):
         return {"momentum_buffer": torch.zeros_like(weight)} if self.momentum > 0 else {}
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "sgd": SGD}
 """kind -> settings; may be extended before a command line is parsed"""

@@ -80,7 +80,8 @@ class Step:
         """the network in training"""
         averages = {name: copy.deepcopy(self.trained) for name in settings.ema.names}  # without accelerate's forward
         if config.compile:
-            self.trained.compile()  # in place: the names of the weights stay
+            mode = "reduce-overhead" if config.cuda_graphs else None
+            self.trained.compile(mode=mode)  # in place: the names of the weights stay
         self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
         for average in averages.values():
             average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
@@ -94,6 +95,8 @@ class Step:
         accelerator, seed = self.accelerator, self.settings.train.seed
         rate, losses = self.settings.learning_rate(self.images_seen), []
         norm = torch.zeros((), device=accelerator.device)
+        if self.settings.train.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last update left in the graphs may be overwritten
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for micro_batch in range(self.micro_batches):

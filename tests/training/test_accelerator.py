@@ -22,3 +22,9 @@ def test_accumulation_reaches_accelerate():
 def test_unknown_trackers_and_those_not_installed_are_named(name):
     with pytest.raises(ValueError, match=rf"train\.trackers.*{name}.*tensorboard"):
         accelerator(config(trackers=(name,)))
+
+
+@pytest.mark.parametrize(("changes", "found"), [({}, "device=cpu"), ({"micro_batch": 2}, "micro-batches=4")])
+def test_cuda_graphs_are_refused_where_they_cannot_be_recorded(changes, found):
+    with pytest.raises(ValueError, match=rf"train\.cuda_graphs=True .*{found}"):
+        accelerator(config(compile=True, cuda_graphs=True, **changes))

@@ -6,7 +6,7 @@ import pytest
 
 from training.config import TrainConfig
 from training.ema import EmaConfig
-from training.optimizer import SGD, AdamW
+from training.optimizer import SGD, AdamW, Muon
 from training.schedule import Constant, InverseSqrt, Step
 
 
@@ -42,6 +42,8 @@ from training.schedule import Constant, InverseSqrt, Step
         (AdamW, "betas", (0.9, 1.0), "[0, 1)"),
         (SGD, "max_grad_norm", 0.0, "null"),
         (SGD, "momentum", 1.0, "1"),
+        (Muon, "momentum", 1.0, "1"),
+        (TrainConfig, "cuda_graphs", True, "train.compile=true"),
         (Constant, "warmup_images", -1, "0"),
         (Step, "milestones_images", (), "1"),
         (Step, "milestones_images", (9, 5), "larger"),

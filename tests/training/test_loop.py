@@ -354,6 +354,7 @@ ELSEWHERE = {  # has no effect on the weights; shown by the test named
     "keep_last": "test_keep",
     "keep_every_images": "test_keep_permanently",
     "compile": "test_compile_changes_the_speed_only",
+    "cuda_graphs": "test_cuda_graphs_change_the_speed_only",
     "trackers": "test_trackers",
     "more_halflife_images": "test_further_averages",
     "power_widths": "test_further_averages",
@@ -420,6 +421,15 @@ def test_compile_changes_the_speed_only(tmp_path, monkeypatch, backend):
     assert task.model._compiled_call_impl is not None
     for name, value in final(tmp_path / "b", images=3 * BATCH).items():  # by the same names
         assert_close(compiled[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_change_the_speed_only(tmp_path):
+    task = ToyTask()
+    task.model.norm = nn.GroupNorm(2, 8)  # as above
+    replayed = final(tmp_path / "a", task, images=6 * BATCH, compile=True, cuda_graphs=True)
+    for name, value in final(tmp_path / "b", images=6 * BATCH).items():
+        assert_close(replayed[name], value, rtol=0, atol=1e-5)
 
 
 def test_trackers(tmp_path):

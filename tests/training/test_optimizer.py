@@ -6,7 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.training.toy import BATCH, ToyTask, hashes, tensors, train
-from training.optimizer import OPTIMIZERS, SGD, AdamW
+from training.muon import orthogonalize
+from training.optimizer import OPTIMIZERS, SGD, AdamW, Muon
 from training.settings import kind_of
 
 
@@ -61,14 +62,64 @@ def test_adamw_decays_what_it_is_told(decay_vectors):
         assert_close(weight.detach(), kept * old)
 
 
+def polynomial(values: torch.Tensor) -> torch.Tensor:
+    """The five iterations of Muon on singular values (Jordan et al. 2024)."""
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return values
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (5, 5), (1, 7)])
+def test_orthogonalizing_keeps_singular_vectors_and_maps_singular_values(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape)
+    left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
+    expected = left @ torch.diag_embed(polynomial(values / values.norm(dim=1, keepdim=True))) @ right
+    assert_close(orthogonalize(matrices), expected.float(), rtol=0, atol=1e-4)
+    assert_close(orthogonalize(torch.zeros(1, *shape)), torch.zeros(1, *shape))
+
+
+def test_muon_steps_matrices_as_pytorch_and_vectors_by_adamw():
+    config = Muon(learning_rate=0.1, weight_decay=0.3, momentum=0.8, betas=(0.7, 0.9))
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in [(8, 24), (24, 8), (8, 24), (24,)]]
+    matrices, vector = [nn.Parameter(weight.detach().clone()) for weight in weights[:3]], weights[3].detach().clone()
+    vector = nn.Parameter(vector)
+    ours = config.make(weights)
+    matched = torch.optim.Muon(matrices, 0.1, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([vector], 0.1, weight_decay=0.3, betas=(0.7, 0.9))
+    for _ in range(3):
+        for weight, same in zip(weights, [*matrices, vector], strict=True):
+            weight.grad = torch.randn_like(weight)
+            same.grad = weight.grad.clone()
+        for optimizer in (ours, matched, adamw):
+            optimizer.step()
+    assert_close(weights[3], vector)
+    for weight, same in zip(weights, matrices, strict=False):
+        assert_close(weight, same, rtol=0, atol=1e-2)  # PyTorch computes in bfloat16; a step is 0.1 in size
+
+
+def test_muon_takes_a_convolution_as_a_matrix_of_one_row_per_output_channel():
+    config, gradient = Muon(learning_rate=0.1), torch.randn(6, 3, 3, 3)
+    weight = nn.Parameter(torch.zeros(6, 3, 3, 3).to(memory_format=torch.channels_last))
+    matrix = nn.Parameter(torch.zeros(6, 27))
+    weight.grad, matrix.grad = gradient.to(memory_format=torch.channels_last), gradient.flatten(1)
+    for parameter in (weight, matrix):
+        config.make([parameter]).step()
+    assert_close(weight.detach().flatten(1), matrix.detach())
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
 SETTINGS = [
     SGD(nesterov=True, weight_decay=0.1, decay_vectors=False),
     SGD(momentum=0.0),
     AdamW(decay_vectors=False, weight_decay=0.1),
+    Muon(decay_vectors=False, weight_decay=0.1),
 ]
+NAMES = ["nesterov", "plain", "adamw", "muon"]
 
 
-@pytest.mark.parametrize("config", SETTINGS, ids=["nesterov", "plain", "adamw"])
+@pytest.mark.parametrize("config", SETTINGS, ids=NAMES)
 def test_the_new_state_has_the_shapes_of_the_state_after_a_step(config):
     weight = nn.Parameter(torch.ones(2, 3))
     optimizer = config.make([weight])
@@ -79,7 +130,7 @@ def test_the_new_state_has_the_shapes_of_the_state_after_a_step(config):
     assert sum(value.shape == weight.shape for value in new.values()) == config.slots
 
 
-@pytest.mark.parametrize("config", SETTINGS, ids=["nesterov", "plain", "adamw"])
+@pytest.mark.parametrize("config", SETTINGS, ids=NAMES)
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, config):
     settings = {"optimizer": kind_of(OPTIMIZERS, config), **vars(config)}
     train(tmp_path / "straight", **settings)
