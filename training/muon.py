@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """of the odd polynomial that moves singular values in (0, 1] towards one (Jordan et al. 2024)"""
@@ -49,7 +49,7 @@ class MuonAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            matrices: list[Tensor] = [weight for weight in group["params"] if weight.ndim > 1 and weight.grad is not None]
+            matrices = [weight for weight in group["params"] if weight.ndim > 1 and weight.grad is not None]
             if matrices:
                 self._step_matrices(matrices, group["lr"], group["weight_decay"])
         super().step()  # of the weights that still have a gradient
