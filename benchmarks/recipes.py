@@ -100,8 +100,8 @@ COMPARISONS = {
         judge_flags={},
         flags={"data.validation": 0.5},
         quality={},
-        images=30_000,
-        evaluations=3,
+        images=60_000,
+        evaluations=6,
         steps=(5, 10, 18, 50),
         recipes={
             "ddpm": Recipe("digits-ddpm"),
