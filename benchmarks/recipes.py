@@ -105,7 +105,7 @@ COMPARISONS = {
         steps=(5, 10, 18, 50),
         recipes={
             "ddpm": Recipe("digits-ddpm"),
-            "v-minsnr": Recipe("digits-v-minsnr"),
+            "v-minsnr": Recipe("digits"),
             "x0-vloss": Recipe("digits-x0-vloss"),
             "edm": Recipe("digits-edm"),
             "edm2-small": Recipe("digits-edm2-small"),
