@@ -75,7 +75,10 @@ class Comparison:
 
 
 _16PX = "cifar10-16px"
+_ADAMW: dict[str, object] = {"optimizer.kind": "adamw", "optimizer.learning_rate": 2e-3}
+_MUON: dict[str, object] = {"optimizer.kind": "muon", "optimizer.learning_rate": 2e-3, "train.batch": 32}
 _V: dict[str, object] = {
+    "optimizer.kind": "adamw",
     "objective.kind": "ddpm",
     "objective.schedule": "cosine",
     "objective.prediction": "v",
@@ -85,6 +88,7 @@ _V: dict[str, object] = {
 }
 _SCRIPT: dict[str, object] = {"model.time_embedding": "adm"}
 _EDM2: dict[str, object] = {
+    "optimizer.kind": "adamw",
     "model.kind": "edm2",
     "model.base_channels": 32,
     "model.channel_multipliers": "1,2,2",
@@ -135,15 +139,21 @@ COMPARISONS = {
                 _16PX, _SCRIPT | {"batch": 128, "learning-rate": 1e-3, "warmup": 50}, plain_loop=True
             ),
             "v, 128 images an update": Recipe(_16PX, _V),
+            "v, 128, no average": Recipe(_16PX, _V | {"ema.halflife_images": "null"}),
             "v, 32": Recipe(_16PX, _V | {"train.batch": 32}),
             "v-minsnr, 32": Recipe(_16PX, _V | {"train.batch": 32, "diffusion.weighting": "min_snr"}),
-            "edm, 32": Recipe(_16PX, {"train.batch": 32, "optimizer.learning_rate": 1e-3}),
-            "edm, 16, twice the learning rate": Recipe(_16PX),
+            "edm, 32": Recipe(_16PX, _ADAMW | {"train.batch": 32, "optimizer.learning_rate": 1e-3}),
+            "edm, 16, twice the learning rate": Recipe(_16PX, _ADAMW | {"train.batch": 16}),
             "edm on edm2's network, 32": Recipe(_16PX, _EDM2),
+            "v-minsnr, 32, muon": Recipe(_16PX, _V | _MUON | {"diffusion.weighting": "min_snr"}),
+            "edm, 32, muon": Recipe(_16PX, _MUON),
+            "edm, 16, muon": Recipe(_16PX, _MUON | {"train.batch": 16}),
             "v, 32, guidance 2": Recipe(_16PX, guidance=2, run="v, 32"),
             "edm, 32, guidance 2": Recipe(_16PX, guidance=2, run="edm, 32"),
-            "edm, 16, guidance 2": Recipe(_16PX, guidance=2, run="edm, 16, twice the learning rate"),
             "edm on edm2's network, guidance 2": Recipe(_16PX, guidance=2, run="edm on edm2's network, 32"),
+            "v-minsnr, 32, muon, guidance 3": Recipe(_16PX, guidance=3, run="v-minsnr, 32, muon"),
+            "edm, 32, muon, guidance 3": Recipe(_16PX, guidance=3, run="edm, 32, muon"),
+            "edm, 16, muon, guidance 3": Recipe(_16PX, guidance=3, run="edm, 16, muon"),
         },
     ),
 }
