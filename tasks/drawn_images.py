@@ -1,5 +1,6 @@
 """Opens images that were drawn elsewhere, such as by sample.py: a folder of them, or an .npz file."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,22 @@ def open_drawn(path: Path, data: DataConfig, held_out: Images) -> Images:
     """
     try:
         if path.suffix == ".npz":
-            return _numbered(_grey(_read(path, data, image_column="arr_0", axes="hwc"), held_out), held_out)
+            label = "arr_1" if is_regular(path) and _has_labels(path) else None
+            images = _read(path, data, image_column="arr_0", axes="hwc", label_column=label)
+            return _numbered(_grey(images, held_out), held_out)
         return _named(_read_folder(path, data, held_out), held_out)
     except ValueError as error:
         rule = "; arr_0 should be uint8 of shape (n, height, width, 3)" if path.suffix == ".npz" else ""
         raise ValueError(f"drawn images {str(path)!r}: {error}{rule}") from None
+
+
+def _has_labels(path: Path) -> bool:
+    """Whether an .npz file has an arr_1, which must then fit the images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "arr_1.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False  # reading the images says what is wrong
 
 
 def _read(source: Path, data: DataConfig, **fields: object) -> Images:
