@@ -32,6 +32,7 @@ from tasks import RUNS
 from tasks.diffusion import DiffusionRun
 from training.cli import parse
 from training.data import open_images
+from training.precision import choose_precision
 from training.processes import on_main
 from training.script import ScriptParser, command
 
@@ -105,7 +106,7 @@ COMPARISONS = {
         flags={"data.validation": 0.5},
         quality={},
         images=60_000,
-        evaluations=6,
+        evaluations=3,
         steps=(5, 10, 18, 50),
         recipes={
             "ddpm": Recipe("digits-ddpm"),
@@ -253,7 +254,7 @@ class Bench:
         call(["train.py", "--config", config_file(config), "--run", str(folder), *words({**flags, **self.data})])
 
     def evaluate(self, recipe: Recipe, folder: Path, steps: int, guidance: float) -> dict[str, float]:
-        """The metrics of what the model in `folder` draws with these steps of Heun's method."""
+        """The metrics of images drawn by the model in `folder` with these steps, in bf16 if the CPU has it."""
         drawing = {"judge": self.judge, "steps": steps, "sampler": "heun", "guidance": guidance}
         quality = {**drawing, **self.comparison.quality}
         flags = {**self.comparison.flags, **{f"quality.{name}": value for name, value in quality.items()}, **self.data}
@@ -262,6 +263,8 @@ class Bench:
         model = load_model(str(folder))
         evaluation = run.open_quality(model, open_images(run.data, on_main=on_main))
         assert evaluation is not None
+        if choose_precision("auto", torch.device("cpu"))[0] == "bf16":
+            model.net.forward = torch.autocast("cpu", torch.bfloat16)(model.net.forward)  # type: ignore[method-assign]
         found = evaluation.measure(model.net)
         assert found is not None, "nothing interrupts it"
         return found
