@@ -27,6 +27,7 @@ from training.ema import average_name
 from training.log import RunLog
 from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
+from training.peak import seconds_at_peak
 from training.processes import on_main
 from training.run_folder import RunFolder
 from training.snapshots import kept_snapshots, write_snapshots
@@ -76,6 +77,9 @@ class Loop:
         """in the last line of the log"""
         self.once = dict[str, float]()
         """numbers for the next line of the log only"""
+        bf16 = accelerator.mixed_precision == "bf16"
+        self.ideal_seconds = seconds_at_peak(self.step.ema.model, task, images.shape, accelerator.device, bf16)
+        """for an image, at the peak of all devices; None if that is not known"""
         self.planned = set[str]()
         """names of the evaluations that were planned"""
 
@@ -192,11 +196,10 @@ class Loop:
         """Updates until the end, and after each what is due. If asked to stop, saves and returns the reason."""
         config, step, meter = self.config, self.step, self.meter
         meter.restart_clock(step.reader.waited_seconds)
-        smaller = next((size for size in range(step.micro_batch // 2, 0, -1) if step.micro_batch % size == 0), None)
-        way_out = f"give train.micro_batch={smaller}; {RESUMES}" if smaller else "use a smaller model"
         is_cold = config.compile != "off"
         while not self.ended:
             began = time.perf_counter()
+            way_out = f"give train.micro_batch={step.smaller}; {RESUMES}" if step.smaller else "use a smaller model"
             with (
                 explain_out_of_memory(f"an update with {amount(step.micro_batch, 'image')} in a forward pass", way_out),
                 explain_compile_error(config),
@@ -221,6 +224,8 @@ class Loop:
                     numbers |= meter.speed(config.batch, step.reader.waited_seconds) | self.once
                     self.once.clear()
                     self.images_per_second = numbers.get("images_per_second")
+                    if self.ideal_seconds is not None and self.images_per_second is not None:
+                        numbers["mfu"] = self.images_per_second * self.ideal_seconds / self.accelerator.num_processes
                     self.log.write(step.images_seen, step.updates, numbers)
                     meter.restart(step.reader.waited_seconds)
             with meter.pause():
