@@ -5,8 +5,8 @@ Time is counted in images seen.
 
 import filecmp
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes
 from training.meter import Meter, require_finite
 from training.peak import seconds_at_peak
 from training.processes import on_main
+from training.profile import Profile
 from training.run_folder import RunFolder
 from training.snapshots import kept_snapshots, write_snapshots
 from training.state import restore, state_tensors
@@ -42,13 +43,19 @@ RESUMES = "the same command resumes from the newest checkpoint"
 
 
 def fit(
-    task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
+    task: Task[Any],
+    images: ImageSet,
+    settings: TrainingSettings,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    profiled: bool = False,
 ) -> bool:
     """Train `task.model` on `images` until `train.images` are seen; to be called on every process.
 
     True: the run is finished. False: it was asked to stop (see `Stop`), and its state is saved.
 
     `folder` is open: the run begins, resumes from the newest intact checkpoint, or is finished already.
+    If `profiled`, the main process profiles some updates, see `Profile`.
     Raises ValueError if a checkpoint does not fit the model or the images, if memory runs out, and on every process if
     training diverges (before a checkpoint is written).
     """
@@ -61,20 +68,27 @@ def fit(
         accelerator.print(f"finished: {seen}; raise train.images to continue, or --fresh to start over")
         return True
     with explain_out_of_memory("the model", f"free some, or use a smaller model; {RESUMES}"):
-        return Loop(task, images, settings, folder, accelerator).run()
+        return Loop(task, images, settings, folder, accelerator, profiled).run()
 
 
 class Loop:
     """One run: the arguments of `fit`, and the step that it repeats."""
 
     def __init__(
-        self, task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
+        self,
+        task: Task[Any],
+        images: ImageSet,
+        settings: TrainingSettings,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        profiled: bool = False,
     ) -> None:
         self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
         self.config, self.ema, self.optimizer_slots = settings.train, settings.ema, settings.optimizer.slots
         self.step, self.meter = Step(task, images, settings, accelerator), Meter(accelerator.device)
         self.images_per_second: float | None = None
         """in the last line of the log"""
+        self.profiled = profiled and accelerator.is_main_process
         self.once = dict[str, float]()
         """numbers for the next line of the log only"""
         bf16 = accelerator.mixed_precision == "bf16"
@@ -99,7 +113,8 @@ class Loop:
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
                 if not evaluated and self.evaluation_due():
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
-                stopped = self.stop.agreed() or self.train()
+                with self.profiling() as after_update:
+                    stopped = self.stop.agreed() or self.train(after_update)
         self.show(
             f"stopped by {stopped} after {step.images_seen:,} images, saved in {folder.path}; "
             "the same command resumes the run"
@@ -192,7 +207,17 @@ class Loop:
                 raise
             self.show(f"the disk is full: {model} was not compared with the checkpoint")
 
-    def train(self) -> str | None:
+    @contextmanager
+    def profiling(self) -> Iterator[Callable[[], None]]:
+        """A function to call after each update: it profiles some of them, or does nothing."""
+        if not self.profiled:
+            yield lambda: None
+            return
+        trace = self.folder.path / "profile" / "trace.json"
+        with closing(Profile(trace, self.accelerator.device, log.print_line)) as profile:
+            yield profile.step
+
+    def train(self, after_update: Callable[[], None] = lambda: None) -> str | None:
         """Updates until the end, and after each what is due. If asked to stop, saves and returns the reason."""
         config, step, meter = self.config, self.step, self.meter
         meter.restart_clock(step.reader.waited_seconds)
@@ -205,6 +230,7 @@ class Loop:
                 explain_compile_error(config),
             ):
                 result = step.update()
+            after_update()
             meter.add(result.loss, result.gradient_norm)
             if is_cold:
                 result.loss.item()  # waits for the device

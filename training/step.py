@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from residual.names import amount
 from training.compile import compile_network
@@ -114,14 +115,17 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients(self.model) if self._trials == 0 else self._try_gradients()
-        norm = self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with record_function("clipping"):  # labels for training/profile.py
+            norm = self._clip()
+        with record_function("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         with torch.no_grad():
             self.task.after_update(self.trained)
         self.updates += 1
-        for name, decay in self.settings.ema.decays(self.images_seen, self.settings.train.batch).items():
-            self.averages[name].update(decay)
+        with record_function("averaging"):
+            for name, decay in self.settings.ema.decays(self.images_seen, self.settings.train.batch).items():
+                self.averages[name].update(decay)
         return StepResult(loss, norm, rate)
 
     @property
@@ -148,7 +152,8 @@ class Step:
         backward pass averages over the processes, or `self.trained`, which does not."""
         accelerator, losses = self.accelerator, []
         for micro_batch in range(self.micro_batches):
-            batch = self._batch(micro_batch)
+            with record_function("data"):
+                batch = self._batch(micro_batch)
             dropout = mix(self.settings.train.seed, self.updates, "dropout", self.rank, micro_batch)
             seed_device(dropout, accelerator.device)
             is_last = micro_batch == self.micro_batches - 1
@@ -205,7 +210,7 @@ class Step:
         state = state_bytes(self.trained, slots, averages=len(self.averages))
         try:
             image = torch.zeros(1, *self.images.shape, device="meta")
-            one = activation_bytes(self.ema.model, *self.task.example(image))
+            one = activation_bytes(self.trained, *self.task.example(image))
         except (RuntimeError, TypeError, ValueError):  # a network that the meta device cannot compute
             one = 0
         have = "" if (total := total_bytes(device)) is None else f", and {device.type} has {show_size(total)}"
