@@ -233,7 +233,7 @@ def _batch(model: DiffusionModel, device: torch.device, guidance: float) -> int:
     if (free := free_bytes(device)) is None:
         return most
     inputs = torch.zeros(1, *model.shape), torch.zeros(1), *([] if model.classes is None else [torch.zeros(1).long()])
-    needed = activation_bytes(model.net, *inputs)
+    needed = max(1, activation_bytes(model.net, *inputs))
     return max(1, min(most, free // (needed if guidance == 1 else 2 * needed)))
 
 
