@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
     labels = model.cycle(range(args.num))
     options = {"sampler": args.sampler, "steps": args.steps, "guidance": args.guidance, "seed": args.seed}
     batches = model.draw_share(args.num, model.cycle, batch=BATCH, **options)
-    drawn = to_uint8(torch.cat([images for _, step, images in batches if step == args.steps])).reshape(args.num, -1) / 255 * 16
+    images = torch.cat([x for _, step, x in batches if step == args.steps])
+    drawn = to_uint8(images).reshape(args.num, -1) / 255 * 16
     recognised = np.mean(judge.predict(drawn) == labels)
     print(f"real digits:  {accuracy:.1%} of {len(held_out)} held-out digits are recognised correctly")
     print(f"drawn digits: {recognised:.1%} of {args.num} are recognised as their label")
