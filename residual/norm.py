@@ -1,9 +1,13 @@
 """Normalisation nodes: group norm with scale, shift and activation; frozen batch norm."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from residual.kernel_choice import KERNEL_DEVICES, hooked, kernel_for
 
 
 def group_count(channels: int, groups: int = 32, group_channels: int = 1) -> int:
@@ -27,6 +31,9 @@ class NormAct(nn.GroupNorm):
 
     On the CPU, a channels-last input that needs no gradient (all layers before the norm are frozen) is copied to
     contiguous layout: PyTorch 2.13's backward pass of GroupNorm crashes the process there.
+
+    On CUDA, where Triton is installed, norm, scale, shift and SiLU are one kernel, which keeps the layout and the type
+    of the input (`residual/norm_triton.py`; when: `residual/kernel_choice.py`).
     """
 
     def __init__(
@@ -47,11 +54,19 @@ class NormAct(nn.GroupNorm):
     def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"] | None = None) -> Float[Tensor, "b c h w"]:
         if x.device.type == "cpu" and not x.requires_grad and torch.is_grad_enabled():
             x = x.contiguous()
+        if x.device.type in KERNEL_DEVICES and (kernel := kernel_for(x)) is not None:
+            return self._fused(kernel, x, emb)
         h = super().forward(x)
         if self.project is not None:
             scale, shift = self.project(emb)[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         return h if self.act is None else self.act(h)
+
+    def _fused(self, kernel: Callable[..., Tensor], x: Tensor, emb: Tensor | None) -> Tensor:
+        scale, shift = (None, None) if self.project is None else self.project(emb).chunk(2, dim=1)
+        silu = type(self.act) is nn.SiLU and not hooked(self.act)
+        h = kernel(x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, silu)
+        return h if self.act is None or silu else self.act(h)
 
 
 class FrozenBatchNorm2d(nn.Module):
