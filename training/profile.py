@@ -90,7 +90,8 @@ def table(events: Iterable[FunctionEvent], device: torch.device) -> list[str]:
 
 def kind(event: FunctionEvent) -> str:
     """The kind of an operation: that of the outermost operation or label around it that has one, or `other`."""
-    names, around = list[str](), event
+    names = list[str]()
+    around: FunctionEvent | None = event
     while around is not None:
         names.append(around.name)
         around = around.cpu_parent
