@@ -1,8 +1,21 @@
 """Residual blocks, `merge(shortcut(x), branch(x, emb))`, and their parts."""
 
 from residual.attention import SelfAttention, head_count
-from residual.block import Add, Chain, Concat, DropPath, Gate, Identity, Project, Residual, ZeroConv2d, ZeroPad
+from residual.block import (
+    Add,
+    Chain,
+    Concat,
+    DropPath,
+    Gate,
+    Identity,
+    LearnedScale,
+    Project,
+    Residual,
+    ZeroConv2d,
+    ZeroPad,
+)
 from residual.embedding import AddEmbedding, FourierEmbedding, LabelEmbedding, LinearLabelEmbedding, SinusoidalEmbedding
+from residual.lipschitz import NormLimit, lipschitz_branch, norm_bound
 from residual.norm import FrozenBatchNorm2d, NormAct, group_count
 from residual.resample import AveragePool, FIRDown, FIRDownConv, FIRUp, Nearest, NearestConv, StridedConv
 from residual.resnet_branch import (
@@ -39,10 +52,12 @@ __all__ = [
     "Gate",
     "Identity",
     "LabelEmbedding",
+    "LearnedScale",
     "LinearLabelEmbedding",
     "Nearest",
     "NearestConv",
     "NormAct",
+    "NormLimit",
     "Project",
     "Residual",
     "SelfAttention",
@@ -61,6 +76,8 @@ __all__ = [
     "group_count",
     "head_count",
     "highway_branch",
+    "lipschitz_branch",
+    "norm_bound",
     "preact_basic_branch",
     "preact_block",
     "preact_bottleneck_branch",

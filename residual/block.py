@@ -154,6 +154,20 @@ class ZeroConv2d(nn.Conv2d):
             nn.init.zeros_(parameter)
 
 
+class LearnedScale(nn.Module):
+    """`α x` with a learned number α. As the last node of a branch that starts at 0, it makes a new block its shortcut.
+
+    It is ReZero (Bachlechner et al. 2020, eq. 3) and, in networks without norms, SkipInit (De and Smith 2020).
+    """
+
+    def __init__(self, alpha: float = 0.0) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(alpha))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.alpha * x
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drops the branch of each image with `probability` in training (Huang et al. 2016).
 

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
+
+from residual.kernel_choice import computed_now
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = (
@@ -62,22 +63,11 @@ def fits(x: Tensor) -> bool:
     """
     return (
         library is not None
-        and type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and computed_now(x)
     )
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks, its own or those of all modules."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or bool(nn.modules.module._has_any_global_hook())
 
 
 def call(name: str, tensors: Iterable[Tensor], sizes: Iterable[int], *numbers: float) -> None:

@@ -1,5 +1,6 @@
 """Normalisation nodes: group norm with scale, shift and activation; frozen batch norm."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual import native
+from residual.kernel_choice import KERNEL_DEVICES, hooked, kernel_for
 
 
 def group_count(channels: int, groups: int = 32, group_channels: int = 1) -> int:
@@ -32,6 +34,9 @@ class NormAct(nn.GroupNorm):
     On the CPU, a channels-last input that needs no gradient (all layers before the norm are frozen) is copied to
     contiguous layout: PyTorch 2.13's backward pass of GroupNorm crashes the process there. After `native.load()`,
     channels-last inputs in float32 and bf16 on the CPU are normalised and activated by one compiled function.
+
+    On CUDA, where Triton is installed, norm, scale, shift and SiLU are one kernel, which keeps the layout and the type
+    of the input (`residual/norm_triton.py`; when: `residual/kernel_choice.py`).
     """
 
     def __init__(
@@ -51,23 +56,40 @@ class NormAct(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"] | None = None) -> Float[Tensor, "b c h w"]:
         if native.library is not None and native.fits(x):
-            return self._fused(x, emb)
+            return self._fused(_norm_act, x, emb)
         if x.device.type == "cpu" and not x.requires_grad and torch.is_grad_enabled():
             x = x.contiguous()
+        if x.device.type in KERNEL_DEVICES and (kernel := kernel_for(x)) is not None:
+            return self._fused(kernel, x, emb)
         h = super().forward(x)
         if self.project is not None:
             scale, shift = self.project(emb)[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         return h if self.act is None else self.act(h)
 
-    def _fused(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        gain, offset = self.weight.float(), self.bias.float()
-        if self.project is not None:
-            scale, shift = self.project(emb).float().chunk(2, dim=1)
-            gain, offset = gain * (1 + scale), torch.addcmul(shift, offset, 1 + scale)
-        shape, silu = x.shape[:2], type(self.act) is nn.SiLU and not native.hooked(self.act)
-        h = _NormAct.apply(x, gain.expand(shape), offset.expand(shape), self.num_groups, self.eps, silu)
+    def _fused(self, kernel: Callable[..., Tensor], x: Tensor, emb: Tensor | None) -> Tensor:
+        scale, shift = (None, None) if self.project is None else self.project(emb).chunk(2, dim=1)
+        silu = type(self.act) is nn.SiLU and not hooked(self.act)
+        h = kernel(x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, silu)
         return h if self.act is None or silu else self.act(h)
+
+
+def _norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Tensor:
+    """`NormAct` without its linear map, by the kernels of the CPU. The output has the type and the layout of `x`."""
+    gain, offset = weight.float(), bias.float()
+    if scale is not None and shift is not None:
+        factor = 1 + scale.float()
+        gain, offset = gain * factor, torch.addcmul(shift.float(), offset, factor)
+    return _NormAct.apply(x, gain.expand(x.shape[:2]), offset.expand(x.shape[:2]), groups, eps, silu)
 
 
 class _NormAct(torch.autograd.Function):

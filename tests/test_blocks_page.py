@@ -1,6 +1,7 @@
 """Every entry of docs/blocks.md equals the corresponding block of the published network."""
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch.testing import assert_close
 
 import resnet
 import unet
+from residual import Chain
+from residual.ode import invert
 from residual.weights.keymap import Place, Rule, Table, import_state
 from unet.layouts.diffusers import TABLE
 
@@ -101,6 +104,13 @@ CLASSES: dict[str, dict[str, Any]] = {
     "ADM of EDM: down": DHARIWAL | {"groups": 24, "down": True},
     "ADM of EDM: up": DHARIWAL | {"groups": 24, "up": True},
 }
+# entry -> the output by its formula, of the block, its input and the output of its branch without the last node
+PARTS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "Scaled": lambda block, x, f: (x + block.branch.conv2(f)) * 0.5**0.5,
+    "ReZero": lambda block, x, f: x + block.branch.scale.alpha * f,
+    "Stochastic depth": lambda block, x, f: (x + f).relu(),  # in evaluation, nothing is dropped
+    "i-ResNet": lambda block, x, f: invert(block, block(x)) + block.branch.conv2(f),
+}
 
 
 def build_entry(code: str, c_in: int, c_out: int, emb: int, stride: int = 1) -> nn.Module:
@@ -127,7 +137,7 @@ def network(preset: str) -> nn.Module:
 
 
 def test_every_entry_is_checked_and_under_ten_lines() -> None:
-    assert set(ENTRIES) == {*PUBLISHED, *CLASSES, *ZOO}
+    assert set(ENTRIES) == {*PUBLISHED, *CLASSES, *ZOO, *PARTS}
     assert PAGE.count("```python") == len(ENTRIES) + 1
     assert all(len(code.splitlines()) < 10 for code in ENTRIES.values())
 
@@ -164,6 +174,15 @@ def test_entry_equals_the_block_of_the_zoo(name: str) -> None:
         ours, theirs = output(block, c_in, 64), output(published, c_in, 64)
         assert theirs.shape == (2, c_out, 8 // stride, 8 // stride)
         assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_part_equals_its_formula(name: str) -> None:
+    block = build_entry(ENTRIES[name], 4, 4, 1)
+    x = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        before = Chain(**dict(list(block.branch.named_children())[:-1]))(x)
+        assert_close(block(x), PARTS[name](block, x, before), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CLASSES)

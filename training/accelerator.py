@@ -8,6 +8,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
 from residual import native
+from training.compile import require_compiler
 from training.config import TrainConfig
 from training.precision import choose_precision
 from training.processes import process_state
@@ -17,7 +18,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """An accelerator for this process; the main process prints device, number of processes and precision.
 
     Raises ValueError for a batch that the processes cannot share, for bf16 on hardware that does not support it, for
-    CUDA graphs where they cannot be recorded, and for unknown trackers.
+    CUDA graphs where they cannot be recorded, for unknown trackers, and as `require_compiler` does.
     """
     state = process_state()
     accumulation = config.accumulation(state.num_processes)
@@ -39,6 +40,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator.print(f"device: {state.device.type}{processes}; precision: {precision} ({reason})")
     if state.device.type == "cpu":
         accelerator.print(native.load())
+    for line in require_compiler(config, state.device):
+        accelerator.print(line)
     return accelerator
 
 

@@ -19,6 +19,7 @@ from storage.show import printable
 from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
 from training import best, checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
+from training.compile import explain_compile_error
 from training.curves import draw_curves
 from training.data import ImageSet
 from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
@@ -73,6 +74,8 @@ class Loop:
         self.step, self.meter = Step(task, images, settings, accelerator), Meter(accelerator.device)
         self.images_per_second: float | None = None
         """in the last line of the log"""
+        self.once = dict[str, float]()
+        """numbers for the next line of the log only"""
         self.planned = set[str]()
         """names of the evaluations that were planned"""
 
@@ -191,12 +194,21 @@ class Loop:
         meter.restart_clock(step.reader.waited_seconds)
         smaller = next((size for size in range(step.micro_batch // 2, 0, -1) if step.micro_batch % size == 0), None)
         way_out = f"give train.micro_batch={smaller}; {RESUMES}" if smaller else "use a smaller model"
+        is_cold = config.compile != "off"
         while not self.ended:
-            with explain_out_of_memory(
-                f"an update with {amount(step.micro_batch, 'image')} in a forward pass", way_out
+            began = time.perf_counter()
+            with (
+                explain_out_of_memory(f"an update with {amount(step.micro_batch, 'image')} in a forward pass", way_out),
+                explain_compile_error(config),
             ):
                 result = step.update()
             meter.add(result.loss, result.gradient_norm)
+            if is_cold:
+                result.loss.item()  # waits for the device
+                self.once["first_update_seconds"] = took = time.perf_counter() - began
+                self.show(f"train.compile={config.compile}: the first update, with compilation, took {took:.1f} s")
+                meter.restart_clock(step.reader.waited_seconds)
+                is_cold = False
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
             write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
@@ -206,8 +218,9 @@ class Loop:
                 require_finite(f"in the last {amount(meter.updates, 'update')}, not saved,", means)
                 if write:
                     numbers = {**means, "learning_rate": result.learning_rate}
-                    numbers |= meter.speed(config.batch, step.reader.waited_seconds)
-                    self.images_per_second = numbers["images_per_second"]
+                    numbers |= meter.speed(config.batch, step.reader.waited_seconds) | self.once
+                    self.once.clear()
+                    self.images_per_second = numbers.get("images_per_second")
                     self.log.write(step.images_seen, step.updates, numbers)
                     meter.restart(step.reader.waited_seconds)
             with meter.pause():

@@ -125,7 +125,7 @@ class Outlook:
             count = min(count, int(TRIAL_MULTIPLY_ADDS // max(self.multiply_adds, 1)) // 2 * 2)
         if not count or (available is not None and self.state_bytes + count * self.image_bytes > available):
             return "not measured: the update is too large for this machine", []
-        config = replace(self.settings.train, batch=count * self.processes, micro_batch=None, compile=False)
+        config = replace(self.settings.train, batch=count * self.processes, micro_batch=None, compile="off")
         settings = TrainingSettings(
             train=config,
             optimizer=self.settings.optimizer,

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from training.compile import compile_network
 from training.config import TrainConfig
 from training.data import BatchReader, ImageSet
 from training.ema import MAIN, Ema, EmaConfig
@@ -64,7 +65,7 @@ class Step:
     ```
 
     Frozen parameters, which require no gradient, are not given to the optimizer.
-    Raises ValueError for a batch that the processes cannot share.
+    Raises ValueError for a batch that the processes cannot share, and as `compile_network` does.
     """
 
     def __init__(self, task: Task[Any], images: ImageSet, settings: TrainingSettings, accelerator: Accelerator) -> None:
@@ -75,13 +76,13 @@ class Step:
         """number of updates so far"""
         self.micro_batches = config.accumulation(ranks)
         self.micro_batch = config.batch // ranks // self.micro_batches
-        self.memory_format = choose_memory_format(device, accelerator.mixed_precision == "bf16", config.compile)
+        self.memory_format = choose_memory_format(
+            device, accelerator.mixed_precision == "bf16", config.compile != "off"
+        )
         self.trained: nn.Module = task.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         """the network in training"""
         averages = {name: copy.deepcopy(self.trained) for name in settings.ema.names}  # without accelerate's forward
-        if config.compile:
-            mode = "reduce-overhead" if config.cuda_graphs else None
-            self.trained.compile(mode=mode)  # in place: the names of the weights stay
+        compile_network(self.trained, config)
         self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
         for average in averages.values():
             average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one

@@ -1,19 +1,20 @@
-"""Forward time of a ResNet of the zoo against the same network written in plain `torch.nn` modules, side by side.
+"""ResNets of the zoo against the same networks in plain `torch.nn` modules, which overwrite activations and sums.
 
-    python -m benchmarks.zoo_forward --model resnet50 --batch 4 --size 224 --pairs 40
+    python -m benchmarks.zoo_vs_plain --model resnet50 --what forward train --batch 4
 
-Ours, the plain one and a second copy of ours (the A/A control) run in turn, in an order that changes each round; what
-is printed is the median of the ratios within a round, with its quartiles. Nothing inside the control's spread is a win.
+The plain network has the same weights. A training step is forward pass, cross-entropy, backward pass and fused SGD
+with momentum. With --out-of-place the plain network keeps its activations, as that of the zoo does.
 """
 
 import argparse
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import resnet
-from benchmarks.forward import measure
+from benchmarks.paired import CONTROL, Call, add_options, measure, start
+from training.script import ScriptParser, command
 
 MODELS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
 
@@ -91,36 +92,58 @@ class PlainResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main(argv: Sequence[str]) -> None:
+    """Compares and prints."""
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50", choices=MODELS, help="network to time")
-    parser.add_argument("--batch", type=int, default=4, help="images per forward pass")
+    parser.add_argument("--what", nargs="+", choices=["forward", "train"], default=["forward", "train"])
+    parser.add_argument("--batch", type=int, default=4, help="images per call")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--pairs", type=int, default=40, help="rounds of the comparison")
-    parser.add_argument("--threads", type=int, default=1, help="threads; one gives the steadiest verdict")
-    parser.add_argument("--inplace", action="store_true", help="let the plain one overwrite its activations and sums")
+    parser.add_argument("--out-of-place", action="store_true", help="let the plain network keep its activations")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-
+    add_options(parser, rounds=40)
+    args = parser.parse_args(argv)
+    plan = start(args)
     config = resnet.model_info(args.model).config
     assert isinstance(config, resnet.ResNetConfig), "MODELS lists ResNets only"
-    ours, twin = (resnet.build(config).to(args.device).eval() for _ in range(2))
-    plain = PlainResNet(config, args.inplace).to(args.device).eval()
-    for net in (ours, twin):
-        net.import_weights(plain.state_dict(), "torchvision")
+    plain = PlainResNet(config, not args.out_of_place).to(args.device)
+    nets = {"ours": zoo_copy(config, plain), CONTROL: zoo_copy(config, plain), "plain torch.nn": plain}
     x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
-    with torch.inference_mode():
-        error = (ours(x) - plain(x)).abs().max() / plain(x).std()
-        times = measure([lambda: ours(x), lambda: twin(x), lambda: plain(x)], args.pairs)
-    where = f"{args.device}, {args.threads} thread(s)"
-    print(f"{args.model}, {args.size}x{args.size} px, batch {args.batch}, {where}")
-    print(f"largest difference of the outputs: {error.item():.1e} of their standard deviation")
-    for name, column in (("ours", 0), ("plain torch.nn", 2)):
-        print(f"{name:>14}: {1e3 * np.median(times[:, column]) / args.batch:8.2f} ms per image")
-    for name, column in (("plain / ours", 2), ("ours / ours (control)", 1)):
-        low, middle, high = np.quantile(times[:, column] / times[:, 0], [0.25, 0.5, 0.75])
-        print(f"{name:>22}: {middle:.3f}   quartiles {low:.3f} to {high:.3f}   over {args.pairs} rounds")
+    for what in args.what:
+        calls = {name: training_step(net, x) if what == "train" else forward(net, x) for name, net in nets.items()}
+        title = f"{args.model}, {what}, {args.size}x{args.size} px, batch {args.batch}"
+        print(measure(calls, plan).table(title, args.batch), flush=True)
+
+
+def zoo_copy(config: resnet.ResNetConfig, plain: PlainResNet) -> nn.Module:
+    """The network of the zoo with the weights of the plain one."""
+    net = resnet.build(config).to(plain.fc.weight.device)
+    net.import_weights(plain.state_dict(), "torchvision")
+    return net
+
+
+def forward(net: nn.Module, x: Tensor) -> Call:
+    """A forward pass in eval mode."""
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        return net.eval()(x)
+
+    return call
+
+
+def training_step(net: nn.Module, x: Tensor) -> Call:
+    """A training step with fused SGD."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    label = torch.arange(len(x), device=x.device)
+
+    def call() -> None:
+        nn.functional.cross_entropy(net.train()(x), label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""Drawing images with ours and with diffusers' `DDIMPipeline`: the same weights, noise, steps and precision.
+
+    python -m benchmarks.sampling
+
+By default 64 images of the network of configs/digits.yaml, without classes, which the pipeline does not know, in 50
+steps, with random weights. `--preset` gives a published network instead. The largest difference of the images is
+printed first.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import unet
+from benchmarks.paired import CONTROL, Call, add_options, measure, start
+from benchmarks.steps import autocast, build, build_theirs
+from diffusion import DDPM, generators
+from diffusion.sampler import SCHEDULERS
+from pipelines.diffusion import DiffusionModel
+from training.script import ScriptParser, command
+from unet import UNet, UNetConfig
+
+DIGITS = UNetConfig(
+    in_channels=1,
+    out_channels=1,
+    size=(8, 8),
+    base_channels=48,
+    channel_multipliers=(1, 2),
+    blocks_per_level=1,
+    attention_levels=(1,),
+    head_channels=24,
+    conditioning="scale_shift",
+    resample="block",
+    groups=8,
+    time_embedding="adm",
+)
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """Compares and prints."""
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=unet.list_presets(), help="network; without it that of the digits")
+    parser.add_argument("--num", type=int, default=64, help="images, drawn at once")
+    parser.add_argument("--steps", type=int, default=50, help="of the sampler ddim")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="bf16: by autocast")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    add_options(parser, rounds=20)
+    args = parser.parse_args(argv)
+    config = DIGITS if args.preset is None else unet.preset(args.preset)
+    if not isinstance(config, UNetConfig):
+        raise ValueError(f"--preset={args.preset} is not a network that diffusers has; give one of ddpm-*")
+    plan = start(args)
+    net, device = build(config), torch.device(args.device)
+    calls = candidates(net, args.num, args.steps, device, args.precision == "bf16")
+    print(f"largest difference of the images: {difference(calls):.1e}\n")
+    title = f"{args.num} images in {args.steps} steps, {args.precision}"
+    print(measure(calls, plan).table(title, args.num))
+
+
+def candidates(net: UNet, num: int, steps: int, device: torch.device, bf16: bool) -> dict[str, Call]:
+    """Calls that draw images 0 to `num` - 1 of seed 0: by ours, twice, and by the pipeline in both layouts.
+
+    The tensors that they return are in [-1, 1] for ours, and an array (n, h, w, c) in [0, 1] for the pipeline.
+    """
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    formulation, (_, settings) = DDPM(), SCHEDULERS["ddim"]
+    calls: dict[str, Call] = {}
+
+    def ours(net: UNet) -> Call:
+        model = DiffusionModel(net.to(device).eval(), formulation)
+
+        def call() -> Tensor:
+            with autocast(device, bf16):
+                return model.draw(range(num), None, steps=steps, device=device)
+
+        return call
+
+    def theirs(net: Any, layout: torch.memory_format) -> Call:
+        scheduler = DDIMScheduler.from_config(formulation.scheduler_config(), **settings)
+        pipeline = DDIMPipeline(net.to(device, memory_format=layout).eval(), scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+
+        def call() -> Any:
+            with autocast(device, bf16):
+                return pipeline(
+                    num, generators(0, range(num)), num_inference_steps=steps, output_type="np", return_dict=False
+                )[0]
+
+        return call
+
+    calls["ours"] = ours(net)
+    calls[CONTROL] = ours(build(net.config, net.state_dict()))
+    calls["DDIMPipeline"] = theirs(build_theirs(net), torch.contiguous_format)
+    calls["DDIMPipeline, channels last"] = theirs(build_theirs(net), torch.channels_last)
+    return calls
+
+
+def difference(calls: dict[str, Call]) -> float:
+    """The largest difference between the images of ours and of the pipeline, whose range is 2."""
+    ours: Any = calls["ours"]()
+    theirs: Any = calls["DDIMPipeline"]()
+    return float((ours.float().cpu() - (2 * torch.from_numpy(theirs).permute(0, 3, 1, 2) - 1)).abs().max())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The benchmarks: what is concluded from timings, and each comparison once, with small networks."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks import data, paired, sampling, train_vs_script, unet_vs_diffusers, zoo_vs_plain
+from benchmarks.paired import CONTROL, Plan, Timings
+from benchmarks.steps import NoisePrediction, build_theirs
+from unet import UNet, UNetConfig
+
+CPU = torch.device("cpu")
+TINY = UNetConfig(
+    size=(8, 8), base_channels=16, channel_multipliers=(1,), blocks_per_level=1, attention_levels=(), groups=8
+)
+
+
+def timings(control: float, other: float, spread: float = 0.01, load: str | None = None) -> Timings:
+    """Times of twenty rounds: 1 s for ours, multiples with a small spread for the others."""
+    noise = np.linspace(1 - spread, 1 + spread, 20)
+    return Timings({"ours": np.ones(20), CONTROL: control * noise, "theirs": other * noise[::-1]}, load)
+
+
+@pytest.mark.parametrize(
+    ("control", "other", "verdict"),
+    [
+        (1.0, 1.3, "slower than ours"),
+        (1.0, 0.8, "faster than ours"),
+        (1.0, 1.001, "no difference"),
+        (1.04, 1.045, "no difference"),
+        (1.06, 1.3, "not judged"),
+        (0.94, 1.3, "not judged"),
+    ],
+)
+def test_only_a_difference_that_the_control_does_not_show_is_a_verdict(
+    control: float, other: float, verdict: str
+) -> None:
+    found = timings(control, other)
+    assert found.verdict("theirs") == verdict
+    assert (f"outside {paired.BAND[0]}" in (found.doubt or "")) == (verdict == "not judged")
+    assert verdict in found.table("work", images=4)
+
+
+def test_the_ratio_is_the_median_of_the_rounds_with_an_interval_around_it() -> None:
+    found = timings(1.0, 1.5)
+    ratio = found.ratio("theirs")
+    assert ratio.median == pytest.approx(1.5, rel=1e-3)
+    assert 1.485 <= ratio.low < ratio.median < ratio.high <= 1.515
+    assert "| theirs | 1.5 s | 2.67 | 1.5" in found.table("work", images=4)
+
+
+def test_nothing_is_judged_beside_other_work(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert timings(1.0, 2.0, load="a load of 3").verdict("theirs") == "not judged"
+    parser = argparse.ArgumentParser()
+    paired.add_options(parser, rounds=3)
+    monkeypatch.setattr(paired.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(paired.os, "getloadavg", lambda: (3.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match=r"load of 3\.0 on 2 cores.*1 thread.*--any-load"):
+        paired.start(parser.parse_args([]))
+    assert "3.0" in (paired.start(parser.parse_args(["--any-load"])).load or "")
+    assert "load 3.0" in capsys.readouterr().out
+    monkeypatch.setattr(paired.os, "getloadavg", lambda: (0.4, 0.0, 0.0))
+    assert paired.start(parser.parse_args([])) == Plan(3)
+    assert paired.start(parser.parse_args(["--cpu-time"])).clock is paired.time.process_time
+    with pytest.raises(ValueError, match=r"--rounds=0"):
+        paired.start(parser.parse_args(["--rounds", "0"]))
+
+
+def test_calls_take_turns_and_one_that_fails_is_reported() -> None:
+    def fail() -> None:
+        raise RuntimeError("no kernel\nand more")
+
+    order: list[str] = []
+    ticks = iter(range(1000))
+    calls = {name: partial(order.append, name) for name in "abc"}
+    found = paired.measure({**calls, "d": fail}, Plan(rounds=4, warm_up=1, clock=lambda: next(ticks)))
+    assert "".join(order) == "abc" + "abc" + "cba" + "bca" + "acb"
+    assert found.failed == {"d": "failed: RuntimeError: no kernel"}
+    assert "| d | failed: RuntimeError: no kernel |" in found.table("work", images=1)
+
+
+@pytest.mark.parametrize("what", unet_vs_diffusers.KINDS)
+def test_the_networks_are_compared(what: str) -> None:
+    make = unet_vs_diffusers.KINDS[what]
+    calls = make(UNet(TINY), 2, CPU, False, False)
+    found = paired.measure(calls, Plan(rounds=1, warm_up=1))
+    assert list(found.seconds) == list(calls)
+    assert not found.failed
+
+
+def test_a_step_of_ours_has_the_loss_of_diffusers() -> None:
+    net = UNet(TINY)
+    theirs, task = build_theirs(net), NoisePrediction(net)
+    step = unet_vs_diffusers.TheirStep(theirs, 2, CPU)
+    assert_close(task.kept, step.scheduler.alphas_cumprod)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 900])
+    assert_close(net(x, t), theirs(x, t, return_dict=False)[0])
+
+
+def test_ours_and_the_pipeline_draw_the_same_digits() -> None:
+    calls = sampling.candidates(UNet(sampling.DIGITS), 2, 3, CPU, bf16=False)
+    assert sampling.difference(calls) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "rows"),
+    [
+        (zoo_vs_plain.main, "--model resnet18 --size 32 --batch 2", ("plain torch.nn",)),
+        (data.main, "--images 8 --batch 4 --side 8", ("DataLoader of PNG files", "GB/s")),
+    ],
+)
+def test_a_comparison_prints_its_table(main: Callable[[list[str]], None], arguments: str, rows, capsys) -> None:
+    main([*arguments.split(), "--rounds", "1", "--warm-up", "1", "--any-load"])
+    printed = capsys.readouterr().out
+    assert all(row in printed for row in (*rows, CONTROL))
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "error"),
+    [
+        (unet_vs_diffusers.main, "--preset edm2-img64-s", "--preset=edm2-img64-s"),
+        (unet_vs_diffusers.main, "--batch 0", "--batch=0"),
+        (sampling.main, "--preset edm2-img64-s", "--preset=edm2-img64-s"),
+        (data.main, "--images 8 --batch 9", "--batch=9"),
+        (train_vs_script.main, "--script absent.py", "--script=absent.py"),
+        (train_vs_script.main, "--updates 0", "--updates=0"),
+    ],
+)
+def test_wrong_options_are_one_line(main: Callable[[list[str]], None], arguments: str, error: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2
+    assert error in capsys.readouterr().err
