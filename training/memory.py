@@ -14,6 +14,7 @@ from training.freeze import frozen_names
 from training.units import show_count, show_size
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
+_FREE = Path("/proc/meminfo")
 _NO_MEMORY = r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|alloc_failed"
 
 
@@ -62,6 +63,16 @@ def total_bytes(device: torch.device) -> int | None:
     allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
     available = min(installed, int(allowed)) if allowed.isdecimal() else installed
     return available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Unused memory of the device, for each of its processes; None if the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not _FREE.is_file() or (total := total_bytes(device)) is None:
+        return None
+    found = re.search(r"MemAvailable:\s*(\d+) kB", _FREE.read_text())
+    return None if found is None else min(total, 1024 * int(found[1]) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,11 +6,12 @@ import torch
 
 from residual import native
 
+PRECISIONS = ("auto", "bf16", "float32")
 CPU_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 
-def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """`(precision, reason)`, where precision is "bf16" or "float32".
+def choose_precision(wanted: str, device: torch.device, setting: str = "train.precision") -> tuple[str, str]:
+    """`(precision, reason)`, where precision is "bf16" or "float32". `setting` is the name of `wanted` in errors.
 
     Raises ValueError if bf16 is wanted on hardware that does not support it.
     """
@@ -24,7 +25,7 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     else:
         found, what = False, device.type
     if wanted == "bf16" and not found:
-        raise ValueError(f"train.precision=bf16: {what} has no bf16 instructions; use auto or float32")
+        raise ValueError(f"{setting}=bf16: {what} has no bf16 instructions; use auto or float32")
     return ("bf16", f"{what} has it") if found else ("float32", f"{what} has no bf16 instructions")
 
 
