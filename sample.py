@@ -11,7 +11,9 @@ import os
 import sys
 import time
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,13 +34,17 @@ from storage.write import expand_home, remove
 from training.averages import OPTION, RunAverages, load_average
 from training.disk_space import is_full, require_disk_space
 from training.log import print_line
-from training.memory import is_out_of_memory
+from training.memory import free_bytes, is_out_of_memory
 from training.output_folder import OutputFolder, default_folder, weights_sha256
+from training.precision import PRECISIONS, choose_precision
 from training.processes import leave_processes, on_main, process_state
+from training.report import activation_bytes
 from training.script import VERSION, ScriptParser, command
 
 MAX_IN_GRID = 256
 MAX_FRAMES = 40
+BATCH, BATCH_OF_CPU = 512, 64
+"""images per forward pass where memory allows; more are not faster"""
 MAX_OF_SEED = 1_000_000
 """images; more would be those of the next seed (see `image_seed`)"""
 ALL = "all"
@@ -103,7 +109,19 @@ def parser() -> argparse.ArgumentParser:
         help="noise levels (sigma / alpha) within which guidance acts",
     )
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
-    p.add_argument("--batch", type=int, default=64, help="images per forward pass, on each process")
+    p.add_argument(
+        "--batch",
+        type=int,
+        help=f"images per forward pass, on each process; without it {BATCH_OF_CPU} on a CPU, {BATCH} on other devices, "
+        "or as many as fit into free memory. Halved while it does not fit",
+    )
+    p.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network; bf16 is faster on most hardware that has it, but rounds images otherwise on each device; "
+        "auto: bf16 if the hardware has it",
+    )
     p.add_argument(
         "--out",
         type=Path,
@@ -139,6 +157,7 @@ def main(argv: Sequence[str]) -> None:
     args.sampler = model.default_sampler if args.sampler is None else args.sampler
     labels = _check(args, model)
     device = _device(args.device)
+    args.precision, _ = choose_precision(args.precision, device, "precision")
     facts = _facts(args, model, out, device)
     if process_state().is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
@@ -146,7 +165,8 @@ def main(argv: Sequence[str]) -> None:
         print_line(f"model: {args.model}{seen}{f', {average.about}' if average else ''}; {options}")
         if warning := late_start(args.sampler, model.formulation, args.steps):
             print_line(f"note: {warning}")
-    model.net.to(device)
+    args.batch = _batch(model, device, args.guidance) if args.batch is None else args.batch
+    model.net.to(device, torch.bfloat16 if args.precision == "bf16" else torch.float32)
 
     with _kept(args, model, out):
         on_main(lambda: _begin(args, model, out, facts))
@@ -165,8 +185,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
     """The labels of image numbers. Raises ValueError for options that do not suit the model."""
     for name in ("num", "batch"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name}={getattr(args, name)} draws no image; give at least 1")
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"{name}={value} draws no image; give at least 1")
     if args.num > MAX_OF_SEED:
         raise ValueError(f"num={args.num} is more than {MAX_OF_SEED}; draw them in parts, each with its own --seed")
     if not 0 <= args.seed < 2**32:
@@ -200,7 +220,21 @@ def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, d
         "shape": list(model.shape),
         "pixel_format": asdict(model.pixel_format),
         "device": device.type,
+        "precision": args.precision,
     }
+
+
+def _batch(model: DiffusionModel, device: torch.device, guidance: float) -> int:
+    """Images per forward pass where none are given: as many as certainly fit into free memory, up to a limit.
+
+    The activations that training would store are more than a forward pass needs.
+    """
+    most = BATCH_OF_CPU if device.type == "cpu" else BATCH
+    if (free := free_bytes(device)) is None:
+        return most
+    inputs = torch.zeros(1, *model.shape), torch.zeros(1), *([] if model.classes is None else [torch.zeros(1).long()])
+    needed = max(1, activation_bytes(model.net, *inputs))
+    return max(1, min(most, free // (needed if guidance == 1 else 2 * needed)))
 
 
 def _device(name: str) -> torch.device:
@@ -256,7 +290,7 @@ def _kept(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder) ->
         kept = kept if count else "nothing was written"
         if is_out_of_memory(error):
             raise ValueError(
-                f"batch={args.batch} needs more memory than there is; give a smaller --batch; {kept}"
+                f"batch={args.batch}, halved to 1 image, needs more memory than there is; use a larger machine; {kept}"
             ) from None
         if is_full(error):
             raise ValueError(f"the disk of {str(args.out)!r} is full, free some space; {kept}") from None
@@ -271,33 +305,57 @@ def _draw(
     """Draws and writes this process's images, without those that are finished. Returns the frames of an animation.
 
     The batches do not depend on what is finished, so that an interrupted command ends with the same bits. With an
-    animation, the images in it are drawn again.
+    animation, the images in it are drawn again. A batch is written while the next one is drawn. If one does not fit
+    into memory, it and all further ones are halved.
     """
     state, folder = process_state(), out.staging / "images"
     shown = min(args.num, MAX_IN_GRID) if args.animation else 0
     wanted = set(np.linspace(0, args.steps, min(MAX_FRAMES, args.steps + 1)).round().astype(int).tolist())
     share = range(state.process_index, args.num, state.num_processes)
     names = set(os.listdir(folder))
-    batches = [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
-    batches = [batch for batch in batches if batch[0] < shown or any(_file(model, k) not in names for k in batch)]
+    split = [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
+    left = deque(batch for batch in split if batch[0] < shown or any(_file(model, k) not in names for k in batch))
     drawn, printed = list[tuple[int, list[np.ndarray]]](), time.monotonic()
-    with tqdm(total=len(batches) * args.steps, unit="step", disable=None if state.is_main_process else True) as bar:
-        for done, numbers in enumerate(batches):
+    done, count = 0, sum(map(len, left))
+    options = {"seed": args.seed, "device": device, **_options(args)}
+
+    def save(numbers: Sequence[int], images: torch.Tensor) -> None:
+        for number, image in zip(numbers, images, strict=True):
+            text = _text(args, model, number, labels([number]))
+            save_image(image, model.pixel_format, folder / _file(model, number), text)
+
+    with (
+        tqdm(total=len(left) * args.steps, unit="step", disable=None if state.is_main_process else True) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        written = writer.submit(lambda: None)
+        while left:
             if state.is_main_process and bar.disable and time.monotonic() > printed + LINE_EVERY_SECONDS:
                 printed = time.monotonic()
-                print_line(f"drawing: {done / len(batches):.1%}")
-            frames: list[np.ndarray] = []
-            options = {"seed": args.seed, "device": device, **_options(args)}
-            for step, x in enumerate(model.denoising(numbers, labels(numbers), **options)):
-                bar.update(step > 0)
-                if step in wanted and numbers[0] < shown:
-                    frames.append(model.pixel_format.from_unit(x))
-            require_finite(numbers, x, args.guidance)
-            for i, (number, image) in enumerate(zip(numbers, x.cpu(), strict=True)):
-                text = _text(args, model, number, labels([number]))
-                save_image(image, model.pixel_format, folder / _file(model, number), text)
-                if number < shown:
-                    drawn.append((number, [frame[i] for frame in frames]))
+                print_line(f"drawing: {done / count:.1%}")
+            numbers, frames, fits = left.popleft(), list[np.ndarray](), True
+            try:
+                for step, x in enumerate(model.denoising(numbers, labels(numbers), **options)):
+                    bar.update(step > 0)
+                    if step in wanted and numbers[0] < shown:
+                        frames.append(model.pixel_format.from_unit(x))
+                images = x.cpu()
+            except Exception as error:
+                if not is_out_of_memory(error) or len(numbers) == 1:
+                    raise
+                fits = False
+            if not fits:
+                half = (len(numbers) + 1) // 2
+                print_line(f"note: {amount(len(numbers), 'image')} do not fit into memory; drawing {half} at a time")
+                left = deque(part for whole in (numbers, *left) for part in (whole[:half], whole[half:]) if part)
+                bar.total = bar.n + len(left) * args.steps
+                continue
+            require_finite(numbers, images, args.guidance)
+            written.result()
+            written = writer.submit(save, numbers, images)
+            drawn += [(k, [frame[i] for frame in frames]) for i, k in enumerate(numbers) if k < shown]
+            done += len(numbers)
+        written.result()
     return drawn
 
 
@@ -307,6 +365,7 @@ def _text(args: argparse.Namespace, model: DiffusionModel, number: int, labels: 
     text = {"Software": VERSION, "model": str(args.model), "image": number}
     text |= {name: getattr(args, name) for name in names}
     text |= {name: getattr(args, name) for name in ("eta", "churn", "ema") if getattr(args, name)}
+    text |= {"precision": args.precision} if args.precision != "float32" else {}
     if labels is not None:
         text |= {"label": labels[0], "class": (model.names(labels) or [""])[0]}
     return {name: printable(str(value))[:MAX_TEXT] for name, value in text.items()}

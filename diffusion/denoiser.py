@@ -45,10 +45,13 @@ class Denoiser(Protocol):
     def __call__(self, x: Images, time: Times, condition: Condition) -> Denoised: ...
 
 
-def run_network(net: Callable[..., T], x: Images, c_noise: Times, condition: Condition) -> T:
-    """The output of a network for scaled noisy images under a condition."""
+def run_network(
+    net: Callable[..., T], x: Images, c_noise: Times, condition: Condition, dtype: torch.dtype | None = None
+) -> T:
+    """The output of a network for scaled noisy images under a condition. `dtype` is that of its input; None: of `x`."""
     if condition.image is not None:
         x = torch.cat([x, condition.image], dim=1)
+    x = x.to(dtype)
     given = {"emb": condition.emb, "augment": condition.augment}
     return net(x, c_noise, condition.label, **{name: value for name, value in given.items() if value is not None})
 
@@ -57,8 +60,8 @@ def run_network(net: Callable[..., T], x: Images, c_noise: Times, condition: Con
 class NetworkDenoiser:
     """The denoiser that a network implies under the formulation that it was trained with.
 
-    Everything but the network is computed in the dtype of `x`, which should be float32. Values that overflow become
-    NaN, so that no clipping hides them.
+    Everything but the network is computed in the dtype of `x`, which should be float32; so is the noise level that the
+    network receives. Values that overflow become NaN, so that no clipping hides them.
     """
 
     net: Network
@@ -66,10 +69,12 @@ class NetworkDenoiser:
     learned_variance: bool = False
     """whether to return the learned variance, the second half of the network's output channels, too; else it is left
     out"""
+    dtype: torch.dtype | None = None
+    """of the images that the network receives, for a network in bfloat16; None: that of `x`"""
 
     def __call__(self, x: Images, time: Times, condition: Condition) -> Denoised:
         level = self.formulation.level(time)
-        output = run_network(self.net, level.c_in * x, level.c_noise, condition).to(x.dtype)
+        output = run_network(self.net, level.c_in * x, level.c_noise, condition, self.dtype).to(x.dtype)
         x0 = level.split(x, output[:, : x.shape[1]])[0]
         if self.learned_variance:
             x0 = torch.cat([x0, output[:, x.shape[1] :]], dim=1)

@@ -180,8 +180,10 @@ class DiffusionModel:
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         learned_variance: bool = False,
     ) -> Denoiser:
-        """The denoiser of the network. Images that guidance extrapolates are clipped to [-1, 1]."""
-        denoise: Denoiser = NetworkDenoiser(self.net, self.formulation, learned_variance)
+        """The denoiser of the network, in the dtype of its weights. Images that guidance extrapolates are clipped to
+        [-1, 1]."""
+        dtype = next(self.net.parameters()).dtype
+        denoise: Denoiser = NetworkDenoiser(self.net, self.formulation, learned_variance, dtype)
         if self.null is None or guidance == 1:
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval, limit=1.0)

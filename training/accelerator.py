@@ -7,6 +7,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
+from residual import native
+from training.compile import require_compiler
 from training.config import TrainConfig
 from training.precision import choose_precision
 from training.processes import process_state
@@ -16,7 +18,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """An accelerator for this process; the main process prints device, number of processes and precision.
 
     Raises ValueError for a batch that the processes cannot share, for bf16 on hardware that does not support it, for
-    CUDA graphs where they cannot be recorded, and for unknown trackers.
+    CUDA graphs where they cannot be recorded, for unknown trackers, and as `require_compiler` does.
     """
     state = process_state()
     accumulation = config.accumulation(state.num_processes)
@@ -36,6 +38,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     processes = f", {state.num_processes} processes" if state.num_processes > 1 else ""
     accelerator.print(f"device: {state.device.type}{processes}; precision: {precision} ({reason})")
+    if state.device.type == "cpu":
+        accelerator.print(native.load())
+    for line in require_compiler(config, state.device):
+        accelerator.print(line)
     return accelerator
 
 

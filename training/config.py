@@ -26,10 +26,11 @@ class TrainConfig:
     """of the initial weights, the order of the images, and all random numbers of the training"""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """precision of the forward and backward pass. auto: bf16 if the hardware supports it, else float32"""
-    compile: bool = setting(False, may_change=True)
-    """compile the model with torch.compile"""
+    compile: Literal["off", "regional", "full"] | bool = setting("off", may_change=True)
+    """torch.compile of the whole network (full, true), or of its residual blocks, of which equal ones share their code
+    (regional: compiles in less time); off, false: none"""
     cuda_graphs: bool = setting(False, may_change=True)
-    """with compile: record the GPU's kernels once and replay them; for one process without gradient accumulation"""
+    """with compile=full: record the kernels of a GPU once and replay them; one process, no gradient accumulation"""
     log_every_images: int = setting(2_000, may_change=True)
     """images between two lines of the log"""
     eval_every_images: int = setting(50_000, may_change=True)
@@ -51,7 +52,9 @@ class TrainConfig:
         for name in ("log_every_images", "eval_every_images", "checkpoint_every_images"):
             require(getattr(self, name) >= 1, self, name, "give at least 1")
         require(self.micro_batch is None or self.micro_batch >= 1, self, "micro_batch", "give at least 1, or null")
-        require(self.compile or not self.cuda_graphs, self, "cuda_graphs", "it needs train.compile=true")
+        if isinstance(self.compile, bool):
+            object.__setattr__(self, "compile", "full" if self.compile else "off")
+        require(self.compile == "full" or not self.cuda_graphs, self, "cuda_graphs", "it needs train.compile=full")
         require(self.keep_last >= 2, self, "keep_last", "give at least 2, so that one is left if the other is damaged")
         every, interval = self.keep_every_images, self.checkpoint_every_images
         is_multiple = every is None or (every >= 1 and every % interval == 0)

@@ -1,5 +1,6 @@
-"""Memory of model, gradients, optimizer and EMA, independent of the batch, compared with that of the device."""
+"""Memory of model, gradients, optimizer, EMA and activations, compared with that of the device."""
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -7,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import parameters
 from training.freeze import frozen_names
 from training.units import show_count, show_size
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
+_FREE = Path("/proc/meminfo")
 _NO_MEMORY = r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|alloc_failed"
 
 
@@ -64,6 +67,16 @@ def total_bytes(device: torch.device) -> int | None:
     return available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Unused memory of the device, for each of its processes; None if the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not _FREE.is_file() or (total := total_bytes(device)) is None:
+        return None
+    found = re.search(r"MemAvailable:\s*(\d+) kB", _FREE.read_text())
+    return None if found is None else min(total, 1024 * int(found[1]) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory of the machine or of the device could not be allocated."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -85,6 +98,26 @@ def explain_out_of_memory(what: str, way_out: str) -> Iterator[None]:
 def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset(), averages: int = 1) -> int:
     """Bytes of weights and their averages, and of gradients and the optimizer's slots where weights are trained."""
     return (1 + averages) * model_bytes(model) + (1 + optimizer_slots) * trained_bytes(model, frozen)
+
+
+def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
+    """Bytes that autograd stores for the backward pass of `model(*inputs)`, without parameters and buffers.
+
+    Measured by a forward pass on the meta device, which computes nothing. Tensors that share memory count once.
+    """
+    shadow = copy.deepcopy(model).to("meta").train()
+    kept: dict[int, UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # a reference, so that no other storage gets the same address
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        shadow(*(x.to("meta") for x in inputs))
+    for tensor in (*shadow.parameters(), *shadow.buffers()):
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def checkpoint_bytes(model: nn.Module, optimizer_slots: int, averages: int = 1) -> int:

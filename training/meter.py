@@ -42,7 +42,12 @@ class Meter:
         return {"loss": loss, "gradient_norm": norm}
 
     def speed(self, batch: int, waited_seconds: float) -> dict[str, float]:
-        """Images per second, and the share of time spent waiting for data (`waited_seconds` in total)."""
+        """Images per second, and the share of time spent waiting for data (`waited_seconds` in total).
+
+        Nothing if no update was timed.
+        """
+        if not self._timed_updates:
+            return {}
         elapsed = time.perf_counter() - self._since - self._paused_s
         return {
             "images_per_second": batch * self._timed_updates / elapsed,

@@ -24,16 +24,17 @@ def torchdiffeq() -> Any:
 class _Dynamics:
     """The right side as torchdiffeq calls it. `callback_step` runs before every step, also of the adjoint equation."""
 
-    def __init__(self, f: RightSide, rtol: float) -> None:
+    def __init__(self, f: RightSide, rtol: float, times: Tensor) -> None:
         self.f = f
         self.rtol = rtol
+        self.ends = times.tolist()
         self.steps = 0
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         return self.f(x)
 
     def callback_step(self, t: Tensor, x: Tensor | Sequence[Tensor], dt: Tensor) -> None:
-        self.steps += 1
+        self.steps = 1 if t.item() in self.ends else self.steps + 1  # a pass begins at one of the ends
         finite = all(part.isfinite().all() for part in ([x] if isinstance(x, Tensor) else x))
         if not finite or self.steps > MAX_STEPS or t.abs() + dt == t.abs():
             raise NotConverged(
@@ -50,7 +51,8 @@ def dopri5(f: RightSide, x: Tensor, time: float, rtol: float, adjoint: Sequence[
 
     The error is a mean over the batch, so all samples have the same steps. With `adjoint`, the tensors besides x that f
     depends on, gradients solve the adjoint equation backwards (Chen et al. 2018), and the memory does not grow with
-    the number of steps. They are wrong where the ODE is unstable backwards in time, and have no second derivatives.
+    the number of steps. These gradients are wrong where the ODE is unstable backwards in time, and cannot be
+    differentiated again.
 
     Raises ValueError if `rtol` is below the precision of x, and NotConverged after 1,000 steps, if a step becomes too
     short, or if values are not finite.
@@ -59,10 +61,11 @@ def dopri5(f: RightSide, x: Tensor, time: float, rtol: float, adjoint: Sequence[
     if rtol < eps:
         raise ValueError(f"rtol={rtol:g} is below {eps:.1e}, the precision of {x.dtype}: raise it, or use float64")
     times = torch.tensor([0, time], dtype=x.dtype, device=x.device)
+    dynamics = _Dynamics(f, rtol, times)
     options: dict[str, Any] = {"rtol": rtol, "atol": rtol, "method": "dopri5"}
     if adjoint is None:
-        return torchdiffeq().odeint(_Dynamics(f, rtol), x, times, **options)[1]
-    y = torchdiffeq().odeint_adjoint(_Dynamics(f, rtol), x, times, adjoint_params=tuple(adjoint), **options)[1]
+        return torchdiffeq().odeint(dynamics, x, times, **options)[1]
+    y = torchdiffeq().odeint_adjoint(dynamics, x, times, adjoint_params=tuple(adjoint), **options)[1]
     if y.requires_grad:
         y.register_hook(require_first_derivative)
     return y

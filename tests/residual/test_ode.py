@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -10,9 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from residual import Add, Chain, DropPath, Gate, Project, Residual, basic_branch, unet_branch
+import resnet
+import unet
+from residual import Add, Chain, DropPath, Gate, Identity, Project, Residual, basic_branch, unet_branch
 from residual.ode import STEPS, NotConverged, ODEBlock, backward_euler, fixed_point
 from tests.residual.test_block import filled
+
+SMALL = unet.UNetConfig(
+    base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8
+)
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "backward_euler": 1}
 INSTALL = "pip install 'residual-diffusion[ode]'"
@@ -175,6 +182,18 @@ def test_the_implicit_gradient_equals_that_of_an_unrolled_solver() -> None:
         assert_close(block(x), z, rtol=0, atol=1e-9)
 
 
+def test_half_precision_and_autocast() -> None:
+    block, x = ODEBlock(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), "backward_euler", steps=2), torch.randn(3, 6)
+    expected = block(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block(x)
+    assert_close(found, expected, rtol=0, atol=0.05)
+    found.sum().backward()
+    found = block.bfloat16()(x.bfloat16())
+    assert_close(found.float(), expected, rtol=0, atol=0.1)
+    found.sum().backward()
+
+
 def test_gradients_without_dependence_on_the_state() -> None:
     class Constant(nn.Module):
         def __init__(self) -> None:
@@ -203,6 +222,9 @@ def test_fixed_points_of_each_sample(memory: int) -> None:
     start = torch.randn(4, 7, dtype=torch.double)
     assert_close(fixed_point(g, start, memory=memory, max_iterations=200), (1 / (1 - rates)).expand(4, 7))
     assert calls < (10 if memory else 200)
+    assert_close(
+        fixed_point(lambda z: 1 + z / 2, torch.zeros(3), memory=memory), torch.full((3,), 2.0), rtol=0, atol=1e-4
+    )
 
 
 def test_acceleration_solves_what_plain_iteration_does_not() -> None:
@@ -221,6 +243,8 @@ def test_solvers_that_fail_name_the_residual_and_the_way_out() -> None:
         doubling(column(1))
     with pytest.raises(NotConverged, match=r"residual (nan|inf) after 1 iterations"):
         fixed_point(lambda z: z / 0, column(1))
+    with pytest.raises(NotConverged, match=r"residual 5\.0e-01 after 40 iterations"):
+        fixed_point(lambda z: z + 1, torch.ones(1, 1, dtype=torch.bfloat16), max_iterations=40)
 
     class OnlyForward(nn.Module):
         """The solution is x = 0 for every slope; that of the gradient's equation w = v + w does not exist."""
@@ -280,6 +304,31 @@ def test_options_of_fixed_points_out_of_range_are_refused(options: dict, named: 
 def test_a_branch_that_changes_the_shape_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match=r"\(2, 4\) to \(2, 1\).*shape of x"):
         ODEBlock(nn.Linear(4, 1), method, steps=2)(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("net", "converted"),
+    [
+        (partial(resnet.create_model, "preact_resnet110", blocks_per_stage=(3, 3, 3)), 7),
+        (partial(unet.UNet, SMALL), 7),
+    ],  # others change the width
+)
+def test_blocks_of_published_networks_are_integrated(net: Callable[[], nn.Module], converted: int) -> None:
+    blocks = [block.eval() for block in net().modules() if isinstance(block, Residual)]
+    for block in blocks:
+        if not isinstance(block.shortcut, Identity):
+            with pytest.raises(ValueError, match="shortcut"):
+                ODEBlock.from_residuals(block)
+            continue
+        converted -= 1
+        ode, channels = ODEBlock.from_residuals(block, "rk4", steps=3), next(block.parameters()).shape[0]
+        x = torch.randn(1, channels, 4, 4), torch.randn(1, SMALL.emb_channels)
+        inputs = x if block.takes_emb else x[:1]
+        with torch.no_grad():
+            assert_close(ode.to_residuals(1)(*inputs), block(*inputs), rtol=0, atol=0)
+            assert ode(*inputs).isfinite().all()
+        assert ode.evaluations == 12
+    assert converted == 0
 
 
 SUM = Residual(nn.Tanh())
@@ -365,15 +414,26 @@ class Explosion(nn.Module):
         return x**2
 
 
-@pytest.mark.parametrize(("branch", "time"), [(Explosion(), 2.0), (Growth(float("nan")), 1.0), (Growth(-1e5), 1.0)])
-def test_dopri5_stops_with_time_and_step_in_one_line(branch: nn.Module, time: float, adaptive: None) -> None:
-    with pytest.raises(NotConverged, match=r"t=.* steps.*length.*rtol=1e-06"):
-        ODEBlock(branch, "dopri5", rtol=1e-6, time=time)(column(1))
+@pytest.mark.parametrize(
+    ("branch", "named"),
+    [
+        (Explosion(), r"t=0\.9\d+ .*length \S+e-1\d; .*rtol"),
+        (Growth(float("nan")), "t=0 after 1 steps.*rtol"),
+        (Growth(-1e5), r"t=0\.\d+ after 51 steps.*rtol"),
+    ],
+)
+def test_dopri5_stops_with_time_and_step_in_one_line(
+    branch: nn.Module, named: str, adaptive: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(branch, Growth):
+        monkeypatch.setattr("residual.ode.adaptive.MAX_STEPS", 50)
+    with pytest.raises(NotConverged, match=named):
+        ODEBlock(branch, "dopri5", rtol=1e-3, time=2)(column(1))
 
 
 def test_dopri5_stops_in_the_backward_pass_as_well(adaptive: None) -> None:
     class Unstable(nn.Module):
-        """dx/dt = -40 x³: backwards, a small error of the end state becomes infinite before t = 0."""
+        """dx/dt = -40 x³, whose backward solution from a slightly larger end is infinite before t = 0"""
 
         def forward(self, x: Tensor) -> Tensor:
             return -40 * x**3

@@ -43,7 +43,7 @@ from training.schedule import Constant, InverseSqrt, Step
         (SGD, "max_grad_norm", 0.0, "null"),
         (SGD, "momentum", 1.0, "1"),
         (Muon, "momentum", 1.0, "1"),
-        (TrainConfig, "cuda_graphs", True, "train.compile=true"),
+        (TrainConfig, "cuda_graphs", True, "train.compile=full"),
         (Constant, "warmup_images", -1, "0"),
         (Step, "milestones_images", (), "1"),
         (Step, "milestones_images", (9, 5), "larger"),

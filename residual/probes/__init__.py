@@ -1,0 +1,1 @@
+"""Measurements on any model made of `Residual`, by theme: `from residual.probes import gradients, lesions`."""

@@ -1,0 +1,98 @@
+"""Compilation by torch.compile: of which parts, where the code is kept, and errors in one line."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from residual.block import Residual
+from storage.show import printable
+from training.config import TrainConfig
+from training.data.cache.place import default_caches, temporary_caches, write_fault
+from training.disk_space import free_bytes
+from training.memory import is_out_of_memory
+from training.units import show_size
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""torch's variable for the folder of compiled code"""
+CODE_BYTES = 256 << 20
+"""free space that the folder needs: more than the code of a large network"""
+KINDS_OF_BLOCKS = 256
+"""of one network; torch's own limit of 8 would leave the further ones uncompiled"""
+
+
+def require_compiler(config: TrainConfig, device: torch.device) -> list[str]:
+    """Chooses the folder of compiled code, and compiles one operation as a test. Returns lines to print.
+
+    Nothing is done without `train.compile`. Raises ValueError if code for `device` cannot be compiled.
+    """
+    if config.compile == "off":
+        return []
+    folder, lines = code_folder()
+    os.environ[CACHE] = str(folder)
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        raise ValueError(_message(config, f"code for {device.type} cannot be compiled", error)) from error
+    return [*lines, printable(f"train.compile={config.compile}: compiled code is kept in {folder}")]
+
+
+def code_folder() -> tuple[Path, list[str]]:
+    """The folder of compiled code, and lines to print: that of `CACHE`, by default `compiled` in the default caches.
+
+    If nothing can be written there, it is in the temporary folder.
+    """
+    caches = default_caches()
+    folder = Path(given).absolute() if (given := os.environ.get(CACHE)) else caches / "compiled" if caches else None
+    fault = "there is no home folder" if folder is None else write_fault(folder)
+    if folder is not None and not fault and (free := free_bytes(folder)) < CODE_BYTES:
+        fault = f"{folder} has {show_size(free)} left, less than {show_size(CODE_BYTES)}"
+    if folder is not None and not fault:
+        return folder, []
+    folder = temporary_caches() / "compiled"
+    return folder, [printable(f"compiled code: {folder}, because {fault}; set {CACHE} to a folder that is kept")]
+
+
+def compile_network(network: nn.Module, config: TrainConfig) -> None:
+    """Compiles a network in place, as `train.compile` specifies; the names of its weights stay.
+
+    Of several residual blocks with equal parts and shapes, one is compiled. Code is compiled in the first forward and
+    backward pass, for a fixed shape. Raises ValueError for regional compilation of a network without residual blocks.
+    """
+    if config.compile == "full":
+        network.compile(mode="reduce-overhead" if config.cuda_graphs else None, dynamic=False)
+    elif config.compile == "regional":
+        if not (blocks := list(_outermost(network, Residual))):
+            raise ValueError("train.compile=regional: the network has no residual blocks; use full or off")
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS_OF_BLOCKS)
+        for block in blocks:
+            block.compile(dynamic=False)
+
+
+@contextmanager
+def explain_compile_error(config: TrainConfig) -> Iterator[None]:
+    """Raises ValueError, which names `train.compile`, if compilation fails inside the block."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or is_out_of_memory(error):
+            raise
+        raise ValueError(_message(config, "the network cannot be compiled", error)) from error
+
+
+def _message(config: TrainConfig, problem: str, error: Exception) -> str:
+    reason = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]
+    tools = "a C++ compiler (or CXX) on a CPU, Triton on a GPU"
+    return f"train.compile={config.compile}: {problem} ({reason}); install {tools}, or give train.compile=off"
+
+
+def _outermost(module: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:
+    """The modules of a kind that are in no other one of that kind."""
+    for child in module.children():
+        if isinstance(child, kind):
+            yield child
+        else:
+            yield from _outermost(child, kind)
