@@ -62,6 +62,10 @@ class Timings:
     failed: Mapping[str, str] = field(default_factory=dict)
     """why a call could not be timed"""
 
+    def median(self, name: str) -> float:
+        """The median time of a call in seconds."""
+        return float(np.median(self.seconds[name]))
+
     def ratio(self, name: str) -> Ratio:
         """The time of a call divided by that of the reference."""
         reference = next(iter(self.seconds.values()))
@@ -96,8 +100,8 @@ class Timings:
             f"| {title} | time | images/s | time / ours: median (95 %) | verdict |",
             "|---|---|---|---|---|",
         ]
-        for i, (name, seconds) in enumerate(self.seconds.items()):
-            middle = float(np.median(seconds))
+        for i, name in enumerate(self.seconds):
+            middle = self.median(name)
             rate = images / middle
             compared = f"{self.ratio(name)} | {'' if name == CONTROL else self.verdict(name)}" if i else " | "
             lines.append(
@@ -106,7 +110,7 @@ class Timings:
         lines += [f"| {name} | {reason} | | | |" for name, reason in self.failed.items()]
         rounds = len(next(iter(self.seconds.values())))
         doubt = "" if self.doubt is None else f" Not judged: {self.doubt}."
-        return "\n".join([*lines, "", f"{rounds} rounds.{doubt}", ""])
+        return "\n".join([*lines, "", f"{amount(rounds, 'round')}.{doubt}", ""])
 
 
 def show_seconds(seconds: float) -> str:

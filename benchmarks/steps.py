@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unet
-from benchmarks.paired import Call
+from benchmarks.paired import CONTROL, Call
 from training.accelerator import make_accelerator
 from training.config import TrainConfig
 from training.data import Images
@@ -51,10 +51,17 @@ class NoisePrediction(Task[Batch]):
 
 
 def build(config: UNetConfig, weights: Mapping[str, Tensor] | None = None) -> UNet:
-    """A network of ours, with the weights of another one if they are given."""
+    """A network of ours, with the weights of another one, or random ones.
+
+    Layers that start at zero are random, too, so that outputs and gradients depend on all weights.
+    """
     net = UNet(config)
     if weights is not None:
         net.load_state_dict(weights)
+        return net
+    for weight in net.parameters():
+        if weight.ndim > 1 and not weight.any():
+            nn.init.normal_(weight, std=0.02)
     return net
 
 
@@ -111,13 +118,10 @@ class TheirStep:
         self.average.to(device)
         shape = (batch, net.config.in_channels, *_sides(net.config.sample_size))
         self.images = torch.randn(shape, device=device).contiguous(memory_format=layout)
-        self.graphs = compile == "reduce-overhead"
         if compile is not None:
             self.net.compile(mode=compile)
 
     def __call__(self) -> None:
-        if self.graphs:
-            torch.compiler.cudagraph_mark_step_begin()
         noise = torch.randn_like(self.images)
         timesteps = torch.randint(0, TIMESTEPS, (len(noise),), device=noise.device)
         noisy = self.scheduler.add_noise(self.images, noise, timesteps)
@@ -131,6 +135,34 @@ class TheirStep:
         self.average.step(self.weights)
         if not self.tuned:
             loss.item()
+
+
+def train_calls(
+    net: UNet, batch: int, device: torch.device, bf16: bool, compiled: bool, theirs: bool = True
+) -> dict[str, Call]:
+    """Training steps of ours, of diffusers' network unless not `theirs`, and `Products`.
+
+    Ours compiled are replayed as CUDA graphs on a GPU.
+    """
+    weights, precision = net.state_dict(), "bf16" if bf16 else "float32"
+
+    def ours(compile: bool = False) -> Call:
+        graphs = compile and device.type == "cuda"
+        return our_step(build(net.config, weights), batch, precision, device, compile=compile, cuda_graphs=graphs)
+
+    calls = {"ours": ours(), CONTROL: ours()}
+    if compiled:
+        calls["ours compiled"] = ours(compile=True)
+    if theirs:
+        calls["UNet2DModel as in the script"] = TheirStep(build_theirs(net), batch, device)
+    for mode in ([None, "default"] if compiled else [None]) if theirs else []:
+        for layout in ("", ", channels last"):
+            calls[f"UNet2DModel {'tuned' if mode is None else 'compiled'}{layout}"] = TheirStep(
+                build_theirs(net), batch, device, bf16=bf16, channels_last=bool(layout), tuned=True, compile=mode
+            )
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    calls["convolutions and matrix products alone"] = Products(net.config, batch, device, dtype, device.type == "cpu")
+    return calls
 
 
 def forward(net: nn.Module, batch: int, device: torch.device, dtype: torch.dtype, channels_last: bool) -> Call:

@@ -17,7 +17,7 @@ import torch
 import unet
 from benchmarks import sampling
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
-from benchmarks.steps import Products, TheirStep, build, build_theirs, forward, our_step
+from benchmarks.steps import build, build_theirs, forward, train_calls
 from training.precision import choose_memory_format
 from training.script import ScriptParser, command
 from unet import UNet, UNetConfig
@@ -50,30 +50,6 @@ def main(argv: Sequence[str]) -> None:
             timings = measure(calls, plan)
             images = batch * (STEPS if what == "sample" else 1)
             print(timings.table(f"{args.preset}, {what}, batch {batch}, {args.precision}", images), flush=True)
-
-
-def train_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Call]:
-    """Training steps."""
-    weights, precision = net.state_dict(), "bf16" if bf16 else "float32"
-
-    def ours(compile: bool = False) -> Call:
-        return our_step(build(net.config, weights), batch, precision, device, compile=compile)
-
-    calls = {"ours": ours(), CONTROL: ours()}
-    calls["UNet2DModel as in the script"] = TheirStep(build_theirs(net), batch, device)
-    for name, last in (("tuned", False), ("tuned, channels last", True)):
-        calls[f"UNet2DModel {name}"] = TheirStep(
-            build_theirs(net), batch, device, bf16=bf16, channels_last=last, tuned=True
-        )
-    if compiled:
-        calls["ours compiled"] = ours(compile=True)
-        for name, last in (("compiled", False), ("compiled, channels last", True)):
-            calls[f"UNet2DModel {name}"] = TheirStep(
-                build_theirs(net), batch, device, bf16=bf16, channels_last=last, tuned=True, compile="default"
-            )
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    calls["convolutions and matrix products alone"] = Products(net.config, batch, device, dtype, device.type == "cpu")
-    return calls
 
 
 def forward_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Call]:

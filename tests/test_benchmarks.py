@@ -1,23 +1,37 @@
 """The benchmarks: what is concluded from timings, and each comparison once, with small networks."""
 
 import argparse
-from collections.abc import Callable
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
-from benchmarks import data, paired, sampling, train_vs_script, unet_vs_diffusers, zoo_vs_plain
+from benchmarks import data, gpu, paired, sampling, steps, train_vs_script, unet_vs_diffusers, zoo_vs_plain
 from benchmarks.paired import CONTROL, Plan, Timings
-from benchmarks.steps import NoisePrediction, build_theirs
-from unet import UNet, UNetConfig
+from benchmarks.steps import NoisePrediction, TheirStep, build, build_theirs
+from tests.test_arrows import imports
+from unet import UNetConfig
 
 CPU = torch.device("cpu")
 TINY = UNetConfig(
     size=(8, 8), base_channels=16, channel_multipliers=(1,), blocks_per_level=1, attention_levels=(), groups=8
 )
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """Other tests of the same process have another precision."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 def timings(control: float, other: float, spread: float = 0.01, load: str | None = None) -> Timings:
@@ -87,24 +101,58 @@ def test_calls_take_turns_and_one_that_fails_is_reported() -> None:
 @pytest.mark.parametrize("what", unet_vs_diffusers.KINDS)
 def test_the_networks_are_compared(what: str) -> None:
     make = unet_vs_diffusers.KINDS[what]
-    calls = make(UNet(TINY), 2, CPU, False, False)
+    calls = make(build(TINY), 2, CPU, False, False)
     found = paired.measure(calls, Plan(rounds=1, warm_up=1))
     assert list(found.seconds) == list(calls)
     assert not found.failed
 
 
 def test_a_step_of_ours_has_the_loss_of_diffusers() -> None:
-    net = UNet(TINY)
+    net = build(TINY)
     theirs, task = build_theirs(net), NoisePrediction(net)
-    step = unet_vs_diffusers.TheirStep(theirs, 2, CPU)
+    step = TheirStep(theirs, 2, CPU)
     assert_close(task.kept, step.scheduler.alphas_cumprod)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 900])
     assert_close(net(x, t), theirs(x, t, return_dict=False)[0])
 
 
 def test_ours_and_the_pipeline_draw_the_same_digits() -> None:
-    calls = sampling.candidates(UNet(sampling.DIGITS), 2, 3, CPU, bf16=False)
+    calls = sampling.candidates(build(sampling.DIGITS), 2, 3, CPU, bf16=False)
     assert sampling.difference(calls) < 1e-5
+
+
+@pytest.mark.parametrize("has_peer", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_every_section_of_the_gpu_report_runs(has_peer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_peer:
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+    setup = gpu.Setup(TINY, TINY, (2,), CPU, Plan(rounds=1, warm_up=1), drawn=(1,), side=32)
+    text = "\n".join(gpu.report(setup, deadline=math.inf))
+    assert "Failed" not in text, text
+    assert "nan" not in text
+    assert text.count("## ") == len(gpu.SECTIONS)
+    assert ("UNet2DModel tuned" in text, "DDIMPipeline |" in text) == (has_peer, has_peer)
+    assert "| MFU |" in text
+    assert text.count("Left out") == (0 if has_peer else 1)
+
+
+def test_a_section_of_the_gpu_report_fails_or_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(setup: gpu.Setup) -> Iterator[str]:
+        """What fails."""
+        yield "begun"
+        raise torch.OutOfMemoryError("out of memory: 3 GiB\nand more")
+
+    monkeypatch.setattr(gpu, "SECTIONS", {fail: 0.5, gpu.rates: 2.0})
+    setup = gpu.Setup(TINY, TINY, (2,), CPU, Plan(rounds=1, warm_up=1), side=32)
+    failed = "Failed: OutOfMemoryError: out of memory: 3 GiB\n"
+    left_out = "Left out: it may take 2 minutes.\n"
+    found = list(gpu.report(setup, deadline=time.monotonic() + 60))
+    assert found == ["## What fails\n", "begun", failed, "## The GPU\n", left_out]
+
+
+def test_the_gpu_report_needs_no_diffusers() -> None:
+    for module in (gpu, paired, steps):
+        found = {name for name, lazy in imports(Path(module.__file__ or "")) if not lazy}
+        assert not found & {"diffusers", "diffusion", "pipelines", "tasks"}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +175,7 @@ def test_a_comparison_prints_its_table(main: Callable[[list[str]], None], argume
         (unet_vs_diffusers.main, "--batch 0", "--batch=0"),
         (sampling.main, "--preset edm2-img64-s", "--preset=edm2-img64-s"),
         (data.main, "--images 8 --batch 9", "--batch=9"),
+        (gpu.main, "", "--device=cuda"),
         (train_vs_script.main, "--script absent.py", "--script=absent.py"),
         (train_vs_script.main, "--updates 0", "--updates=0"),
     ],
