@@ -2,7 +2,8 @@
 
 Several processes: `accelerate launch train.py ...`, or `torchrun ... -- train.py ...` (the dashes, so that torchrun
 does not take `--run` for a flag of its own). Every setting of the YAML file can be changed by a flag such as
-`--train.images 2e5`; `--help` lists them, `--validate` looks at every image, `--dry-run` shows what would be trained.
+`--train.images 2e5`; `--help` lists them, `--validate` looks at every image, `--dry-run` shows what would be trained,
+`--profile` where the time goes.
 The same command resumes a run that was interrupted.
 
 After SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP to any of its processes it finishes the current update, saves, and
@@ -71,7 +72,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
             show(line)
         with closing(folder):
             folder.open(run, parsed.resolved, parsed.fresh)
-            if not fit(task, images, run, folder, accelerator):
+            if not fit(task, images, run, folder, accelerator, parsed.profile):
                 exit_code = EXIT_CODE
     leave_processes(accelerator, exit_code)
 

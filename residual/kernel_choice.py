@@ -23,11 +23,14 @@ def kernel_for(x: Tensor) -> Callable[..., Tensor] | None:
 
     Warns once, with the reason, if Triton cannot be used. Raises ValueError if RESIDUAL_TRITON is neither 0 nor 1.
     """
+    return _triton_kernel(x.device.type) if computed_now(x) else None
+
+
+def computed_now(x: Tensor) -> bool:
+    """Whether operations on this tensor are computed by this call, not recorded or transformed, and have any values."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or not x.numel():
-        return None
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return None
-    return _triton_kernel(x.device.type)
+        return False
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 @functools.cache

@@ -1,12 +1,14 @@
 """Normalisation nodes: group norm with scale, shift and activation; frozen batch norm."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from residual import native
 from residual.kernel_choice import KERNEL_DEVICES, hooked, kernel_for
 
 
@@ -30,7 +32,8 @@ class NormAct(nn.GroupNorm):
     `act=None` leaves the activation out. As in `nn.GroupNorm`, the weights are called `weight` and `bias`.
 
     On the CPU, a channels-last input that needs no gradient (all layers before the norm are frozen) is copied to
-    contiguous layout: PyTorch 2.13's backward pass of GroupNorm crashes the process there.
+    contiguous layout: PyTorch 2.13's backward pass of GroupNorm crashes the process there. After `native.load()`,
+    channels-last inputs in float32 and bf16 on the CPU are normalised and activated by one compiled function.
 
     On CUDA, where Triton is installed, norm, scale, shift and SiLU are one kernel, which keeps the layout and the type
     of the input (`residual/norm_triton.py`; when: `residual/kernel_choice.py`).
@@ -52,6 +55,8 @@ class NormAct(nn.GroupNorm):
         self.takes_emb = emb_channels is not None
 
     def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"] | None = None) -> Float[Tensor, "b c h w"]:
+        if native.library is not None and native.fits(x):
+            return self._fused(_norm_act, x, emb)
         if x.device.type == "cpu" and not x.requires_grad and torch.is_grad_enabled():
             x = x.contiguous()
         if x.device.type in KERNEL_DEVICES and (kernel := kernel_for(x)) is not None:
@@ -67,6 +72,62 @@ class NormAct(nn.GroupNorm):
         silu = type(self.act) is nn.SiLU and not hooked(self.act)
         h = kernel(x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, silu)
         return h if self.act is None or silu else self.act(h)
+
+
+def _norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Tensor:
+    """`NormAct` without its linear map, by the kernels of the CPU. The output has the type and the layout of `x`."""
+    gain, offset = weight.float(), bias.float()
+    if scale is not None and shift is not None:
+        factor = 1 + scale.float()
+        gain, offset = gain * factor, torch.addcmul(shift.float(), offset, factor)
+    return _NormAct.apply(x, gain.expand(x.shape[:2]), offset.expand(x.shape[:2]), groups, eps, silu)
+
+
+class _NormAct(torch.autograd.Function):
+    """Group norm with one gain and offset per image and channel, and SiLU, by the kernels of the CPU.
+
+    Only the input is stored for the backward pass. Everything is computed in float32 and rounded once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+        y = torch.empty_like(x)
+        mean, rstd = gain.new_empty(2, len(x), groups)
+        ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
+        ctx.save_for_backward(x, gain, offset, mean, rstd)
+        tensors = (x, y, gain.contiguous(), offset.contiguous(), mean, rstd)
+        native.call("norm_act", tensors, _sizes(x, groups), eps, silu, x.dtype is torch.bfloat16)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, offset, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a graph of the gradient is wanted, which the kernels do not make
+            h = F.group_norm(x.float().contiguous(), ctx.groups, eps=ctx.eps)
+            z = torch.addcmul(offset[:, :, None, None], h, gain[:, :, None, None])
+            wanted = [tensor for tensor in (x, gain, offset) if tensor.requires_grad]
+            y = (F.silu(z) if ctx.silu else z).to(x.dtype)
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
+        dy, dx = dy.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
+        dgain, doffset = gain.new_empty(2, *gain.shape)
+        tensors = (x, dy, dx, gain.contiguous(), offset.contiguous(), mean, rstd, dgain, doffset)
+        native.call("norm_act_backward", tensors, _sizes(x, ctx.groups), ctx.silu, x.dtype is torch.bfloat16)
+        return dx, dgain, doffset, None, None, None
+
+
+def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int]:
+    """Images, pixels, channels, groups."""
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], groups
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
 from benchmarks import data, gpu, paired, sampling, steps, train_vs_script, unet_vs_diffusers, zoo_vs_plain
@@ -23,6 +24,14 @@ CPU = torch.device("cpu")
 TINY = UNetConfig(
     size=(8, 8), base_channels=16, channel_multipliers=(1,), blocks_per_level=1, attention_levels=(), groups=8
 )
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """Other tests of the same process have another precision."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 def timings(control: float, other: float, spread: float = 0.01, load: str | None = None) -> Timings:

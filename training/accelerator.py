@@ -7,6 +7,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
+from residual import native
 from training.compile import require_compiler
 from training.config import TrainConfig
 from training.precision import choose_precision
@@ -37,6 +38,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     processes = f", {state.num_processes} processes" if state.num_processes > 1 else ""
     accelerator.print(f"device: {state.device.type}{processes}; precision: {precision} ({reason})")
+    if state.device.type == "cpu":
+        accelerator.print(native.load())
     for line in require_compiler(config, state.device):
         accelerator.print(line)
     return accelerator

@@ -37,6 +37,7 @@ OWN = {
     "fresh": (None, "start over; the existing contents of the run folder are moved aside"),
     "dry-run": (None, "show the settings, the size of the model, memory and learning rates, and exit"),
     "version": (None, "show the version of the project and exit"),
+    "profile": (None, "profile some updates: RUN/profile/trace.json, and a table of where their time goes"),
     "validate": (None, "check every image of the data set, report errors and statistics, and exit"),
 }
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false", types.NoneType: "null"}
@@ -53,6 +54,7 @@ class Command(Generic[R]):
     fresh: bool
     dry_run: bool
     validate: bool
+    profile: bool
     resolved: dict[str, Any]
     """all settings in plain types, defaults included; written as YAML they give the same run again"""
     notes: tuple[str, ...] = ()
@@ -94,7 +96,8 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     for section, _, name in (name.rpartition(".") for name in run_class.derived):
         resolved[section].pop(name, None)
     notes += schema.notes()
-    return Command(task, run, folder, "fresh" in own, "dry-run" in own, "validate" in own, resolved, tuple(notes))
+    fresh, dry_run, validate, profile = (name in own for name in ("fresh", "dry-run", "validate", "profile"))
+    return Command(task, run, folder, fresh, dry_run, validate, profile, resolved, tuple(notes))
 
 
 def _config_of(

@@ -76,6 +76,7 @@ SHOWN = {
     "loss": "loss={:.3g}",
     "gradient_norm": "norm={:.2g}",
     "learning_rate": "lr={:.2g}",
+    "mfu": "MFU={:.1%}",  # model FLOPs utilisation, see training/peak.py
     "data_wait": "wait={:.0%}",  # share of the time spent waiting for data
 }
 

@@ -5,8 +5,8 @@ Time is counted in images seen.
 
 import filecmp
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from training.ema import average_name
 from training.log import RunLog
 from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
+from training.peak import seconds_at_peak
 from training.processes import on_main
+from training.profile import Profile
 from training.run_folder import RunFolder
 from training.snapshots import kept_snapshots, write_snapshots
 from training.state import restore, state_tensors
@@ -41,13 +43,19 @@ RESUMES = "the same command resumes from the newest checkpoint"
 
 
 def fit(
-    task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
+    task: Task[Any],
+    images: ImageSet,
+    settings: TrainingSettings,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    profiled: bool = False,
 ) -> bool:
     """Train `task.model` on `images` until `train.images` are seen; to be called on every process.
 
     True: the run is finished. False: it was asked to stop (see `Stop`), and its state is saved.
 
     `folder` is open: the run begins, resumes from the newest intact checkpoint, or is finished already.
+    If `profiled`, the main process profiles some updates, see `Profile`.
     Raises ValueError if a checkpoint does not fit the model or the images, if memory runs out, and on every process if
     training diverges (before a checkpoint is written).
     """
@@ -60,22 +68,32 @@ def fit(
         accelerator.print(f"finished: {seen}; raise train.images to continue, or --fresh to start over")
         return True
     with explain_out_of_memory("the model", f"free some, or use a smaller model; {RESUMES}"):
-        return Loop(task, images, settings, folder, accelerator).run()
+        return Loop(task, images, settings, folder, accelerator, profiled).run()
 
 
 class Loop:
     """One run: the arguments of `fit`, and the step that it repeats."""
 
     def __init__(
-        self, task: Task[Any], images: ImageSet, settings: TrainingSettings, folder: RunFolder, accelerator: Accelerator
+        self,
+        task: Task[Any],
+        images: ImageSet,
+        settings: TrainingSettings,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        profiled: bool = False,
     ) -> None:
         self.task, self.images, self.folder, self.accelerator = task, images, folder, accelerator
         self.config, self.ema, self.optimizer_slots = settings.train, settings.ema, settings.optimizer.slots
         self.step, self.meter = Step(task, images, settings, accelerator), Meter(accelerator.device)
         self.images_per_second: float | None = None
         """in the last line of the log"""
+        self.profiled = profiled and accelerator.is_main_process
         self.once = dict[str, float]()
         """numbers for the next line of the log only"""
+        bf16 = accelerator.mixed_precision == "bf16"
+        self.ideal_seconds = seconds_at_peak(self.step.ema.model, task, images.shape, accelerator.device, bf16)
+        """for an image, at the peak of all devices; None if that is not known"""
         self.planned = set[str]()
         """names of the evaluations that were planned"""
 
@@ -95,7 +113,8 @@ class Loop:
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
                 if not evaluated and self.evaluation_due():
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
-                stopped = self.stop.agreed() or self.train()
+                with self.profiling() as after_update:
+                    stopped = self.stop.agreed() or self.train(after_update)
         self.show(
             f"stopped by {stopped} after {step.images_seen:,} images, saved in {folder.path}; "
             "the same command resumes the run"
@@ -188,20 +207,30 @@ class Loop:
                 raise
             self.show(f"the disk is full: {model} was not compared with the checkpoint")
 
-    def train(self) -> str | None:
+    @contextmanager
+    def profiling(self) -> Iterator[Callable[[], None]]:
+        """A function to call after each update: it profiles some of them, or does nothing."""
+        if not self.profiled:
+            yield lambda: None
+            return
+        trace = self.folder.path / "profile" / "trace.json"
+        with closing(Profile(trace, self.accelerator.device, log.print_line)) as profile:
+            yield profile.step
+
+    def train(self, after_update: Callable[[], None] = lambda: None) -> str | None:
         """Updates until the end, and after each what is due. If asked to stop, saves and returns the reason."""
         config, step, meter = self.config, self.step, self.meter
         meter.restart_clock(step.reader.waited_seconds)
-        smaller = next((size for size in range(step.micro_batch // 2, 0, -1) if step.micro_batch % size == 0), None)
-        way_out = f"give train.micro_batch={smaller}; {RESUMES}" if smaller else "use a smaller model"
         is_cold = config.compile != "off"
         while not self.ended:
             began = time.perf_counter()
+            way_out = f"give train.micro_batch={step.smaller}; {RESUMES}" if step.smaller else "use a smaller model"
             with (
                 explain_out_of_memory(f"an update with {amount(step.micro_batch, 'image')} in a forward pass", way_out),
                 explain_compile_error(config),
             ):
                 result = step.update()
+            after_update()
             meter.add(result.loss, result.gradient_norm)
             if is_cold:
                 result.loss.item()  # waits for the device
@@ -221,6 +250,8 @@ class Loop:
                     numbers |= meter.speed(config.batch, step.reader.waited_seconds) | self.once
                     self.once.clear()
                     self.images_per_second = numbers.get("images_per_second")
+                    if self.ideal_seconds is not None and self.images_per_second is not None:
+                        numbers["mfu"] = self.images_per_second * self.ideal_seconds / self.accelerator.num_processes
                     self.log.write(step.images_seen, step.updates, numbers)
                     meter.restart(step.reader.waited_seconds)
             with meter.pause():

@@ -1,5 +1,6 @@
-"""Memory of model, gradients, optimizer and EMA, independent of the batch, compared with that of the device."""
+"""Memory of model, gradients, optimizer, EMA and activations, compared with that of the device."""
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from residual.count import parameters
 from training.freeze import frozen_names
@@ -96,6 +98,26 @@ def explain_out_of_memory(what: str, way_out: str) -> Iterator[None]:
 def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset(), averages: int = 1) -> int:
     """Bytes of weights and their averages, and of gradients and the optimizer's slots where weights are trained."""
     return (1 + averages) * model_bytes(model) + (1 + optimizer_slots) * trained_bytes(model, frozen)
+
+
+def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
+    """Bytes that autograd stores for the backward pass of `model(*inputs)`, without parameters and buffers.
+
+    Measured by a forward pass on the meta device, which computes nothing. Tensors that share memory count once.
+    """
+    shadow = copy.deepcopy(model).to("meta").train()
+    kept: dict[int, UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # a reference, so that no other storage gets the same address
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        shadow(*(x.to("meta") for x in inputs))
+    for tensor in (*shadow.parameters(), *shadow.buffers()):
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def checkpoint_bytes(model: nn.Module, optimizer_slots: int, averages: int = 1) -> int:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from residual import native
+
 PRECISIONS = ("auto", "bf16", "float32")
 CPU_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
@@ -30,10 +32,11 @@ def choose_precision(wanted: str, device: torch.device, setting: str = "train.pr
 def choose_memory_format(device: torch.device, bf16: bool, compiled: bool) -> torch.memory_format:
     """The faster layout of images and weights: channels last on a CPU in float32, and on CUDA if compiled.
 
-    On a CPU in bf16 channels last is slower; on CUDA, uncompiled, every GroupNorm would copy to the other layout and
-    back.
+    On a CPU in bf16 PyTorch's GroupNorm is slow in channels last, but the kernels (`residual/native.py`) are fast; on
+    CUDA, uncompiled, every GroupNorm would copy to the other layout and back.
     """
-    channels_last = (device.type == "cpu" and not bf16) or (device.type == "cuda" and compiled)
+    fast_norm = not bf16 or (native.library is not None and not compiled)
+    channels_last = (device.type == "cpu" and fast_norm) or (device.type == "cuda" and compiled)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

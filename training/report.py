@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, UntypedStorage, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor
 from tqdm import tqdm
 
 from residual.count import multiply_adds, parameters
 from storage.show import printable
 from training.checkpoint import kept_checkpoints
 from training.data import ImageSet
-from training.memory import checkpoint_bytes, explain_out_of_memory, state_bytes, total_bytes
+from training.memory import activation_bytes, checkpoint_bytes, explain_out_of_memory, state_bytes, total_bytes
 from training.snapshots import kept_snapshots
 from training.step import Step, TrainingSettings
 from training.task import Task, plan_line
@@ -144,7 +143,7 @@ class Outlook:
             return f"not measured: {count} images do not fit into memory; lower train.micro_batch", []
         speed = config.batch / seconds
         total = self.settings.train.updates * self.settings.train.batch / speed
-        text = f"{tqdm.format_interval(total)} at {speed:,.3g} images/s ({count} in a pass)"
+        text = f"{tqdm.format_interval(total)} at {speed:,.3g} images/s ({step.micro_batch} in a pass)"
         lines = []
         for each in self.task.evaluations:
             way_out = "lower the numbers of images in its settings"
@@ -188,26 +187,6 @@ def report(
     table = [f"{name:<24}{text}" for name, text in rows.items()]
     lines = [*write_yaml(resolved).splitlines(), "", *table, "", "    images seen   learning rate", *rates]
     return "\n".join(map(printable, [*lines, *evaluations, *outlook.warnings()]))
-
-
-def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes that autograd stores for the backward pass of `model(*inputs)`, without parameters and buffers.
-
-    Measured by a forward pass on the meta device, which computes nothing. Tensors that share memory count once.
-    """
-    shadow = copy.deepcopy(model).to("meta").train()
-    kept: dict[int, UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # a reference, so that no other storage gets the same address
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        shadow(*(x.to("meta") for x in inputs))
-    for tensor in (*shadow.parameters(), *shadow.buffers()):
-        kept.pop(tensor.untyped_storage()._cdata, None)
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def rate_points(settings: TrainingSettings, after_warmup: int = 8) -> list[int]:

@@ -6,24 +6,34 @@ exceptions are dropout and batch norms: a batch norm sees the images of one forw
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
+from residual.names import amount
 from training.compile import compile_network
 from training.config import TrainConfig
 from training.data import BatchReader, ImageSet
 from training.ema import MAIN, Ema, EmaConfig
+from training.log import print_line
+from training.memory import activation_bytes, is_out_of_memory, state_bytes, total_bytes
 from training.optimizer import OPTIMIZERS, Optimizer
 from training.precision import choose_memory_format
 from training.random import GlobalRandom, mix, seed_device
 from training.schedule import SCHEDULES, Schedule
 from training.settings import variants
 from training.task import Batch, Task
+from training.units import show_size
+
+TRIALS = 3
+"""first updates of a process in which a smaller micro-batch is tried: until the optimizer has its memory, too"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,32 +100,33 @@ class Step:
         """the averages of the weights, by name"""
         self.ema = self.averages[MAIN]
         self.reader = BatchReader(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, device)
+        self._trials = 0 if config.cuda_graphs else TRIALS  # recorded graphs hold memory for one shape
 
     def update(self) -> StepResult:
-        """Trains on the next batch, without waiting for the device."""
-        accelerator, seed = self.accelerator, self.settings.train.seed
-        rate, losses = self.settings.learning_rate(self.images_seen), []
-        norm = torch.zeros((), device=accelerator.device)
+        """Trains on the next batch, without waiting for the device.
+
+        If memory runs out in one of the first `TRIALS` updates, all processes halve the micro-batch and compute the
+        update again, with the same images and random numbers. Raises ValueError, with an estimate of the memory that is
+        needed, if one image does not fit.
+        """
+        rate = self.settings.learning_rate(self.images_seen)
         if self.settings.train.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # what the last update left in the graphs may be overwritten
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for micro_batch in range(self.micro_batches):
-            batch = self._batch(micro_batch)
-            seed_device(mix(seed, self.updates, "dropout", self.rank, micro_batch), accelerator.device)
-            with accelerator.accumulate(self.model):
-                losses.append(self.task.loss(self.model, batch, self._random("task", micro_batch)).mean())
-                accelerator.backward(losses[-1])  # divided by micro_batches here, averaged over the processes by DDP
-                if accelerator.sync_gradients:
-                    norm = self._clip()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+        loss = self._gradients(self.model) if self._trials == 0 else self._try_gradients()
+        with record_function("clipping"):  # labels for training/profile.py
+            norm = self._clip()
+        with record_function("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         with torch.no_grad():
             self.task.after_update(self.trained)
         self.updates += 1
-        for name, decay in self.settings.ema.decays(self.images_seen, self.settings.train.batch).items():
-            self.averages[name].update(decay)
-        return StepResult(torch.stack([loss.detach() for loss in losses]).mean(), norm, rate)
+        with record_function("averaging"):
+            for name, decay in self.settings.ema.decays(self.images_seen, self.settings.train.batch).items():
+                self.averages[name].update(decay)
+        return StepResult(loss, norm, rate)
 
     @property
     def images_seen(self) -> int:
@@ -126,9 +137,88 @@ class Step:
         """The parameters that are not frozen."""
         return [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
 
+    @property
+    def smaller(self) -> int | None:
+        """The next smaller micro-batch, at most half as large; None if it has one image."""
+        share = self.micro_batch * self.micro_batches
+        return next((size for size in range(self.micro_batch // 2, 0, -1) if share % size == 0), None)
+
     def close(self) -> None:
         """Stop reading images ahead."""
         self.reader.close()
+
+    def _gradients(self, model: nn.Module) -> Float[Tensor, ""]:
+        """Adds the gradient of the batch to those of the weights; returns the loss. `model` is `self.model`, whose last
+        backward pass averages over the processes, or `self.trained`, which does not."""
+        accelerator, losses = self.accelerator, []
+        for micro_batch in range(self.micro_batches):
+            with record_function("data"):
+                batch = self._batch(micro_batch)
+            dropout = mix(self.settings.train.seed, self.updates, "dropout", self.rank, micro_batch)
+            seed_device(dropout, accelerator.device)
+            is_last = micro_batch == self.micro_batches - 1
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                loss = self.task.loss(model, batch, self._random("task", micro_batch)).mean()
+                accelerator.backward(loss)  # divided by micro_batches here
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _try_gradients(self) -> Float[Tensor, ""]:
+        """`_gradients`, with a smaller micro-batch on all processes if memory runs out on one of them.
+
+        While gradients are averaged, the others would wait for that one. So several processes first compute alone.
+        """
+        alone, weights = self.accelerator.num_processes == 1, self.trained
+        self._trials -= 1
+        while True:
+            loss, buffers = None, [buffer.clone() for buffer in weights.buffers()]
+            try:
+                loss = self._gradients(self.model if alone else weights)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            failed = torch.tensor(float(loss is None), device=self.accelerator.device)
+            fits = not self.accelerator.reduce(failed, "sum").item()
+            if fits and alone:
+                assert loss is not None
+                return loss
+            self.optimizer.zero_grad()
+            for buffer, before in zip(weights.buffers(), buffers, strict=True):
+                buffer.data.copy_(before)
+            if fits:
+                return self._gradients(self.model)
+            clear_device_cache(garbage_collection=True)
+            self._use_smaller()
+
+    def _use_smaller(self) -> None:
+        """Changes to the next smaller micro-batch. Raises ValueError if it has one image."""
+        before = amount(self.micro_batch, "image")
+        if (smaller := self.smaller) is None:
+            raise ValueError(self._too_large())
+        self.micro_batches, self.micro_batch = self.micro_batches * self.micro_batch // smaller, smaller
+        self.accelerator.gradient_accumulation_steps = self.micro_batches
+        self.reader.resize(smaller)
+        if self.accelerator.is_main_process:
+            print_line(
+                f"out of memory with {before} in a forward pass: from now on {smaller}, in {self.micro_batches} passes "
+                f"on each process; train.batch={self.settings.train.batch} stays. train.micro_batch={smaller} starts so"
+            )
+
+    def _too_large(self) -> str:
+        """The message that one image does not fit, with an estimate."""
+        device, slots = self.accelerator.device, self.settings.optimizer.slots
+        state = state_bytes(self.trained, slots, averages=len(self.averages))
+        try:
+            image = torch.zeros(1, *self.images.shape, device="meta")
+            one = activation_bytes(self.trained, *self.task.example(image))
+        except (RuntimeError, TypeError, ValueError):  # a network that the meta device cannot compute
+            one = 0
+        have = "" if (total := total_bytes(device)) is None else f", and {device.type} has {show_size(total)}"
+        return (
+            f"train.micro_batch=1: not even one image in a forward pass fits into memory. Training needs about "
+            f"{show_size(state + one)} ({show_size(state)} for weights, gradients, optimizer and EMA, {show_size(one)} "
+            f"for the activations of an image){have}; use a smaller model or a larger machine"
+        )
 
     def _batch(self, micro_batch: int) -> Batch:
         stored, label = self.reader.get(self.updates, micro_batch)

@@ -102,7 +102,7 @@ class ODEBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b *n"], emb: Float[Tensor, "b e"] | None = None) -> Float[Tensor, "b *n"]:
         step = STEPS.get(self.method) if isinstance(self.method, str) else self.method
         if step not in EXPLICIT:
-            _require_deterministic(self.branch)
+            require_deterministic(self.branch)
         self.evaluations = 0
         f = self._right_side(emb)
         if step is None:
@@ -145,7 +145,7 @@ def residuals(blocks: nn.Module) -> Iterator[tuple[str, Residual]]:
 
 
 def euler_step(name: str, block: Residual) -> tuple[nn.Module, float]:
-    """The branch and the step length of a block `x + h branch(x)`."""
+    """The branch and the step length of a block `x + h branch(x)`. Raises ValueError for any other block."""
     if not isinstance(block.shortcut, Identity):
         raise ValueError(
             f"{name} has the shortcut {type(block.shortcut).__name__}: an ODE keeps width and size, "
@@ -157,7 +157,8 @@ def euler_step(name: str, block: Residual) -> tuple[nn.Module, float]:
     return block.branch, block.merge.branch_scale
 
 
-def _require_deterministic(branch: nn.Module) -> None:
+def require_deterministic(branch: nn.Module) -> None:
+    """Raises ValueError, with the name of the module, if a part of the branch draws random numbers in training."""
     for name, part in branch.named_modules():
         share = part.p if isinstance(part, _DropoutNd) else part.probability if isinstance(part, DropPath) else 0
         if part.training and share:

@@ -25,7 +25,7 @@ def fixed_point(
     what: str = "the fixed point",
     advice: str = "raise max_iterations or tol",
 ) -> Float[Tensor, "b *n"]:
-    """The point z with `|g(z) - z| ≤ tol (|z| + |start|)` for every sample, in the Euclidean norm.
+    """The point z with `|g(z) - z| ≤ tol (|start| + |g(start) - start|)` for every sample, in the Euclidean norm.
 
     Anderson acceleration (Anderson 1965; Walker and Ni 2011, eq. 2.2) combines the last `memory` differences of each
     sample; `memory=0` is the plain iteration z ← g(z). The default of `tol` is `default_tol(start)`. Raises ValueError
@@ -41,16 +41,17 @@ def fixed_point(
     z = start
     points: list[Tensor] = []
     residuals: list[Tensor] = []
-    scale, tiny = _norm(start), torch.finfo(start.dtype).tiny
     for iteration in range(1, max_iterations + 1):
         r = g(z) - z
-        relative = (_norm(r) / (_norm(z) + scale).clamp_min(tiny)).max().item()
+        if not points:
+            scale = (_norm(start) + _norm(r)).clamp_min(torch.finfo(start.dtype).tiny)
+        relative = (_norm(r) / scale).max().item()
         if relative <= tol:
             return z
         if iteration == max_iterations or not math.isfinite(relative):
             break
-        points, residuals = [*points[-memory:], z], [*residuals[-memory:], r]
-        z = z + r if len(points) == 1 or memory == 0 else _accelerated(points, residuals)
+        points, residuals = [*points, z][-memory - 1 :], [*residuals, r][-memory - 1 :]
+        z = z + r if len(points) == 1 else _accelerated(points, residuals)
     raise NotConverged(
         f"{what} did not converge: relative residual {relative:.1e} after {iteration} iterations, tol={tol:.1e}; "
         f"{advice}"
@@ -65,7 +66,11 @@ def default_tol(x: Tensor) -> float:
 
 
 def _norm(x: Tensor) -> Float[Tensor, "b"]:
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return torch.linalg.vector_norm(_rows(x), dim=1)
+
+
+def _rows(x: Tensor) -> Float[Tensor, "b n"]:
+    return x.reshape(len(x), -1)
 
 
 def _accelerated(points: list[Tensor], residuals: list[Tensor]) -> Tensor:
@@ -73,13 +78,11 @@ def _accelerated(points: list[Tensor], residuals: list[Tensor]) -> Tensor:
     z, r = points[-1], residuals[-1]
     dtype = torch.promote_types(z.dtype, torch.float32)
     with torch.autocast(z.device.type, enabled=False):
-        dz, dr = (
-            torch.stack([(b - a).flatten(1) for a, b in pairwise(row)], -1).to(dtype) for row in (points, residuals)
-        )
+        dz, dr = (torch.stack([_rows(b - a) for a, b in pairwise(row)], -1).to(dtype) for row in (points, residuals))
         size = torch.linalg.vector_norm(dr, dim=1, keepdim=True).clamp_min(torch.finfo(dr.dtype).tiny)
-        dz, dr = dz / size, dr / size  # columns of one size: the Gram matrix is then as well conditioned as it can be
-        gram, right = dr.mT @ dr, dr.mT @ r.flatten(1).unsqueeze(-1).to(dtype)
-        step = (dz + dr) @ (torch.linalg.pinv(gram, hermitian=True) @ right)
+        unit = dr / size  # columns of one size give the Gram matrix the best condition
+        weights = torch.linalg.pinv(unit.mT @ unit, hermitian=True) @ (unit.mT @ _rows(r).unsqueeze(-1).to(dtype))
+        step = (dz + dr) @ (weights / size.mT)
     return z + r - step.view_as(z).to(z.dtype)
 
 

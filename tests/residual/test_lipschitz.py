@@ -74,6 +74,17 @@ def test_the_inverse_is_differentiable_and_passes_the_embedding() -> None:
     assert torch.autograd.gradcheck(lambda y, emb: invert(block, y, emb), (y, emb.requires_grad_()))
 
 
+def test_gradients_of_the_inverse_reach_limited_weights() -> None:
+    branch = lipschitz_branch(filled(edsr_branch(2, nn.ELU))).double()
+    y = torch.randn(2, 2, 3, 3, dtype=torch.double)
+    x = y
+    for _ in range(200):
+        x = y - branch(x)
+    inputs = list(branch.parameters())
+    found = torch.autograd.grad(invert(Residual(branch), y).sin().sum(), inputs)
+    assert_close(found, torch.autograd.grad(x.sin().sum(), inputs), rtol=0, atol=1e-6)
+
+
 def test_a_block_without_an_inverse_is_not_inverted() -> None:
     class Opposite(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,3 +114,5 @@ def test_branches_without_a_known_bound_are_refused(branch: nn.Module, bound: fl
 def test_blocks_that_cannot_be_inverted_are_refused() -> None:
     with pytest.raises(ValueError, match="shortcut Project"):
         invert(Residual(Project(4, 8), Project(4, 8)), torch.ones(1, 8, 2, 2))
+    with pytest.raises(ValueError, match=r"drop is a Dropout.*training"):
+        invert(Residual(Chain(act=nn.Tanh(), drop=nn.Dropout(0.1))), torch.ones(1, 8))

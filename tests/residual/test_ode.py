@@ -222,6 +222,9 @@ def test_fixed_points_of_each_sample(memory: int) -> None:
     start = torch.randn(4, 7, dtype=torch.double)
     assert_close(fixed_point(g, start, memory=memory, max_iterations=200), (1 / (1 - rates)).expand(4, 7))
     assert calls < (10 if memory else 200)
+    assert_close(
+        fixed_point(lambda z: 1 + z / 2, torch.zeros(3), memory=memory), torch.full((3,), 2.0), rtol=0, atol=1e-4
+    )
 
 
 def test_acceleration_solves_what_plain_iteration_does_not() -> None:
@@ -240,6 +243,8 @@ def test_solvers_that_fail_name_the_residual_and_the_way_out() -> None:
         doubling(column(1))
     with pytest.raises(NotConverged, match=r"residual (nan|inf) after 1 iterations"):
         fixed_point(lambda z: z / 0, column(1))
+    with pytest.raises(NotConverged, match=r"residual 5\.0e-01 after 40 iterations"):
+        fixed_point(lambda z: z + 1, torch.ones(1, 1, dtype=torch.bfloat16), max_iterations=40)
 
     class OnlyForward(nn.Module):
         """The solution is x = 0 for every slope; that of the gradient's equation w = v + w does not exist."""

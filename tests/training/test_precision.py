@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from residual import native
 from training import precision
 from training.precision import choose_memory_format, choose_precision, cpu_flags
 
@@ -54,3 +55,10 @@ def test_cpu_flags(tmp_path):
 def test_the_faster_layout_is_chosen(device: str, bf16: bool, compiled: bool, last: bool) -> None:
     expected = torch.channels_last if last else torch.contiguous_format
     assert choose_memory_format(torch.device(device), bf16, compiled) is expected
+
+
+@pytest.mark.parametrize(("bf16", "compiled", "last"), [(True, False, True), (True, True, False), (False, True, True)])
+def test_the_kernels_make_channels_last_faster_in_bf16(bf16: bool, compiled: bool, last: bool, monkeypatch) -> None:
+    monkeypatch.setattr(native, "library", object())
+    expected = torch.channels_last if last else torch.contiguous_format
+    assert choose_memory_format(torch.device("cpu"), bf16, compiled) is expected

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tests.training.toy import ToyEvaluation, ToyTask, accelerator, images
 from tests.training.toy import config as settings_with
 from training.data import Images
-from training.memory import model_bytes
-from training.report import Outlook, activation_bytes, rate_points, report
+from training.memory import activation_bytes, model_bytes
+from training.report import Outlook, rate_points, report
 from training.step import TrainingSettings
 from training.task import Batch, Task
 

@@ -52,6 +52,15 @@ def test_a_resumed_run_is_the_same_bit_for_bit(two):
     assert losses(two / "halves") == losses(two / "straight")
 
 
+def test_both_use_a_smaller_micro_batch_if_the_memory_of_one_runs_out(two):
+    assert hashes(two / "halved") == hashes(two / "straight")
+    assert losses(two / "halved") == losses(two / "straight")
+    printed = (two / "stdout").read_text()
+    assert printed.count("out of memory with 4 images in a forward pass: from now on 2, in 2 passes") == 2
+    for rank in range(2):
+        assert "not even one image" in (two / f"too_large{rank}.txt").read_text()
+
+
 def test_stops_change_no_line_of_the_log(two):
     assert len(rows(two / "logged")) == 5
     assert rows(two / "logged in pieces") == rows(two / "logged")
@@ -111,4 +120,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 17
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 19

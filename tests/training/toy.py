@@ -64,6 +64,7 @@ class ToyTask(Task[Batch]):
         self.finished: bool | None = None
         self.saved = 0
         self.batches: list[Batch] = []
+        self.seen: set[tuple[int, int]] = set()
         self.spoil_at: int | None = None
         self.fail_evaluation = False
         self.signal_at: tuple[int, int] = (-1, 0)
@@ -75,8 +76,10 @@ class ToyTask(Task[Batch]):
         return replace(batch, image=random_flip(batch.image, random)) if self.flip else batch
 
     def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Tensor:
-        self.batches.append(batch)
-        self.raise_at(self.signal_at, len(self.batches))
+        if (which := (random.update, random.rows.start)) not in self.seen:  # a repeated update counts once
+            self.seen.add(which)
+            self.batches.append(batch)
+            self.raise_at(self.signal_at, len(self.batches))
         noise = random.normal(*batch.image.shape[1:])
         level = random.uniform()[:, None, None, None]
         assert batch.label is not None
@@ -95,6 +98,20 @@ class ToyTask(Task[Batch]):
 
     def example(self, image: Tensor) -> tuple[Tensor, ...]:
         return image, torch.zeros(len(image), dtype=torch.int64, device=image.device)
+
+
+class Tight(ToyTask):
+    """From update `first` on, the last images of a batch need memory for at most `limit` of them in a forward pass."""
+
+    def __init__(self, limit: int, first: int = 0, **options: float) -> None:
+        super().__init__(**options)
+        self.limit, self.first = limit, first
+
+    def loss(self, model: nn.Module, batch: Batch, random: GlobalRandom) -> Tensor:
+        losses = super().loss(model, batch, random)
+        if random.update >= self.first and len(losses) > self.limit and random.rows.stop == BATCH:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return losses
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from tests.training.toy import BATCH, ToyTask, config, loop, resolved, train
+from tests.training.toy import BATCH, Tight, ToyTask, config, loop, resolved, train
 from training.data import DataConfig, open_images
 from training.freeze import freeze
 from training.processes import leave_processes, on_main, process_state
@@ -22,6 +22,8 @@ def main(out: Path) -> None:
     train(out / "plain")
     train(out / "parts", micro_batch=2)
     train(out / "straight", ToyTask(dropout=0.3), micro_batch=2)
+    train(out / "halved", Tight(2 if rank == 1 else BATCH, dropout=0.3))
+    report(out / f"too_large{rank}.txt", lambda: train(out / "too large", Tight(0 if rank == 1 else BATCH)))
     train(out / "halves", ToyTask(dropout=0.3), micro_batch=2, images=6 * BATCH)
     train(out / "halves", ToyTask(dropout=0.3), micro_batch=2)
     train(out / "logged", **LOGGED)

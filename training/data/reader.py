@@ -66,6 +66,11 @@ class BatchReader:
             self.device, non_blocking=True
         )
 
+    def resize(self, micro_batch: int) -> None:
+        """Reads micro-batches of another size from now on, which divides the images of this rank."""
+        self.micro_batches, self.micro_batch = self.micro_batches * self.micro_batch // micro_batch, micro_batch
+        self._ahead = None
+
     def close(self) -> None:
         """Stops reading ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)

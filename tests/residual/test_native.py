@@ -1,0 +1,239 @@
+"""The compiled functions of the CPU: equal to PyTorch's operations, and optional."""
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import unet
+from residual import NormAct, native
+
+LAST = torch.channels_last
+
+
+@pytest.fixture(scope="module")
+def library() -> object:
+    """The compiled functions, from the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RESIDUAL_KERNELS")
+        line, found = native.load(), native.library
+    native.unload()
+    if found is None:
+        pytest.skip(line)
+    return found
+
+
+@pytest.fixture
+def kernels(library: object, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Switches the compiled functions on; the names of those that are called."""
+    called: list[str] = []
+    call = native.call
+
+    def record(name: str, *args: object) -> None:
+        called.append(name)
+        call(name, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(native, "library", library)
+    monkeypatch.setattr(native, "call", record)
+    return called
+
+
+def outputs(node: nn.Module, *inputs: Tensor, dy: Tensor) -> list[Tensor]:
+    """Output, gradients of the inputs and gradients of the parameters."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", torch.bfloat16, enabled=leaves[0].dtype is torch.bfloat16):
+        y = node(*leaves)
+    y.backward(dy.to(y.dtype))
+    return [y.detach(), *(x.grad for x in leaves), *(p.grad for p in node.parameters())]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "act"),
+    [*((dtype, act) for dtype in (torch.float32, torch.bfloat16) for act in (nn.SiLU, None)), (torch.float32, nn.ReLU)],
+)
+@pytest.mark.parametrize("emb_channels", [5, None])
+def test_norm_act_equals_the_plain_path(kernels: list[str], dtype, act, emb_channels) -> None:
+    node = NormAct(24, emb_channels, groups=6, act=act)
+    for weight in node.parameters():
+        nn.init.normal_(weight)
+    x = (2 * torch.randn(3, 24, 5, 30) + 1).to(dtype).contiguous(memory_format=LAST)
+    inputs, dy = (x,) if emb_channels is None else (x, torch.randn(3, 5)), torch.randn(x.shape)
+    fast = outputs(copy.deepcopy(node), *inputs, dy=dy)
+    assert kernels == ["norm_act", "norm_act_backward"]
+    assert fast[0].dtype == dtype
+    assert fast[0].is_contiguous(memory_format=LAST)
+    native.unload()
+    exact = outputs(copy.deepcopy(node).double(), *(i.double() for i in inputs), dy=dy.to(dtype).double())
+    if dtype is torch.float32:
+        assert_close([f.double() for f in fast], exact, rtol=1e-5, atol=2e-5)
+        return
+    plain = outputs(copy.deepcopy(node), *inputs, dy=dy)  # rounds to bf16 between norm, scale, shift and activation
+    for f, p, e in zip(fast, plain, exact, strict=True):
+        assert (f.double() - e).norm() <= (p.double() - e).norm() + 1e-4 * e.norm()
+
+
+def test_a_large_mean_costs_no_accuracy(kernels: list[str]) -> None:
+    x = (1000 + torch.randn(2, 8, 16, 16)).contiguous(memory_format=LAST)
+    assert_close(NormAct(8, groups=2, act=None)(x), F.group_norm(x.double(), 2).float(), rtol=0, atol=2e-4)
+    assert kernels == ["norm_act"]
+
+
+def test_extreme_and_missing_values(kernels: list[str]) -> None:
+    node, x = NormAct(2, groups=1), torch.zeros(2, 2, 2, 1).contiguous(memory_format=LAST)
+    x[1, 0, 0, 0] = float("nan")
+    node.bias.data = torch.tensor([-500.0, 500.0])
+    y = node(x)
+    assert_close(y[0, :, 0, 0], torch.tensor([0.0, 500.0]))
+    assert y[1].isnan().all()
+
+
+def test_several_threads_give_the_same_bits(kernels: list[str]) -> None:
+    node, x, dy = NormAct(32), torch.randn(5, 32, 4, 4).contiguous(memory_format=LAST), torch.randn(5, 32, 4, 4)
+    one, threads = outputs(copy.deepcopy(node), x, dy=dy), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert_close(outputs(node, x, dy=dy), one, rtol=0, atol=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(kernels) == 4
+
+
+@pytest.mark.parametrize("frozen", ["input", "weights"])
+def test_frozen_parts_need_no_gradient(kernels: list[str], frozen: str) -> None:
+    node, x = NormAct(8, groups=2).requires_grad_(frozen == "input"), torch.randn(2, 8, 3, 3)
+    x = x.contiguous(memory_format=LAST).requires_grad_(frozen == "weights")
+    node(x).square().sum().backward()
+    fast = [leaf.grad for leaf in (x, *node.parameters())]
+    assert kernels == ["norm_act", "norm_act_backward"]
+    native.unload()
+    x.grad = None
+    node.zero_grad()
+    node(x).square().sum().backward()
+    assert_close(fast, [leaf.grad for leaf in (x, *node.parameters())], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_gradients_equal_the_plain_path(kernels: list[str]) -> None:
+    node, x = NormAct(8, groups=2), torch.randn(2, 8, 3, 3).contiguous(memory_format=LAST).requires_grad_()
+
+    def penalty() -> Tensor:
+        (slope,) = torch.autograd.grad(node(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), node.weight)[0]
+
+    fast = penalty()
+    assert "norm_act" in kernels
+    native.unload()
+    assert_close(fast, penalty(), rtol=1e-4, atol=1e-4)
+
+
+def test_transforms_keep_the_plain_path_and_checkpoints_do_not(kernels: list[str]) -> None:
+    node, x = NormAct(8, groups=2), torch.randn(2, 8, 3, 3).contiguous(memory_format=LAST)
+    torch.func.vmap(torch.func.grad(lambda row: node(row[None]).sum()))(x)
+    torch.func.jvp(node, (x,), (x,))
+    NormAct(8, groups=2).double()(x.double())
+    NormAct(8, groups=2)(x.contiguous())
+    assert kernels == []
+    checkpoint(node, x.requires_grad_(), use_reentrant=False).sum().backward()
+    assert kernels == ["norm_act", "norm_act", "norm_act_backward"]
+
+
+def test_hooks_of_the_activation_are_called(kernels: list[str]) -> None:
+    node, x, seen = NormAct(8, groups=2), torch.randn(2, 8, 3, 3).contiguous(memory_format=LAST), []
+    silu = node(x)
+    assert node.act is not None
+    node.act.register_forward_hook(lambda module, args, y: seen.append(y))
+    assert_close(node(x), silu, rtol=1e-5, atol=1e-6)
+    assert len(seen) == 1
+    assert kernels == ["norm_act", "norm_act"]
+
+
+def test_a_unet_in_bf16_is_no_less_accurate(kernels: list[str]) -> None:
+    net = unet.create_model("iddpm-cifar10", base_channels=16, blocks_per_level=1, dropout=0.0).to(memory_format=LAST)
+    for weight in net.parameters():
+        if not weight.any():
+            nn.init.normal_(weight, std=0.05)
+    x, t = torch.randn(2, 3, 16, 16).contiguous(memory_format=LAST), torch.tensor([3, 800])
+
+    def run(bf16: bool) -> tuple[Tensor, Tensor]:
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = net(x, t)
+        y.float().square().mean().backward()
+        return y.detach().float(), torch.cat([w.grad.flatten() for w in net.parameters()])  # type: ignore[union-attr]
+
+    fast, fast32 = run(bf16=True), run(bf16=False)
+    assert len(kernels) > 60
+    native.unload()
+    plain, exact = run(bf16=True), run(bf16=False)
+    for i in range(2):  # output, gradients
+        assert_close(fast32[i], exact[i], rtol=1e-3, atol=1e-5)
+        errors = [((found[i] - exact[i]).norm() / exact[i].norm()).item() for found in (fast, plain)]
+        assert errors[0] < 1.2 * errors[1] + 1e-3
+        assert errors[0] < (0.02, 0.05)[i]
+
+
+FAKE = """import shutil, sys
+open("{log}", "a").write("x")
+shutil.copyfile("{built}", sys.argv[sys.argv.index("-o") + 1])
+"""
+
+
+@pytest.fixture
+def compiler(library: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder and a compiler that copies the library; the file with an x for each call."""
+    log, script = tmp_path / "log", tmp_path / "cc.py"
+    script.write_text(FAKE.format(log=log, built=library._name))  # type: ignore[attr-defined]
+    monkeypatch.setenv("CC", f"{sys.executable} {script}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("RESIDUAL_KERNELS")
+    monkeypatch.setattr(native, "library", None)
+    return log
+
+
+def test_compiled_once_and_again_if_the_file_is_damaged(compiler: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        native.unload()
+        assert native.load() == "CPU kernels: used"
+    assert compiler.read_text() == "x"
+    (kept,) = (tmp_path / "cache" / "residual-diffusion").iterdir()
+    kept.write_bytes(b"other data")
+    native.unload()
+    assert native.load() == "CPU kernels: used"
+    assert compiler.read_text() == "xx"
+
+
+@pytest.mark.parametrize("case", ["a file", "open to others"])
+def test_without_a_cache_folder_of_ones_own_every_process_compiles(compiler: Path, tmp_path: Path, case: str) -> None:
+    folder = tmp_path / "cache" / "residual-diffusion"
+    folder.parent.mkdir()
+    if case == "a file":
+        folder.write_text("other data")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    for _ in range(2):
+        native.unload()
+        assert native.load() == "CPU kernels: used"
+    assert compiler.read_text() == "xx"
+    assert case == "a file" or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(("command", "told"), [("no-such-compiler", "no-such-compiler"), ("false", "exit code 1")])
+def test_without_a_compiler_the_plain_path_is_used(compiler: Path, monkeypatch, command: str, told: str) -> None:
+    monkeypatch.setenv("CC", command)
+    line = native.load()
+    assert told in line
+    assert "\n" not in line
+    assert native.library is None
+
+
+def test_the_kernels_can_be_switched_off(kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os.environ["RESIDUAL_KERNELS"] == "0"
+    assert "RESIDUAL_KERNELS=0" in native.load()
+    assert native.library is None
