@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from residual.block import Add, Chain, Concat, DropPath, Identity, LearnedScale, Residual, ZeroPad
 from residual.lipschitz import SLOPES, norm_bound
@@ -113,7 +114,8 @@ def _bound(name: str, module: nn.Module) -> float:
         if kind in _BOUNDS:
             bound = _BOUNDS[kind]
             return float(bound(module) if callable(bound) else bound)
-    raise ValueError(f"{name}: no Lipschitz bound of {type(module).__name__} is known: use lipschitz_samples")
+    kind = type(module.merge if isinstance(module, Residual) else module)
+    raise ValueError(f"{name}: no Lipschitz bound of {kind.__name__} is known: use lipschitz_samples")
 
 
 def _batch_norm_bound(norm: Any) -> Tensor:
@@ -123,9 +125,13 @@ def _batch_norm_bound(norm: Any) -> Tensor:
     return (scale if norm.weight is None else scale * norm.weight.detach()).abs().amax()
 
 
-def _window_bound(pool: Any) -> int:
-    """The largest number of windows that contain a pixel, along one side."""
-    return math.ceil(pool.kernel_size / pool.stride)
+def _window_bound(pool: Any) -> float:
+    """The root of the largest number of windows that contain a pixel."""
+    if getattr(pool, "divisor_override", None) or getattr(pool, "dilation", 1) not in (1, (1, 1)):
+        raise ValueError(f"no Lipschitz bound of {pool} is known: use lipschitz_samples")
+    return math.sqrt(
+        math.prod(math.ceil(k / s) for k, s in zip(_pair(pool.kernel_size), _pair(pool.stride), strict=True))
+    )
 
 
 def _weight_bound(layer: Any) -> Tensor:

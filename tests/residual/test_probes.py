@@ -326,12 +326,13 @@ def test_lipschitz_bounds_of_single_modules() -> None:
         sum=Residual(scaled, merge=Add(scale=0.5, branch_scale=-3.0)),
         cat=Residual(scaled, merge=Concat()),
         chain=Chain(a=scaled, pool=nn.MaxPool2d(3, 2), act=nn.SiLU(), b=scaled),
+        windows=nn.AvgPool2d((4, 2), (1, 2)),
         norm=norm,
         pad=ZeroPad(1, 3, 2),
         conv=conv,
     ).eval()
     found = jacobians.lipschitz_bounds(net, [name for name, _ in net.named_children()])
-    expected = {"sum": 0.5 + 3 * 2, "cat": 5**0.5, "chain": 2 * 2 * 1.1 * 2, "norm": 2.0, "pad": 1.0}
+    expected = {"sum": 0.5 + 3 * 2, "cat": 5**0.5, "chain": 2 * 2 * 1.1 * 2, "windows": 2.0, "norm": 2.0, "pad": 1.0}
     exact = float(torch.linalg.matrix_norm(matrix, ord=2))
     assert exact <= found.pop("conv") < 3 * exact
     assert found == pytest.approx(expected)
@@ -482,11 +483,15 @@ BAD: dict[str, tuple[Callable[[nn.Module, Tensor], Any], str]] = {
     ),
     "gate has no bound": (
         lambda m, x: jacobians.lipschitz_bounds(resnet.create_model("highway19").eval()),
-        r"levels\.1\.0: .*of Residual",
+        r"levels\.1\.0: .*of Gate",
     ),
     "padding mode": (
         lambda m, x: jacobians.lipschitz_bounds(nn.Conv2d(1, 1, 3, padding_mode="reflect").eval(), [""]),
         r"padding_mode='reflect'",
+    ),
+    "dilated pool": (
+        lambda m, x: jacobians.lipschitz_bounds(nn.MaxPool2d(2, dilation=2).eval(), [""]),
+        r"no Lipschitz bound of MaxPool2d.*dilation=2",
     ),
     "iterations": (lambda m, x: jacobians.jacobian_norms(m, x, iterations=0), r"iterations=0"),
     "radius": (lambda m, x: jacobians.lipschitz_samples(m, x, radius=0.0), r"radius=0\.0"),

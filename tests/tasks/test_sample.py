@@ -686,7 +686,7 @@ def test_too_large_a_batch_is_one_line(conditional, tmp_path, monkeypatch, capsy
 def test_a_real_refusal_of_memory_halves_the_batch(conditional, tmp_path):
     code = "import resource, sys, sample; resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2); "
     code += "sample.main(sys.argv[1:])"
-    flags = ["--num", "20000", "--batch", "20000", "--device", "cpu", "--out", str(tmp_path / "out")]
+    flags = ["--num", "20000", "--batch", "20000", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", code, str(conditional), *flags], cwd=ROOT, capture_output=True, text=True
     )
