@@ -346,7 +346,7 @@ def _draw(
                 fits = False
             if not fits:
                 half = (len(numbers) + 1) // 2
-                print_line(f"note: {amount(len(numbers), 'image')} do not fit into memory; drawing {half} at a time")
+                print_line(f"note: {amount(len(numbers), 'image')} do not fit into memory; drawing {half:,} at a time")
                 left = deque(part for whole in (numbers, *left) for part in (whole[:half], whole[half:]) if part)
                 bar.total = bar.n + len(left) * args.steps
                 continue

@@ -684,15 +684,15 @@ def test_too_large_a_batch_is_one_line(conditional, tmp_path, monkeypatch, capsy
 
 @pytest.mark.slow
 def test_a_real_refusal_of_memory_halves_the_batch(conditional, tmp_path):
-    code = "import resource, sys, sample; resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2); "
-    code += "sample.main(sys.argv[1:])"
-    flags = ["--num", "20000", "--batch", "20000", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    code = "import resource, sys, sample; used = 4096 * int(open('/proc/self/statm').read().split()[0]); "
+    code += "resource.setrlimit(resource.RLIMIT_AS, (used + 2**29,) * 2); sample.main(sys.argv[1:])"
+    flags = ["--num", "6000", "--batch", "6000", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", code, str(conditional), *flags], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "note: 20,000 images do not fit into memory; drawing 10,000 at a time" in done.stdout
-    assert sum(1 for _ in (tmp_path / "out" / "images").iterdir()) == 20000
+    assert "note: 6,000 images do not fit into memory; drawing 3,000 at a time" in done.stdout
+    assert sum(1 for _ in (tmp_path / "out" / "images").iterdir()) == 6000
 
 
 def test_images_that_are_not_finite_are_refused(tmp_path, monkeypatch, capsys):
