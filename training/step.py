@@ -177,11 +177,10 @@ class Step:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+            if alone and loss is not None:
+                return loss
             failed = torch.tensor(float(loss is None), device=self.accelerator.device)
             fits = not self.accelerator.reduce(failed, "sum").item()
-            if fits and alone:
-                assert loss is not None
-                return loss
             self.optimizer.zero_grad()
             for buffer, before in zip(weights.buffers(), buffers, strict=True):
                 buffer.data.copy_(before)

@@ -6,7 +6,9 @@ from training import precision
 
 def test_the_choice_is_printed(capsys):
     assert accelerator(config(precision="float32")).mixed_precision == "no"
-    assert capsys.readouterr().out == "device: cpu; precision: float32 (as requested)\n"
+    device, kernels = capsys.readouterr().out.splitlines()
+    assert device == "device: cpu; precision: float32 (as requested)"
+    assert "RESIDUAL_KERNELS=0" in kernels
 
 
 def test_bf16_reaches_accelerate(monkeypatch):
