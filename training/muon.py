@@ -77,5 +77,5 @@ def _by_shape(tensors: Iterable[Tensor]) -> Iterable[list[int]]:
     """Places of the tensors that are matrices of the same shape."""
     places = defaultdict(list)
     for place, tensor in enumerate(tensors):
-        places[tensor.flatten(1).shape].append(place)
+        places[len(tensor), tensor[0].numel()].append(place)  # flatten would copy weights in channels last
     return places.values()
