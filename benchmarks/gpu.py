@@ -5,8 +5,8 @@
 Needs PyTorch and accelerate; rows of diffusers are left out where it is not installed. The sections are: the rates of
 the GPU (a large product of bf16 matrices, a copy), correctness (bf16 and CUDA graphs against float32 and eager), group
 norm with SiLU as a share of the copy's bandwidth, training steps with images per second, MFU and peak memory, and
-forward passes. MFU is the share of the rate of the large product. A section that fails, or for which no time is left,
-says so. The report is written after each one.
+forward passes. MFU is the share of the rate of the large product. The report has the
+reason where a section fails or no time is left for it. It is written after each section.
 """
 
 import argparse

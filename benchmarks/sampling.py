@@ -9,6 +9,8 @@ printed first.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,23 +22,13 @@ from benchmarks.steps import autocast, build, build_theirs
 from diffusion import DDPM, generators
 from diffusion.sampler import SCHEDULERS
 from pipelines.diffusion import DiffusionModel
+from tasks import RUNS
+from tasks.diffusion import DiffusionRun
+from training.cli import parse
 from training.script import ScriptParser, command
 from unet import UNet, UNetConfig
 
-DIGITS = UNetConfig(
-    in_channels=1,
-    out_channels=1,
-    size=(8, 8),
-    base_channels=48,
-    channel_multipliers=(1, 2),
-    blocks_per_level=1,
-    attention_levels=(1,),
-    head_channels=24,
-    conditioning="scale_shift",
-    resample="block",
-    groups=8,
-    time_embedding="adm",
-)
+ROOT = Path(__file__).parents[1]
 
 
 @command
@@ -50,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     add_options(parser, rounds=20)
     args = parser.parse_args(argv)
-    config = DIGITS if args.preset is None else unet.preset(args.preset)
+    config = digits() if args.preset is None else unet.preset(args.preset)
     if not isinstance(config, UNetConfig):
         raise ValueError(f"--preset={args.preset} is not a network that diffusers has; give one of ddpm-*")
     plan = start(args)
@@ -59,6 +51,14 @@ def main(argv: Sequence[str]) -> None:
     print(f"largest difference of the images: {difference(calls):.1e}\n")
     title = f"{args.num} images in {args.steps} steps, {args.precision}"
     print(measure(calls, plan).table(title, args.num))
+
+
+def digits() -> UNetConfig:
+    """The network of configs/digits.yaml, without classes."""
+    run = parse(RUNS, ["--config", str(ROOT / "configs" / "digits.yaml")]).run
+    assert isinstance(run, DiffusionRun)
+    assert isinstance(run.model, UNetConfig)
+    return replace(run.model, in_channels=1, out_channels=1, size=(8, 8))
 
 
 def candidates(net: UNet, num: int, steps: int, device: torch.device, bf16: bool) -> dict[str, Call]:
