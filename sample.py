@@ -36,7 +36,7 @@ from training.disk_space import is_full, require_disk_space
 from training.log import print_line
 from training.memory import free_bytes, is_out_of_memory
 from training.output_folder import OutputFolder, default_folder, weights_sha256
-from training.precision import PRECISIONS, choose_precision
+from training.precision import PRECISIONS, choose_precision, place
 from training.processes import leave_processes, on_main, process_state
 from training.report import activation_bytes
 from training.script import VERSION, ScriptParser, command
@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
         if warning := late_start(args.sampler, model.formulation, args.steps):
             print_line(f"note: {warning}")
     args.batch = _batch(model, device, args.guidance) if args.batch is None else args.batch
-    model.net.to(device, torch.bfloat16 if args.precision == "bf16" else torch.float32)
+    place(model.net, device, args.precision)
 
     with _kept(args, model, out):
         on_main(lambda: _begin(args, model, out, facts))
