@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from residual import native
+from training.memory import keep_freed_memory
 
 PRECISIONS = ("auto", "bf16", "float32")
 CPU_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
@@ -48,6 +49,7 @@ def place(network: nn.Module, device: torch.device, precision: str = "float32") 
     """
     if device.type == "cpu":
         native.load()
+        keep_freed_memory()
     bf16 = precision == "bf16"
     layout = choose_memory_format(device, bf16, compiled=False)
     network.to(device, torch.bfloat16 if bf16 else torch.float32, memory_format=layout)  # type: ignore[call-overload]
