@@ -1,5 +1,6 @@
 """Chooses precision and memory format for the hardware."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ def place(network: nn.Module, device: torch.device, precision: str = "float32") 
     network.to(device, torch.bfloat16 if bf16 else torch.float32, memory_format=layout)  # type: ignore[call-overload]
 
 
+@cache
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     """Instruction sets of the CPU by their Linux names; empty on other systems."""
     if not path.exists():
