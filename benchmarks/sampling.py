@@ -24,6 +24,7 @@ from pipelines.diffusion import DiffusionModel
 from tasks import RUNS
 from tasks.diffusion import DiffusionRun
 from training.cli import parse
+from training.compile import compile_for_drawing
 from training.precision import place
 from training.script import ScriptParser, command
 from unet import UNet, UNetConfig
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
         default="float32",
         help="of the network; in bf16 the pipeline runs under autocast",
     )
+    parser.add_argument("--compile", action="store_true", help="also compiled, as sample.py --compile draws")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     add_options(parser, rounds=20)
     args = parser.parse_args(argv)
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--preset={args.preset} is not a network that diffusers has; give one of ddpm-*")
     plan = start(args)
     net, device = build(config), torch.device(args.device)
-    calls = candidates(net, args.num, args.steps, device, args.precision)
+    calls = candidates(net, args.num, args.steps, device, args.precision, args.compile)
     print(f"largest difference of the images: {difference(calls):.1e}\n")
     title = f"{args.num} images in {args.steps} steps, {args.precision}"
     print(measure(calls, plan).table(title, args.num))
@@ -66,7 +68,9 @@ def digits() -> UNetConfig:
     return replace(run.model, in_channels=1, out_channels=1, size=(8, 8))
 
 
-def candidates(net: UNet, num: int, steps: int, device: torch.device, precision: str) -> dict[str, Call]:
+def candidates(
+    net: UNet, num: int, steps: int, device: torch.device, precision: str, compiled: bool = False
+) -> dict[str, Call]:
     """Calls that draw images 0 to `num` - 1 of seed 0: by ours, twice, and by the pipeline in both layouts.
 
     The tensors that they return are in [-1, 1] for ours, and an array (n, h, w, c) in [0, 1] for the pipeline.
@@ -76,8 +80,10 @@ def candidates(net: UNet, num: int, steps: int, device: torch.device, precision:
     formulation, (_, settings) = DDPM(), SCHEDULERS["ddim"]
     calls: dict[str, Call] = {}
 
-    def ours(net: UNet) -> Call:
+    def ours(net: UNet, compile: bool = False) -> Call:
         place(net, device, precision)
+        if compile:
+            compile_for_drawing(net, device)
         model = DiffusionModel(net.eval(), formulation)
         return lambda: model.draw(range(num), None, steps=steps, device=device)
 
@@ -96,6 +102,8 @@ def candidates(net: UNet, num: int, steps: int, device: torch.device, precision:
 
     calls["ours"] = ours(net)
     calls[CONTROL] = ours(build(net.config, net.state_dict()))
+    if compiled:
+        calls["ours compiled"] = ours(build(net.config, net.state_dict()), compile=True)
     calls["DDIMPipeline"] = theirs(build_theirs(net), torch.contiguous_format)
     calls["DDIMPipeline, channels last"] = theirs(build_theirs(net), torch.channels_last)
     return calls

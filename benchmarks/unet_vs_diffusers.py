@@ -78,8 +78,8 @@ def forward_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compi
 
 
 def sample_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Call]:
-    """Sampling with few steps, uncompiled."""
-    return sampling.candidates(net, batch, STEPS, device, "bf16" if bf16 else "float32")
+    """Sampling with few steps."""
+    return sampling.candidates(net, batch, STEPS, device, "bf16" if bf16 else "float32", compiled)
 
 
 KINDS = {"forward": forward_calls, "train": train_calls, "sample": sample_calls}

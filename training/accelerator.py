@@ -42,8 +42,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if state.device.type == "cpu":
         accelerator.print(native.load())
         keep_freed_memory()
-    for line in require_compiler(config, state.device):
-        accelerator.print(line)
+    if config.compile != "off":
+        for line in require_compiler(*config.compile_option, state.device):
+            accelerator.print(line)
     return accelerator
 
 
