@@ -3,7 +3,7 @@
 Claim: the expected squared gradient of a pre-activation block `x + w relu(x)` is larger than that of a post-activation
 block `relu(x + w x)` (He et al. 2016). For a symmetric scalar input the difference is 1/2 for every w. It is no general
 theorem: the difference is P(x ≤ 0), which goes to 0 if inputs are mostly positive, as they are behind a ReLU. Measured
-is it by Monte Carlo over w and over the share of positive inputs.
+is it by Monte Carlo over w and over the share of positive inputs. Another difference would refute it.
 """
 
 import torch

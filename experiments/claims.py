@@ -26,8 +26,9 @@ HEAD = """\
 
 What papers and tutorials say of residual networks, and what our experiments measured. The page is written by
 `python -m experiments.claims` from the results in `docs/experiments`; [experiments.md](experiments.md) shows how to run
-them. Trained networks are small, and their images are the 8×8 digits: where seeds differ in sign, the verdict is "too small
-to tell". Values per seed are given as median and range. Verdicts follow from the numbers by rules in the code.
+them. Trained networks are small, and their images are the 8×8 digits: where seeds differ in sign, the verdict is
+"too small to tell". Values per seed are given as median and range. Verdicts follow from the numbers by rules in the
+code.
 """
 
 
