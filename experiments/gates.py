@@ -2,7 +2,8 @@
 
 Claim: with `T f + (1 - T) x` the gate decides how much passes; saturated open it is a plain network with its vanishing
 gradients, and an identity shortcut cannot be closed (Srivastava et al. 2015; He et al. 2016, section 3.1). Measured is
-the gradient at the input of fresh networks of 50 layers over the initial bias of the gates, with the same branches.
+the gradient at the input of fresh networks of 50 layers over the initial bias of the gates, with the same branches. A
+gradient that an open gate keeps would refute it.
 """
 
 import torch
