@@ -8,6 +8,7 @@ differs from a step would refute it.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def solve(rate: float, time: float, start: float = START, method: str = "euler",
 
 def measure(settings: Settings) -> Finding:
     """Values, errors, orders, the lower bound and the stability."""
-    rows, errors = [], dict[str, list[float]]()
+    rows, errors = list[list[Any]](), dict[str, list[float]]()
     for method in ORDERS:
         for steps in STEPS:
             value, evaluations = solve(RATE, MONTHS, method=method, steps=steps)
@@ -90,11 +91,11 @@ def measure(settings: Settings) -> Finding:
             holds(abs(one["backward_euler"] - 400) < 1e-6 and growth["backward_euler", -2.1] < 1),
         ),
     ]
-    steps = [MONTHS / count for count in STEPS]
+    sizes = [MONTHS / count for count in STEPS]
     panel = Panel(
         "step (months)",
         "error after two months (animals)",
-        [Curve(f"{method}, order {orders[method]:.2f}", steps, errors[method]) for method in ORDERS],
+        [Curve(f"{method}, order {orders[method]:.2f}", sizes, errors[method]) for method in ORDERS],
         "xy",
     )
     columns = {"method": "", "steps": "", "step": "months", "value": "animals", "error": "animals", "evaluations": ""}

@@ -6,6 +6,8 @@ with a Lipschitz constant below 1 suffices (Behrmann et al. 2019, i-ResNet). Mea
 and the rank and distance of features along random ReLU layers. A lower rank with shortcuts would refute it.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -35,7 +37,7 @@ def measure(settings: Settings) -> Finding:
     distances = {kind: [each[1] for each in seeds] for kind, seeds in found.items()}
     ends = {kind: [each[-1] for each in seeds] for kind, seeds in ranks.items()}
     apart = {kind: [each[-1] for each in seeds] for kind, seeds in distances.items()}
-    rows = [
+    rows: list[list[Any]] = [
         *([name, float(rank[name]), det[name]] for name in maps),
         ["error of the inverse of an i-ResNet block", error, "-"],
         *([f"effective rank after {depth} {kind} layers", seeds, "-"] for kind, seeds in ends.items()),
@@ -57,12 +59,13 @@ def measure(settings: Settings) -> Finding:
         ),
     ]
     layers = list(range(1, depth + 1))
+    curves = [
+        [Curve(kind, layers, list(zip(*seeds, strict=True))) for kind, seeds in each.items()]
+        for each in (ranks, distances)
+    ]
     panels = [
-        Panel("layer", y, [Curve(kind, layers, list(zip(*seeds, strict=True))) for kind, seeds in each.items()], log)
-        for y, each, log in (
-            (f"effective rank of {IMAGES} inputs", ranks, ""),
-            ("distance of two inputs / their norm", distances, "y"),
-        )
+        Panel("layer", f"effective rank of {IMAGES} inputs", curves[0]),
+        Panel("layer", "distance of two inputs / their norm", curves[1], "y"),
     ]
     columns = {"quantity": "", "rank or value": "", "determinant": ""}
     title = "Random plain layers merge different inputs; shortcuts keep them apart"

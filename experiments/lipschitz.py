@@ -6,6 +6,8 @@ blocks change them by (1 - r)^L to (1 + r)^L. The upper bound cannot exclude van
 limited branches, and the variance behind scaled sums. A ratio outside of the bounds would refute it.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,7 +24,7 @@ RATES = (0.1, 0.5, 0.9)
 def measure(settings: Settings) -> Finding:
     """Ratios, norms and bounds by depth and rate; a fixed point; variances of sums."""
     depths = settings.pick((1, 2, 4, 8, 16), (1, 4))
-    rows, panels = [], []
+    rows, panels = list[list[Any]](), list[Panel]()
     ok = True
     for rate in RATES:
         low, high, jacobian, certified = (dict[int, list[float]]() for _ in range(4))
