@@ -1,5 +1,6 @@
 # make demo: train a small U-Net on handwritten digits and draw some.   make test: the test suite.
 # make fuzz: random malformed inputs for MINUTES; each must end in a valid value or in one line.
+# make experiments: claims about residual networks, measured into runs/experiments.
 # make torture: runs that are killed, damaged, stopped and left without disk must lose nothing.
 PYTHON ?= python3
 DEMO ?= digits
@@ -7,7 +8,7 @@ MINUTES ?= 30
 RUN = runs/$(DEMO)
 BIN = .venv/bin
 
-.PHONY: demo test fuzz torture check clean
+.PHONY: demo test experiments fuzz torture check clean
 
 demo: .venv/train
 	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
@@ -16,6 +17,9 @@ demo: .venv/train
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
+
+experiments: .venv/dev
+	$(BIN)/python -m experiments $(EXPERIMENTS)
 
 fuzz: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(FUZZ)

@@ -33,6 +33,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"residual", "resnet", "unet", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
+    "experiments": (
+        {"residual", "resnet", "unet", "diffusion", "metrics", "pictures", "training", "pipelines", "tasks", "storage"},
+        BASE | {"accelerate", "safetensors", "yaml"},
+    ),
 }
 # Imported inside the one function that needs them, so that importing the package stays light.
 LAZY = {
@@ -40,6 +44,7 @@ LAZY = {
     "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
+    "experiments": {"matplotlib"},
 }
 # The one file that needs the extra [gpu]; it is imported only where the extra is installed.
 OPTIONAL = {"residual/norm_triton.py": {"triton"}}

@@ -1,0 +1,1 @@
+"""Experiments: claims about residual networks as code that measures them, one module per claim."""
