@@ -12,8 +12,8 @@ BIN = .venv/bin
 
 demo: .venv/train
 	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
-	$(BIN)/python -m benchmarks.recognised_digits $(RUN) --steps 18 --precision auto
-	$(BIN)/python sample.py $(RUN) --num 100 --steps 18 --precision auto
+	$(BIN)/python -m benchmarks.recognised_digits $(RUN) --sampler dpmpp_2m --steps 18 --precision auto
+	$(BIN)/python sample.py $(RUN) --num 100 --sampler dpmpp_2m --steps 18 --precision auto
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q

@@ -50,6 +50,7 @@ from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.memory import explain_out_of_memory
+from training.precision import place
 from training.processes import leave_processes, on_main, process_state
 from training.script import VERSION, command, require_printed, show_and_exit
 from training.task import plan_line
@@ -138,7 +139,7 @@ def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -
     images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
 
     def measure(model: ImageClassifier) -> Figures | None:
-        model.net.to(process_state().device)
+        place(model.net, process_state().device)
         return accuracy(model, images, run.classification.validation_batch)
 
     def right(name: str, value: float) -> str:
@@ -157,13 +158,13 @@ def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
     assert quality is not None, "a judge was given"
     lines = []
     if run.quality.seconds is not None:
-        model.net.to(process_state().device)
+        place(model.net, process_state().device)
         config = _config_of(given)
         folder = Path(given) if config is None else config.parent
         lines.append(plan_line(quality, quality.plan(model.net, folder / "samples", record=False), images=0))
 
     def measure(model: DiffusionModel) -> Figures | None:
-        model.net.to(process_state().device)
+        place(model.net, process_state().device)
         return quality.measure(model.net)
 
     return _compared(lines, measure, quality.comparison)

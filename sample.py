@@ -32,11 +32,12 @@ from residual.names import amount
 from storage.show import printable
 from storage.write import expand_home, remove
 from training.averages import OPTION, RunAverages, load_average
+from training.compile import compile_for_drawing, explain_compile_error, require_compiler
 from training.disk_space import is_full, require_disk_space
 from training.log import print_line
 from training.memory import free_bytes, is_out_of_memory
 from training.output_folder import OutputFolder, default_folder, weights_sha256
-from training.precision import PRECISIONS, choose_precision
+from training.precision import PRECISIONS, choose_precision, place
 from training.processes import leave_processes, on_main, process_state
 from training.report import activation_bytes
 from training.script import VERSION, ScriptParser, command
@@ -57,6 +58,8 @@ FORMULA = ("=", "+", "-", "@")
 """first characters of what a spreadsheet calculates"""
 NOTABLE = 0.01
 """share of clipped values that is reported"""
+COMPILE_OPTION = "compile=True", "leave it out"
+"""the option that asks for compilation, and what to do without it"""
 RECORD = "samples.json"
 NAMES = ("images", "labels.csv", "grid.png", "animation.gif", "samples.npz")
 
@@ -123,6 +126,11 @@ def parser() -> argparse.ArgumentParser:
         "auto: bf16 if the hardware has it",
     )
     p.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network before it draws, which takes half a minute and more; then it draws faster",
+    )
+    p.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -158,6 +166,7 @@ def main(argv: Sequence[str]) -> None:
     labels = _check(args, model)
     device = _device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
+    lines = require_compiler(*COMPILE_OPTION, device) if args.compile else []
     facts = _facts(args, model, out, device)
     if process_state().is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
@@ -165,10 +174,14 @@ def main(argv: Sequence[str]) -> None:
         print_line(f"model: {args.model}{seen}{f', {average.about}' if average else ''}; {options}")
         if warning := late_start(args.sampler, model.formulation, args.steps):
             print_line(f"note: {warning}")
+        for line in lines:
+            print_line(line)
     args.batch = _batch(model, device, args.guidance) if args.batch is None else args.batch
-    model.net.to(device, torch.bfloat16 if args.precision == "bf16" else torch.float32)
+    place(model.net, device, args.precision)
+    if args.compile:
+        compile_for_drawing(model.net, device)
 
-    with _kept(args, model, out):
+    with _kept(args, model, out), explain_compile_error(*COMPILE_OPTION):
         on_main(lambda: _begin(args, model, out, facts))
         frames = gather_drawn(_draw(args, model, labels, device, out), args.num)
         if process_state().is_main_process:
@@ -221,6 +234,7 @@ def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, d
         "pixel_format": asdict(model.pixel_format),
         "device": device.type,
         "precision": args.precision,
+        "compile": args.compile,
     }
 
 

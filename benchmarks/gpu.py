@@ -253,7 +253,7 @@ def samples(setup: Setup) -> Iterator[str]:
     from benchmarks.sampling import candidates
 
     for batch in setup.drawn:
-        calls = candidates(build(setup.config), batch, 20, setup.device, bf16=False)
+        calls = candidates(build(setup.config), batch, 20, setup.device, "float32")
         yield measure(calls, setup.plan).table(f"batch {batch}", batch)
 
 

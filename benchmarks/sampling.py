@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import unet
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
@@ -25,6 +24,8 @@ from pipelines.diffusion import DiffusionModel
 from tasks import RUNS
 from tasks.diffusion import DiffusionRun
 from training.cli import parse
+from training.compile import compile_for_drawing
+from training.precision import place
 from training.script import ScriptParser, command
 from unet import UNet, UNetConfig
 
@@ -38,7 +39,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--preset", choices=unet.list_presets(), help="network; without it that of the digits")
     parser.add_argument("--num", type=int, default=64, help="images, drawn at once")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler ddim")
-    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="bf16: by autocast")
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bf16"],
+        default="float32",
+        help="of the network; in bf16 the pipeline runs under autocast",
+    )
+    parser.add_argument("--compile", action="store_true", help="also compiled, as sample.py --compile draws")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     add_options(parser, rounds=20)
     args = parser.parse_args(argv)
@@ -47,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--preset={args.preset} is not a network that diffusers has; give one of ddpm-*")
     plan = start(args)
     net, device = build(config), torch.device(args.device)
-    calls = candidates(net, args.num, args.steps, device, args.precision == "bf16")
+    calls = candidates(net, args.num, args.steps, device, args.precision, args.compile)
     print(f"largest difference of the images: {difference(calls):.1e}\n")
     title = f"{args.num} images in {args.steps} steps, {args.precision}"
     print(measure(calls, plan).table(title, args.num))
@@ -61,7 +68,9 @@ def digits() -> UNetConfig:
     return replace(run.model, in_channels=1, out_channels=1, size=(8, 8))
 
 
-def candidates(net: UNet, num: int, steps: int, device: torch.device, bf16: bool) -> dict[str, Call]:
+def candidates(
+    net: UNet, num: int, steps: int, device: torch.device, precision: str, compiled: bool = False
+) -> dict[str, Call]:
     """Calls that draw images 0 to `num` - 1 of seed 0: by ours, twice, and by the pipeline in both layouts.
 
     The tensors that they return are in [-1, 1] for ours, and an array (n, h, w, c) in [0, 1] for the pipeline.
@@ -71,14 +80,12 @@ def candidates(net: UNet, num: int, steps: int, device: torch.device, bf16: bool
     formulation, (_, settings) = DDPM(), SCHEDULERS["ddim"]
     calls: dict[str, Call] = {}
 
-    def ours(net: UNet) -> Call:
-        model = DiffusionModel(net.to(device).eval(), formulation)
-
-        def call() -> Tensor:
-            with autocast(device, bf16):
-                return model.draw(range(num), None, steps=steps, device=device)
-
-        return call
+    def ours(net: UNet, compile: bool = False) -> Call:
+        place(net, device, precision)
+        if compile:
+            compile_for_drawing(net, device)
+        model = DiffusionModel(net.eval(), formulation)
+        return lambda: model.draw(range(num), None, steps=steps, device=device)
 
     def theirs(net: Any, layout: torch.memory_format) -> Call:
         scheduler = DDIMScheduler.from_config(formulation.scheduler_config(), **settings)
@@ -86,7 +93,7 @@ def candidates(net: UNet, num: int, steps: int, device: torch.device, bf16: bool
         pipeline.set_progress_bar_config(disable=True)
 
         def call() -> Any:
-            with autocast(device, bf16):
+            with autocast(device, precision == "bf16"):  # it cannot return images of a network with weights in bf16
                 return pipeline(
                     num, generators(0, range(num)), num_inference_steps=steps, output_type="np", return_dict=False
                 )[0]
@@ -95,6 +102,8 @@ def candidates(net: UNet, num: int, steps: int, device: torch.device, bf16: bool
 
     calls["ours"] = ours(net)
     calls[CONTROL] = ours(build(net.config, net.state_dict()))
+    if compiled:
+        calls["ours compiled"] = ours(build(net.config, net.state_dict()), compile=True)
     calls["DDIMPipeline"] = theirs(build_theirs(net), torch.contiguous_format)
     calls["DDIMPipeline, channels last"] = theirs(build_theirs(net), torch.channels_last)
     return calls

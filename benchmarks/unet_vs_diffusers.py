@@ -18,6 +18,7 @@ import unet
 from benchmarks import sampling
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
 from benchmarks.steps import build, build_theirs, forward, train_calls
+from residual import native
 from training.precision import choose_memory_format
 from training.script import ScriptParser, command
 from unet import UNet, UNetConfig
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
 def forward_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Call]:
     """Forward passes."""
     weights, dtype = net.state_dict(), torch.bfloat16 if bf16 else torch.float32
-    last = choose_memory_format(device, bf16=False, compiled=False) is torch.channels_last
+    native.load()
+    last = choose_memory_format(device, bf16, compiled=False) is torch.channels_last
 
     def ours(compile: bool = False) -> Call:
         copy = build(net.config, weights)
@@ -76,8 +78,8 @@ def forward_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compi
 
 
 def sample_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Call]:
-    """Sampling with few steps, uncompiled."""
-    return sampling.candidates(net, batch, STEPS, device, bf16)
+    """Sampling with few steps."""
+    return sampling.candidates(net, batch, STEPS, device, "bf16" if bf16 else "float32", compiled)
 
 
 KINDS = {"forward": forward_calls, "train": train_calls, "sample": sample_calls}

@@ -3,7 +3,8 @@
     python -m benchmarks.zoo_vs_plain --model resnet50 --what forward train --batch 4
 
 The plain network has the same weights. A training step is forward pass, cross-entropy, backward pass and fused SGD
-with momentum. With --out-of-place the plain network keeps its activations, as that of the zoo does.
+with momentum. With --out-of-place the plain network keeps its activations, as that of the zoo does. The process keeps
+freed memory, as in train.py.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import resnet
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
+from training.memory import keep_freed_memory
 from training.script import ScriptParser, command
 
 MODELS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
@@ -105,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
     add_options(parser, rounds=40)
     args = parser.parse_args(argv)
     plan = start(args)
+    keep_freed_memory()
     config = resnet.model_info(args.model).config
     assert isinstance(config, resnet.ResNetConfig), "MODELS lists ResNets only"
     plain = PlainResNet(config, not args.out_of_place).to(args.device)

@@ -16,8 +16,9 @@ from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from residual.attention import head_count
+from residual.attention import attend, head_count
 from residual.block import Chain
+from residual.norm import Dropout
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
@@ -165,7 +166,7 @@ def mp_branch(c_in: int, c_out: int, emb_channels: int, dropout: float = 0.0) ->
         conv1=MPConv2d(c_in, c_out),
         modulate=MPModulate(c_out, emb_channels),
         act2=MPSiLU(),
-        dropout=nn.Dropout(dropout),
+        dropout=Dropout(dropout),
         conv2=MPConv2d(c_out, c_out),
     )
 
@@ -183,9 +184,9 @@ class MPSelfAttention(nn.Module):
         self.out = MPConv2d(channels, channels, kernel_size=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        qkv = rearrange(self.qkv(x), "b (three n d) h w -> three b n (h w) d", three=3, n=self.heads)
-        h = F.scaled_dot_product_attention(*normalize(qkv, dim=-1))
-        return self.out(rearrange(h, "b n (h w) d -> b (n d) h w", h=x.shape[2]))
+        tokens = rearrange(self.qkv(x), "b (three n d) h w -> b (h w) three n d", three=3, n=self.heads)
+        q, k, v = (part.transpose(1, 2) for part in normalize(tokens, dim=-1).unbind(dim=2))
+        return self.out(rearrange(attend(q, k, v), "b n (h w) d -> b (n d) h w", h=x.shape[2]))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"

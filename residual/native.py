@@ -23,8 +23,9 @@ FLAGS = (
 )
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 SIGNATURES = {
-    "norm_act": (*[POINTER] * 6, *[SIZE] * 4, FLOAT, INT, INT, INT),
-    "norm_act_backward": (*[POINTER] * 9, *[SIZE] * 4, INT, INT, INT),
+    "norm_act": (*[POINTER] * 6, *[SIZE] * 5, FLOAT, INT, INT, INT),
+    "norm_act_backward": (*[POINTER] * 10, *[SIZE] * 5, INT, INT, INT),
+    "dropout": (*[POINTER] * 2, *[SIZE] * 3, FLOAT, INT, INT),
 }
 """functions of `kernels.c`, and the types of their arguments"""
 
@@ -65,8 +66,8 @@ def fits(x: Tensor) -> bool:
         library is not None
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
-        and x.is_contiguous(memory_format=torch.channels_last)
         and computed_now(x)
+        and x.is_contiguous(memory_format=torch.channels_last)
     )
 
 

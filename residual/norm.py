@@ -1,4 +1,4 @@
-"""Normalisation nodes: group norm with scale, shift and activation; frozen batch norm."""
+"""Normalisation nodes: group norm with scale, shift and activation; frozen batch norm. And dropout."""
 
 from collections.abc import Callable
 from typing import Any
@@ -104,8 +104,8 @@ class _NormAct(torch.autograd.Function):
         mean, rstd = gain.new_empty(2, len(x), groups)
         ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
         ctx.save_for_backward(x, gain, offset, mean, rstd)
-        tensors = (x, y, gain.contiguous(), offset.contiguous(), mean, rstd)
-        native.call("norm_act", tensors, _sizes(x, groups), eps, silu, x.dtype is torch.bfloat16)
+        tensors = (x, y, gain, offset, mean, rstd)
+        native.call("norm_act", tensors, _sizes(x, gain, groups), eps, silu, x.dtype is torch.bfloat16)
         return y
 
     @staticmethod
@@ -120,14 +120,43 @@ class _NormAct(torch.autograd.Function):
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
         dy, dx = dy.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
         dgain, doffset = gain.new_empty(2, *gain.shape)
-        tensors = (x, dy, dx, gain.contiguous(), offset.contiguous(), mean, rstd, dgain, doffset)
-        native.call("norm_act_backward", tensors, _sizes(x, ctx.groups), ctx.silu, x.dtype is torch.bfloat16)
+        scratch = gain.new_empty(torch.get_num_threads(), *x.shape[1:])
+        tensors = (x, dy, dx, gain, offset, mean, rstd, dgain, doffset, scratch)
+        native.call("norm_act_backward", tensors, _sizes(x, gain, ctx.groups), ctx.silu, x.dtype is torch.bfloat16)
         return dx, dgain, doffset, None, None, None
 
 
-def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int]:
-    """Images, pixels, channels, groups."""
-    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], groups
+def _sizes(x: Tensor, gain: Tensor, groups: int) -> tuple[int, ...]:
+    """Images, pixels, channels, groups, and the distance of the rows of gain and offset."""
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], groups, gain.stride(0)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`. After `native.load()`, one compiled function on the CPU, for channels-last inputs in training.
+
+    That function takes one number from PyTorch's generator, and computes the mask from it, a second time in the
+    backward pass, instead of storing it. Its probabilities are multiples of 2^-32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if native.library is not None and self.training and 0 < self.p < 1 and native.fits(x):
+            return _Dropout.apply(x, self.p, int(torch.randint(2**63 - 1, (1,))))
+        return super().forward(x)
+
+
+class _Dropout(torch.autograd.Function):
+    """Dropout with the mask of a key."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, key: int) -> Tensor:
+        ctx.p, ctx.key, y = p, key, torch.empty_like(x)
+        sizes = x.numel(), key, round(p * 2**32)
+        native.call("dropout", (x, y), sizes, 1 / (1 - p), x.dtype is torch.bfloat16)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return _Dropout.apply(dy.contiguous(memory_format=torch.channels_last), ctx.p, ctx.key), None, None
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from residual.block import Chain, Project, Residual
+from residual.norm import Dropout
 from residual.squeeze import SplitAttention
 
 Norm = Callable[[int], nn.Module]
@@ -111,7 +112,7 @@ def preact_basic_branch(
         conv1=conv3x3(c_in, c_out, stride),
         norm2=(norm2 or norm)(c_out),
         act2=act(),
-        dropout=nn.Dropout(dropout) if dropout else None,
+        dropout=Dropout(dropout) if dropout else None,
         conv2=conv3x3(c_out, c_out),
     )
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from residual.block import Chain, Identity, Project, ZeroConv2d
 from residual.embedding import AddEmbedding
-from residual.norm import NormAct
+from residual.norm import Dropout, NormAct
 
 Conditioning = Literal["add", "scale_shift"]
 
@@ -42,7 +42,7 @@ def unet_branch(
         conv1=nn.Conv2d(c_in, c_out, kernel_size=3, padding=1),
         emb=None if add is None else AddEmbedding(c_out, add),
         norm2=norm(c_out, modulate),
-        dropout=nn.Dropout(dropout),
+        dropout=Dropout(dropout),
         conv2=ZeroConv2d(c_out, c_out, kernel_size=3, padding=1),
     )
 

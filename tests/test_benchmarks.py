@@ -117,7 +117,7 @@ def test_a_step_of_ours_has_the_loss_of_diffusers() -> None:
 
 
 def test_ours_and_the_pipeline_draw_the_same_digits() -> None:
-    calls = sampling.candidates(build(sampling.digits()), 2, 3, CPU, bf16=False)
+    calls = sampling.candidates(build(sampling.digits()), 2, 3, CPU, "float32")
     assert sampling.difference(calls) < 1e-5
 
 

@@ -10,6 +10,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from residual import native
 from training.compile import require_compiler
 from training.config import TrainConfig
+from training.memory import keep_freed_memory
 from training.precision import choose_precision
 from training.processes import process_state
 
@@ -40,8 +41,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator.print(f"device: {state.device.type}{processes}; precision: {precision} ({reason})")
     if state.device.type == "cpu":
         accelerator.print(native.load())
-    for line in require_compiler(config, state.device):
-        accelerator.print(line)
+        keep_freed_memory()
+    if config.compile != "off":
+        for line in require_compiler(*config.compile_option, state.device):
+            accelerator.print(line)
     return accelerator
 
 

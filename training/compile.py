@@ -24,20 +24,17 @@ KINDS_OF_BLOCKS = 256
 """of one network; torch's own limit of 8 would leave the further ones uncompiled"""
 
 
-def require_compiler(config: TrainConfig, device: torch.device) -> list[str]:
+def require_compiler(option: str, otherwise: str, device: torch.device) -> list[str]:
     """Chooses the folder of compiled code, and compiles one operation as a test. Returns lines to print.
 
-    Nothing is done without `train.compile`. Raises ValueError if code for `device` cannot be compiled.
+    `option` asks for compilation, such as "train.compile=full"; `otherwise` is what to do without. Raises ValueError,
+    with both, if code for `device` cannot be compiled.
     """
-    if config.compile == "off":
-        return []
     folder, lines = code_folder()
     os.environ[CACHE] = str(folder)
-    try:
+    with explain_compile_error(option, otherwise, f"code for {device.type}", anything=True):
         torch.compile(lambda x: 2 * x + 1)(torch.zeros(8, device=device))
-    except Exception as error:
-        raise ValueError(_message(config, f"code for {device.type} cannot be compiled", error)) from error
-    return [*lines, printable(f"train.compile={config.compile}: compiled code is kept in {folder}")]
+    return [*lines, printable(f"{option}: compiled code is kept in {folder}")]
 
 
 def code_folder() -> tuple[Path, list[str]]:
@@ -72,21 +69,33 @@ def compile_network(network: nn.Module, config: TrainConfig) -> None:
             block.compile(dynamic=False)
 
 
+def compile_for_drawing(network: nn.Module, device: torch.device) -> None:
+    """Compiles a network in place, for inputs of fixed shapes and without gradients.
+
+    On a CPU its weights become constants of the code, whose layout the compiler chooses (`freezing`).
+    """
+    torch._inductor.config.freezing = device.type == "cpu"
+    network.compile(dynamic=False)
+
+
 @contextmanager
-def explain_compile_error(config: TrainConfig) -> Iterator[None]:
-    """Raises ValueError, which names `train.compile`, if compilation fails inside the block."""
+def explain_compile_error(
+    option: str, otherwise: str, what: str = "the network", anything: bool = False
+) -> Iterator[None]:
+    """Raises ValueError with `option` and `otherwise` if compilation fails inside the block.
+
+    With `anything` every error counts, not only those that come from the compiler.
+    """
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or is_out_of_memory(error):
+        from_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+        if not anything and (not from_compiler or is_out_of_memory(error)):
             raise
-        raise ValueError(_message(config, "the network cannot be compiled", error)) from error
-
-
-def _message(config: TrainConfig, problem: str, error: Exception) -> str:
-    reason = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]
-    tools = "a C++ compiler (or CXX) on a CPU, Triton on a GPU"
-    return f"train.compile={config.compile}: {problem} ({reason}); install {tools}, or give train.compile=off"
+        reason = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]
+        tools = "a C++ compiler (or CXX) on a CPU, Triton on a GPU"
+        text = f"{option}: {what} cannot be compiled ({reason}); install {tools}, or {otherwise}"
+        raise ValueError(text) from error
 
 
 def _outermost(module: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:

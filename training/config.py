@@ -62,6 +62,11 @@ class TrainConfig:
         require(is_multiple, self, "keep_every_images", way_out)
 
     @property
+    def compile_option(self) -> tuple[str, str]:
+        """The setting that asks for compilation, and what to do without it; see `training/compile.py`."""
+        return f"train.compile={self.compile}", "give train.compile=off"
+
+    @property
     def updates(self) -> int:
         """Optimizer updates of the whole run."""
         return -(-self.images // self.batch)

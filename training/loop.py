@@ -227,7 +227,7 @@ class Loop:
             way_out = f"give train.micro_batch={step.smaller}; {RESUMES}" if step.smaller else "use a smaller model"
             with (
                 explain_out_of_memory(f"an update with {amount(step.micro_batch, 'image')} in a forward pass", way_out),
-                explain_compile_error(config),
+                explain_compile_error(*config.compile_option),
             ):
                 result = step.update()
             after_update()

@@ -1,8 +1,10 @@
 """Memory of model, gradients, optimizer, EMA and activations, compared with that of the device."""
 
 import copy
+import ctypes
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from training.units import show_count, show_size
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _FREE = Path("/proc/meminfo")
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # numbers of glibc's malloc.h
 _NO_MEMORY = r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|alloc_failed"
 
 
@@ -93,6 +96,19 @@ def explain_out_of_memory(what: str, way_out: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ValueError(f"{what} needs more memory than there is; {way_out}") from error
+
+
+def keep_freed_memory() -> None:
+    """Lets the process keep the CPU memory of freed tensors for its next ones, where glibc allocates it.
+
+    By default glibc returns large blocks to the system, and every page of a new block costs a fault at its first use.
+    Its variables MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment have precedence.
+    """
+    if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
+        return
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def state_bytes(model: nn.Module, optimizer_slots: int, frozen: frozenset[str] = frozenset(), averages: int = 1) -> int:

@@ -1,10 +1,13 @@
 """Chooses precision and memory format for the hardware."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from residual import native
+from training.memory import keep_freed_memory
 
 PRECISIONS = ("auto", "bf16", "float32")
 CPU_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
@@ -40,6 +43,20 @@ def choose_memory_format(device: torch.device, bf16: bool, compiled: bool) -> to
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def place(network: nn.Module, device: torch.device, precision: str = "float32") -> None:
+    """Moves a network to the device where it draws or classifies: in the faster layout, on a CPU with the kernels.
+
+    With `precision="bf16"` its weights become bf16, too.
+    """
+    if device.type == "cpu":
+        native.load()
+        keep_freed_memory()
+    bf16 = precision == "bf16"
+    layout = choose_memory_format(device, bf16, compiled=False)
+    network.to(device, torch.bfloat16 if bf16 else torch.float32, memory_format=layout)  # type: ignore[call-overload]
+
+
+@cache
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     """Instruction sets of the CPU by their Linux names; empty on other systems."""
     if not path.exists():

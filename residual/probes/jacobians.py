@@ -11,7 +11,7 @@ from torch.nn.modules.utils import _pair
 
 from residual.block import Add, Chain, Concat, DropPath, Identity, LearnedScale, Residual, ZeroPad
 from residual.lipschitz import SLOPES, norm_bound
-from residual.norm import FrozenBatchNorm2d
+from residual.norm import Dropout, FrozenBatchNorm2d
 from residual.ode import fixed_point
 from residual.probes.visit import Visit, noise_like, norms, record, select, vjp
 
@@ -141,7 +141,7 @@ def _weight_bound(layer: Any) -> Tensor:
 
 
 _BOUNDS: dict[type, float | Callable[[Any], Tensor | float]] = {
-    **dict.fromkeys((Identity, ZeroPad, DropPath, nn.Identity, nn.Dropout), 1.0),
+    **dict.fromkeys((Identity, ZeroPad, DropPath, nn.Identity, nn.Dropout, Dropout), 1.0),
     **{kind: slope for kind, slope in SLOPES.items() if kind is not nn.ELU},  # whose slope is a parameter
     **dict.fromkeys((nn.Linear, nn.Conv2d), _weight_bound),
     **dict.fromkeys((nn.BatchNorm2d, FrozenBatchNorm2d), _batch_norm_bound),

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import unet
 from residual import NormAct, native
+from residual.norm import Dropout
 
 LAST = torch.channels_last
 
@@ -151,6 +152,39 @@ def test_hooks_of_the_activation_are_called(kernels: list[str]) -> None:
     assert_close(node(x), silu, rtol=1e-5, atol=1e-6)
     assert len(seen) == 1
     assert kernels == ["norm_act", "norm_act"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_zeroes_a_share_and_keeps_the_mean(kernels: list[str], dtype: torch.dtype) -> None:
+    node, x = Dropout(0.25), torch.randn(8, 64, 32, 32).to(dtype).contiguous(memory_format=LAST).requires_grad_()
+    y = node(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    dropped = gradient == 0
+    assert kernels == ["dropout", "dropout"]
+    assert y.is_contiguous(memory_format=LAST)
+    assert abs(dropped.double().mean() - 0.25) < 5 * (0.25 * 0.75 / x.numel()) ** 0.5
+    assert_close(y, torch.where(dropped, 0, x / 0.75))
+    assert_close(gradient[~dropped], torch.full_like(gradient[~dropped], 1 / 0.75))
+
+
+def test_dropout_masks_are_independent_and_repeat_with_the_generator(kernels: list[str]) -> None:
+    node, x = Dropout(0.5), torch.ones(1, 4, 256, 256).contiguous(memory_format=LAST)
+    state = torch.get_rng_state()
+    first, second = (node(x).permute(0, 2, 3, 1).flatten() - 1 for _ in range(2))  # -1 or 1, in the order of memory
+    torch.set_rng_state(state)
+    assert_close(node(x).permute(0, 2, 3, 1).flatten() - 1, first, rtol=0, atol=0)
+    for shifted in (second, *(first.roll(lag) for lag in (1, 2, 4, 16, 64, 1024))):
+        assert abs((first * shifted).mean()) < 5 * x.numel() ** -0.5
+
+
+def test_dropout_keeps_the_plain_path_outside_training_and_of_transforms(kernels: list[str]) -> None:
+    x = torch.ones(2, 4, 3, 3).contiguous(memory_format=LAST)
+    assert_close(Dropout(0.5).eval()(x), x)
+    assert_close(Dropout(0.0)(x), x)
+    assert not Dropout(1.0)(x).any()
+    Dropout(0.5)(x.contiguous().double())
+    torch.func.vmap(Dropout(0.5), randomness="different")(x)
+    assert kernels == []
 
 
 def test_a_unet_in_bf16_is_no_less_accurate(kernels: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Norms, embeddings, attention, resampling, counting."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from residual import (
@@ -107,6 +108,33 @@ def test_attention_equals_softmax_of_scaled_products(heads: int) -> None:
     h = torch.einsum("bnij,bndj->bndi", weights, v).reshape(2, 8, 3, 5)
     assert_close(node(x), node.out(h), rtol=1e-5, atol=1e-5)
     assert f"heads={heads}" in repr(node)
+
+
+@pytest.mark.parametrize(("side", "fused"), [(16, 0), (17, 1)])
+def test_attention_trained_in_bf16_is_as_accurate_for_few_pixels(side: int, fused: int) -> None:
+    node, x, calls = SelfAttention(16, heads=2), torch.randn(2, 16, side, side), []
+    nn.init.normal_(node.out.weight)
+
+    def gradient(dtype: torch.dtype, attend: Callable[..., Tensor] | None = None) -> Tensor:
+        leaf = x.to(dtype).requires_grad_()
+        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", enabled=dtype is torch.bfloat16):
+            if attend is not None:
+                patch.setattr("residual.attention.attend", attend)
+            (found,) = torch.autograd.grad(node(leaf).square().sum(), leaf)
+        return found.double()
+
+    def plain(*inputs: Tensor) -> Tensor:
+        calls.append(1)
+        return F.scaled_dot_product_attention(*inputs)
+
+    exact = gradient(torch.float32)
+    error, usual = ((gradient(torch.bfloat16, each) - exact).norm() for each in (None, plain))
+    assert error <= 1.1 * usual
+    with pytest.MonkeyPatch.context() as patch:
+        calls.clear()
+        patch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: (calls.append(1), v)[1])
+        gradient(torch.bfloat16)
+        assert len(calls) == fused
 
 
 def test_new_attention_block_equals_its_shortcut() -> None:

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from pictures.files import to_uint8
 from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
 from tests.tasks.small import CLASSES, SMALL
+from training.compile import CACHE
 from training.report import activation_bytes
 from unet import UNet
 
@@ -137,6 +140,39 @@ def test_bf16_draws_nearly_the_same_images(conditional, tmp_path, monkeypatch):
     assert record(tmp_path / "whole")["precision"] == "float32"
     with Image.open(tmp_path / "low" / "images" / "000000.png") as picture:
         assert picture.text["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("compiled", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_compiled_network_draws_the_same_images(conditional, tmp_path, monkeypatch, capsys, compiled):
+    flags, graphs = ["--num", 12, "--steps", 3, "--batch", 6], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    whole = run(conditional, tmp_path / "whole", *flags)
+    monkeypatch.setenv(CACHE, str(tmp_path / "code"))
+    if compiled == "recorded":
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
+    torch.compiler.reset()
+    with torch._inductor.config.patch(freezing=False):
+        found = run(conditional, tmp_path / "fast", *flags, "--compile")
+        assert torch._inductor.config.freezing
+    assert abs(found - whole).max() <= 1
+    assert compiled == "compiled" or len(graphs) == 2, "the test of the compiler, and the network"
+    assert record(tmp_path / "fast")["compile"] is True
+    assert record(tmp_path / "whole")["compile"] is False
+    assert f"compile=True: compiled code is kept in {tmp_path / 'code'}" in capsys.readouterr().out
+
+
+def test_without_a_compiler_no_image_is_drawn(conditional, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: 1 / 0)
+    monkeypatch.setenv(CACHE, str(tmp_path / "code"))
+    with pytest.raises(SystemExit):
+        run(conditional, tmp_path / "out", "--compile")
+    assert re.search(r"compile=True: code for cpu.*install.*leave it out", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bf16_needs_hardware_that_has_it(conditional, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from residual import Chain, Residual
 from tests.training.toy import BATCH, ToyTask, accelerator, config, train
 from training import compile as compiling
 from training.cli import parse
-from training.compile import CACHE, code_folder, compile_network, explain_compile_error, require_compiler
+from training.compile import CACHE, code_folder, compile_network, explain_compile_error
 from training.config import TrainConfig
 from training.run import Run
 from training.units import show_size
@@ -138,16 +138,16 @@ def test_without_a_compiler_nothing_starts(monkeypatch, tmp_path, mode, error):
     monkeypatch.setenv(CACHE, str(tmp_path))
     with pytest.raises(ValueError, match=rf"train\.compile={mode}: .*for cpu.*install.*train\.compile=off"):
         accelerator(config(compile=mode))
-    assert require_compiler(TrainConfig(), torch.device("cpu")) == []
+    accelerator(config(compile="off"))
 
 
 def test_an_error_of_the_compiler_in_an_update_is_one_line():
     error = InductorError(RuntimeError("CppCompileError"), None)
     text = r"train\.compile=full: the network.*CppCompileError.*train\.compile=off"
-    with pytest.raises(ValueError, match=text), explain_compile_error(TrainConfig(compile="full")):
+    with pytest.raises(ValueError, match=text), explain_compile_error(*TrainConfig(compile="full").compile_option):
         raise error
     for other in (RuntimeError("shapes differ"), InductorError(torch.OutOfMemoryError("CUDA out of memory"), None)):
-        with pytest.raises(type(other)), explain_compile_error(TrainConfig(compile="full")):
+        with pytest.raises(type(other)), explain_compile_error(*TrainConfig(compile="full").compile_option):
             raise other
 
 
@@ -183,8 +183,7 @@ def test_a_second_process_finds_the_code_of_the_first(tmp_path):
     script = """
 import sys, torch
 from training.compile import require_compiler
-from training.config import TrainConfig
-require_compiler(TrainConfig(compile="full"), torch.device("cpu"))
+require_compiler("train.compile=full", "give train.compile=off", torch.device("cpu"))
 print(dict(torch._dynamo.utils.counters["inductor"]))
 """
     environment = os.environ | {CACHE: str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

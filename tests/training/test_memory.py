@@ -1,5 +1,8 @@
 """Models that no machine can train, refused before any work."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,25 @@ def test_state_is_weights_average_gradients_and_moments() -> None:
     assert state_bytes(outline(), 2, frozenset({"0.weight"})) == 5 * 4 * 20 + 2 * 4 * 100
     model = nn.Sequential(nn.Linear(2, 2, bias=False).requires_grad_(False), nn.BatchNorm1d(2))
     assert state_bytes(model, 2) == 2 * 4 * 4 + 5 * 4 * 4 + 2 * (2 * 2 * 4 + 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize(("variables", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_unless_the_user_sets_a_limit(variables: dict[str, str], kept: bool) -> None:
+    code = """
+import resource, torch
+from training.memory import keep_freed_memory
+keep_freed_memory()
+faults = []
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(16, 1 << 20)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(max(faults[-3:]))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    told = subprocess.check_output([sys.executable, "-c", code], env=environment | variables, text=True)
+    assert (int(told) < 1000) is kept  # of 16,384 pages
 
 
 @pytest.mark.parametrize("optimizer_slots", [0, 1, 2])

@@ -1,0 +1,74 @@
+"""Group norm against batch norm, by the number of images that are normalised together.
+
+Claim: group norm is better where few images are normalised together, since batch norm depends on their statistics (Wu
+and He 2018, figure 1). Networks are trained with batches of 64 in forward passes of 2 to 64 images, so only what a
+batch norm sees changes. Measured are errors on held-out digits, and how much the outputs of both networks for one
+image change with the others beside it. Group norm that is worse with 2 images, or changes, would refute it.
+"""
+
+from copy import deepcopy
+from dataclasses import replace
+
+from experiments.finding import Claim, Curve, Finding, Panel, compare, holds, show
+from experiments.nets import classifier, digits, error_rate, trained
+from experiments.run import Settings, main
+from residual.probes.visit import norms
+
+NORMS = ("batch", "group")
+
+
+def measure(settings: Settings) -> Finding:
+    """Errors by norm and images per forward pass, and the dependence on other images."""
+    updates, seeds = settings.pick(120, 3), range(settings.seeds)
+    sizes = settings.pick((2, 8, 64), (8, 64))
+    x, label = digits(settings, held_out=True)
+    error: dict[str, list[list[float]]] = {norm: [] for norm in NORMS}
+    change: dict[str, list[float]] = {}
+    for norm in NORMS:
+        for size in sizes:
+            nets = []
+            for seed in seeds:
+                run = classifier(updates, seed, norm=norm)
+                run = replace(run, train=replace(run.train, micro_batch=size))
+                nets.append(trained(run, updates, settings).net)
+            error[norm].append([error_rate(net, x, label) for net in nets])
+        change[norm] = []
+        for net in nets:
+            training = deepcopy(net).train()
+            alone, among = training(x[:2]), training(x[:64])[:2]
+            change[norm].append(float((norms(alone - among) / norms(among)).mean()))
+    few = [a - b for a, b in zip(error["batch"][0], error["group"][0], strict=True)]
+    many = [a - b for a, b in zip(error["batch"][-1], error["group"][-1], strict=True)]
+    claims = [
+        Claim(
+            60,
+            f"error with batch norm minus that with group norm: {show(few)} points with {sizes[0]} images in a forward "
+            f"pass, {show(many)} with {sizes[-1]}",
+            compare(few, least=0.5),
+        ),
+        Claim(
+            60,
+            f"in training, the output for 2 images alone and among 64 differs by {show(change['batch'])} of its norm "
+            f"with batch norm, by {show(change['group'])} with group norm",
+            holds(max(change["group"]) < 1e-4 < min(change["batch"])),
+        ),
+    ]
+    rows = [[norm, size, error[norm][i], change[norm]] for norm in NORMS for i, size in enumerate(sizes)]
+    columns = {
+        "norm": "",
+        "images per forward pass": "",
+        "held-out error": "%",
+        "change of output with other images": "of its norm",
+    }
+    panel = Panel(
+        "images per forward pass (batches of 64)",
+        "error on held-out digits (%)",
+        [Curve(f"{norm} norm", sizes, error[norm]) for norm in NORMS],
+        "x",
+    )
+    title = "Batch norm depends on the images beside, group norm does not"
+    return Finding(title, columns, rows, claims, [panel], settings.seeds)
+
+
+if __name__ == "__main__":
+    main(measure)
