@@ -17,6 +17,7 @@ from residual import Residual
 from residual.count import multiply_adds_of_parts
 from residual.probes.lesions import lesions, removed
 from residual.probes.visit import FixedInputs
+from tasks.diffusion import DiffusionTask
 
 TIMES = (50, 200, 400, 600, 800)
 
@@ -89,6 +90,7 @@ def measure(settings: Settings) -> Finding:
 
 def problem(one: Trained, x0: Tensor, t: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The network at time t as a function of noisy images; these, and the target of its output."""
+    assert isinstance(one.task, DiffusionTask)
     formulation = one.task.diffusion.formulation
     assert isinstance(formulation, DDPM)
     level = formulation.level(torch.full((len(x0),), float(t)))
