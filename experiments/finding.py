@@ -105,7 +105,7 @@ def show(value: Value) -> str:
 
 def holds(condition: bool, limit: bool = False) -> Verdict:
     """The verdict on a claim that a measurement without chance confirms or refutes. `limit`: only within a limit."""
-    return "does not hold" if not condition else "holds with a limit" if limit else "holds"
+    return limited("holds" if condition else "does not hold", limit)
 
 
 def compare(differences: Sequence[float], least: float = 0.0) -> Verdict:
@@ -116,6 +116,11 @@ def compare(differences: Sequence[float], least: float = 0.0) -> Verdict:
     if min(differences) > least:
         return "holds"
     return "does not hold" if max(differences) < -least else "too small to tell"
+
+
+def limited(verdict: Verdict, limit: bool) -> Verdict:
+    """The verdict, with a limit if it holds and there is one."""
+    return "holds with a limit" if verdict == "holds" and limit else verdict
 
 
 def _numbers(value: Any) -> list[float]:

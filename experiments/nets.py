@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
@@ -88,6 +89,31 @@ def recipe(updates: int, seed: int, learning_rate: float = 3e-3) -> dict[str, An
         "schedule": Cosine(warmup_images=images // 10),
         "ema": EmaConfig(halflife_images=None),
     }
+
+
+def resnet(
+    depth: int, seed: int, settings: Settings, edit: Edit | None = None, updates: int | None = None, **model: Any
+) -> Trained:
+    """The trained ResNet of so many layers: blocks of 16 channels in one stage. `model` changes its config."""
+    updates = settings.pick(200, 4) if updates is None else updates
+    blocks = {"blocks_per_stage": ((depth - 2) // 2,)}
+    return trained(classifier(updates, seed, **blocks | model), updates, settings, edit)
+
+
+def unet(seed: int, settings: Settings) -> Trained:
+    """The trained diffusion U-Net of the experiments."""
+    updates = settings.pick(300, 4)
+    return trained(denoiser(updates, seed), updates, settings)
+
+
+def block_names(net: nn.Module) -> list[str]:
+    """The names of the blocks of a network of `resnet`, with or without shortcuts."""
+    return [f"levels.1.{name}" for name in net.get_submodule("levels.1")._modules if name.isdigit()]
+
+
+def cross_entropy(label: Tensor) -> Callable[[Tensor], Tensor]:
+    """The loss of logits, one value per image."""
+    return partial(F.cross_entropy, target=label, reduction="none")
 
 
 def trained(

@@ -5,7 +5,7 @@ import torch
 
 from residual import native
 from training import precision
-from training.precision import choose_memory_format, choose_precision, cpu_flags
+from training.precision import choose_memory_format, choose_precision, cpu_flags, place
 
 CPU = torch.device("cpu")
 
@@ -62,3 +62,16 @@ def test_the_kernels_make_channels_last_faster_in_bf16(bf16: bool, compiled: boo
     monkeypatch.setattr(native, "library", object())
     expected = torch.channels_last if last else torch.contiguous_format
     assert choose_memory_format(torch.device("cpu"), bf16, compiled) is expected
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_network_that_draws_has_the_faster_layout_and_the_kernels(monkeypatch, name, dtype, kernels):
+    called, net = [], torch.nn.Conv2d(4, 4, 3)
+    monkeypatch.setattr(native, "library", object() if kernels else None)
+    monkeypatch.setattr(native, "load", lambda: called.append("kernels") or "told")
+    monkeypatch.setattr(precision, "keep_freed_memory", lambda: called.append("memory"))
+    assert place(net, CPU, name) == ([] if kernels else ["told"])
+    assert net.weight.dtype is dtype
+    assert net.weight.is_contiguous(memory_format=torch.channels_last) is (kernels or name == "float32")
+    assert called == ["kernels", "memory"]
