@@ -61,6 +61,8 @@ NOTABLE = 0.01
 COMPILE_OPTION = "compile=True", "leave it out"
 """the option that asks for compilation, and what to do without it"""
 RECORD = "samples.json"
+OPTIONAL = ("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema")
+"""options that the metadata of a picture names only where they are given"""
 NAMES = ("images", "labels.csv", "grid.png", "animation.gif", "samples.npz")
 
 Labels = Callable[[Sequence[int]], list[int] | None]
@@ -111,6 +113,19 @@ def parser() -> argparse.ArgumentParser:
         metavar=("LOW", "HIGH"),
         help="noise levels (sigma / alpha) within which guidance acts",
     )
+    p.add_argument(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        help="share of a guided image whose contrast is set to that without guidance, from 0 to 1",
+    )
+    p.add_argument(
+        "--guide",
+        metavar="RUN_OR_MODEL",
+        help="a worse model of the same images, such as a smaller or less trained one: --guidance moves away from it, "
+        "not from the images without a label (autoguidance)",
+    )
+    p.add_argument("--guide-ema", type=float, metavar="WIDTH|IMAGES", help="that average of the run in --guide")
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     p.add_argument(
         "--batch",
@@ -160,6 +175,11 @@ def main(argv: Sequence[str]) -> None:
     args.out = default_folder(args.model, "drawn") if args.out is None else expand_home("out", args.out)
     average = None if args.ema is None else RunAverages(args.model).choose(args.ema)
     model = load_average(load_model, args.model, average)
+    if args.guide is not None:
+        worse = None if args.guide_ema is None else RunAverages(args.guide).choose(args.guide_ema)
+        model = model.guided_by(load_average(load_model, args.guide, worse))
+    elif args.guide_ema is not None:
+        raise ValueError(f"guide_ema={args.guide_ema:g} is an average of the guide; give --guide, too")
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
     args.sampler = model.default_sampler if args.sampler is None else args.sampler
@@ -177,9 +197,10 @@ def main(argv: Sequence[str]) -> None:
         for line in lines:
             print_line(line)
     args.batch = _batch(model, device, args.guidance) if args.batch is None else args.batch
-    place(model.net, device, args.precision)
-    if args.compile:
-        compile_for_drawing(model.net, device)
+    for net in (model.net,) if model.guide is None else (model.net, model.guide):
+        place(net, device, args.precision)
+        if args.compile:
+            compile_for_drawing(net, device)
 
     with _kept(args, model, out), explain_compile_error(*COMPILE_OPTION):
         on_main(lambda: _begin(args, model, out, facts))
@@ -191,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `DiffusionModel.denoising` that stand in the command line."""
-    names = ("sampler", "steps", "eta", "churn", "guidance")
+    names = ("sampler", "steps", "eta", "churn", "guidance", "guidance_rescale")
     return {name: getattr(args, name) for name in names} | {"guidance_interval": tuple(args.guidance_interval)}
 
 
@@ -211,7 +232,7 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
     if args.label is None or (args.label == ALL and ALL not in (model.classes or ())):
         return model.cycle
     label = model.label(args.label)
-    if args.guidance != 1 and label == model.null:
+    if args.guidance != 1 and label == model.null and model.guide is None:
         raise ValueError(f"guidance={args.guidance:g} strengthens a label, but label is none; leave one of them out")
     return lambda numbers: [label] * len(numbers)
 
@@ -219,7 +240,7 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
 def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, device: torch.device) -> dict[str, Any]:
     """What determines the images, for samples.json."""
     interval = None if tuple(args.guidance_interval) == ALL_LEVELS else list(args.guidance_interval)
-    names = ("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance")
+    names = ("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "guide_ema")
     return {
         "written_by": f"sample.py of {VERSION}",
         "model": printable(str(args.model)),
@@ -229,6 +250,8 @@ def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, d
         "weights_sha256": weights_sha256(model.net),
         **{name: getattr(args, name) for name in names},
         "guidance_interval": interval,
+        "guide": None if args.guide is None else printable(str(args.guide)),
+        "guide_sha256": None if model.guide is None else weights_sha256(model.guide),
         "classes": None if model.classes is None else len(model.classes),
         "shape": list(model.shape),
         "pixel_format": asdict(model.pixel_format),
@@ -378,7 +401,7 @@ def _text(args: argparse.Namespace, model: DiffusionModel, number: int, labels: 
     names = ("seed", "sampler", "steps", "guidance")
     text = {"Software": VERSION, "model": str(args.model), "image": number}
     text |= {name: getattr(args, name) for name in names}
-    text |= {name: getattr(args, name) for name in ("eta", "churn", "ema") if getattr(args, name)}
+    text |= {name: getattr(args, name) for name in OPTIONAL if getattr(args, name)}
     text |= {"precision": args.precision} if args.precision != "float32" else {}
     if labels is not None:
         text |= {"label": labels[0], "class": (model.names(labels) or [""])[0]}

@@ -20,6 +20,7 @@ def guided(
     formulation: Formulation,
     interval: tuple[float, float] = ALL_LEVELS,
     limit: float = math.inf,
+    rescale: float = 0.0,
 ) -> Denoiser:
     """`free + scale (given - free)` (Ho & Salimans 2022, eq. 6, with scale = 1 + w).
 
@@ -27,12 +28,15 @@ def guided(
     `free`, 1 is `given`, above 1 extrapolates. Guidance is applied where `sigma / alpha` lies in `interval`; elsewhere
     the result is `given` (Kynkäänniemi et al. 2024). Extrapolated images leave the range of images; they are clipped to
     [-`limit`, `limit`] (see `clipped` for the reason). A learned variance is that of `given`.
+
+    `rescale`, from 0 to 1, is the share of the result that is scaled to the standard deviation which each image has in
+    `given` (Lin et al. 2023, eq. 15 and 16, on the denoised image).
     """
 
     def denoise(x: Images, time: Times, condition: Condition) -> Denoised:
         x0 = given(x, time, condition)
         inside = _inside(formulation, time, interval)
-        return x0 if inside is False else _moved(x, x0, free(x, time, condition), scale, limit, inside)
+        return x0 if inside is False else _moved(x, x0, free(x, time, condition), scale, limit, rescale, inside)
 
     return denoise if scale != 1 else given
 
@@ -44,6 +48,7 @@ def classifier_free(
     formulation: Formulation,
     interval: tuple[float, float] = ALL_LEVELS,
     limit: float = math.inf,
+    rescale: float = 0.0,
 ) -> Denoiser:
     """`guided` by the same network without its label, both evaluated in one batch of double size.
 
@@ -59,10 +64,10 @@ def classifier_free(
         if inside is False:
             return denoise(x, time, condition)
         unlabelled = replace(condition, label=torch.full_like(condition.label, null))
-        if scale == 0 and inside is True:
+        if scale == 0 and inside is True and not rescale:
             return denoise(x, time, unlabelled)
         x0, free = denoise(x.repeat(2, 1, 1, 1), time.repeat(2), _concatenated(condition, unlabelled)).chunk(2)
-        return _moved(x, x0, free, scale, limit, inside)
+        return _moved(x, x0, free, scale, limit, rescale, inside)
 
     return both if scale != 1 else denoise
 
@@ -82,12 +87,16 @@ def _moved(
     free: Float[Tensor, "b _ h w"],
     scale: float,
     limit: float,
+    rescale: float,
     inside: bool | torch.Tensor,
 ) -> Denoised:
     """`free` may lack the learned variance that `given` has."""
     channels = x.shape[1]
     x0, variance, free = given[:, :channels], given[:, channels:], free[:, :channels]
     moved = free + scale * (x0 - free)
+    if rescale:
+        spread = x0.flatten(1).std(dim=1) / moved.flatten(1).std(dim=1).clamp(min=torch.finfo(x0.dtype).tiny)
+        moved = torch.lerp(moved, spread[:, None, None, None] * moved, rescale)
     if not 0 <= scale <= 1:
         moved = moved.clamp(-limit, limit)
     return torch.cat([moved if isinstance(inside, bool) else torch.where(inside, moved, x0), variance], dim=1)

@@ -29,6 +29,7 @@ from diffusion import (
     choose_sampler,
     classifier_free,
     generators,
+    guided,
     sample,
 )
 from diffusion.guidance import ALL_LEVELS
@@ -82,6 +83,19 @@ class DiffusionModel:
     """images seen in training, where that is known"""
     class_counts: tuple[int, ...] | None = None
     """training images of each class, where that is known"""
+    guide: Network | None = None
+    """a worse network for the same images, from which guidance moves away; see `guided_by`"""
+
+    def guided_by(self, other: "DiffusionModel") -> "DiffusionModel":
+        """This model with a worse one as its guide: a smaller, less trained or earlier one (Karras et al. 2024,
+        autoguidance).
+
+        Raises ValueError if the other model differs in formulation, images or classes.
+        """
+        for name in ("formulation", "shape", "classes", "null_label", "pixel_format"):
+            if (mine := getattr(self, name)) != (its := getattr(other, name)):
+                raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
+        return replace(self, guide=other.net)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,6 +119,7 @@ class DiffusionModel:
         steps: int = STEPS,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
+        guidance_rescale: float = 0.0,
         **options: float,
     ) -> Sampler:
         """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
@@ -113,15 +128,24 @@ class DiffusionModel:
         low, high = guidance_interval
         if not 0 <= low < high:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
+        if not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale={guidance_rescale:g} is out of range; give 0 (none) to 1")
         if guidance == 1:
-            if guidance_interval != ALL_LEVELS:
-                raise ValueError(f"guidance_interval={low:g},{high:g} has no effect with guidance=1; give both")
+            unused = [
+                *(["guide"] if self.guide is not None else []),
+                *(["guidance_interval"] if guidance_interval != ALL_LEVELS else []),
+                *(["guidance_rescale"] if guidance_rescale else []),
+            ]
+            if unused:
+                raise ValueError(f"{unused[0]} has no effect with guidance=1; give another guidance, or leave it out")
             return chosen
         if not abs(guidance) <= MAX_GUIDANCE:
             raise ValueError(f"guidance={guidance:g} is out of range; give at most {MAX_GUIDANCE:,}, such as 2")
+        if self.guide is not None:
+            return chosen
         if self.classes is None:
             raise ValueError(
-                f"guidance={guidance:g} needs a model with classes; this one has none, leave guidance at 1"
+                f"guidance={guidance:g} needs a model with classes, or a guide; this one has none, leave guidance at 1"
             )
         if self.null is None:
             raise ValueError(
@@ -178,15 +202,20 @@ class DiffusionModel:
         self,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
+        guidance_rescale: float = 0.0,
         learned_variance: bool = False,
     ) -> Denoiser:
-        """The denoiser of the network, in the dtype of its weights. Images that guidance extrapolates are clipped to
-        [-1, 1]."""
+        """The denoiser of the network, in the dtype of its weights. Guidance moves it away from that of the guide, or
+        else from the network without labels. Images that guidance extrapolates are clipped to [-1, 1]."""
         dtype = next(self.net.parameters()).dtype
         denoise: Denoiser = NetworkDenoiser(self.net, self.formulation, learned_variance, dtype)
+        options: Any = {"interval": guidance_interval, "limit": 1.0, "rescale": guidance_rescale}
+        if self.guide is not None:
+            worse = NetworkDenoiser(self.guide, self.formulation, dtype=dtype)
+            return guided(denoise, worse, guidance, self.formulation, **options)
         if self.null is None or guidance == 1:
             return denoise
-        return classifier_free(denoise, guidance, self.null, self.formulation, guidance_interval, limit=1.0)
+        return classifier_free(denoise, guidance, self.null, self.formulation, **options)
 
     def denoising(
         self,
@@ -198,6 +227,7 @@ class DiffusionModel:
         steps: int = STEPS,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
+        guidance_rescale: float = 0.0,
         **options: Any,
     ) -> Iterator[Float[Tensor, "b c h w"]]:
         """Draws the images with these numbers under `seed`: yields their noise, then each step, last the images.
@@ -206,9 +236,14 @@ class DiffusionModel:
         is in units of `sigma / alpha`. `options` are sampler, eta and churn. Raises ValueError as `check` does, and for
         labels that the model does not have.
         """
-        chosen = self.check(steps=steps, guidance=guidance, guidance_interval=guidance_interval, **options)
+        guiding: Any = {
+            "guidance": guidance,
+            "guidance_interval": guidance_interval,
+            "guidance_rescale": guidance_rescale,
+        }
+        chosen = self.check(steps=steps, **guiding, **options)
         self._check_labels(images, labels)
-        denoise = self.denoiser(guidance, guidance_interval, chosen.learned_variance)
+        denoise = self.denoiser(**guiding, learned_variance=chosen.learned_variance)
         condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
         sources = generators(seed, images)
         return sample(denoise, self.formulation, chosen, sources, self.shape, condition, steps=steps, device=device)

@@ -67,6 +67,16 @@ def test_only_extrapolated_images_are_clipped(make) -> None:
     assert_close(make(0.5, limit=0.5)(X, T, LABEL), make(0.5)(X, T, LABEL))
 
 
+@pytest.mark.parametrize("make", [cfg, lambda scale, **options: guided(denoise, worse, scale, EDM(), **options)])
+def test_rescaled_images_have_the_contrast_without_guidance(make) -> None:
+    given, free = denoise(X, T, LABEL), make(3.0)(X, T, LABEL)
+    full, half = (make(3.0, rescale=share)(X, T, LABEL) for share in (1.0, 0.5))
+    assert_close(full.flatten(1).std(dim=1), given.flatten(1).std(dim=1))
+    ratio = given.flatten(1).std(dim=1) / free.flatten(1).std(dim=1)
+    assert_close(half, 0.5 * free + 0.5 * ratio.view(-1, 1, 1, 1) * free)
+    assert_close(make(1.0, rescale=1.0)(X, T, LABEL), given)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_learned_variance_is_that_with_the_label(inside: bool) -> None:
     def with_variance(x, time, condition):

@@ -212,6 +212,47 @@ def test_every_flag_matters(conditional, tmp_path):
     within = run(conditional, tmp_path / "within", *flags, "--guidance", 4, "--guidance-interval", 0.2, 3)
     assert abs(within - guided).max() > 1
     assert abs(within - heun).max() > 1
+    rescaled = run(conditional, tmp_path / "rescaled", *flags, "--guidance", 4, "--guidance-rescale", 0.7)
+    assert abs(rescaled - guided).max() > 1
+
+
+def test_a_worse_model_guides(conditional, tmp_path):
+    flags = ["--num", 4, "--steps", 5, "--sampler", "heun"]
+    model = load_model(conditional)
+    for weight in model.net.parameters():
+        weight.data *= 0.9
+    model.save(tmp_path / "worse")
+    guided = run(conditional, tmp_path / "guided", *flags, "--guidance", 2, "--guide", tmp_path / "worse")
+    free = run(conditional, tmp_path / "free", *flags, "--guidance", 2)
+    assert abs(guided - free).max() > 1
+    plain = run(conditional, tmp_path / "plain", *flags)
+    by_itself = run(conditional, tmp_path / "itself", *flags, "--guidance", 2, "--guide", conditional)
+    assert abs(by_itself - plain).max() <= 1, "x0 + 2 (x0 - x0)"
+    of_guide = run(conditional, tmp_path / "of", *flags, "--guidance", 0, "--guide", tmp_path / "worse")
+    assert abs(of_guide - run(tmp_path / "worse", tmp_path / "alone", *flags)).max() <= 1
+    assert record(tmp_path / "guided")["guide"] == str(tmp_path / "worse")
+    assert record(tmp_path / "guided")["guide_sha256"] == record(tmp_path / "alone")["weights_sha256"]
+    with Image.open(tmp_path / "guided/images/000000.png") as picture:
+        assert picture.text["guide"] == str(tmp_path / "worse")
+    unlabelled = ["--label", "none", "--guide", tmp_path / "worse"]
+    assert len(run(conditional, tmp_path / "none", *flags, "--guidance", 2, *unlabelled)) == 4
+
+
+def test_a_guide_is_a_model_of_the_same_kind(conditional, unconditional, tmp_path, capsys):
+    for flags, message in (
+        (["--guide", unconditional, "--guidance", 2], "guide has formulation="),
+        (["--guide", conditional], "guide has no effect with guidance=1"),
+        (["--guide-ema", 0.1], "guide_ema=0.1"),
+        (["--guide", tmp_path / "absent", "--guidance", 2], "absent"),
+    ):
+        with pytest.raises(SystemExit):
+            run(conditional, tmp_path / "out", *flags)
+        assert message in capsys.readouterr().err
+    replace(load_model(conditional), classes=CLASSES[::-1]).save(tmp_path / "others")
+    with pytest.raises(SystemExit):
+        run(conditional, tmp_path / "out", "--guide", tmp_path / "others", "--guidance", 2)
+    assert "guide has classes=" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -319,7 +360,9 @@ def test_an_earlier_output_is_replaced_as_a_whole(conditional, tmp_path):
         (["--sampler", "ddpm", "--eta", "0.5"], "eta=0.5"),
         (["--churn", "1"], "churn=1"),
         (["--guidance-interval", "2", "1"], "guidance_interval=2,1"),
-        (["--guidance-interval", "1", "2"], "guidance_interval=1,2"),
+        (["--guidance-interval", "1", "2"], "guidance_interval has no effect with guidance=1"),
+        (["--guidance-rescale", "0.5"], "guidance_rescale has no effect with guidance=1"),
+        (["--guidance-rescale", "1.5", "--guidance", "2"], "guidance_rescale=1.5"),
         (["--label", "10"], "label 10"),
         (["--label", "thre"], "class 'thre'; did you mean three"),
         (["--label", "none", "--guidance", "2"], "guidance=2"),
