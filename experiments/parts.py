@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import resnet
+from experiments import nets
 from experiments.finding import Claim, Curve, Finding, Panel, compare, holds, show
-from experiments.nets import cross_entropy, digits, resnet
+from experiments.nets import cross_entropy, digits
 from experiments.run import Settings, main
 from residual import NormAct, Residual, SelfAttention
 from residual.count import on_meta, parameters
 from residual.probes.robustness import batch_norm_statistics
 from residual.probes.visit import evaluate
-from resnet import FPN, create_model, model_info
 from resnet.classifier import init_weights
 from training.random import seeded
 from unet import build, list_presets, preset
@@ -32,13 +33,13 @@ DEPTH, WIDTH = 20, 64
 def measure(settings: Settings) -> Finding:
     """One claim per part."""
     seeds = range(settings.seeds)
-    block = next(module for module in create_model("resnet18").modules() if isinstance(module, Residual))
+    block = next(module for module in resnet.create_model("resnet18").modules() if isinstance(module, Residual))
     order = [name for name, _ in block.branch.named_children()]
     variances = [through_layers(seed) for seed in seeds]
     kept = [each[-1] / each[0] for each in variances]
-    nets = [on_meta(partial(build, preset(name))) for name in list_presets()[: settings.pick(8, 1)]]
-    attentions, wrapped = (sum(counts) for counts in zip(*map(attention_branches, nets), strict=True))
-    pyramid = parameters(on_meta(lambda: FPN(create_model("resnet50")))) - body_parameters()
+    unets = [on_meta(partial(build, preset(name))) for name in list_presets()[: settings.pick(8, 1)]]
+    attentions, wrapped = (sum(counts) for counts in zip(*map(attention_branches, unets), strict=True))
+    pyramid = pyramid_parameters()
     film = conditioning_error()
     running, exact = zip(*(statistics_losses(seed, settings) for seed in seeds), strict=True)
     claims = [
@@ -95,9 +96,10 @@ def attention_branches(net: nn.Module) -> tuple[int, int]:
     return len(attentions), len(attentions & inside)
 
 
-def body_parameters() -> int:
-    """The parameters of ResNet-50 without its classifier."""
-    return model_info("resnet50").parameters - 1000 * 2049
+def pyramid_parameters() -> int:
+    """The parameters that a feature pyramid adds to ResNet-50, which it uses without its classifier."""
+    net = on_meta(lambda: resnet.build(resnet.imagenet_resnet(50)))
+    return parameters(resnet.FPN(net)) - parameters(net.levels)
 
 
 def conditioning_error() -> float:
@@ -114,7 +116,7 @@ def conditioning_error() -> float:
 
 def statistics_losses(seed: int, settings: Settings) -> tuple[float, float]:
     """The loss of held-out digits with running statistics, and with averages over all training digits."""
-    net = resnet(8, seed, settings).net
+    net = nets.resnet(8, seed, settings).net
     x, label = digits(settings, held_out=True)
     before = float(evaluate(net, x, cross_entropy(label)).mean())
     train, _ = digits(settings, held_out=False)

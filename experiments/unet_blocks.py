@@ -49,8 +49,8 @@ def measure(settings: Settings) -> Finding:
         Claim(
             99,
             f"ranks of the blocks by the loss at t = {TIMES[0]} and {TIMES[-1]} correlate by "
-            f"{show(correlations)}; without the most useful block the loss grows by {show(worst)} of itself at its worst "
-            f"time, without the least by {show(least)} on average",
+            f"{show(correlations)}; without the most useful block the loss grows by {show(worst)} of itself at its "
+            f"worst time, without the least by {show(least)} on average",
             compare([0.5 - each for each in correlations]),
         ),
         Claim(
