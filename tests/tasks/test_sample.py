@@ -23,6 +23,7 @@ from diffusion import DDPM, SAMPLERS
 from pictures.files import to_uint8
 from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
+from residual import native
 from tests.tasks.small import CLASSES, SMALL
 from training.compile import CACHE
 from training.report import activation_bytes
@@ -144,7 +145,7 @@ def test_bf16_draws_nearly_the_same_images(conditional, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("compiled", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_compiled_network_draws_the_same_images(conditional, tmp_path, monkeypatch, capsys, compiled):
-    flags, graphs = ["--num", 12, "--steps", 3, "--batch", 6], []
+    flags, graphs = ["--num", 12, "--steps", 3, "--batch", 5, "--animation"], []
 
     def backend(graph, inputs):
         graphs.append(graph)
@@ -162,8 +163,24 @@ def test_a_compiled_network_draws_the_same_images(conditional, tmp_path, monkeyp
     assert abs(found - whole).max() <= 1
     assert compiled == "compiled" or len(graphs) == 2, "the test of the compiler, and the network"
     assert record(tmp_path / "fast")["compile"] is True
+    with Image.open(tmp_path / "fast/images/000011.png") as picture:
+        assert picture.text["compile"] == "True"
     assert record(tmp_path / "whole")["compile"] is False
     assert f"compile=True: compiled code is kept in {tmp_path / 'code'}" in capsys.readouterr().out
+
+
+def test_the_kernels_draw_the_same_images(conditional, tmp_path, monkeypatch, capsys):
+    flags = ["--num", 12, "--steps", 3]
+    whole = run(conditional, tmp_path / "whole", *flags)
+    assert "CPU kernels: off" in capsys.readouterr().out
+    monkeypatch.delenv("RESIDUAL_KERNELS")
+    try:
+        found = run(conditional, tmp_path / "fast", *flags)
+        printed, used = capsys.readouterr().out, native.library is not None
+        assert ("CPU kernels" in printed) is not used
+        assert abs(found - whole).max() <= 1
+    finally:
+        native.unload()
 
 
 def test_without_a_compiler_no_image_is_drawn(conditional, tmp_path, monkeypatch, capsys):
