@@ -27,9 +27,11 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
 from tqdm import tqdm
 
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
@@ -131,6 +133,18 @@ def main(argv: Sequence[str]) -> None:
     leave_processes()
 
 
+def _place(net: nn.Module) -> None:
+    """Moves a network to the device of this process."""
+    for line in place(net, process_state().device):
+        _print_once(line)
+
+
+@cache
+def _print_once(line: str) -> None:
+    if process_state().is_main_process:
+        print(printable(line))
+
+
 def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -> Evaluated:
     """How classifiers of a run are evaluated."""
     images = open_validation(run.data, on_main=on_main)
@@ -139,7 +153,7 @@ def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -
     images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
 
     def measure(model: ImageClassifier) -> Figures | None:
-        place(model.net, process_state().device)
+        _place(model.net)
         return accuracy(model, images, run.classification.validation_batch)
 
     def right(name: str, value: float) -> str:
@@ -158,13 +172,13 @@ def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
     assert quality is not None, "a judge was given"
     lines = []
     if run.quality.seconds is not None:
-        place(model.net, process_state().device)
+        _place(model.net)
         config = _config_of(given)
         folder = Path(given) if config is None else config.parent
         lines.append(plan_line(quality, quality.plan(model.net, folder / "samples", record=False), images=0))
 
     def measure(model: DiffusionModel) -> Figures | None:
-        place(model.net, process_state().device)
+        _place(model.net)
         return quality.measure(model.net)
 
     return _compared(lines, measure, quality.comparison)

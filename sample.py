@@ -206,6 +206,11 @@ def main(argv: Sequence[str]) -> None:
     lines = require_compiler(*COMPILE_OPTION, device) if args.compile else []
     origin = _open_origin(args, model)
     facts = _facts(args, model, out, device) | {"from_sha256": None if origin is None else origin.fingerprint}
+    args.batch = _batch(model, device, args.guidance) if args.batch is None else args.batch
+    for net in (model.net,) if model.guide is None else (model.net, model.guide):
+        lines += place(net, device, args.precision, args.compile)
+        if args.compile:
+            compile_for_drawing(net, device)
     if process_state().is_main_process:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
         options = f"{amount(args.num, 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
@@ -214,13 +219,8 @@ def main(argv: Sequence[str]) -> None:
             print_line(f"from: {origin}; {amount(steps_made(args.steps, args.strength), 'step')} change them")
         elif warning := late_start(args.sampler, model.formulation, args.steps):
             print_line(f"note: {warning}")
-        for line in lines:
+        for line in dict.fromkeys(lines):
             print_line(line)
-    args.batch = _batch(model, device, args.guidance) if args.batch is None else args.batch
-    for net in (model.net,) if model.guide is None else (model.net, model.guide):
-        place(net, device, args.precision)
-        if args.compile:
-            compile_for_drawing(net, device)
 
     with _kept(args, model, out), explain_compile_error(*COMPILE_OPTION):
         on_main(lambda: _begin(args, model, out, facts))
@@ -396,7 +396,8 @@ def _draw(
 
     The batches do not depend on what is finished, so that an interrupted command ends with the same bits. With an
     animation, the images in it are drawn again. A batch is written while the next one is drawn. If one does not fit
-    into memory, it and all further ones are halved.
+    into memory, it and all further ones are halved. For a compiled network, which has code for one size, the last batch
+    is filled up.
     """
     state, folder = process_state(), out.staging / "images"
     shown = min(args.num, MAX_IN_GRID) if args.animation else 0
@@ -406,6 +407,7 @@ def _draw(
     names = set(os.listdir(folder))
     split = [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
     left = deque(batch for batch in split if batch[0] < shown or any(_file(model, k) not in names for k in batch))
+    size = len(split[0]) if split else 0
     drawn, printed = list[tuple[int, list[np.ndarray]]](), time.monotonic()
     done, count = 0, sum(map(len, left))
     options: dict[str, Any] = {"seed": args.seed, "device": device, **_options(args)}
@@ -428,20 +430,21 @@ def _draw(
                 print_line(f"drawing: {done / count:.1%}")
             numbers, frames, fits = left.popleft(), list[np.ndarray](), True
             try:
+                filled = [*numbers, *[numbers[-1]] * (size - len(numbers))] if args.compile else numbers
                 if origin is not None:
-                    stored = origin.read(np.array(numbers) % len(origin))
+                    stored = origin.read(np.array(filled) % len(origin))
                     options["origin"] = origin.pixel_format.to_unit(torch.from_numpy(stored))
-                for step, x in enumerate(model.denoising(numbers, labels(numbers), **options)):
+                for step, x in enumerate(model.denoising(filled, labels(filled), **options)):
                     bar.update(step > 0)
                     if step in wanted and numbers[0] < shown:
-                        frames.append(model.pixel_format.from_unit(x))
-                images = x.cpu()
+                        frames.append(model.pixel_format.from_unit(x[: len(numbers)]))
+                images = x[: len(numbers)].cpu()
             except Exception as error:
                 if not is_out_of_memory(error) or len(numbers) == 1:
                     raise
                 fits = False
             if not fits:
-                half = (len(numbers) + 1) // 2
+                size = half = (len(numbers) + 1) // 2
                 print_line(f"note: {amount(len(numbers), 'image')} do not fit into memory; drawing {half:,} at a time")
                 left = deque(part for whole in (numbers, *left) for part in (whole[:half], whole[half:]) if part)
                 bar.total = bar.n + len(left) * steps
@@ -462,6 +465,7 @@ def _text(args: argparse.Namespace, model: DiffusionModel, number: int, labels: 
     text |= {name: getattr(args, name) for name in names}
     text |= {name: getattr(args, name) for name in OPTIONAL if getattr(args, name)}
     text |= {"precision": args.precision} if args.precision != "float32" else {}
+    text |= {"compile": "True"} if args.compile else {}
     if labels is not None:
         text |= {"label": labels[0], "class": (model.names(labels) or [""])[0]}
     return {name: printable(str(value))[:MAX_TEXT] for name, value in text.items()}

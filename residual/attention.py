@@ -6,6 +6,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from residual import native
 from residual.block import ZeroConv2d
 
 
@@ -25,8 +26,8 @@ def head_count(channels: int, heads: int | None = None, head_channels: int | Non
     return channels // number if name == "head_channels" else number
 
 
-SHORT = 256
-"""pixels up to which `attend` is faster by separate operations, where it is trained in bf16 on a CPU"""
+SHORT = 64
+"""pixels up to which attention is faster in float32 than in bf16, in training on a CPU"""
 
 
 class SelfAttention(nn.Module):
@@ -58,10 +59,11 @@ def attend(
 ) -> Float[Tensor, "b n pixels d"]:
     """`softmax(q kᵀ / √d) v` for each image and head (Vaswani et al. 2017, eq. 1).
 
-    The backward pass of PyTorch's fused operation is slow on a CPU in bf16 for few pixels. There, the products and the
-    softmax are separate operations; the products are rounded to bf16.
+    The backward pass of PyTorch's operation is slow on a CPU in bf16 for few pixels. After `native.load()` it is
+    computed in float32 there.
     """
-    if q.requires_grad and q.dtype is torch.bfloat16 and q.device.type == "cpu" and q.shape[2] <= SHORT:
+    short = q.requires_grad and q.dtype is torch.bfloat16 and q.shape[2] <= SHORT
+    if native.library is not None and q.device.type == "cpu" and short:
         with torch.autocast("cpu", enabled=False):
-            return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v)

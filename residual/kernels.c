@@ -33,9 +33,9 @@ INLINE float load(const void *x, int64_t i, int bf16) {
 }
 
 INLINE void store(void *x, int64_t i, float value, int bf16) {
-    if (bf16) { /* rounded to the nearest, to even in the middle; the NaN of every operation stays NaN */
+    if (bf16) { /* rounded to the nearest, to even in the middle; NaN stays NaN */
         uint32_t bits = as_bits(value);
-        ((uint16_t *)x)[i] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        ((uint16_t *)x)[i] = value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     } else {
         ((float *)x)[i] = value;
     }
@@ -54,6 +54,9 @@ INLINE float sigmoid(float z) {
     return 1.0f / (1.0f + e * as_float((as_bits(shifted) << 23) + 0x3f800000u));
 }
 
+/* z, or -60 below it, where the sigmoid is limited; NaN stays NaN. */
+INLINE float limited(float z) { return z < -60.0f ? -60.0f : z; }
+
 /* z = a x + b, and the normalised x = slope x + shift. */
 INLINE void affine(float *a, float *b, float *slope, float *shift, const float *gain, const float *offset,
                    const float *mean, const float *rstd, int64_t c, int64_t g) {
@@ -70,39 +73,34 @@ INLINE void affine(float *a, float *b, float *slope, float *shift, const float *
 
 INLINE void forward(const void *x, void *y, const float *gain, const float *offset, float *mean, float *rstd, int64_t p,
                     int64_t c, int64_t g, float eps, int silu, int bf16) {
-    float a[c], b[c], slope[c], shift[c], first[c], sum[c], square[c];
-    double sums[c], squares[c];
-    for (int64_t j = 0; j < c; j++) { /* differences to the first pixel, so that a large mean costs no accuracy */
-        first[j] = load(x, j, bf16);
-        sums[j] = squares[j] = 0;
-    }
+    float a[c], b[c], slope[c], shift[c], sum[c], square[c];
+    double means[c], squares[c]; /* of each channel: the mean, and the sum of squared deviations from it */
+    for (int64_t j = 0; j < c; j++) means[j] = squares[j] = 0;
     for (int64_t start = 0; start < p; start += BLOCK) {
         int64_t stop = start + BLOCK < p ? start + BLOCK : p;
+        double count = stop - start, share = count / stop;
         memset(sum, 0, sizeof sum);
         memset(square, 0, sizeof square);
-        for (int64_t i = start; i < stop; i++)
+        for (int64_t i = start; i < stop; i++) /* differences to the block's first pixel: large means cost no accuracy */
             for (int64_t j = 0; j < c; j++) {
-                float v = load(x, i * c + j, bf16) - first[j];
+                float v = load(x, i * c + j, bf16) - load(x, start * c + j, bf16);
                 sum[j] += v;
                 square[j] += v * v;
             }
-        for (int64_t j = 0; j < c; j++) {
-            sums[j] += sum[j];
-            squares[j] += square[j];
+        for (int64_t j = 0; j < c; j++) { /* two groups become one (Chan et al. 1979) */
+            double mean_difference = sum[j] / count;
+            double away = load(x, start * c + j, bf16) + mean_difference - means[j];
+            means[j] += away * share;
+            squares[j] += square[j] - mean_difference * sum[j] + away * away * share * start;
         }
     }
     int64_t width = c / g;
-    for (int64_t j = 0; j < c; j++) { /* now the mean of each channel, and its sum of squared deviations */
-        double mean_difference = sums[j] / p;
-        squares[j] -= mean_difference * sums[j];
-        sums[j] = first[j] + mean_difference;
-    }
     for (int64_t k = 0; k < g; k++) {
         double total = 0, deviation = 0;
-        for (int64_t j = k * width; j < (k + 1) * width; j++) total += sums[j];
+        for (int64_t j = k * width; j < (k + 1) * width; j++) total += means[j];
         double middle = total / width;
         for (int64_t j = k * width; j < (k + 1) * width; j++) {
-            double away = sums[j] - middle;
+            double away = means[j] - middle;
             deviation += squares[j] + p * away * away;
         }
         mean[k] = (float)middle;
@@ -112,13 +110,13 @@ INLINE void forward(const void *x, void *y, const float *gain, const float *offs
     for (int64_t i = 0; i < p; i++)
         for (int64_t j = 0; j < c; j++) {
             float z = load(x, i * c + j, bf16) * a[j] + b[j];
-            store(y, i * c + j, silu ? z * sigmoid(z) : z, bf16);
+            store(y, i * c + j, silu ? limited(z) * sigmoid(z) : z, bf16);
         }
 }
 
 INLINE float gradient_of_z(float z, float dy, int silu) {
     float s = sigmoid(z);
-    return silu ? dy * s * (1.0f + z * (1.0f - s)) : dy;
+    return silu ? dy * s * (1.0f + limited(z) * (1.0f - s)) : dy;
 }
 
 INLINE void backward(const void *x, const void *dy, void *dx, const float *gain, const float *offset, const float *mean,

@@ -21,6 +21,8 @@ FLAGS = (
     *("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"),
     *("-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"),
 )
+MAX_CHANNELS = 16_384
+"""more would not fit on the stack of a thread"""
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 SIGNATURES = {
     "norm_act": (*[POINTER] * 6, *[SIZE] * 5, FLOAT, INT, INT, INT),
@@ -38,11 +40,15 @@ def load() -> str:
 
     They are compiled once per machine, which takes seconds, and kept in the user's cache folder (`XDG_CACHE_HOME`, or
     ~/.cache). Without a compiler (`CC`, or `cc`) PyTorch's operations are used. `RESIDUAL_KERNELS=0` keeps them off.
+    Raises ValueError for other values than 0 and 1.
     """
     global library
-    if os.environ.get("RESIDUAL_KERNELS") == "0":
+    wanted = os.environ.get("RESIDUAL_KERNELS", "1")
+    if wanted not in ("0", "1"):
+        raise ValueError(f"RESIDUAL_KERNELS={wanted!r} in the environment: give 1, or 0 for PyTorch's operations")
+    if wanted == "0":
         library = None
-        return "CPU kernels: off, as RESIDUAL_KERNELS=0 says"
+        return "CPU kernels: off (RESIDUAL_KERNELS=0)"
     if library is None:
         try:
             library = _declared(_cached() or _compiled())
@@ -66,6 +72,8 @@ def fits(x: Tensor) -> bool:
         library is not None
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
+        and x.shape[1] <= MAX_CHANNELS
+        and not x.is_neg()
         and computed_now(x)
         and x.is_contiguous(memory_format=torch.channels_last)
     )

@@ -88,7 +88,7 @@ def _norm_act(
     gain, offset = weight.float(), bias.float()
     if scale is not None and shift is not None:
         factor = 1 + scale.float()
-        gain, offset = gain * factor, torch.addcmul(shift.float(), offset, factor)
+        gain, offset = (gain * factor).contiguous(), torch.addcmul(shift.float(), offset, factor).contiguous()
     return _NormAct.apply(x, gain.expand(x.shape[:2]), offset.expand(x.shape[:2]), groups, eps, silu)
 
 
@@ -112,13 +112,15 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, offset, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # a graph of the gradient is wanted, which the kernels do not make
+            x, gain, offset = (tensor.view_as(tensor) for tensor in (x, gain, offset))  # apart from what made them
             h = F.group_norm(x.float().contiguous(), ctx.groups, eps=ctx.eps)
             z = torch.addcmul(offset[:, :, None, None], h, gain[:, :, None, None])
             wanted = [tensor for tensor in (x, gain, offset) if tensor.requires_grad]
             y = (F.silu(z) if ctx.silu else z).to(x.dtype)
             found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
-        dy, dx = dy.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
+        x, dy = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, dy.resolve_neg()))
+        dx = torch.empty_like(x)
         dgain, doffset = gain.new_empty(2, *gain.shape)
         scratch = gain.new_empty(torch.get_num_threads(), *x.shape[1:])
         tensors = (x, dy, dx, gain, offset, mean, rstd, dgain, doffset, scratch)
@@ -135,12 +137,13 @@ class Dropout(nn.Dropout):
     """`nn.Dropout`. After `native.load()`, one compiled function on the CPU, for channels-last inputs in training.
 
     That function takes one number from PyTorch's generator, and computes the mask from it, a second time in the
-    backward pass, instead of storing it. Its probabilities are multiples of 2^-32.
+    backward pass, instead of storing it. Its probabilities are multiples of 2^-32, and what is dropped becomes zero
+    even if it is NaN.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if native.library is not None and self.training and 0 < self.p < 1 and native.fits(x):
-            return _Dropout.apply(x, self.p, int(torch.randint(2**63 - 1, (1,))))
+        if native.library is not None and self.training and 0 < self.p < 1 and not self.inplace and native.fits(x):
+            return _Dropout.apply(x, self.p, int(torch.randint(2**63 - 1, (1,), device="cpu")))
         return super().forward(x)
 
 
@@ -150,13 +153,14 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, key: int) -> Tensor:
         ctx.p, ctx.key, y = p, key, torch.empty_like(x)
-        sizes = x.numel(), key, round(p * 2**32)
+        sizes = x.numel(), key, min(round(p * 2**32), 2**32 - 1)
         native.call("dropout", (x, y), sizes, 1 / (1 - p), x.dtype is torch.bfloat16)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _Dropout.apply(dy.contiguous(memory_format=torch.channels_last), ctx.p, ctx.key), None, None
+        dy = dy.resolve_neg().contiguous(memory_format=torch.channels_last)
+        return _Dropout.apply(dy, ctx.p, ctx.key), None, None
 
 
 class FrozenBatchNorm2d(nn.Module):

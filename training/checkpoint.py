@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import residual
+from residual import native
 from residual.weights.config import convert, foreign_version
 from storage.read import parse_json, read_text
 from storage.write import create_new, empty_folder, remove, sync, write_text
@@ -35,7 +36,8 @@ STATE = "state.json"
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """Versions of this project (with its git commit, if it is a checkout), Python and PyTorch; device and threads."""
+    """Versions of this project (with its git commit, if it is a checkout), Python and PyTorch; device, threads, and
+    whether the kernels of the CPU are used."""
     return {
         "version": residual.__version__,
         "commit": _commit() or "unknown",
@@ -43,6 +45,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "kernels": "on" if device.type == "cpu" and native.library is not None else "off",
     }
 
 
@@ -249,8 +252,8 @@ def changes(before: CheckpointMetadata, now: CheckpointMetadata) -> list[str]:
         ("processes", before.processes, now.processes, effect),
         ("train.micro_batch", before.micro_batch or "null", now.micro_batch or "null", effect),
         *(
-            (name, before.machine[name], now.machine[name], "rounding")
-            for name in ("torch", "threads", "device")
+            (name, before.machine[name], now.machine[name], "dropout and rounding" if name == "kernels" else "rounding")
+            for name in ("torch", "threads", "device", "kernels")
             if name in before.machine
         ),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from residual.block import Residual
 from storage.show import printable
@@ -42,8 +43,10 @@ def code_folder() -> tuple[Path, list[str]]:
 
     If nothing can be written there, it is in the temporary folder.
     """
-    caches = default_caches()
-    folder = Path(given).absolute() if (given := os.environ.get(CACHE)) else caches / "compiled" if caches else None
+    caches, given = default_caches(), os.environ.get(CACHE)
+    if given == default_cache_dir():  # torch sets it itself
+        given = None
+    folder = Path(given).absolute() if given else caches / "compiled" if caches else None
     fault = "there is no home folder" if folder is None else write_fault(folder)
     if folder is not None and not fault and (free := free_bytes(folder)) < CODE_BYTES:
         fault = f"{folder} has {show_size(free)} left, less than {show_size(CODE_BYTES)}"

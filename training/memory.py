@@ -102,9 +102,10 @@ def keep_freed_memory() -> None:
     """Lets the process keep the CPU memory of freed tensors for its next ones, where glibc allocates it.
 
     By default glibc returns large blocks to the system, and every page of a new block costs a fault at its first use.
-    Its variables MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment have precedence.
+    Its variables MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and GLIBC_TUNABLES in the environment have precedence.
     """
-    if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
+    given = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & set(os.environ)
+    if sys.platform != "linux" or given:
         return
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)

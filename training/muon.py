@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from residual import native
 from training.precision import cpu_flags
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -18,11 +19,12 @@ ITERATIONS = 5
 def orthogonalize(matrices: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
     """The matrices with the same singular vectors, and with singular values of about 0.7 to 1.2.
 
-    Newton-Schulz iteration (Jordan et al. 2024), in bfloat16 on a GPU and on a CPU with AMX. A matrix of zeros stays
-    zero.
+    Newton-Schulz iteration (Jordan et al. 2024), in bfloat16 on a GPU, and after `native.load()` on a CPU with AMX. A
+    matrix of zeros stays zero.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda or "amx_bf16" in cpu_flags() else matrices.float()
+    fast = matrices.is_cuda or (native.library is not None and "amx_bf16" in cpu_flags())
+    x = matrices.bfloat16() if fast else matrices.float()
     if tall := matrices.shape[1] > matrices.shape[2]:
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above one
@@ -67,20 +69,21 @@ class MuonAdamW(torch.optim.AdamW):
         directions = torch._foreach_lerp(gradients, means, self.momentum)
         torch._foreach_mul_(weights, 1 - rate * decay)
         for alike in _by_shape(directions):
-            steps = orthogonalize(torch.stack([_as_matrix(directions[index]) for index in alike]))
+            chosen = [_in_order(weights[index], weights[index]) for index in alike]
+            moved = [_in_order(directions[index], weights[index]) for index in alike]
+            steps = orthogonalize(torch.stack([direction.flatten(1) for direction in moved]))
             scale = 0.2 * max(steps.shape[1:]) ** 0.5
-            chosen = [_as_matrix(weights[index]) for index in alike]
-            torch._foreach_add_(chosen, steps.unbind(), alpha=-rate * scale)
+            views = [step.view(weight.shape) for step, weight in zip(steps, chosen, strict=True)]
+            torch._foreach_add_(chosen, views, alpha=-rate * scale)
         for weight in weights:
             weight.grad = None
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
-    """A view with one row per output channel. In channels last its columns are in the order of memory; the order does
-    not change the step."""
-    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        weight = weight.movedim(1, 3)
-    return weight.view(len(weight), -1)
+def _in_order(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A view with channels at the end if the weight is in channels last: then `flatten(1)` does not copy. The order of
+    a matrix's columns does not change its step."""
+    last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return tensor.movedim(1, 3) if last else tensor
 
 
 def _by_shape(tensors: Iterable[Tensor]) -> Iterable[list[int]]:

@@ -24,6 +24,8 @@ def library() -> object:
     """The compiled functions, from the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RESIDUAL_KERNELS")
+        native.load()  # compiles, if this is the first time
+        native.unload()
         line, found = native.load(), native.library
     native.unload()
     if found is None:
@@ -78,6 +80,75 @@ def test_norm_act_equals_the_plain_path(kernels: list[str], dtype, act, emb_chan
     plain = outputs(copy.deepcopy(node), *inputs, dy=dy)  # rounds to bf16 between norm, scale, shift and activation
     for f, p, e in zip(fast, plain, exact, strict=True):
         assert (f.double() - e).norm() <= (p.double() - e).norm() + 1e-4 * e.norm()
+
+
+def test_a_first_pixel_far_from_the_others_costs_no_accuracy(kernels: list[str]) -> None:
+    x = (0.1 + 1e-3 * torch.randn(1, 4, 128, 128)).contiguous(memory_format=LAST)
+    x[:, :, 0, 0] = 1000.0
+    exact = F.group_norm(x.double(), 2)
+    y = NormAct(4, groups=2, act=None)(x).double()
+    assert kernels == ["norm_act"]
+    assert (y - exact).norm() <= 5e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("bits", [-1, 0x7FFFFFFF])
+def test_weights_that_are_not_numbers_give_no_numbers(kernels: list[str], bits: int) -> None:
+    node = NormAct(8, groups=2)
+    node.weight.data.view(torch.int32).fill_(bits)
+    assert node(torch.randn(2, 8, 3, 3).bfloat16().contiguous(memory_format=LAST)).isnan().all()
+    assert kernels == ["norm_act"]
+
+
+def test_silu_far_below_zero_is_zero(kernels: list[str]) -> None:
+    node = NormAct(2, groups=1)
+    node.bias.data = torch.tensor([-1e30, -100.0])
+    x = torch.randn(1, 2, 3, 3).contiguous(memory_format=LAST).requires_grad_()
+    y = node(x)
+    y.sum().backward()
+    assert_close(y, torch.zeros_like(y), rtol=0, atol=1e-20)
+    assert_close(x.grad, torch.zeros_like(x), rtol=0, atol=1e-20)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_an_embedding_of_the_image_itself_counts_once(kernels: list[str], create_graph: bool) -> None:
+    node, start = NormAct(8, 8, groups=2), torch.randn(2, 8, 3, 3).contiguous(memory_format=LAST)
+
+    def gradients() -> list[Tensor]:
+        x = start.clone().requires_grad_()
+        y = node(x, x.mean(dim=(2, 3)) @ torch.full((8, 8), 0.3))
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=create_graph)
+        return [first, torch.autograd.grad(first.square().sum(), x)[0]] if create_graph else [first]
+
+    fast = gradients()
+    assert "norm_act" in kernels
+    native.unload()
+    assert_close(fast, gradients(), rtol=1e-3, atol=1e-3)
+
+
+def test_saved_tensors_may_return_in_another_layout(kernels: list[str]) -> None:
+    node, start = NormAct(8, groups=2), torch.randn(2, 8, 3, 3).contiguous(memory_format=LAST)
+
+    def gradient() -> Tensor:
+        x = start.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.contiguous(), lambda tensor: tensor):
+            return torch.autograd.grad(node(x).square().sum(), x)[0]
+
+    fast = gradient()
+    assert kernels == ["norm_act", "norm_act_backward"]
+    native.unload()
+    assert_close(fast, gradient(), rtol=1e-4, atol=1e-4)
+
+
+def test_channels_that_do_not_fit_keep_the_plain_path(kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "MAX_CHANNELS", 7)
+    NormAct(8, groups=2)(torch.randn(2, 8, 3, 3).contiguous(memory_format=LAST))
+    assert kernels == []
+
+
+def test_another_value_of_the_switch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESIDUAL_KERNELS", "off")
+    with pytest.raises(ValueError, match=r"RESIDUAL_KERNELS='off'.*0"):
+        native.load()
 
 
 def test_a_large_mean_costs_no_accuracy(kernels: list[str]) -> None:
@@ -167,6 +238,11 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(kernels: list[str], dtype: to
     assert_close(gradient[~dropped], torch.full_like(gradient[~dropped], 1 / 0.75))
 
 
+def test_dropout_of_nearly_everything(kernels: list[str]) -> None:
+    assert not Dropout(1 - 1e-12)(torch.ones(2, 4, 3, 3).contiguous(memory_format=LAST)).any()
+    assert kernels == ["dropout"]
+
+
 def test_dropout_masks_are_independent_and_repeat_with_the_generator(kernels: list[str]) -> None:
     node, x = Dropout(0.5), torch.ones(1, 4, 256, 256).contiguous(memory_format=LAST)
     state = torch.get_rng_state()
@@ -182,6 +258,8 @@ def test_dropout_keeps_the_plain_path_outside_training_and_of_transforms(kernels
     assert_close(Dropout(0.5).eval()(x), x)
     assert_close(Dropout(0.0)(x), x)
     assert not Dropout(1.0)(x).any()
+    given = x.clone(memory_format=torch.preserve_format)
+    assert Dropout(0.5, inplace=True)(given) is given
     Dropout(0.5)(x.contiguous().double())
     torch.func.vmap(Dropout(0.5), randomness="different")(x)
     assert kernels == []

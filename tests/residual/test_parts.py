@@ -25,7 +25,9 @@ from residual import (
     attention_branch,
     group_count,
     head_count,
+    native,
 )
+from residual.attention import attend
 from residual.count import multiply_adds, parameters
 
 
@@ -110,31 +112,34 @@ def test_attention_equals_softmax_of_scaled_products(heads: int) -> None:
     assert f"heads={heads}" in repr(node)
 
 
-@pytest.mark.parametrize(("side", "fused"), [(16, 0), (17, 1)])
-def test_attention_trained_in_bf16_is_as_accurate_for_few_pixels(side: int, fused: int) -> None:
-    node, x, calls = SelfAttention(16, heads=2), torch.randn(2, 16, side, side), []
-    nn.init.normal_(node.out.weight)
+@pytest.mark.parametrize("sharpness", [1.0, 6.0])
+@pytest.mark.parametrize(
+    ("side", "kernels", "dtype"),
+    [(8, True, torch.float32), (8, False, torch.bfloat16), (9, True, torch.bfloat16)],
+    ids=["short", "off", "long"],
+)
+def test_attention_trained_in_bf16_is_as_accurate_for_few_pixels(
+    side: int, kernels: bool, dtype: torch.dtype, sharpness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = (sharpness * torch.randn(2, 2, side**2, 16).bfloat16() for _ in range(3))
+    k = torch.where(torch.rand(2, 2, side**2, 1) < 0.5, q, k)  # sharp where a key equals its query
+    calls, usual = list[torch.dtype](), F.scaled_dot_product_attention
 
-    def gradient(dtype: torch.dtype, attend: Callable[..., Tensor] | None = None) -> Tensor:
-        leaf = x.to(dtype).requires_grad_()
-        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", enabled=dtype is torch.bfloat16):
-            if attend is not None:
-                patch.setattr("residual.attention.attend", attend)
-            (found,) = torch.autograd.grad(node(leaf).square().sum(), leaf)
-        return found.double()
+    def gradients(attention: Callable[..., Tensor], of: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.to(of).requires_grad_() for tensor in (q, k, v)]
+        y = attention(*leaves)
+        return [each.double() for each in (y, *torch.autograd.grad(y.square().sum(), leaves))]
 
-    def plain(*inputs: Tensor) -> Tensor:
-        calls.append(1)
-        return F.scaled_dot_product_attention(*inputs)
+    def counted(*inputs: Tensor) -> Tensor:
+        calls.append(inputs[0].dtype)
+        return usual(*inputs)
 
-    exact = gradient(torch.float32)
-    error, usual = ((gradient(torch.bfloat16, each) - exact).norm() for each in (None, plain))
-    assert error <= 1.1 * usual
-    with pytest.MonkeyPatch.context() as patch:
-        calls.clear()
-        patch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: (calls.append(1), v)[1])
-        gradient(torch.bfloat16)
-        assert len(calls) == fused
+    monkeypatch.setattr(native, "library", object() if kernels else None)
+    exact, plain = gradients(usual, torch.float64), gradients(usual, torch.bfloat16)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    for found, theirs, expected in zip(gradients(attend, torch.bfloat16), plain, exact, strict=True):
+        assert (found - expected).norm() <= 1.1 * (theirs - expected).norm()
+    assert calls == [dtype]
 
 
 def test_new_attention_block_equals_its_shortcut() -> None:

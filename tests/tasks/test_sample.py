@@ -23,6 +23,7 @@ from diffusion import DDPM, SAMPLERS
 from pictures.files import to_uint8
 from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
+from residual import native
 from tests.tasks.small import CLASSES, SMALL
 from training.compile import CACHE
 from training.report import activation_bytes
@@ -144,7 +145,7 @@ def test_bf16_draws_nearly_the_same_images(conditional, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("compiled", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_compiled_network_draws_the_same_images(conditional, tmp_path, monkeypatch, capsys, compiled):
-    flags, graphs = ["--num", 12, "--steps", 3, "--batch", 6], []
+    flags, graphs = ["--num", 12, "--steps", 3, "--batch", 5, "--animation"], []
 
     def backend(graph, inputs):
         graphs.append(graph)
@@ -162,8 +163,24 @@ def test_a_compiled_network_draws_the_same_images(conditional, tmp_path, monkeyp
     assert abs(found - whole).max() <= 1
     assert compiled == "compiled" or len(graphs) == 2, "the test of the compiler, and the network"
     assert record(tmp_path / "fast")["compile"] is True
+    with Image.open(tmp_path / "fast/images/000011.png") as picture:
+        assert picture.text["compile"] == "True"
     assert record(tmp_path / "whole")["compile"] is False
     assert f"compile=True: compiled code is kept in {tmp_path / 'code'}" in capsys.readouterr().out
+
+
+def test_the_kernels_draw_the_same_images(conditional, tmp_path, monkeypatch, capsys):
+    flags = ["--num", 12, "--steps", 3]
+    whole = run(conditional, tmp_path / "whole", *flags)
+    assert "CPU kernels: off" in capsys.readouterr().out
+    monkeypatch.delenv("RESIDUAL_KERNELS")
+    try:
+        found = run(conditional, tmp_path / "fast", *flags)
+        printed, used = capsys.readouterr().out, native.library is not None
+        assert ("CPU kernels" in printed) is not used
+        assert abs(found - whole).max() <= 1
+    finally:
+        native.unload()
 
 
 def test_without_a_compiler_no_image_is_drawn(conditional, tmp_path, monkeypatch, capsys):
@@ -214,6 +231,47 @@ def test_every_flag_matters(conditional, tmp_path):
     assert abs(within - heun).max() > 1
     rescaled = run(conditional, tmp_path / "rescaled", *flags, "--guidance", 4, "--guidance-rescale", 0.7)
     assert abs(rescaled - guided).max() > 1
+
+
+def test_images_are_changed(conditional, tmp_path, capsys):
+    flags = ["--steps", 10, "--label", "three"]
+    start = run(conditional, tmp_path / "start", "--num", 3, "--steps", 10, "--label", "seven")
+    origin = ["--from", tmp_path / "start" / "images"]
+    capsys.readouterr()
+    moved = []
+    for strength in (0.1, 0.5, 1.0):
+        found = run(conditional, tmp_path / "out", *flags, *origin, "--num", 5, "--strength", strength)
+        moved.append(abs(found[:3] - start).mean())
+        printed = capsys.readouterr().out
+        assert "from: 3 grey images" in printed
+        assert f"; {round(10 * strength)} step" in printed
+    assert moved == sorted(moved)
+    seven = run(conditional, tmp_path / "batches", *flags, *origin, "--num", 5, "--batch", 2, "--strength", 1)
+    assert abs(seven - found).max() <= 1
+    facts = record(tmp_path / "out")
+    assert (facts["from"], facts["strength"]) == (str(tmp_path / "start" / "images"), 1.0)
+    assert len(facts["from_sha256"]) == 64
+    run(conditional, tmp_path / "usual", *flags, *origin, "--num", 1, "--animation")
+    assert record(tmp_path / "usual")["strength"] == 0.5
+    with Image.open(tmp_path / "usual" / "animation.gif") as animation:
+        assert animation.n_frames == 6
+
+
+def test_images_that_cannot_be_changed_are_one_line(conditional, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for flags, message in (
+        (["--strength", 0.5], "strength=0.5"),
+        (["--from", tmp_path / "absent"], "absent"),
+        (["--from", tmp_path / "empty"], "empty"),
+        (["--from", "digits", "--strength", 0], "strength=0 "),
+        (["--from", "digits", "--strength", 1.5], "strength=1.5"),
+    ):
+        with pytest.raises(SystemExit):
+            run(conditional, tmp_path / "out", *flags)
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_worse_model_guides(conditional, tmp_path):

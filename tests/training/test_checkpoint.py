@@ -57,6 +57,7 @@ def test_what_is_written_is_read(tmp_path):
         "torch": torch.__version__,
         "device": "cpu",
         "threads": torch.get_num_threads(),
+        "kernels": "off",
     }
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", str(found.machine["commit"]))
     assert abs(datetime.now(UTC) - datetime.fromisoformat(found.written)) < timedelta(minutes=1)
@@ -161,16 +162,19 @@ def test_hidden_files_are_ignored(tmp_path):
 
 
 def test_changes_since_the_checkpoint_are_listed():
-    before = metadata(80, machine={"torch": "2.12", "threads": 2, "python": "3.11"})
+    before = metadata(80, machine={"torch": "2.12", "threads": 2, "kernels": "on", "python": "3.11"})
     now = metadata(80, processes=1, micro_batch=4, machine=before.machine | {"python": "3.12"})
     assert changes(before, before) == []
     assert changes(before, now) == [
         f"{what}; same images and noise, other dropout, batch norms and rounding"
         for what in ("processes: 2 when saved, 1 now", "train.micro_batch: null when saved, 4 now")
     ]
-    assert changes(before, metadata(80, machine={"torch": "2.13", "threads": 1, "python": "3.11"})) == [
+    assert changes(
+        before, metadata(80, machine={"torch": "2.13", "threads": 1, "kernels": "off", "python": "3.11"})
+    ) == [
         "torch: 2.12 when saved, 2.13 now; same images and noise, other rounding",
         "threads: 2 when saved, 1 now; same images and noise, other rounding",
+        "kernels: on when saved, off now; same images and noise, other dropout and rounding",
     ]
     on_gpu = metadata(80, machine={**before.machine, "device": "NVIDIA H100"})
     assert changes(on_gpu, metadata(80, machine={**before.machine, "device": "cpu"})) == [

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._inductor.exc import InductorError
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.testing import assert_close
 
 from residual import Chain, Residual
@@ -154,6 +155,8 @@ def test_an_error_of_the_compiler_in_an_update_is_one_line():
 def test_the_code_is_kept_in_the_caches_of_the_user(monkeypatch, tmp_path):
     monkeypatch.delenv(CACHE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert code_folder() == (tmp_path / "residual-diffusion/compiled", [])
+    monkeypatch.setenv(CACHE, default_cache_dir())  # as torch itself does
     assert code_folder() == (tmp_path / "residual-diffusion/compiled", [])
     monkeypatch.setenv(CACHE, str(tmp_path / "other"))
     assert code_folder() == (tmp_path / "other", [])

@@ -73,6 +73,7 @@ def polynomial(values: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6), (5, 5), (1, 7)])
 def test_orthogonalizing_keeps_singular_vectors_and_maps_singular_values(shape, flags, error, monkeypatch):
     monkeypatch.setattr("training.muon.cpu_flags", lambda: flags)
+    monkeypatch.setattr("residual.native.library", object())
     matrices = torch.randn(3, *shape)
     left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
     expected = left @ torch.diag_embed(polynomial(values / values.norm(dim=1, keepdim=True))) @ right
@@ -98,6 +99,19 @@ def test_muon_steps_matrices_as_pytorch_and_vectors_by_adamw():
     assert_close(weights[3], vector)
     for weight, same in zip(weights, matrices, strict=False):
         assert_close(weight, same, rtol=0, atol=1e-2)  # PyTorch computes in bfloat16; a step is 0.1 in size
+
+
+@pytest.mark.parametrize("layouts", [(True, False), (False, True)])
+def test_muon_takes_gradients_in_another_layout(layouts):
+    first, gradient = torch.randn(6, 3, 3, 3), torch.randn(6, 3, 3, 3)
+    formats = [torch.channels_last if last else torch.contiguous_format for last in layouts]
+    mixed, plain = nn.Parameter(first.to(memory_format=formats[0])), nn.Parameter(first.clone())
+    mixed.grad, plain.grad = gradient.to(memory_format=formats[1]), gradient.clone()
+    odd = nn.Parameter(torch.randn(3, 3, 8, 4).permute(2, 3, 0, 1))
+    odd.grad = torch.randn(8, 4, 3, 3)
+    for parameter in (mixed, plain, odd):
+        Muon(learning_rate=0.1).make([parameter]).step()
+    assert_close(mixed.detach(), plain.detach())
 
 
 def test_muon_takes_a_convolution_as_a_matrix_of_one_row_per_output_channel():

@@ -69,9 +69,9 @@ def test_the_kernels_make_channels_last_faster_in_bf16(bf16: bool, compiled: boo
 def test_a_network_that_draws_has_the_faster_layout_and_the_kernels(monkeypatch, name, dtype, kernels):
     called, net = [], torch.nn.Conv2d(4, 4, 3)
     monkeypatch.setattr(native, "library", object() if kernels else None)
-    monkeypatch.setattr(native, "load", lambda: called.append("kernels"))
+    monkeypatch.setattr(native, "load", lambda: called.append("kernels") or "told")
     monkeypatch.setattr(precision, "keep_freed_memory", lambda: called.append("memory"))
-    place(net, CPU, name)
+    assert place(net, CPU, name) == ([] if kernels else ["told"])
     assert net.weight.dtype is dtype
     assert net.weight.is_contiguous(memory_format=torch.channels_last) is (kernels or name == "float32")
     assert called == ["kernels", "memory"]
