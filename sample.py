@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from diffusion import SAMPLERS, late_start
 from diffusion.guidance import ALL_LEVELS
+from diffusion.sampler import steps_made
 from pictures.files import are_pictures, check_savable, picture_bytes, read_image, save_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
 from pipelines.diffusion import DiffusionModel, gather_drawn, load_model, require_finite
@@ -33,6 +34,7 @@ from storage.show import printable
 from storage.write import expand_home, remove
 from training.averages import OPTION, RunAverages, load_average
 from training.compile import compile_for_drawing, explain_compile_error, require_compiler
+from training.data import DataConfig, Images, open_images
 from training.disk_space import is_full, require_disk_space
 from training.log import print_line
 from training.memory import free_bytes, is_out_of_memory
@@ -60,8 +62,9 @@ NOTABLE = 0.01
 """share of clipped values that is reported"""
 COMPILE_OPTION = "compile=True", "leave it out"
 """the option that asks for compilation, and what to do without it"""
+STRENGTH = 0.5
 RECORD = "samples.json"
-OPTIONAL = ("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema")
+OPTIONAL = ("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "strength")
 """options that the metadata of a picture names only where they are given"""
 NAMES = ("images", "labels.csv", "grid.png", "animation.gif", "samples.npz")
 
@@ -125,6 +128,20 @@ def parser() -> argparse.ArgumentParser:
         help="a worse model of the same images, such as a smaller or less trained one: --guidance moves away from it, "
         "not from the images without a label (autoguidance)",
     )
+    p.add_argument(
+        "--from",
+        dest="origin",
+        metavar="IMAGES",
+        help="change images instead of drawing new ones: a folder, file or table of them; image k starts at picture k, "
+        "and after the last picture at the first one again. They are scaled and cropped to the size of the model",
+    )
+    p.add_argument(
+        "--strength",
+        type=float,
+        default=None,
+        help="share of the steps with which --from changes the images, above 0 (hardly) to 1 (nearly new images); "
+        f"without it {STRENGTH:g}",
+    )
     p.add_argument("--guide-ema", type=float, metavar="WIDTH|IMAGES", help="that average of the run in --guide")
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     p.add_argument(
@@ -187,7 +204,8 @@ def main(argv: Sequence[str]) -> None:
     device = _device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
     lines = require_compiler(*COMPILE_OPTION, device) if args.compile else []
-    facts = _facts(args, model, out, device)
+    origin = _open_origin(args, model)
+    facts = _facts(args, model, out, device) | {"from_sha256": None if origin is None else origin.fingerprint}
     args.batch = _batch(model, device, args.guidance) if args.batch is None else args.batch
     for net in (model.net,) if model.guide is None else (model.net, model.guide):
         lines += place(net, device, args.precision, args.compile)
@@ -197,14 +215,16 @@ def main(argv: Sequence[str]) -> None:
         seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
         options = f"{amount(args.num, 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
         print_line(f"model: {args.model}{seen}{f', {average.about}' if average else ''}; {options}")
-        if warning := late_start(args.sampler, model.formulation, args.steps):
+        if origin is not None:
+            print_line(f"from: {origin}; {amount(steps_made(args.steps, args.strength), 'step')} change them")
+        elif warning := late_start(args.sampler, model.formulation, args.steps):
             print_line(f"note: {warning}")
         for line in dict.fromkeys(lines):
             print_line(line)
 
     with _kept(args, model, out), explain_compile_error(*COMPILE_OPTION):
         on_main(lambda: _begin(args, model, out, facts))
-        frames = gather_drawn(_draw(args, model, labels, device, out), args.num)
+        frames = gather_drawn(_draw(args, model, labels, device, out, origin), args.num)
         if process_state().is_main_process:
             _write(args, model, labels, frames, out, facts)
     leave_processes()
@@ -250,6 +270,8 @@ def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, d
         "weights_sha256": weights_sha256(model.net),
         **{name: getattr(args, name) for name in names},
         "guidance_interval": interval,
+        "from": None if args.origin is None else printable(str(args.origin)),
+        "strength": args.strength,
         "guide": None if args.guide is None else printable(str(args.guide)),
         "guide_sha256": None if model.guide is None else weights_sha256(model.guide),
         "classes": None if model.classes is None else len(model.classes),
@@ -259,6 +281,32 @@ def _facts(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder, d
         "precision": args.precision,
         "compile": args.compile,
     }
+
+
+def _open_origin(args: argparse.Namespace, model: DiffusionModel) -> Images | None:
+    """The images of --from in the format of the model; None without it. Raises ValueError if they do not fit."""
+    if args.origin is None:
+        if args.strength is not None:
+            raise ValueError(f"strength={args.strength:g} is that of images to change; give --from, too")
+        return None
+    args.strength = STRENGTH if args.strength is None else args.strength
+    if not 0 < args.strength <= 1:
+        raise ValueError(f"strength={args.strength:g} is out of range; give a share of the steps above 0, at most 1")
+    kept, (channels, *size) = model.pixel_format, model.shape
+    as_trained: dict[str, Any] = {"channels": channels, "labels": False, "bits": 16 if kept.dtype == "uint16" else 8}
+    if kept.file == "npy":
+        as_trained |= {"range": (kept.low, kept.high), "bits": 8}
+    config = DataConfig(source=str(args.origin), size=(size[0], size[1]), **as_trained)
+    try:
+        images = open_images(config, on_main=on_main)
+    except ValueError as error:
+        raise ValueError(f"from {str(args.origin)!r}: {error}") from None
+    assert isinstance(images, Images), "they are not streamed"
+    if images.shape != model.shape:
+        raise ValueError(
+            f"from {str(args.origin)!r}: images of shape {images.shape}, but the model's are {model.shape}"
+        )
+    return images
 
 
 def _batch(model: DiffusionModel, device: torch.device, guidance: float) -> int:
@@ -337,7 +385,12 @@ def _kept(args: argparse.Namespace, model: DiffusionModel, out: OutputFolder) ->
 
 
 def _draw(
-    args: argparse.Namespace, model: DiffusionModel, labels: Labels, device: torch.device, out: OutputFolder
+    args: argparse.Namespace,
+    model: DiffusionModel,
+    labels: Labels,
+    device: torch.device,
+    out: OutputFolder,
+    origin: Images | None,
 ) -> Frames:
     """Draws and writes this process's images, without those that are finished. Returns the frames of an animation.
 
@@ -348,7 +401,8 @@ def _draw(
     """
     state, folder = process_state(), out.staging / "images"
     shown = min(args.num, MAX_IN_GRID) if args.animation else 0
-    wanted = set(np.linspace(0, args.steps, min(MAX_FRAMES, args.steps + 1)).round().astype(int).tolist())
+    steps = args.steps if origin is None else steps_made(args.steps, args.strength)
+    wanted = set(np.linspace(0, steps, min(MAX_FRAMES, steps + 1)).round().astype(int).tolist())
     share = range(state.process_index, args.num, state.num_processes)
     names = set(os.listdir(folder))
     split = [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
@@ -356,7 +410,9 @@ def _draw(
     size = len(split[0]) if split else 0
     drawn, printed = list[tuple[int, list[np.ndarray]]](), time.monotonic()
     done, count = 0, sum(map(len, left))
-    options = {"seed": args.seed, "device": device, **_options(args)}
+    options: dict[str, Any] = {"seed": args.seed, "device": device, **_options(args)}
+    if origin is not None:
+        options["strength"] = args.strength
 
     def save(numbers: Sequence[int], images: torch.Tensor) -> None:
         for number, image in zip(numbers, images, strict=True):
@@ -364,7 +420,7 @@ def _draw(
             save_image(image, model.pixel_format, folder / _file(model, number), text)
 
     with (
-        tqdm(total=len(left) * args.steps, unit="step", disable=None if state.is_main_process else True) as bar,
+        tqdm(total=len(left) * steps, unit="step", disable=None if state.is_main_process else True) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
         written = writer.submit(lambda: None)
@@ -375,6 +431,9 @@ def _draw(
             numbers, frames, fits = left.popleft(), list[np.ndarray](), True
             try:
                 filled = [*numbers, *[numbers[-1]] * (size - len(numbers))] if args.compile else numbers
+                if origin is not None:
+                    stored = origin.read(np.array(filled) % len(origin))
+                    options["origin"] = origin.pixel_format.to_unit(torch.from_numpy(stored))
                 for step, x in enumerate(model.denoising(filled, labels(filled), **options)):
                     bar.update(step > 0)
                     if step in wanted and numbers[0] < shown:
@@ -388,7 +447,7 @@ def _draw(
                 size = half = (len(numbers) + 1) // 2
                 print_line(f"note: {amount(len(numbers), 'image')} do not fit into memory; drawing {half:,} at a time")
                 left = deque(part for whole in (numbers, *left) for part in (whole[:half], whole[half:]) if part)
-                bar.total = bar.n + len(left) * args.steps
+                bar.total = bar.n + len(left) * steps
                 continue
             require_finite(numbers, images, args.guidance)
             written.result()

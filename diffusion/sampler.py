@@ -101,6 +101,8 @@ class FromDiffusers:
     learned_variance: bool | None = None
     """whether the noise that DDPM adds has the learned variance, which `predict` returns behind the denoised image
     (Nichol & Dhariwal 2021, eq. 15), and not that of the formulation; None for other schedulers"""
+    skipped: int = 0
+    """steps of the whole chain that come before `times`"""
 
     def __call__(
         self,
@@ -116,9 +118,9 @@ class FromDiffusers:
         if self.learned_variance:
             config["variance_type"] = "learned_range"
         scheduler = kind(**_accepted(kind.__init__, config), **settings)
-        scheduler.set_timesteps(len(times) - 1)
+        scheduler.set_timesteps(self.skipped + len(times) - 1)
         options = _accepted(scheduler.step, {"generator": generators, "eta": self.eta})
-        for timestep, time in zip(scheduler.timesteps, times, strict=False):
+        for timestep, time in zip(scheduler.timesteps[self.skipped :], times, strict=False):
             x = scheduler.step(predict(x, time), timestep, x, return_dict=False, **options)[0]
             yield x
 
@@ -217,6 +219,11 @@ def late_start(name: str, formulation: Formulation, steps: int) -> str | None:
     )
 
 
+def steps_made(steps: int, strength: float) -> int:
+    """The number of steps, at least one, that are the share `strength` of a chain."""
+    return max(1, round(strength * steps))
+
+
 def sample(
     denoise: Denoiser,
     formulation: Formulation,
@@ -227,13 +234,22 @@ def sample(
     *,
     steps: int = 50,
     device: torch.device | str = "cpu",
+    origin: Images | None = None,
+    strength: float = 1.0,
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Draws one image (c, h, w) per generator: yields the starting noise, then the images after each of the `steps`.
+
+    With `origin`, images in [-1, 1] on `device`, the chain starts at these with noise, and only the last
+    `steps_made(steps, strength)` steps are made (Meng et al. 2022, SDEdit).
 
     Intermediate images are scaled to about unit variance. The last ones, the samples, are in about [-1, 1] (not
     clipped). `sampler` comes from `choose_sampler`.
     """
-    times = formulation.times(steps, sampler.spacing).to(device)
+    skipped = 0 if origin is None else steps - steps_made(steps, strength)
+    times = formulation.times(steps, sampler.spacing).to(device)[skipped:]
+    solver = sampler.solver
+    if isinstance(solver, FromDiffusers):
+        solver = replace(solver, skipped=skipped)
 
     if sampler.clip and formulation.clips_x0:
         denoise = clipped(denoise)
@@ -243,7 +259,8 @@ def sample(
             return denoise(x, time.expand(len(x)), condition)
 
     start = formulation.level(times[:1])
-    x = sampler.start(start, standard_normal(generators, shape, device))
+    noise = standard_normal(generators, shape, device)
+    x = sampler.start(start, noise) if origin is None else start.noisy(origin, noise)
     yield x / start.scale()
-    for time, images in zip(times[1:], sampler.solver(predict, formulation, x, times, generators), strict=True):
+    for time, images in zip(times[1:], solver(predict, formulation, x, times, generators), strict=True):
         yield images / formulation.level(time[None]).scale()

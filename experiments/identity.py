@@ -97,7 +97,7 @@ def measure(settings: Settings) -> Finding:
             holds(torch.equal(shortcut + branch, output)),
         ),
         Claim(
-            1,
+            94,
             f"loss after {updates} updates: plain {show(last['plain'])}, residual {show(last['residual'])}",
             compare([plain - residual for plain, residual in zip(last["plain"], last["residual"], strict=True)]),
         ),

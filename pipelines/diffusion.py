@@ -228,13 +228,16 @@ class DiffusionModel:
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         guidance_rescale: float = 0.0,
+        origin: Float[Tensor, "b c h w"] | None = None,
+        strength: float = 1.0,
         **options: Any,
     ) -> Iterator[Float[Tensor, "b c h w"]]:
         """Draws the images with these numbers under `seed`: yields their noise, then each step, last the images.
 
         `labels` has one label per image; without them a model with classes draws the null label. `guidance_interval`
-        is in units of `sigma / alpha`. `options` are sampler, eta and churn. Raises ValueError as `check` does, and for
-        labels that the model does not have.
+        is in units of `sigma / alpha`. `options` are sampler, eta and churn. With `origin`, one image in [-1, 1] per
+        number, the share `strength` of the steps changes these images; see `diffusion.sample`. Raises ValueError as
+        `check` does, for labels that the model does not have, and for a strength or an origin that does not fit.
         """
         guiding: Any = {
             "guidance": guidance,
@@ -243,10 +246,26 @@ class DiffusionModel:
         }
         chosen = self.check(steps=steps, **guiding, **options)
         self._check_labels(images, labels)
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength={strength:g} is out of range; give a share of the steps above 0, at most 1")
+        if origin is not None and origin.shape != (len(images), *self.shape):
+            raise ValueError(f"origin has the shape {tuple(origin.shape)}, not {(len(images), *self.shape)}")
         denoise = self.denoiser(**guiding, learned_variance=chosen.learned_variance)
         condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
         sources = generators(seed, images)
-        return sample(denoise, self.formulation, chosen, sources, self.shape, condition, steps=steps, device=device)
+        origin = None if origin is None else origin.to(device)
+        return sample(
+            denoise,
+            self.formulation,
+            chosen,
+            sources,
+            self.shape,
+            condition,
+            steps=steps,
+            device=device,
+            origin=origin,
+            strength=strength,
+        )
 
     def draw(self, images: Sequence[int], labels: Sequence[int] | None, **options: Any) -> Float[Tensor, "b c h w"]:
         """The images at the end of `denoising`, in [-1, 1]. Raises ValueError if they are not finite."""

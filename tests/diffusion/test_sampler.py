@@ -289,3 +289,41 @@ def test_a_late_start_is_reported_with_the_nearest_number_of_steps_without_one(s
     assert nearest is None or f"; {nearest} steps start higher" in warning
     assert late_start("unipc", DDPM(), steps) is None
     assert late_start("heun", EDM(), steps) is None
+
+
+def test_changed_images_equal_a_chain_of_diffusers_from_the_same_timestep() -> None:
+    sources, steps, origin = generators(0, range(3)), 10, torch.rand(3, *SHAPE) * 2 - 1
+    denoise, chosen = ideal(LINEAR), choose_sampler("ddim", LINEAR, steps)
+    found = list(sample(denoise, LINEAR, chosen, sources, SHAPE, steps=steps, origin=origin, strength=0.4))
+    assert len(found) == 1 + 4
+    scheduler = DDIMScheduler.from_config(LINEAR.scheduler_config(), prediction_type="sample", **SCHEDULERS["ddim"][1])
+    scheduler.set_timesteps(steps)
+    noise = standard_normal(generators(0, range(3)), SHAPE, "cpu")
+    x = scheduler.add_noise(origin, noise, scheduler.timesteps[6:7].repeat(3))
+    for timestep in scheduler.timesteps[6:]:
+        x = scheduler.step(denoise(x, timestep.float().repeat(3), UNCONDITIONED), timestep, x).prev_sample
+    assert_close(found[-1], x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "formulation"),
+    [
+        pytest.param(sampler, formulation, id=f"{sampler}-{name}")
+        for sampler, row in SAMPLERS.items()
+        for name, formulation in ALL.items()
+        if isinstance(formulation, DDPM) or not isinstance(row.solver, FromDiffusers)
+        if (sampler, name) != ("dpmpp_2m_sde", "zero_terminal")
+    ],
+)
+def test_more_strength_moves_images_further(sampler, formulation) -> None:
+    origin, chosen, steps = torch.full((8, *SHAPE), 0.9), choose_sampler(sampler, formulation, 100), 100
+
+    def moved(strength: float) -> float:
+        *found, last = sample(
+            ideal(formulation), formulation, chosen, generators(0, range(8)), SHAPE,
+            steps=steps, origin=origin, strength=strength,
+        )  # fmt: skip
+        assert len(found) == max(1, strength * steps)
+        return (last - origin).abs().mean().item()
+
+    assert moved(0.004) < 0.5 * moved(1.0)

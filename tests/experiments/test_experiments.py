@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from experiments import nets
+from experiments import claims, nets
 from experiments.finding import Claim, Curve, Finding, Panel, compare, holds, show
 from experiments.run import Settings, measurements, parse, run
 
@@ -147,6 +147,42 @@ def test_the_page_lists_all_experiments_and_its_code_runs(capsys: pytest.Capture
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, {})
     assert re.fullmatch(r"  1 holds: the mean is 0\.\d+ \(.*\)\n", capsys.readouterr().out)
+
+
+def test_the_page_of_claims_is_that_of_the_results() -> None:
+    assert claims.PAGE.read_text() == claims.page(claims.read_results(claims.RESULTS), claims.read_items())
+
+
+def test_every_item_has_a_claim_and_only_these_fields() -> None:
+    items = claims.read_items()
+    assert list(items) == list(range(1, len(items) + 1))
+    for number, item in items.items():
+        assert item["claim"].endswith("."), number
+        assert item.keys() <= {"claim", "paper", "correction", "note"}, number
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A result with one claim."""
+    return {"short": False, "claims": [{"item": 1, "measured": "2 | 3", "verdict": "holds"}]} | changes
+
+
+def test_the_page_has_measured_and_unmeasured_items_and_corrections() -> None:
+    items = {1: {"claim": "One.", "paper": "A 2000"}, 2: {"claim": "Two.", "correction": "Three.", "note": "history"}}
+    page = claims.page({"some": result()}, items)
+    assert "| 1 | One. | A 2000 | holds | 2 \\| 3 | [some](experiments/some.png) |" in page
+    assert "1 of 2 items" in page
+    assert "- 2. Two. **Correction**: Three." in page
+    assert "- 2. Two. (history)" in page
+
+
+def test_results_that_cannot_make_a_page_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        claims.read_results(tmp_path)
+    (tmp_path / "some.json").write_text(json.dumps(result(short=True)))
+    with pytest.raises(ValueError, match=r"some\.json.*--short"):
+        claims.read_results(tmp_path)
+    with pytest.raises(ValueError, match=r"some.*item 1"):
+        claims.page({"some": result()}, {})
 
 
 def test_nets_are_trained_once(tmp_path: Path) -> None:

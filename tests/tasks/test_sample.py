@@ -233,6 +233,47 @@ def test_every_flag_matters(conditional, tmp_path):
     assert abs(rescaled - guided).max() > 1
 
 
+def test_images_are_changed(conditional, tmp_path, capsys):
+    flags = ["--steps", 10, "--label", "three"]
+    start = run(conditional, tmp_path / "start", "--num", 3, "--steps", 10, "--label", "seven")
+    origin = ["--from", tmp_path / "start" / "images"]
+    capsys.readouterr()
+    moved = []
+    for strength in (0.1, 0.5, 1.0):
+        found = run(conditional, tmp_path / "out", *flags, *origin, "--num", 5, "--strength", strength)
+        moved.append(abs(found[:3] - start).mean())
+        printed = capsys.readouterr().out
+        assert "from: 3 grey images" in printed
+        assert f"; {round(10 * strength)} step" in printed
+    assert moved == sorted(moved)
+    seven = run(conditional, tmp_path / "batches", *flags, *origin, "--num", 5, "--batch", 2, "--strength", 1)
+    assert abs(seven - found).max() <= 1
+    facts = record(tmp_path / "out")
+    assert (facts["from"], facts["strength"]) == (str(tmp_path / "start" / "images"), 1.0)
+    assert len(facts["from_sha256"]) == 64
+    run(conditional, tmp_path / "usual", *flags, *origin, "--num", 1, "--animation")
+    assert record(tmp_path / "usual")["strength"] == 0.5
+    with Image.open(tmp_path / "usual" / "animation.gif") as animation:
+        assert animation.n_frames == 6
+
+
+def test_images_that_cannot_be_changed_are_one_line(conditional, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for flags, message in (
+        (["--strength", 0.5], "strength=0.5"),
+        (["--from", tmp_path / "absent"], "absent"),
+        (["--from", tmp_path / "empty"], "empty"),
+        (["--from", "digits", "--strength", 0], "strength=0 "),
+        (["--from", "digits", "--strength", 1.5], "strength=1.5"),
+    ):
+        with pytest.raises(SystemExit):
+            run(conditional, tmp_path / "out", *flags)
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_worse_model_guides(conditional, tmp_path):
     flags = ["--num", 4, "--steps", 5, "--sampler", "heun"]
     model = load_model(conditional)
