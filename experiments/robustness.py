@@ -56,14 +56,8 @@ def measure(settings: Settings) -> Finding:
             ]
     middle = len(RADII) // 2
     rise = {kind: [b - a for a, b in zip(clean[kind], errors["PGD"][kind][middle], strict=True)] for kind in MERGES}
-    names = {
-        "plain": "without shortcuts",
-        "residual": "with",
-        "scaled": "scaled",
-        "spectral": f"branches of norm {BOUND}",
-    }
     described = f"PGD of radius {RADII[middle]} raises the error " + ", ".join(
-        f"{names[kind]} by {show(rise[kind])} points from {show(clean[kind])} %" for kind in MERGES
+        f"of {kind} networks by {show(rise[kind])} points from {show(clean[kind])} %" for kind in MERGES
     )
     claims = [
         Claim(30, described, smaller_rise("residual", "plain", rise, clean)),
