@@ -50,9 +50,9 @@ def measure(settings: Settings) -> Finding:
     claims = [
         Claim(
             60,
-            f"{sizes[0]} instead of {sizes[-1]} images in a forward pass raise the error by {show(rise['batch'])} points "
-            f"with batch norm, by {show(rise['group'])} with group norm; after {updates} updates, the errors with "
-            f"{sizes[0]} images are {show(error['batch'][0])} % and {show(error['group'][0])} %",
+            f"{sizes[0]} instead of {sizes[-1]} images per forward pass raise the error by {show(rise['batch'])} "
+            f"points with batch norm, by {show(rise['group'])} with group norm; after {updates} updates, errors "
+            f"with {sizes[0]} images are {show(error['batch'][0])} % and {show(error['group'][0])} %",
             verdict,
         ),
         Claim(

@@ -74,12 +74,10 @@ def measure(settings: Settings) -> Finding:
     columns = {"network": "", "clean": "%"} | {
         f"{attack}, radius {RADII[i]}": "%" for attack in errors for i in (1, middle)
     }
-    panels = [
-        Panel("radius (pixel values from -1 to 1)", f"error under {attack} (%)", [*curves(found)])
-        for attack, found in errors.items()
-    ]
+    curves = [Curve(kind, RADII, found) for kind, found in errors["PGD"].items()]
+    panel = Panel("radius (pixel values from -1 to 1)", "error under PGD (%)", curves)
     title = "Small changes of the image fool all networks, those with shortcuts less"
-    return Finding(title, columns, rows, claims, panels, settings.seeds)
+    return Finding(title, columns, rows, claims, [panel], settings.seeds)
 
 
 def smaller_rise(kind: str, than: str, rise: dict[str, list[float]], clean: dict[str, list[float]]) -> Verdict:
@@ -87,11 +85,6 @@ def smaller_rise(kind: str, than: str, rise: dict[str, list[float]], clean: dict
     verdict = compare([a - b for a, b in zip(rise[than], rise[kind], strict=True)], least=2.0)
     apart = max(abs(a - b) for a, b in zip(clean[kind], clean[than], strict=True)) > 2
     return "holds with a limit" if verdict == "holds" and apart else verdict
-
-
-def curves(found: dict[str, list[list[float]]]) -> list[Curve]:
-    """One curve per network."""
-    return [Curve(kind, RADII, values) for kind, values in found.items()]
 
 
 def change(net: nn.Module, kind: str) -> None:
