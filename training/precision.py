@@ -46,8 +46,8 @@ def choose_memory_format(device: torch.device, bf16: bool, compiled: bool) -> to
 def place(network: nn.Module, device: torch.device, precision: str = "float32", compiled: bool = False) -> list[str]:
     """Moves a network to the device where it draws or classifies: in the faster layout, on a CPU with the kernels.
 
-    With `precision="bf16"` its weights become bf16, too. `compiled` says that it will be compiled. Returns lines to
-    print: why the kernels of the CPU are not used, if they are not.
+    With `precision="bf16"` its weights become bf16, too. `compiled` says that it will be compiled, which on a CPU does
+    not change the layout. Returns lines to print: why the kernels of the CPU are not used, if they are not.
     """
     lines = []
     if device.type == "cpu":
@@ -55,7 +55,7 @@ def place(network: nn.Module, device: torch.device, precision: str = "float32", 
         lines = [] if native.library is not None else [line]
         keep_freed_memory()
     bf16 = precision == "bf16"
-    layout = choose_memory_format(device, bf16, compiled)
+    layout = choose_memory_format(device, bf16, compiled and device.type == "cuda")
     network.to(device, torch.bfloat16 if bf16 else torch.float32, memory_format=layout)  # type: ignore[call-overload]
     return lines
 

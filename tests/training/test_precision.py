@@ -71,7 +71,7 @@ def test_a_network_that_draws_has_the_faster_layout_and_the_kernels(monkeypatch,
     monkeypatch.setattr(native, "library", object() if kernels else None)
     monkeypatch.setattr(native, "load", lambda: called.append("kernels") or "told")
     monkeypatch.setattr(precision, "keep_freed_memory", lambda: called.append("memory"))
-    assert place(net, CPU, name) == ([] if kernels else ["told"])
+    assert place(net, CPU, name, compiled=kernels) == ([] if kernels else ["told"])
     assert net.weight.dtype is dtype
     assert net.weight.is_contiguous(memory_format=torch.channels_last) is (kernels or name == "float32")
     assert called == ["kernels", "memory"]
