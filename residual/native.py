@@ -70,11 +70,11 @@ def fits(x: Tensor) -> bool:
     """
     return (
         library is not None
+        and computed_now(x)  # first: a compiler would break its graph at the others
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.shape[1] <= MAX_CHANNELS
         and not x.is_neg()
-        and computed_now(x)
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -213,6 +214,21 @@ def test_transforms_keep_the_plain_path_and_checkpoints_do_not(kernels: list[str
     assert kernels == []
     checkpoint(node, x.requires_grad_(), use_reentrant=False).sum().backward()
     assert kernels == ["norm_act", "norm_act", "norm_act_backward"]
+
+
+def test_a_compiled_network_is_one_graph_of_plain_operations(kernels: list[str], monkeypatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
+    torch.compiler.reset()
+    net, x = nn.Sequential(NormAct(8), nn.Conv2d(8, 8, 1), Dropout(0.5), NormAct(8)), torch.randn(2, 8, 3, 3)
+    torch.compile(net, backend=backend)(x.contiguous(memory_format=LAST))
+    assert len(graphs) == 1
+    assert kernels == []
 
 
 def test_hooks_of_the_activation_are_called(kernels: list[str]) -> None:
