@@ -131,12 +131,12 @@ class DiffusionModel:
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale={guidance_rescale:g} is out of range; give 0 (none) to 1")
         if guidance == 1:
-            unused = [
-                *(["guide"] if self.guide is not None else []),
-                *(["guidance_interval"] if guidance_interval != ALL_LEVELS else []),
-                *(["guidance_rescale"] if guidance_rescale else []),
-            ]
-            if unused:
+            changed = {
+                "guide": self.guide is not None,
+                "guidance_interval": guidance_interval != ALL_LEVELS,
+                "guidance_rescale": guidance_rescale != 0,
+            }
+            if unused := [name for name, is_changed in changed.items() if is_changed]:
                 raise ValueError(f"{unused[0]} has no effect with guidance=1; give another guidance, or leave it out")
             return chosen
         if not abs(guidance) <= MAX_GUIDANCE:
