@@ -27,7 +27,7 @@ from storage.write import replace_file
 from tasks.judge import Judge, open_judge
 from training.data import Images, open_validation
 from training.output_folder import weights_sha256
-from training.precision import place
+from training.precision import PRECISIONS, place
 from training.processes import on_main, process_state
 from training.script import ScriptParser, command
 
@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--num", type=int, default=1000, help="images of each seed and scale")
     parser.add_argument("--seeds", type=int, default=3, help="of the noise")
     parser.add_argument("--scales", type=float, nargs="+", default=list(SCALES))
-    parser.add_argument("--steps", type=int, default=18, help="of the sampler dpmpp_2m")
+    parser.add_argument("--steps", type=int, default=10, help="of the sampler dpmpp_2m")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the diffusion model's network")
     parser.add_argument("--picture", type=Path, help="PNG file with the curves")
     args = parser.parse_args(argv)
     guiding = load_classifier(args.classifier)
@@ -61,8 +62,8 @@ def main(argv: Sequence[str]) -> None:
     if not isinstance(real, Images):
         raise ValueError(f"model={args.model} held out no images; train it with data.validation=0.5")
     judge = open_judge(args.judge, real, None, None, False)
-    for net in (model.net, guiding.net):
-        place(net, process_state().device)
+    place(model.net, process_state().device, args.precision)
+    place(guiding.net, process_state().device)
     features = judge.features(real.pixel_format.to_unit(torch.from_numpy(real.read(np.arange(len(real))))))
     found: dict[str, list[list[Row]]] = {}
     for name, guided in models.items():
@@ -72,7 +73,8 @@ def main(argv: Sequence[str]) -> None:
             found[name].append([compare(features, images, guided, judge) for images in drawn])
             print(line(name, scale, found[name][-1]), flush=True)
         print(f"  {correlations(args.scales, found[name])}\n")
-    print(f"n = {args.num:,} images of each of {args.seeds} seeds, {len(real):,} real images, {args.steps} steps")
+    drawing = f"{args.num:,} images of each of {args.seeds} seeds in {args.steps} steps, {args.precision}"
+    print(f"{drawing}; {len(real):,} real images")
     if args.picture is not None:
         save_picture(args.scales, found, args.picture)
 

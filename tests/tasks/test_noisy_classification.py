@@ -1,6 +1,7 @@
 """Classifiers of noisy images: the loss, the folder, and the diffusion models that they guide."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.testing import assert_close
 
+import sample
 from diffusion import DDPM, EDM, Flow
+from pictures.files import to_uint8
 from pictures.pixel_format import PixelFormat
 from pipelines.classification import CLEAN, load_classifier
 from pipelines.diffusion import DiffusionModel, load_model
@@ -200,3 +204,59 @@ def test_what_a_classifier_cannot_guide_is_refused(labels, options, message: str
 def test_a_scale_needs_a_classifier(conditional: Path) -> None:
     with pytest.raises(ValueError, match=r"classifier_scale=2 .*classifier"):
         load_model(conditional).draw([0], [1], steps=2, classifier_scale=2.0)
+
+
+# --- sample.py -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(trained: ClassificationTask, tmp_path_factory) -> Path:
+    """The model folder of the classifier of noisy images."""
+    path = tmp_path_factory.mktemp("classifier")
+    trained.save(trained.model, path)
+    return path
+
+
+def draw(model: Path, out: Path, *flags: object) -> np.ndarray:
+    sample.main([str(model), "--out", str(out), "--device", "cpu", "--num", "4", "--steps", "3", *map(str, flags)])
+    return np.stack([np.array(Image.open(path)) for path in sorted((out / "images").iterdir())]).astype(int)
+
+
+def test_a_classifier_guides_the_command(
+    conditional: Path, folder: Path, guided: DiffusionModel, tmp_path: Path
+) -> None:
+    flags = ["--label", "three", "--guidance", 0, "--classifier", folder, "--classifier-scale", 3]
+    found = draw(conditional, tmp_path / "out", *flags)
+    expected = to_uint8(guided.draw(range(4), [3] * 4, steps=3, guidance=0.0, classifier_scale=3.0))[..., 0]
+    assert abs(found - expected).max() <= 1
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (record["classifier"], record["classifier_scale"]) == (str(folder), 3.0)
+    with Image.open(tmp_path / "out/images/000000.png") as picture:
+        assert (picture.text["classifier"], picture.text["classifier_scale"]) == (str(folder), "3.0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--classifier-scale", 2], "classifier_scale=2 .*classifier"),
+        (["--classifier", "CLASSIFIER", "--classifier-scale", 0], "classifier_scale=0 .*effect"),
+        (["--classifier", "CLASSIFIER", "--classifier-scale", "inf"], "classifier_scale=inf .*range"),
+        (["--classifier", "CLASSIFIER", "--label", "none"], "label is none"),
+        (["--classifier", "CLASSIFIER", "--label", "eleven"], "eleven.*seven"),
+        (["--classifier", "CLASSIFIER", "--guidance-interval", 2, 1], "guidance_interval=2,1"),
+        (["--classifier", "CLASSIFIER", "--guidance-rescale", 2], "guidance_rescale=2"),
+        (["--classifier", "MODEL"], "UNet.*not a classifier|no .*classification.json"),
+        (["--classifier", "absent"], "absent"),
+        (["--classifier", "CLEAN"], "without noise.*noise.kind"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be_guided(
+    flags, message: str, conditional: Path, folder: Path, trained: ClassificationTask, tmp_path: Path, capsys
+) -> None:
+    places = {"CLASSIFIER": folder, "MODEL": conditional, "CLEAN": tmp_path / "clean"}
+    ClassificationRun(model=replace(SMALL, widths=(8, 8))).build(digits()).classifier.save(tmp_path / "clean")
+    with pytest.raises(SystemExit):
+        draw(conditional, tmp_path / "out", *(places.get(str(flag), flag) for flag in flags))
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, line)
+    assert not (tmp_path / "out").exists()
