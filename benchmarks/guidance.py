@@ -126,8 +126,8 @@ def correlations(scales: Sequence[float], rows: Sequence[Sequence[Row]]) -> str:
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Rank correlation of values without ties."""
-    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = torch.tensor([x, y]).argsort(dim=1).argsort(dim=1)
+    return torch.corrcoef(ranks.double())[0, 1].item()
 
 
 def save_picture(scales: Sequence[float], found: dict[str, list[list[Row]]], path: Path) -> None:
