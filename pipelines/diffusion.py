@@ -120,6 +120,7 @@ class DiffusionModel:
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         guidance_rescale: float = 0.0,
+        strength: float = 1.0,
         **options: float,
     ) -> Sampler:
         """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
@@ -130,6 +131,8 @@ class DiffusionModel:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale={guidance_rescale:g} is out of range; give 0 (none) to 1")
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength={strength:g} is out of range; give a share of the steps above 0, at most 1")
         if guidance == 1:
             changed = {
                 "guide": self.guide is not None,
@@ -237,17 +240,15 @@ class DiffusionModel:
         `labels` has one label per image; without them a model with classes draws the null label. `guidance_interval`
         is in units of `sigma / alpha`. `options` are sampler, eta and churn. With `origin`, one image in [-1, 1] per
         number, the share `strength` of the steps changes these images; see `diffusion.sample`. Raises ValueError as
-        `check` does, for labels that the model does not have, and for a strength or an origin that does not fit.
+        `check` does, for labels that the model does not have, and for an origin that does not fit.
         """
         guiding: Any = {
             "guidance": guidance,
             "guidance_interval": guidance_interval,
             "guidance_rescale": guidance_rescale,
         }
-        chosen = self.check(steps=steps, **guiding, **options)
+        chosen = self.check(steps=steps, strength=strength, **guiding, **options)
         self._check_labels(images, labels)
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength={strength:g} is out of range; give a share of the steps above 0, at most 1")
         if origin is not None and origin.shape != (len(images), *self.shape):
             raise ValueError(f"origin has the shape {tuple(origin.shape)}, not {(len(images), *self.shape)}")
         denoise = self.denoiser(**guiding, learned_variance=chosen.learned_variance)

@@ -33,8 +33,24 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"residual", "resnet", "unet", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
+    "drawing": (
+        {"residual", "diffusion", "pictures", "training", "pipelines", "storage"},
+        BASE | {"tqdm"},
+    ),
     "experiments": (
-        {"residual", "resnet", "unet", "diffusion", "metrics", "pictures", "training", "pipelines", "tasks", "storage"},
+        {
+            "residual",
+            "resnet",
+            "unet",
+            "diffusion",
+            "metrics",
+            "pictures",
+            "training",
+            "pipelines",
+            "tasks",
+            "drawing",
+            "storage",
+        },
         BASE | {"accelerate", "safetensors", "yaml"},
     ),
 }

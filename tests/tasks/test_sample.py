@@ -16,6 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+import drawing.draw
+import drawing.job
+import drawing.write
 import residual
 import sample
 import training.precision
@@ -122,7 +125,7 @@ def test_the_batch_follows_from_free_memory(conditional, tmp_path, monkeypatch):
         (4.5 * per_image, 1, [4, 3]),
         (5 * per_image, 2, [2, 2, 2, 1]),
     ):
-        monkeypatch.setattr(sample, "free_bytes", lambda device, free=free: free and int(free))
+        monkeypatch.setattr(drawing.draw, "free_bytes", lambda device, free=free: free and int(free))
         with monkeypatch.context() as patch:
             counts = count_images(patch)
             run(conditional, tmp_path / "out", "--num", 7, "--steps", 1, "--guidance", guidance)
@@ -323,7 +326,7 @@ def test_every_sampler_draws_from_the_command_line(conditional, tmp_path, sample
 
 
 def test_without_a_terminal_the_progress_is_plain_lines(conditional, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "LINE_EVERY_SECONDS", 0)
+    monkeypatch.setattr(drawing.draw, "LINE_EVERY_SECONDS", 0)
     run(conditional, tmp_path, "--num", 8, "--steps", 2, "--batch", 2)
     printed = capsys.readouterr()
     assert [line for line in printed.out.splitlines() if "drawing" in line][-1] == "drawing: 75.0%"
@@ -360,14 +363,14 @@ def test_the_grid_can_be_left_out_and_moved(conditional, tmp_path, capsys):
 def test_a_long_animation_is_thinned(conditional, tmp_path):
     run(conditional, tmp_path, "--num", 1, "--steps", 60, "--animation")
     with Image.open(tmp_path / "animation.gif") as animation:
-        assert animation.n_frames <= sample.MAX_FRAMES
+        assert animation.n_frames <= drawing.draw.MAX_FRAMES
         animation.seek(animation.n_frames - 1)
         last = np.array(animation.convert("L")).astype(int)
     assert abs(last - np.array(Image.open(tmp_path / "grid.png")).astype(int)).max() <= 1
 
 
 def test_a_huge_grid_stops_at_its_first_images(conditional, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "MAX_IN_GRID", 4)
+    monkeypatch.setattr(drawing.job, "MAX_IN_GRID", 4)
     run(conditional, tmp_path / "few", "--num", 4, "--steps", 2)
     run(conditional, tmp_path / "many", "--num", 6, "--steps", 2, "--batch", 3)
     grids = [np.array(Image.open(tmp_path / name / "grid.png")).astype(int) for name in ("few", "many")]
@@ -577,7 +580,7 @@ def test_any_name_of_a_class_is_written_as_text(tmp_path, capsys, name, shown):
     assert rows == [["file", "label", "class"], ["000000.png", "0", "other"], ["000001.png", "1", shown]]
     with Image.open(tmp_path / "out" / "images" / "000001.png") as picture:
         assert picture.text["label"] == "1"
-        assert picture.text["class"] == shown.removeprefix("'")[: sample.MAX_TEXT]
+        assert picture.text["class"] == shown.removeprefix("'")[: drawing.job.MAX_TEXT]
     assert "\x1b" not in capsys.readouterr().out
 
 
@@ -639,7 +642,7 @@ class Killed(BaseException):
 
 def kill(count, command):
     """Runs sample.py, killed when it has written `count` images."""
-    save, left = sample.save_image, [count]
+    save, left = drawing.draw.save_image, [count]
 
     def saving(*arguments):
         if not left[0]:
@@ -648,7 +651,7 @@ def kill(count, command):
         save(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "save_image", saving)
+        patch.setattr(drawing.draw, "save_image", saving)
         with pytest.raises(Killed):
             sample.main(list(map(str, command)))
 
@@ -669,14 +672,14 @@ def test_an_interrupted_command_goes_on_with_its_images(conditional, tmp_path, c
 
 
 def test_ctrl_c_reports_what_is_kept(conditional, tmp_path, monkeypatch, capsys):
-    save = sample.save_image
+    save = drawing.draw.save_image
 
     def interrupt(image, pixel_format, path, text):
         if path.name == "000002.png":
             raise KeyboardInterrupt
         save(image, pixel_format, path, text)
 
-    monkeypatch.setattr(sample, "save_image", interrupt)
+    monkeypatch.setattr(drawing.draw, "save_image", interrupt)
     with pytest.raises(SystemExit) as end:
         sample.main([str(conditional), "--out", str(tmp_path / "out"), "--num", "5", "--steps", "1", "--device", "cpu"])
     assert end.value.code == 130
@@ -768,7 +771,7 @@ def full_disk(*arguments, **options):
 @pytest.mark.parametrize("place", ["save_image", "_write_npz", "_write_labels", "save_animation"])
 def test_a_full_disk_is_one_line_and_leaves_the_old_output(conditional, tmp_path, monkeypatch, capsys, place):
     before = run(conditional, tmp_path / "out", "--num", 2, "--steps", 2)
-    monkeypatch.setattr(sample, place, full_disk)
+    monkeypatch.setattr(drawing.draw if place == "save_image" else drawing.write, place, full_disk)
     flags = ["--num", "3", "--steps", "1", "--npz", "--animation", "--device", "cpu"]
     with pytest.raises(SystemExit) as end:
         sample.main([str(conditional), "--out", str(tmp_path / "out"), *flags])

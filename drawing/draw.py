@@ -1,0 +1,155 @@
+"""Draws the images of a command over all processes, and continues an interrupted one."""
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from drawing.job import Job
+from drawing.options import BATCH, BATCH_OF_CPU
+from pictures.files import read_image, save_image
+from pipelines.diffusion import DiffusionModel, require_finite
+from residual.names import amount
+from storage.show import printable
+from storage.write import remove
+from training.disk_space import is_full, require_disk_space
+from training.log import print_line
+from training.memory import free_bytes, is_out_of_memory
+from training.processes import process_state
+from training.report import activation_bytes
+
+MAX_FRAMES = 40
+LINE_EVERY_SECONDS = 30.0
+"""where there is no terminal for a progress bar"""
+
+Frames = list[tuple[int, list[np.ndarray]]]
+"""values (c, h, w) of an image at several steps, by its number"""
+
+
+def choose_batch(model: DiffusionModel, device: torch.device, guidance: float) -> int:
+    """Images per forward pass where none are given: as many as certainly fit into free memory, up to a limit.
+
+    The activations that training would store are more than a forward pass needs.
+    """
+    most = BATCH_OF_CPU if device.type == "cpu" else BATCH
+    if (free := free_bytes(device)) is None:
+        return most
+    inputs = torch.zeros(1, *model.shape), torch.zeros(1), *([] if model.classes is None else [torch.zeros(1).long()])
+    needed = max(1, activation_bytes(model.net, *inputs))
+    return max(1, min(most, free // (needed if guidance == 1 else 2 * needed)))
+
+
+def begin(job: Job, facts: Mapping[str, Any]) -> None:
+    """Prepares the staging folder, in which the finished images of an interrupted command of this kind stay."""
+    args, model = job.args, job.model
+    folder = job.out.begin(facts, keep=("images",), may_differ=("num", "device")) / "images"
+    folder.mkdir(exist_ok=True)
+    wanted = {job.file(number) for number in range(args.num)} if any(folder.iterdir()) else set()
+    for path in folder.iterdir():
+        if path.name not in wanted or not _finished(path, model):
+            remove(path)
+    if left := sum(1 for _ in folder.iterdir()):
+        print_line(f"continuing: {left:,} of {args.num:,} images are already in {folder}")
+    if model.pixel_format.file == "npy":
+        needed = math.prod(model.shape) * np.dtype(model.pixel_format.dtype).itemsize * (args.num - left)
+        require_disk_space(folder, needed, amount(args.num - left, "image"))
+
+
+def _finished(path: Path, model: DiffusionModel) -> bool:
+    """Whether a file holds a whole image of the model."""
+    try:
+        return not path.is_symlink() and read_image(path).shape == model.shape
+    except (ValueError, OSError):
+        return False
+
+
+@contextmanager
+def keeping(job: Job) -> Iterator[None]:
+    """Turns errors of drawing and writing into one line, and reports the finished images that stay."""
+    args, staging = job.args, job.out.staging
+    try:
+        yield
+    except BaseException as error:
+        count = sum(1 for _ in (staging / "images").glob(f"[0-9]*.{job.model.pixel_format.file}"))
+        job.out.leave(discard=count == 0)
+        kept = f"{count:,} of {args.num:,} images are kept in {str(staging)!r}; the same command goes on with them"
+        kept = kept if count else "nothing was written"
+        if is_out_of_memory(error):
+            raise ValueError(
+                f"batch={args.batch}, halved to 1 image, needs more memory than there is; use a larger machine; {kept}"
+            ) from None
+        if is_full(error):
+            raise ValueError(f"the disk of {str(args.out)!r} is full, free some space; {kept}") from None
+        if isinstance(error, KeyboardInterrupt) and process_state().is_main_process:
+            print(printable(kept), file=sys.stderr)
+        raise
+
+
+def draw(job: Job) -> Frames:
+    """Draws and writes this process's images, without those that are finished. Returns the frames of an animation.
+
+    The batches do not depend on what is finished, so that an interrupted command ends with the same bits. With an
+    animation, the images in it are drawn again. A batch is written while the next one is drawn. If one does not fit
+    into memory, it and all further ones are halved. For a compiled network, which has code for one size, the last batch
+    is filled up.
+    """
+    args, model, labels, steps = job.args, job.model, job.labels, job.steps
+    state, folder = process_state(), job.out.staging / "images"
+    shown = job.in_grid if args.animation else 0
+    wanted = set(np.linspace(0, steps, min(MAX_FRAMES, steps + 1)).round().astype(int).tolist())
+    share = range(state.process_index, args.num, state.num_processes)
+    names = set(os.listdir(folder))
+    split = [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
+    left = deque(batch for batch in split if batch[0] < shown or any(job.file(k) not in names for k in batch))
+    size = len(split[0]) if split else 0
+    drawn, printed = list[tuple[int, list[np.ndarray]]](), time.monotonic()
+    done, count = 0, sum(map(len, left))
+
+    def save(numbers: Sequence[int], images: torch.Tensor) -> None:
+        for number, image in zip(numbers, images, strict=True):
+            save_image(image, model.pixel_format, folder / job.file(number), job.text(number))
+
+    with (
+        tqdm(total=len(left) * steps, unit="step", disable=None if state.is_main_process else True) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        written = writer.submit(lambda: None)
+        while left:
+            if state.is_main_process and bar.disable and time.monotonic() > printed + LINE_EVERY_SECONDS:
+                printed = time.monotonic()
+                print_line(f"drawing: {done / count:.1%}")
+            numbers, frames, fits = left.popleft(), list[np.ndarray](), True
+            try:
+                filled = [*numbers, *[numbers[-1]] * (size - len(numbers))] if args.compile else numbers
+                for step, x in enumerate(model.denoising(filled, labels(filled), **job.denoising(filled))):
+                    bar.update(step > 0)
+                    if step in wanted and numbers[0] < shown:
+                        frames.append(model.pixel_format.from_unit(x[: len(numbers)]))
+                images = x[: len(numbers)].cpu()
+            except Exception as error:
+                if not is_out_of_memory(error) or len(numbers) == 1:
+                    raise
+                fits = False
+            if not fits:
+                size = half = (len(numbers) + 1) // 2
+                print_line(f"note: {amount(len(numbers), 'image')} do not fit into memory; drawing {half:,} at a time")
+                left = deque(part for whole in (numbers, *left) for part in (whole[:half], whole[half:]) if part)
+                bar.total = bar.n + len(left) * steps
+                continue
+            require_finite(numbers, images, args.guidance)
+            written.result()
+            written = writer.submit(save, numbers, images)
+            drawn += [(k, [frame[i] for frame in frames]) for i, k in enumerate(numbers) if k < shown]
+            done += len(numbers)
+        written.result()
+    return drawn
