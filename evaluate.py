@@ -350,7 +350,7 @@ def _config_of(given: str) -> Path | None:
 def _task_of(given: str) -> str:
     if is_regular(Path(given, CLASSIFIER)):
         return "classification"
-    return "superresolution" if is_upscaler(Path(given)) else "diffusion"
+    return "superresolution" if is_upscaler(given) else "diffusion"
 
 
 def read_run(given: str, flags: Sequence[str]) -> AnyRun:

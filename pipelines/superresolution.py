@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pictures.decode import decode
 from pictures.files import to_uint8
+from pictures.formats import MAX_PIXELS
 from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pictures.tiles import Tiles
@@ -23,6 +24,8 @@ from storage.read import is_regular, read_json
 NETWORK_FILE = "config.json"
 TILES = Tiles(px=192, overlap_px=32)
 """of convolutional networks"""
+SHOWN_PX = 160
+"""side of the part in the middle of a picture that is shown"""
 Picture = str | Path | bytes | np.ndarray
 """the name of a file, the bytes of a file, or uint8 pixels (h, w) or (h, w, 3)"""
 
@@ -30,32 +33,40 @@ Picture = str | Path | bytes | np.ndarray
 class Upscaler(ABC):
     """A model that makes pictures `scale` times as high and wide. Values are in [-1, 1]."""
 
+    net: nn.Module
     scale: int
     channels: int
     images_seen: int | None
+    tiles: Tiles
 
     @abstractmethod
-    def check(self, height: int, width: int) -> None:
-        """Raises ValueError for pictures of this size in pixels that the model cannot enlarge."""
+    def with_tiles(self, tiles: Tiles) -> "Upscaler":
+        """The model with other tiles. Raises ValueError for those that it cannot enlarge."""
 
     @abstractmethod
     def enlarge(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Float[Tensor, "1 c h2 w2"]:
         """One picture, enlarged, on the device of the network. Its random numbers, if any, are those of its number."""
 
-    def read(self, image: Picture) -> UInt8[np.ndarray, "c h w"]:
-        """The pixels of a picture, in the channels of the model. Raises ValueError if it cannot be read or enlarged."""
-        name = str(image) if isinstance(image, str | Path) else type(image).__name__
+    def read(self, image: Picture, name: str | None = None) -> UInt8[np.ndarray, "c h w"]:
+        """The pixels of a picture, in the channels of the model. `name` is that in messages.
+
+        Raises ValueError if it cannot be read, or is too large when enlarged.
+        """
+        name = name or (str(image) if isinstance(image, str | Path) else type(image).__name__)
         try:
             pixels = decode(Path(image) if isinstance(image, str) else image, Preprocessing(channels=self.channels))
-            self.check(*pixels.shape[1:])
         except ValueError as error:
-            raise ValueError(f"{name} cannot be enlarged ({error}); give a file, its bytes or pixels") from None
+            raise ValueError(f"{name} cannot be read as a picture ({error}); give another, or leave it out") from None
+        height, width = (self.scale * side for side in pixels.shape[1:])
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"{name} would have {height} x {width} px, more than {MAX_PIXELS:,} pixels; cut it")
         return pixels
 
     def upscale(self, images: Sequence[Picture]) -> list[UInt8[np.ndarray, "h w c"]]:
         """The pictures, enlarged, as 8-bit pixels. Grey is read as three equal channels by a model of colours.
 
-        All are read before the first one is enlarged. Raises ValueError for one that cannot be read or enlarged.
+        All are read before the first one is enlarged. Raises ValueError for one that cannot be read, or is too large
+        when enlarged.
         """
         if isinstance(images, str | bytes):
             raise ValueError(f"upscale takes a list of pictures; give [{str(images)[:60]!r}]")
@@ -82,8 +93,8 @@ class EDSRUpscaler(Upscaler):
     def channels(self) -> int:  # type: ignore[override]
         return 3
 
-    def check(self, height: int, width: int) -> None:
-        """Accepts every size."""
+    def with_tiles(self, tiles: Tiles) -> "EDSRUpscaler":
+        return replace(self, tiles=tiles)
 
     @torch.no_grad()
     def enlarge(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Float[Tensor, "1 c h2 w2"]:
@@ -117,11 +128,11 @@ def load_upscaler(path: str | Path, weights: Mapping[str, Tensor] | None = None)
     return EDSRUpscaler(net, images_seen)
 
 
-def is_upscaler(folder: Path) -> bool:
-    """Whether the network in a model folder enlarges pictures."""
-    if not is_regular(folder / NETWORK_FILE):
-        return False
-    return read_json(folder / NETWORK_FILE).get("model") == f"resnet.{EDSR.__name__}"
+def is_upscaler(path: str | Path) -> bool:
+    """Whether the network of a run folder or of a model folder on this machine enlarges pictures."""
+    path = Path(path)
+    file = (path / "model" if is_regular(path / "config.yaml") else path) / NETWORK_FILE
+    return is_regular(file) and read_json(file).get("model") == f"resnet.{EDSR.__name__}"
 
 
 def shrunk(image: Float[Tensor, "b c h w"], scale: int) -> Float[Tensor, "b c h2 w2"]:
@@ -133,6 +144,14 @@ def shrunk(image: Float[Tensor, "b c h w"], scale: int) -> Float[Tensor, "b c h2
     if height % scale or width % scale:
         raise ValueError(f"{height} x {width} px cannot be divided by scale={scale}; crop the images")
     return as_bytes(bicubic(image, (height // scale, width // scale)))
+
+
+def middles(low: Float[Tensor, "1 c h w"], *images: Float[Tensor, "1 c h2 w2"]) -> UInt8[np.ndarray, "n h3 w3 c"]:
+    """The middle of a picture to be shown: first as it is small (with larger pixels), then in each enlarged form."""
+    scale = images[0].shape[-1] // low.shape[-1]
+    small = low.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    place = [slice((side - min(side, SHOWN_PX)) // 2, (side + min(side, SHOWN_PX)) // 2) for side in small.shape[2:]]
+    return to_uint8(torch.cat([each[:, :, place[0], place[1]] for each in (small, *images)]))
 
 
 def as_bytes(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

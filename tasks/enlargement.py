@@ -10,17 +10,16 @@ from accelerate.utils import gather_object
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pictures.files import to_uint8
 from pictures.grid import draw_grid
-from pipelines.superresolution import Upscaler, as_bytes, shrunk
+from pipelines.superresolution import Upscaler, as_bytes, middles, shrunk
 from residual.resample import bicubic
 from storage.write import replace_file
 from training.data import ImageSet
 from training.processes import process_state
 from training.task import Evaluation, EvaluationContext, Figure
 
-SHOWN_PX, SHOWN = 160, 4
-"""side of the parts in the middle of images that a picture shows, and how many of them"""
+SHOWN = 4
+"""images of which a picture shows the middle"""
 LEVELS = 255.0
 """range of luminance for the peak signal"""
 WINDOW_PX = 11
@@ -73,17 +72,9 @@ def measure(
         made, base = upscaler.enlarge(low, number), bicubic(low, (height, width))
         figures = similarities(made, image, scale)
         figures |= {f"bicubic_{name}": value for name, value in similarities(base, image, scale).items()}
-        rows.append((number, figures, _middles(low, base, made, image) if number < SHOWN else None))
+        rows.append((number, figures, middles(low, base, made, image) if number < SHOWN else None))
     rows = sorted(gather_object(rows), key=lambda row: row[0])
     return {name: float(np.mean([row[1][name] for row in rows])) for name in rows[0][1]}, rows
-
-
-def _middles(low: Tensor, *images: Tensor) -> UInt8[np.ndarray, "4 h w c"]:
-    """The middle of an image, as it is small (with larger pixels), and in several other ways."""
-    scale = images[0].shape[-1] // low.shape[-1]
-    small = low.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    place = [slice((side - min(side, SHOWN_PX)) // 2, (side + min(side, SHOWN_PX)) // 2) for side in small.shape[2:]]
-    return to_uint8(torch.cat([each[:, :, place[0], place[1]] for each in (small, *images)]))
 
 
 def check_measurable(shape: tuple[int, int, int], scale: int, what: str) -> None:

@@ -1,6 +1,7 @@
 """Super-resolution as a task: its loss, its evaluation, what it saves, what it refuses; EDSR by tiles."""
 
 import json
+import re
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import evaluate
+import sample
 from pictures.pixel_format import BYTES
 from pictures.tiles import Tiles
 from pipelines.superresolution import EDSRUpscaler, as_bytes, load_upscaler, shrunk
@@ -285,3 +287,118 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     net.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"head\.bias"):
         load_upscaler(tmp_path)
+
+
+# --- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two pictures of different sizes, one of them grey."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    Image.fromarray(pixels(14, 20, 3)).save(tmp_path / "in" / "a.png")
+    Image.fromarray(pixels(9, 5)).save(tmp_path / "in" / "sub" / "=b.png")
+    return tmp_path / "in"
+
+
+def test_upscale_writes_every_picture_at_its_own_size(
+    trained: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(trained), "--upscale", str(pictures), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    sample.main(command)
+    assert "2 pictures" in capsys.readouterr().out
+    made = load_upscaler(trained).upscale([pictures / "a.png", pictures / "sub" / "=b.png"])
+    for number, expected in enumerate(made):
+        with Image.open(tmp_path / "out" / "images" / f"{number:06d}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), expected)
+    rows = (tmp_path / "out" / "files.csv").read_text().splitlines()
+    assert rows[1:] == ["000000.png,a.png,14,20", "000001.png,sub/=b.png,9,5"]
+    record = json.loads((tmp_path / "out" / "upscaled.json").read_text())
+    assert (record["num"], record["scale"], record["tiles"]["px"]) == (2, 2, 192)
+    assert (tmp_path / "out" / "grid.png").is_file()
+    sample.main([*command, "--tile", "6", "--overlap", "0", "--batch", "3", "--no-grid", "--precision", "bf16"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["files.csv", "images", "upscaled.json"]
+    tiles = json.loads((tmp_path / "out" / "upscaled.json").read_text())["tiles"]
+    assert tiles == {"px": 6, "overlap_px": 0, "batch": 3}
+    with Image.open(tmp_path / "out" / "images" / "000000.png") as picture:
+        assert (np.asarray(picture) != made[0]).any()
+
+
+def test_an_interrupted_command_keeps_what_is_finished(
+    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enlarge, numbers = EDSRUpscaler.enlarge, []
+
+    def count(self, low, number=0):
+        numbers.append(number)
+        if number == 1 and len(numbers) == 2:
+            raise RuntimeError("cut short")
+        return enlarge(self, low, number)
+
+    monkeypatch.setattr(EDSRUpscaler, "enlarge", count)
+    command = [str(trained), "--upscale", str(pictures), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(RuntimeError, match="cut short"):
+        sample.main(command)
+    assert not (tmp_path / "out").exists()
+    sample.main(command)
+    assert numbers == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tile", "0"], "tile=0"),
+        (["--tile", "8", "--overlap", "8"], r"overlap=8.*tile=8"),
+        (["--overlap", "-1"], "overlap=-1"),
+        (["--batch", "0"], "batch=0"),
+        (["--steps", "5"], "steps has no effect"),
+        (["--label", "3"], "label has no effect"),
+        (["--guidance", "2"], "guidance has no effect"),
+        (["--num", "3"], "num has no effect"),
+        (["--npz"], "npz has no effect"),
+        (["--from", "x"], "origin has no effect"),
+        (["--out", "/proc/x/y"], "out="),
+        (["--device", "tpu"], "device='tpu'"),
+        (["--ema", "7"], "ema"),
+        (["--upscale", "nowhere"], "upscale 'nowhere'"),
+        (["--upscale", "."], r"upscale '\.'"),
+        (["--upscale", "damaged"], r"bad\.png cannot be read"),
+        (["--upscale", "large"], r"large\.png.*20000 x 20000 px.*more than"),
+        (["--upscale", "arrays.npy"], r"upscale 'arrays\.npy'.*arrays cannot"),
+        (["--upscale", "deep"], r"deep\.tif.*32 bits"),
+    ],
+)
+def test_what_cannot_be_upscaled(
+    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, flags: list[str], message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (tmp_path / "large").mkdir()
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large" / "large.png")
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "deep" / "deep.tif")
+    np.save(tmp_path / "arrays.npy", pixels(2, 3, 4, 4))
+    before = set(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        sample.main([str(trained), "--upscale", str(pictures), *flags])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert set(tmp_path.iterdir()) == before
+    assert not (trained / "upscaled").exists()
+
+
+@pytest.mark.parametrize(("flags", "message"), [([], "give --upscale"), (["--tile", "8"], "give --upscale")])
+def test_a_model_that_enlarges_draws_nothing(trained: Path, flags: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sample.main([str(trained / "model"), *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_draws_enlarges_nothing(conditional: Path, pictures: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sample.main([str(conditional), "--upscale", str(pictures)])
+    assert "UNet" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        sample.main([str(conditional), "--tile", "8"])
+    assert "tile=8" in capsys.readouterr().err
