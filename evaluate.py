@@ -39,7 +39,7 @@ from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
 from pipelines.diffusion import DiffusionModel, load_model
-from pipelines.superresolution import EDSRUpscaler, is_upscaler, load_upscaler
+from pipelines.superresolution import Upscaler, diffusion_upscaler, is_edsr, load_upscaler
 from residual.names import amount, require_known
 from storage.read import is_regular
 from storage.show import printable
@@ -49,7 +49,7 @@ from tasks.classification import ClassificationRun, as_trained
 from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
 from tasks.drawn_images import are_images, open_drawn
-from tasks.enlargement import EnlargementEvaluation
+from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.enlargement import measure as measure_enlarged
 from tasks.quality import Quality
 from tasks.superresolution import SuperResolutionRun
@@ -160,9 +160,15 @@ def _loader(run: AnyRun) -> Callable[..., Any]:
 
 def _evaluated(given: str, run: AnyRun, model: Any) -> Evaluated:
     """How the models of a run are evaluated."""
+    if isinstance(run, DiffusionRun) and model.upscale is not None:
+        return _enlargement(given, run, model, lambda each: diffusion_upscaler(each, options=run.sample.options))
     if isinstance(run, DiffusionRun):
         return _quality(given, run, model)
-    return _accuracy(given, run, model) if isinstance(run, ClassificationRun) else _enlargement(given, run, model)
+    return (
+        _accuracy(given, run, model)
+        if isinstance(run, ClassificationRun)
+        else _enlargement(given, run, model, lambda each: each)
+    )
 
 
 def _held_out(given: str, run: AnyRun) -> ImageSet:
@@ -171,14 +177,14 @@ def _held_out(given: str, run: AnyRun) -> ImageSet:
     return images
 
 
-def _enlargement(given: str, run: SuperResolutionRun, upscaler: EDSRUpscaler) -> Evaluated:
-    """How models that enlarge pictures are evaluated."""
-    images = _held_out(given, run)
-    run.check_images(images, "data.validation", upscaler.scale)
+def _enlargement(given: str, run: AnyRun, model: Any, upscaling: Callable[[Any], Upscaler]) -> Evaluated:
+    """How models that enlarge pictures are evaluated; `upscaling` makes an upscaler of one."""
+    images, upscaler = _held_out(given, run), upscaling(model)
+    check_measurable(images, upscaler.channels, upscaler.scale)
 
-    def measure(model: EDSRUpscaler) -> Figures | None:
+    def measure(model: Any) -> Figures | None:
         _place(model.net)
-        found = measure_enlarged(model, images)
+        found = measure_enlarged(upscaling(model), images)
         return None if found is None else found[0]
 
     about = f"images: {images}, enlarged {upscaler.scale} times from the bicubic filter of Pillow"
@@ -350,7 +356,7 @@ def _config_of(given: str) -> Path | None:
 def _task_of(given: str) -> str:
     if is_regular(Path(given, CLASSIFIER)):
         return "classification"
-    return "superresolution" if is_upscaler(given) else "diffusion"
+    return "superresolution" if is_edsr(given) else "diffusion"
 
 
 def read_run(given: str, flags: Sequence[str]) -> AnyRun:

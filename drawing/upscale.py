@@ -4,7 +4,7 @@ import argparse
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from drawing.job import choose_device
+from drawing.options import DENOISING, denoising_options
 from pictures.files import read_image, save_image
 from pictures.grid import draw_grid
 from pictures.pixel_format import BYTES
 from pictures.tiles import Tiles
-from pipelines.superresolution import Upscaler, is_upscaler, load_upscaler, middles
+from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler, load_upscaler, middles
 from residual.names import amount
 from residual.resample import bicubic
 from storage.show import printable
@@ -38,6 +39,8 @@ RECORD = "upscaled.json"
 NAMES = ("images", "files.csv", "grid.png")
 USED = {"model", "ema", "upscale", "tile", "overlap", "batch", "out", "grid", "precision", "device"}
 """options that have an effect with --upscale"""
+USED_BY_DIFFUSION = {"seed", "label", "guidance_interval", *DENOISING}
+"""further ones of a diffusion model"""
 SHOWN = 4
 """pictures in the grid"""
 Sizes = Sequence[tuple[str, int, int]]
@@ -60,9 +63,12 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
     """
     args.out = default_folder(args.model, "upscaled") if args.out is None else expand_home("out", args.out)
     average = None if args.ema is None else RunAverages(args.model).choose(args.ema)
-    upscaler = _with_tiles(args, load_average(load_upscaler, args.model, average))
-    if changed := [name for name, value in defaults.items() if getattr(args, name) != value and name not in USED]:
+    upscaler: Upscaler = load_average(load_upscaler, args.model, average)
+    used = USED | USED_BY_DIFFUSION if isinstance(upscaler, DiffusionUpscaler) else USED
+    if changed := [name for name, value in defaults.items() if getattr(args, name) != value and name not in used]:
         raise ValueError(f"{changed[0]} has no effect on this model with --upscale; leave it out")
+    upscaler = _with_options(args, upscaler)
+    upscaler.check()
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
     device = choose_device(args.device)
@@ -80,6 +86,7 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
         "upscale_sha256": digest,
         "num": len(sizes),
         "scale": upscaler.scale,
+        **{name: getattr(args, name) for name in sorted(used & USED_BY_DIFFUSION)},
         "tiles": asdict(upscaler.tiles),
         "device": device.type,
         "precision": args.precision,
@@ -104,8 +111,13 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
     leave_processes()
 
 
-def _with_tiles(args: argparse.Namespace, upscaler: Upscaler) -> Upscaler:
-    """The model with the tiles of the command line. Raises ValueError for tiles that it cannot enlarge."""
+def _with_options(args: argparse.Namespace, upscaler: Upscaler) -> Upscaler:
+    """The model with the options of the command line. Raises ValueError for those out of range."""
+    if isinstance(upscaler, DiffusionUpscaler):
+        if not 0 <= args.seed < 2**32:
+            raise ValueError(f"seed={args.seed} is out of range; give 0 or more, below 2^32")
+        label = None if args.label is None else upscaler.model.label(args.label)
+        upscaler = replace(upscaler, label=label, seed=args.seed, options=denoising_options(args))
     tiles = upscaler.tiles
     px = tiles.px if args.tile is None else args.tile
     overlap = min(tiles.overlap_px, px // 2) if args.overlap is None else args.overlap

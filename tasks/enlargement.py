@@ -11,7 +11,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pictures.grid import draw_grid
+from pictures.pixel_format import BYTES
 from pipelines.superresolution import Upscaler, as_bytes, middles, shrunk
+from residual.names import amount
 from residual.resample import bicubic
 from storage.write import replace_file
 from training.data import ImageSet
@@ -50,19 +52,24 @@ def similarities(made: Float[Tensor, "1 c h w"], image: Float[Tensor, "1 c h w"]
 
 @torch.no_grad()
 def measure(
-    upscaler: Upscaler, images: ImageSet, interrupted: Callable[[], object] = lambda: False
+    upscaler: Upscaler,
+    images: ImageSet,
+    interrupted: Callable[[], object] = lambda: False,
+    count: int | None = None,
 ) -> tuple[dict[str, float], list[Row]] | None:
-    """The figures of a model and of the bicubic filter: means over the images, each shrunk and enlarged again.
+    """The figures of a model and of the bicubic filter: means over the images, each shrunk and enlarged again; over the
+    first `count` of them, if given.
 
     Also one row per image, whose picture the first `SHOWN` have. Images are cropped on the right and below until the
     scale divides their size. Call it on every process; all call `interrupted()` equally often. None if it was true.
     """
     state, scale = process_state(), upscaler.scale
     rows = list[Row]()
-    for first in range(0, len(images), state.num_processes):
+    count = len(images) if count is None else min(count, len(images))
+    for first in range(0, count, state.num_processes):
         if interrupted():
             return None
-        if (number := first + state.process_index) >= len(images):
+        if (number := first + state.process_index) >= count:
             continue
         stored = np.empty((1, *images.shape), images.pixel_format.stored)
         images.read(np.array([number]), stored)
@@ -77,10 +84,19 @@ def measure(
     return {name: float(np.mean([row[1][name] for row in rows])) for name in rows[0][1]}, rows
 
 
-def check_measurable(shape: tuple[int, int, int], scale: int, what: str) -> None:
-    """Raises ValueError for images that are too small for structural similarity; `what` names them."""
-    if min(shape[1:]) < (least := WINDOW_PX + 3 * scale):
-        raise ValueError(f"images of {what} have {shape[1]} x {shape[2]} px, too few to compare; give {least} or more")
+def check_measurable(images: ImageSet, channels: int, scale: int) -> None:
+    """Raises ValueError for held-out images that cannot be compared: of another kind than the model's, or too small."""
+    found, height, width = images.shape
+    counted = amount(found, "channel")
+    if images.pixel_format != BYTES or found != channels:
+        raise ValueError(
+            f"images of data.validation have {counted} of {images.pixel_format.dtype}, but the model "
+            f"enlarges 8-bit pictures of {channels}; set data.channels={channels} and data.bits=8"
+        )
+    if min(height, width) < (least := WINDOW_PX + 3 * scale):
+        raise ValueError(
+            f"images of data.validation have {height} x {width} px, too few to compare; give {least} or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,8 @@ class EnlargementEvaluation(Evaluation):
     scale: int
     images: ImageSet
     every_images: int
+    count: int | None = None
+    """images that are enlarged, the first ones; None: all"""
     name: ClassVar[str] = "enlargement"
     figures: ClassVar[Mapping[str, Figure]] = {
         "psnr": Figure("peak signal-to-noise ratio of luminance (dB)", best="highest"),
@@ -103,11 +121,11 @@ class EnlargementEvaluation(Evaluation):
     @property
     def conditions(self) -> dict[str, Any]:
         """The images, and how much smaller they are given."""
-        return {"data": self.images.fingerprint, "scale": self.scale}
+        return {"data": self.images.fingerprint, "scale": self.scale, "count": self.count}
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
         """See `measure`; also writes `context.folder`/<images seen>.png."""
-        found = measure(self.make(model), self.images, context.interrupted)
+        found = measure(self.make(model), self.images, context.interrupted, self.count)
         if found is None:
             return None
         figures, rows = found

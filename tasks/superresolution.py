@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pictures.pixel_format import BYTES
 from pipelines.superresolution import EDSRUpscaler, shrunk
+from residual.names import amount
 from resnet import EDSR, EDSRConfig, build, list_models, model_info
 from tasks.augment import random_crop, random_turn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
@@ -95,7 +96,12 @@ class SuperResolutionRun(Run[SuperResolutionTask]):
 
     def build(self, images: ImageSet) -> SuperResolutionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
-        self.check_images(images, "data.source")
+        channels = amount(images.shape[0], "channel")
+        if images.pixel_format != BYTES or images.shape[0] != 3:
+            raise ValueError(
+                f"images of {self.data.source} have {channels} of {images.pixel_format.dtype}, but EDSR "
+                "enlarges 8-bit pictures in RGB; give pictures, with data.channels=3 and data.bits=8"
+            )
         if min(images.shape[1:]) < (side := self.superresolution.patch_px):
             raise ValueError(
                 f"images of {self.data.source} have {images.shape[1]} x {images.shape[2]} px, less than the parts of "
@@ -106,16 +112,6 @@ class SuperResolutionRun(Run[SuperResolutionTask]):
         evaluations: tuple[Evaluation, ...] = ()
         interval = self.train.eval_every_images
         if (held_out := open_validation(self.data, on_main=on_main)) is not None:
-            self.check_images(held_out, "data.validation", self.model.scale)
+            check_measurable(held_out, upscaler.channels, upscaler.scale)
             evaluations = (EnlargementEvaluation(upscaler.with_network, self.model.scale, held_out, interval),)
         return SuperResolutionTask(upscaler, self.superresolution, evaluations)
-
-    def check_images(self, images: ImageSet, what: str, scale: int | None = None) -> None:
-        """Raises ValueError unless these are colour pictures of 8 bits; with `scale` large enough to be compared."""
-        if images.pixel_format != BYTES or images.shape[0] != 3:
-            raise ValueError(
-                f"images of {what} have {images.shape[0]} channels of {images.pixel_format.dtype}, but EDSR enlarges "
-                "8-bit pictures in RGB; give pictures, with data.channels=3 and data.bits=8"
-            )
-        if scale is not None:
-            check_measurable(images.shape, scale, what)
