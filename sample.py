@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
         lines += place(net, job.device, args.precision, args.compile)
         if args.compile:
             compile_for_drawing(net, job.device)
+    if job.model.classifier is not None:
+        lines += place(job.model.classifier.net, job.device)
     if process_state().is_main_process:
         _announce(job, lines)
     with keeping(job), explain_compile_error(*COMPILE_OPTION):

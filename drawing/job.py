@@ -13,6 +13,7 @@ from diffusion.guidance import ALL_LEVELS
 from diffusion.sampler import steps_made
 from drawing.options import MAX_IN_GRID, STRENGTH, denoising_options
 from pictures.files import are_pictures, check_savable
+from pipelines.classification import load_classifier
 from pipelines.diffusion import DiffusionModel, load_model
 from storage.show import printable
 from storage.write import expand_home
@@ -33,7 +34,7 @@ RECORD = "samples.json"
 NAMES = ("images", "labels.csv", "grid.png", "animation.gif", "samples.npz")
 RECORDED = ("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "guide_ema")
 """options that samples.json names"""
-IN_PICTURES = ("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "strength")
+IN_PICTURES = ("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "classifier", "strength")
 """options that the metadata of a picture names only where they are given"""
 
 Labels = Callable[[Sequence[int]], list[int] | None]
@@ -94,6 +95,9 @@ class Job:
             "strength": args.strength,
             "guide": None if args.guide is None else printable(str(args.guide)),
             "guide_sha256": None if model.guide is None else weights_sha256(model.guide),
+            "classifier": None if args.classifier is None else printable(str(args.classifier)),
+            "classifier_sha256": None if model.classifier is None else weights_sha256(model.classifier.net),
+            "classifier_scale": None if model.classifier is None else args.classifier_scale,
             "classes": None if model.classes is None else len(model.classes),
             "shape": list(model.shape),
             "pixel_format": asdict(model.pixel_format),
@@ -108,6 +112,7 @@ class Job:
         text = {"Software": VERSION, "model": str(args.model), "image": number}
         text |= {name: getattr(args, name) for name in ("seed", "sampler", "steps", "guidance")}
         text |= {name: getattr(args, name) for name in IN_PICTURES if getattr(args, name)}
+        text |= {"classifier_scale": args.classifier_scale} if args.classifier else {}
         text |= {"precision": args.precision} if args.precision != "float32" else {}
         text |= {"compile": "True"} if args.compile else {}
         if labels is not None:
@@ -125,6 +130,8 @@ def prepare(args: argparse.Namespace) -> Job:
         model = model.guided_by(load_average(load_model, args.guide, worse))
     elif args.guide_ema is not None:
         raise ValueError(f"guide_ema={args.guide_ema:g} is an average of the guide; give --guide, too")
+    if args.classifier is not None:
+        model = model.classified_by(load_classifier(args.classifier))
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
     args.sampler = model.default_sampler if args.sampler is None else args.sampler
@@ -157,6 +164,8 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
     label = model.label(args.label)
     if args.guidance != 1 and label == model.null and model.guide is None:
         raise ValueError(f"guidance={args.guidance:g} strengthens a label, but label is none; leave one of them out")
+    if model.classifier is not None and label == model.null:
+        raise ValueError("classifier guides towards a class, but label is none; leave one of them out")
     return lambda numbers: [label] * len(numbers)
 
 

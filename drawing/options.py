@@ -15,7 +15,7 @@ MAX_IN_GRID = 256
 BATCH, BATCH_OF_CPU = 512, 64
 """images per forward pass where memory allows; more are not faster"""
 STRENGTH = 0.5
-DENOISING = ("sampler", "steps", "eta", "churn", "guidance", "guidance_rescale")
+DENOISING = ("sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "classifier_scale")
 """options that `DiffusionModel.denoising` takes by the same name"""
 
 
@@ -100,6 +100,13 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
         "not from the images without a label (autoguidance)",
     )
     group.add_argument("--guide-ema", type=float, metavar="WIDTH|IMAGES", help="that average of the run in --guide")
+    group.add_argument(
+        "--classifier",
+        metavar="RUN_OR_MODEL",
+        help="a classifier of images with the model's noise (train.py --task classification --noise.kind ...), whose "
+        "gradient moves images towards their class; with --guidance 0 alone, else in addition",
+    )
+    group.add_argument("--classifier-scale", type=float, default=1.0, help="strength of that gradient")
 
 
 def _add_given(group: argparse._ArgumentGroup) -> None:
