@@ -115,7 +115,7 @@ def test_cut_takes_a_part_without_scaling(pixels) -> None:
     image = pixels(0, 9, 12, 3)
     cut = Preprocessing(size=(4, 6), crop="cut")
     np.testing.assert_array_equal(decode(image, cut), image[2:6, 3:9].transpose(2, 0, 1))
-    corners = {decode(image, cut, image_random(0, place))[:, 0, 0].tobytes() for place in range(200)}
+    corners = {decode(image, cut, image_random(0, place))[:, 0, 0].tobytes() for place in range(400)}
     assert corners == {image[row, column].tobytes() for row in range(6) for column in range(7)}
     with pytest.raises(ValueError, match=r"5 x 9 px.*6 x 4 px"):
         decode(pixels(0, 9, 5, 3), cut)
