@@ -138,7 +138,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.origin is not None and args.strength is None:
         args.strength = STRENGTH
     labels = _check(args, model)
-    device = _device(args.device)
+    device = choose_device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
     origin = None if args.origin is None else open_given("from", args.origin, model)
     return Job(args, model, average, out, labels, device, origin)
@@ -169,7 +169,7 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
     return lambda numbers: [label] * len(numbers)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device of this process. Raises ValueError if torch does not know it or cannot use it."""
     if name == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"

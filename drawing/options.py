@@ -36,6 +36,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     _add_sampler(p.add_argument_group("sampler"))
     _add_guidance(p.add_argument_group("labels and guidance"))
     _add_given(p.add_argument_group("images to start from"))
+    _add_upscaling(p.add_argument_group("pictures to enlarge"))
     _add_output(p.add_argument_group("output"))
     _add_machine(p.add_argument_group("machine"))
     return p
@@ -122,6 +123,23 @@ def _add_given(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="share of the steps with which --from changes the images, above 0 (hardly) to 1 (nearly new images); "
         f"without it {STRENGTH:g}",
+    )
+
+
+def _add_upscaling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--upscale",
+        metavar="IMAGES",
+        help="enlarge pictures of any size with a model that was trained for it: a folder, file or table of them",
+    )
+    group.add_argument(
+        "--tile",
+        type=int,
+        metavar="PX",
+        help="side of the tiles that are enlarged one by one, in pixels of the small picture; without it the model's",
+    )
+    group.add_argument(
+        "--overlap", type=int, metavar="PX", help="pixels that neighbouring tiles share, in which they are blended"
     )
 
 

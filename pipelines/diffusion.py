@@ -64,6 +64,8 @@ DESCRIPTION_FILE = "diffusion.json"
 NO_LABEL = "none"
 MAX_GUIDANCE = 1_000
 """A larger value is almost certainly a typo."""
+MAX_SCALE = 16
+"""of images that are enlarged"""
 STEPS = 50
 """steps of a sampler, unless others are given"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]
@@ -87,6 +89,8 @@ class DiffusionModel:
     """images seen in training, where that is known"""
     class_counts: tuple[int, ...] | None = None
     """training images of each class, where that is known"""
+    upscale: int | None = None
+    """how many times as high and wide its images are as the small ones that it enlarges; None: it draws from noise"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     classifier: ImageClassifier | None = None
@@ -98,7 +102,7 @@ class DiffusionModel:
 
         Raises ValueError if the other model differs in formulation, images or classes.
         """
-        for name in ("formulation", "shape", "classes", "null_label", "pixel_format"):
+        for name in ("formulation", "shape", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
@@ -307,6 +311,8 @@ class DiffusionModel:
         }
         chosen = self.check(steps=steps, strength=strength, **guiding, **options)
         self._check_labels(images, labels)
+        if self.upscale is not None:
+            raise ValueError("this model enlarges images and draws none; see pipelines/superresolution.py")
         if origin is not None and origin.shape != (len(images), *self.shape):
             raise ValueError(f"origin has the shape {tuple(origin.shape)}, not {(len(images), *self.shape)}")
         denoise = self.denoiser(**guiding, learned_variance=chosen.learned_variance)
@@ -388,6 +394,7 @@ class DiffusionModel:
             "null_label": self.null_label,
             "class_counts": self.class_counts,
             "pixel_format": asdict(self.pixel_format),
+            "upscale": self.upscale,
         }
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -472,9 +479,10 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
         replace_weights(net, weights)
     formulation, classes, null_label, pixel_format, counts = description
     check_finite(net, folder)
-    _check_channels(net, folder)
+    scale = read_scale(folder)
+    _check_channels(net, folder, scale)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts)
+    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, upscale=scale)
 
 
 def description_file(folder: Path) -> Path | None:
@@ -546,12 +554,26 @@ def _without_variance(net: Network, folder: Path) -> Network:
     return _rebuilt(config, weights)
 
 
-def _check_channels(net: Network, folder: Path) -> None:
-    if net.config.in_channels != net.config.out_channels:
+def _check_channels(net: Network, folder: Path, scale: int | None = None) -> None:
+    if net.config.in_channels != net.config.out_channels * (1 if scale is None else 2):
         raise ValueError(
             f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
-            "cannot be sampled here: it needs more than noise"
+            "cannot be sampled here: it needs more than noise; if it enlarges images, save it as a DiffusionModel with "
+            "upscale"
         )
+
+
+def read_scale(folder: Path) -> int | None:
+    """`DiffusionModel.upscale` of a model folder; None where its diffusion.json has none, or there is none.
+
+    Raises ValueError for what is no scale.
+    """
+    if (path := description_file(folder)) is None:
+        return None
+    scale = read_json(path).get("upscale")
+    if scale is not None and not (type(scale) is int and 2 <= scale <= MAX_SCALE):
+        raise ValueError(f"{path}: upscale={scale!r} is no scale; give a whole number from 2 to {MAX_SCALE}")
+    return scale
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from residual.block import PaddedConv2d, extend
 
 
+def bicubic(image: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
+    """Images of another height and width, by the bicubic filter of Pillow and MATLAB (Keys 1981, a = -1/2).
+
+    Its support grows when an image shrinks, so that nothing aliases. Computed in float32, and rounded nowhere.
+    """
+    return F.interpolate(image.float(), size, mode="bicubic", antialias=True, align_corners=False)
+
+
 class AveragePool(nn.Module):
     """Halves the size: each pixel is the mean of a 2×2 square. No parameters."""
 
