@@ -18,7 +18,8 @@ from diffusion import DDPM, SCHEDULERS
 from pictures.files import are_saved_as_bytes
 from pipelines import classification
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, describe_formulation, load_model
+from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, load_model
+from pipelines.formulation import describe_formulation
 from residual.names import require_known
 from residual.weights.pretrained import local_folder, upload
 from residual.weights.read import note

@@ -1,6 +1,7 @@
 """Draw images with a trained diffusion model.
 
 python sample.py RUN_OR_MODEL --num 64 --label 3
+python sample.py RUN_OR_MODEL --upscale IMAGES
 torchrun --nproc_per_node 4 -- sample.py RUN_OR_MODEL --num 50000 --npz --out DIR
 """
 
@@ -11,6 +12,7 @@ from diffusion import late_start
 from drawing.draw import begin, choose_batch, draw, keeping
 from drawing.job import Job, prepare
 from drawing.options import make_parser
+from drawing.upscale import require_upscale, upscale
 from drawing.write import write
 from pipelines.diffusion import gather_drawn
 from residual.names import amount
@@ -33,14 +35,21 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, draws, writes."""
     args = parser().parse_args(argv)
+    if args.upscale is not None:
+        upscale(args, vars(parser().parse_args(["model"])))
+        return
+    require_upscale(args)
     job = prepare(args)
     lines = require_compiler(*COMPILE_OPTION, job.device) if args.compile else []
     facts = job.facts()
-    args.batch = choose_batch(job.model, job.device, args.guidance) if args.batch is None else args.batch
+    if args.batch is None:
+        args.batch = choose_batch(job.model, job.device, job.options(len(job) - 1).guidance)
     for net in (job.model.net,) if job.model.guide is None else (job.model.net, job.model.guide):
         lines += place(net, job.device, args.precision, args.compile)
         if args.compile:
             compile_for_drawing(net, job.device)
+    if job.model.classifier is not None:
+        lines += place(job.model.classifier.net, job.device)
     if process_state().is_main_process:
         _announce(job, lines)
     with keeping(job), explain_compile_error(*COMPILE_OPTION):

@@ -246,14 +246,15 @@ def graphed(call: Call) -> Call:
 
 
 def samples(setup: Setup) -> Iterator[str]:
-    """Sampling with ddim in 20 steps, float32."""
+    """Sampling with ddim in 20 steps, float32; compiled: as CUDA graphs."""
     if not setup.has_peer:
         yield "Left out: it needs diffusers.\n"
         return
     from benchmarks.sampling import candidates
 
     for batch in setup.drawn:
-        calls = candidates(build(setup.config), batch, 20, setup.device, "float32")
+        compiled = setup.device.type == "cuda"
+        calls = candidates(build(setup.config), batch, 20, setup.device, "float32", compiled)
         yield measure(calls, setup.plan).table(f"batch {batch}", batch)
 
 
@@ -263,7 +264,7 @@ SECTIONS: dict[Callable[[Setup], Iterator[str]], float] = {
     norm_node: 0.2,
     training: 3.5,
     forward_passes: 0.5,
-    samples: 0.7,
+    samples: 2.0,
     training_large: 2.5,
 }
 """minutes that each may take"""

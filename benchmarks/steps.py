@@ -161,7 +161,7 @@ def train_calls(
                 build_theirs(net), batch, device, bf16=bf16, channels_last=bool(layout), tuned=True, compile=mode
             )
     dtype = torch.bfloat16 if bf16 else torch.float32
-    calls["convolutions and matrix products alone"] = Products(net.config, batch, device, dtype, device.type == "cpu")
+    calls["convolutions and matrix products alone"] = Products(net.config, batch, device, dtype)
     return calls
 
 
@@ -187,21 +187,18 @@ def forward(net: nn.Module, batch: int, device: torch.device, dtype: torch.dtype
 class Products:
     """The convolutions and matrix products of a network alone, forward and backward: what a step takes at least.
 
-    Weights and inputs are random, and in the precision of the products beforehand.
+    Weights and inputs are random, in channels last, and in the precision of the products beforehand.
     """
 
-    def __init__(
-        self, config: UNetConfig, batch: int, device: torch.device, dtype: torch.dtype, channels_last: bool
-    ) -> None:
+    def __init__(self, config: UNetConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Recorder() as recorder:
             UNet(config).eval()(torch.empty(batch, config.in_channels, *config.size), torch.empty(batch))
-        layout = torch.channels_last if channels_last else torch.contiguous_format
 
         def random(found: Any) -> Any:
             if not isinstance(found, Tensor):
                 return found
             made = torch.randn(found.shape, device=device, dtype=dtype)
-            return (made.to(memory_format=layout) if made.ndim == 4 else made).requires_grad_()
+            return (made.to(memory_format=torch.channels_last) if made.ndim == 4 else made).requires_grad_()
 
         with torch.no_grad():
             inputs = [(product, [random(each) for each in found]) for product, found in recorder.products]

@@ -19,6 +19,7 @@ from benchmarks import sampling
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
 from benchmarks.steps import build, build_theirs, forward, train_calls
 from residual import native
+from training.memory import keep_freed_memory
 from training.precision import choose_memory_format
 from training.script import ScriptParser, command
 from unet import UNet, UNetConfig
@@ -54,9 +55,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def forward_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Call]:
-    """Forward passes."""
+    """Forward passes. The process keeps freed memory, as in sample.py."""
     weights, dtype = net.state_dict(), torch.bfloat16 if bf16 else torch.float32
     native.load()
+    keep_freed_memory()
     last = choose_memory_format(device, bf16, compiled=False) is torch.channels_last
 
     def ours(compile: bool = False) -> Call:

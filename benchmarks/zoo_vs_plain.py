@@ -2,12 +2,14 @@
 
     python -m benchmarks.zoo_vs_plain --model resnet50 --what forward train --batch 4
 
-The plain network has the same weights. A training step is forward pass, cross-entropy, backward pass and fused SGD
-with momentum. With --out-of-place the plain network keeps its activations, as that of the zoo does. The process keeps
-freed memory, as in train.py.
+The plain network has the same weights. In forward passes ours is as evaluate.py places it: on a CPU in channels last,
+with folded norms. The plain network is measured in both layouts. A training step is forward pass,
+cross-entropy, backward pass and fused SGD with momentum, both in NCHW. With --out-of-place the plain network keeps its
+activations, as that of the zoo does. The process keeps freed memory, as in train.py.
 """
 
 import argparse
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 import resnet
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
 from training.memory import keep_freed_memory
+from training.precision import place
 from training.script import ScriptParser, command
 
 MODELS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
@@ -111,10 +114,19 @@ def main(argv: Sequence[str]) -> None:
     config = resnet.model_info(args.model).config
     assert isinstance(config, resnet.ResNetConfig), "MODELS lists ResNets only"
     plain = PlainResNet(config, not args.out_of_place).to(args.device)
-    nets = {"ours": zoo_copy(config, plain), CONTROL: zoo_copy(config, plain), "plain torch.nn": plain}
+    ours = {name: zoo_copy(config, plain) for name in ("ours", CONTROL)}
     x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
     for what in args.what:
-        calls = {name: training_step(net, x) if what == "train" else forward(net, x) for name, net in nets.items()}
+        if what == "train":
+            calls = {name: training_step(net, x) for name, net in (ours | {"plain torch.nn": plain}).items()}
+        else:
+            placed = {name: copy.deepcopy(net).eval() for name, net in ours.items()}
+            for net in placed.values():
+                place(net, torch.device(args.device))
+            last: nn.Module = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            others: dict[str, nn.Module] = {"plain torch.nn": plain, "plain torch.nn, channels last": last}
+            nets = placed | {"ours as it is": ours["ours"]} | others
+            calls = {name: forward(net, x) for name, net in nets.items()}
         title = f"{args.model}, {what}, {args.size}x{args.size} px, batch {args.batch}"
         print(measure(calls, plan).table(title, args.batch), flush=True)
 
@@ -127,7 +139,9 @@ def zoo_copy(config: resnet.ResNetConfig, plain: PlainResNet) -> nn.Module:
 
 
 def forward(net: nn.Module, x: Tensor) -> Call:
-    """A forward pass in eval mode."""
+    """A forward pass in eval mode, of images in the layout of the weights."""
+    last = next(net.parameters()).is_contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     @torch.inference_mode()
     def call() -> Tensor:

@@ -2,7 +2,7 @@
 
 from diffusion.denoiser import Condition, Denoiser, NetworkDenoiser, clipped
 from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
-from diffusion.guidance import classifier_free, guided
+from diffusion.guidance import classifier_free, classifier_guided, guided
 from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
 from diffusion.noise import Formulation, NoiseLevel, Stratified, differences
 from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample
@@ -32,6 +32,7 @@ __all__ = [
     "VariationalBound",
     "choose_sampler",
     "classifier_free",
+    "classifier_guided",
     "clipped",
     "denoising_loss",
     "differences",

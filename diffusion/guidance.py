@@ -1,16 +1,19 @@
-"""Guidance: a denoiser moved away from a worse one."""
+"""Guidance: a denoiser moved away from a worse one, or along the gradient of a classifier."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion.denoiser import Condition, Denoised, Denoiser
 from diffusion.noise import Formulation, Images, Times
 
 ALL_LEVELS = (0.0, math.inf)
+LogProbability = Callable[[Images, Times, Int[Tensor, "b"]], Float[Tensor, "b"]]
+"""the logarithm of the probability of each label, given the noisy image and its time"""
 
 
 def guided(
@@ -36,7 +39,7 @@ def guided(
     def denoise(x: Images, time: Times, condition: Condition) -> Denoised:
         x0 = given(x, time, condition)
         inside = _inside(formulation, time, interval)
-        return x0 if inside is False else _moved(x, x0, free(x, time, condition), scale, limit, rescale, inside)
+        return x0 if inside is False else _between(x, x0, free(x, time, condition), scale, limit, rescale, inside)
 
     return denoise if scale != 1 else given
 
@@ -67,9 +70,44 @@ def classifier_free(
         if scale == 0 and inside is True and not rescale:
             return denoise(x, time, unlabelled)
         x0, free = denoise(x.repeat(2, 1, 1, 1), time.repeat(2), _concatenated(condition, unlabelled)).chunk(2)
-        return _moved(x, x0, free, scale, limit, rescale, inside)
+        return _between(x, x0, free, scale, limit, rescale, inside)
 
     return both if scale != 1 else denoise
+
+
+def classifier_guided(
+    denoise: Denoiser,
+    log_probability: LogProbability,
+    scale: float,
+    formulation: Formulation,
+    interval: tuple[float, float] = ALL_LEVELS,
+    limit: float = math.inf,
+    rescale: float = 0.0,
+) -> Denoiser:
+    """`x0 + scale sigma² / alpha · grad log p(label | x)`, with the gradient with respect to the noisy image `x`.
+
+    Dhariwal & Nichol 2021, eq. 14, as a change of the denoised image; Song et al. 2021, eq. 14. With `denoise` without
+    the label, scale 1 is the denoiser of the label, if the classifier is exact; above 1 the label counts more. With
+    `denoise` of the label, or guided by another function here, both add up. Scale 0 is `denoise`. At pure noise, from
+    which nothing can be told, nothing is added. Interval, limit and rescale as in `guided`. The denoiser raises
+    ValueError if it is called without labels.
+    """
+
+    def denoise_guided(x: Images, time: Times, condition: Condition) -> Denoised:
+        if condition.label is None:
+            raise ValueError("guidance by a classifier needs a label for each image; give labels")
+        given = denoise(x, time, condition)
+        if (inside := _inside(formulation, time, interval)) is False:
+            return given
+        with torch.enable_grad():
+            noisy = x.detach().requires_grad_()
+            gradient = torch.autograd.grad(log_probability(noisy, time, condition.label).sum(), noisy)[0]
+        level = formulation.level(time)
+        factor = torch.where(level.alpha > 0, level.sigma.square() / level.alpha, 0)
+        moved = given[:, : x.shape[1]] + scale * factor * gradient
+        return _finished(given, moved, limit, rescale, inside)
+
+    return denoise_guided if scale != 0 else denoise
 
 
 def _inside(formulation: Formulation, time: Times, interval: tuple[float, float]) -> bool | torch.Tensor:
@@ -81,7 +119,7 @@ def _inside(formulation: Formulation, time: Times, interval: tuple[float, float]
     return bool(mask.all()) if bool(mask.all()) == bool(mask.any()) else mask
 
 
-def _moved(
+def _between(
     x: Images,
     given: Denoised,
     free: Float[Tensor, "b _ h w"],
@@ -92,12 +130,17 @@ def _moved(
 ) -> Denoised:
     """`free` may lack the learned variance that `given` has."""
     channels = x.shape[1]
-    x0, variance, free = given[:, :channels], given[:, channels:], free[:, :channels]
-    moved = free + scale * (x0 - free)
+    x0, free = given[:, :channels], free[:, :channels]
+    return _finished(given, free + scale * (x0 - free), math.inf if 0 <= scale <= 1 else limit, rescale, inside)
+
+
+def _finished(given: Denoised, moved: Images, limit: float, rescale: float, inside: bool | torch.Tensor) -> Denoised:
+    """The guided images, rescaled and clipped; `given` where guidance does not act. The variance is that of `given`."""
+    x0, variance = given[:, : moved.shape[1]], given[:, moved.shape[1] :]
     if rescale:
         spread = x0.flatten(1).std(dim=1) / moved.flatten(1).std(dim=1).clamp(min=torch.finfo(x0.dtype).tiny)
         moved = torch.lerp(moved, spread[:, None, None, None] * moved, rescale)
-    if not 0 <= scale <= 1:
+    if limit < math.inf:
         moved = moved.clamp(-limit, limit)
     return torch.cat([moved if isinstance(inside, bool) else torch.where(inside, moved, x0), variance], dim=1)
 

@@ -46,7 +46,7 @@ def choose_batch(model: DiffusionModel, device: torch.device, guidance: float) -
         return most
     inputs = torch.zeros(1, *model.shape), torch.zeros(1), *([] if model.classes is None else [torch.zeros(1).long()])
     needed = max(1, activation_bytes(model.net, *inputs))
-    return max(1, min(most, free // (needed if guidance == 1 else 2 * needed)))
+    return max(1, min(most, free // (needed if guidance == 1 and model.classifier is None else 2 * needed)))
 
 
 def begin(job: Job, facts: Mapping[str, Any]) -> None:

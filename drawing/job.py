@@ -33,6 +33,7 @@ from drawing.options import (
 )
 from drawing.series import Series, show, sweep_rows
 from pictures.files import are_pictures, check_savable
+from pipelines.classification import load_classifier
 from pipelines.diffusion import MAX_RESAMPLE, NO_LABEL, DiffusionModel, load_model
 from storage.show import printable
 from storage.write import expand_home
@@ -66,7 +67,19 @@ RECORDED = (
 )
 """options that samples.json names"""
 IN_PICTURES = (
-    *("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "strength", "from", "mask", "grey"),
+    *(
+        "eta",
+        "churn",
+        "ema",
+        "guidance_rescale",
+        "guide",
+        "guide_ema",
+        "classifier",
+        "strength",
+        "from",
+        "mask",
+        "grey",
+    ),
     *("resample", "invert", "between", "morph"),
 )
 """options that the metadata of a picture names only where they are given"""
@@ -180,6 +193,9 @@ class Job:
             "nearest_sha256": None if self.training is None else self.training.fingerprint,
             "guide": None if args.guide is None else printable(str(args.guide)),
             "guide_sha256": None if model.guide is None else weights_sha256(model.guide),
+            "classifier": None if args.classifier is None else printable(str(args.classifier)),
+            "classifier_sha256": None if model.classifier is None else weights_sha256(model.classifier.net),
+            "classifier_scale": None if model.classifier is None else args.classifier_scale,
             "classes": None if model.classes is None else len(model.classes),
             "shape": list(model.shape),
             "pixel_format": asdict(model.pixel_format),
@@ -195,6 +211,7 @@ class Job:
         text |= {name: getattr(args, name) for name in ("seed", "sampler", "steps", "guidance")}
         given = {name: getattr(args, "origin" if name == "from" else name) for name in IN_PICTURES}
         text |= {name: show(value) for name, value in given.items() if value}
+        text |= {"classifier_scale": args.classifier_scale} if args.classifier else {}
         text |= {"precision": args.precision} if args.precision != "float32" else {}
         text |= {"compile": "True"} if args.compile else {}
         if labels is not None:
@@ -213,12 +230,14 @@ def prepare(args: argparse.Namespace) -> Job:
         model = model.guided_by(load_average(load_model, args.guide, worse))
     if args.size is not None:
         model = model.sized(*args.size)
+    if args.classifier is not None:
+        model = model.classified_by(load_classifier(args.classifier))
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
     _complete(args, model)
     rows = _check(args, model)
     labels, toward = _labels(args, model)
-    device = _device(args.device)
+    device = choose_device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
     given = _open_given(args, model)
     training = None if args.nearest is None else open_training(args.nearest, args.model, model)
@@ -319,10 +338,12 @@ def _labels(args: argparse.Namespace, model: DiffusionModel) -> tuple[Labels, in
     label = model.label(args.label)
     if args.guidance != 1 and label == model.null and model.guide is None:
         raise ValueError(f"guidance={args.guidance:g} strengthens a label, but label is none; leave one of them out")
+    if model.classifier is not None and label == model.null:
+        raise ValueError("classifier guides towards a class, but label is none; leave one of them out")
     return lambda columns: [label] * len(columns), None
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device of this process. Raises ValueError if torch does not know it or cannot use it."""
     if name == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"

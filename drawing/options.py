@@ -22,7 +22,7 @@ STRENGTH = 0.5
 RESAMPLE = 4
 OF_RUN = ""
 """--nearest without a source"""
-DENOISING = ("sampler", "steps", "eta", "churn", "guidance", "guidance_rescale")
+DENOISING = ("sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "classifier_scale")
 """options that `DiffusionModel.denoising` takes by the same name"""
 
 
@@ -78,6 +78,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     _add_guidance(p.add_argument_group("labels and guidance"))
     _add_given(p.add_argument_group("images to start from"))
     _add_series(p.add_argument_group("series of images"))
+    _add_upscaling(p.add_argument_group("pictures to enlarge"))
     _add_output(p.add_argument_group("output"))
     _add_machine(p.add_argument_group("machine"))
     return p
@@ -157,6 +158,13 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
         "not from the images without a label (autoguidance)",
     )
     group.add_argument("--guide-ema", type=float, metavar="WIDTH|IMAGES", help="that average of the run in --guide")
+    group.add_argument(
+        "--classifier",
+        metavar="RUN_OR_MODEL",
+        help="a classifier of images with the model's noise (train.py --task classification --noise.kind ...), whose "
+        "gradient moves images towards their class; with --guidance 0 alone, else in addition",
+    )
+    group.add_argument("--classifier-scale", type=float, default=1.0, help="strength of that gradient")
 
 
 def _add_given(group: argparse._ArgumentGroup) -> None:
@@ -219,6 +227,23 @@ def _add_series(group: argparse._ArgumentGroup) -> None:
         metavar=("NAME", "VALUE"),
         help=f"draws the same images with several values of an option: {', '.join(SWEEPS)}; the values behind it, or "
         "usual ones",
+    )
+
+
+def _add_upscaling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--upscale",
+        metavar="IMAGES",
+        help="enlarge pictures of any size with a model that was trained for it: a folder, file or table of them",
+    )
+    group.add_argument(
+        "--tile",
+        type=int,
+        metavar="PX",
+        help="side of the tiles that are enlarged one by one, in pixels of the small picture; without it the model's",
+    )
+    group.add_argument(
+        "--overlap", type=int, metavar="PX", help="pixels that neighbouring tiles share, in which they are blended"
     )
 
 

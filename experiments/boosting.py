@@ -95,7 +95,7 @@ def measure(settings: Settings) -> Finding:
         for i in range(len(names))
     ]
     columns = {"block": "", "cosine, fresh": "", "cosine, trained": "", "margin up to here": "logits"}
-    return Finding("What each block adds to the classification", columns, rows, claims, panels, settings.seeds)
+    return Finding(claims[0].measured, columns, rows, claims, panels, settings.seeds)
 
 
 def means(values: dict[str, Tensor]) -> list[float]:

@@ -1,17 +1,18 @@
-"""Writes docs/claims.md from what experiments measured, and copies their files to docs/experiments.
+"""Writes docs/claims.md from what experiments measured, and their results and pictures to docs/experiments.
 
 python -m experiments.claims [runs/experiments]
 """
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from experiments.figure import draw
+from experiments.finding import Finding
 from experiments.run import Settings
 from storage.read import read_json, read_text
 from storage.write import write_text
@@ -92,8 +93,8 @@ def main(argv: Sequence[str]) -> None:
     results = read_results(folder)
     text = page(results, read_items())
     RESULTS.mkdir(exist_ok=True)
-    for name, result in results.items() if folder.resolve() != RESULTS else ():
-        shutil.copy(folder / f"{name}.png", RESULTS)
+    for name, result in results.items():
+        draw(Finding.read(result), RESULTS / f"{name}.png")
         write_text(RESULTS / f"{name}.json", json.dumps(result, ensure_ascii=False) + "\n")
     write_text(PAGE, text)
     print(f"{PAGE}: {len(results)} experiments")

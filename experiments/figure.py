@@ -1,6 +1,8 @@
 """Pictures of findings: axes with units, one colour per curve, the range over the seeds as a band or as error bars."""
 
+import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,32 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#00
 MARKERS = "os^DvP*X"
 PANEL_INCHES = (4.8, 3.4)
 DPI = 100
+IN_ROW = 2
+"""panels side by side, so that a picture can be read where it is 900 pixels wide"""
+LABEL, TITLE = 34, 54
+"""characters in a line of the name of an axis, and of the title above one panel"""
+TICKS = 8
+"""points of a logarithmic axis that have their own marks; more have powers of ten"""
 
 
 def draw(finding: Finding, path: Path) -> None:
-    """Replaces the PNG file `path` by the panels of a finding, side by side. Raises ValueError without matplotlib."""
+    """Replaces the PNG file `path` by the panels of a finding. Raises ValueError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("matplotlib is missing, which draws the pictures: pip install -e '.[train]'") from None
     panels = finding.panels
-    sheet = Figure(figsize=(PANEL_INCHES[0] * max(len(panels), 1.4), PANEL_INCHES[1]), dpi=DPI, layout="constrained")
-    for axes, panel in zip(sheet.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+    columns = min(IN_ROW, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    width = PANEL_INCHES[0] * max(columns, 1.4)
+    sheet = Figure(figsize=(width, PANEL_INCHES[1] * rows), dpi=DPI, layout="constrained")
+    places = list(sheet.subplots(rows, columns, squeeze=False).flat)
+    for axes, panel in zip(places, panels, strict=False):
         _draw_panel(axes, panel)
-    sheet.suptitle(finding.message, fontsize="medium", wrap=True)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    title = finding.message[:1].upper() + finding.message[1:]
+    sheet.suptitle(textwrap.fill(title, round(TITLE * width / PANEL_INCHES[0])), fontsize="medium")
     replace_file(path, lambda new: sheet.savefig(new, format="png"), flush=False)
 
 
@@ -38,12 +53,17 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
             _draw_line(axes, curve, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
     if "x" in panel.log:
         axes.set_xscale("log")
+        if len(points := sorted({x for curve in panel.curves for x in curve.x})) <= TICKS:
+            axes.set_xticks(points, [f"{point:g}" for point in points])
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
     if "y" in panel.log:
         axes.set_yscale("log")
-    axes.set(xlabel=panel.x, ylabel=panel.y)
+    axes.set(xlabel=textwrap.fill(panel.x, LABEL), ylabel=textwrap.fill(panel.y, LABEL))
     axes.grid(alpha=0.3)
     if len(panel.curves) > 1 or not bars:
-        axes.legend(fontsize="small")
+        names = [len(curve.name) for curve in panel.curves]
+        in_row = min(len(names), max(1, 62 // (max(names) + 6)))
+        axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=in_row, frameon=False)
 
 
 def _draw_line(axes: Any, curve: Curve, color: str, marker: str) -> None:
@@ -60,7 +80,7 @@ def _draw_bars(axes: Any, curve: Curve, color: str, offset: float, count: int) -
     axes.bar(
         places, middle, 0.8 / count, yerr=errors if low != high else None, color=color, label=curve.name, capsize=2
     )
-    turned = {"rotation": 30, "ha": "right"} if sum(map(len, map(str, curve.x))) > 40 else {}
+    turned = {"rotation": 30, "ha": "right"} if sum(map(len, map(str, curve.x))) > 30 else {}
     axes.set_xticks(range(len(curve.x)), curve.x, fontsize="small", **turned)
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -74,6 +74,15 @@ class Finding:
                 raise ValueError(f"item {claim.item}: no verdict {claim.verdict!r}; one of: {get_args(Verdict)}")
         _require_finite("rows", self.rows)
         _require_finite("panels", [curve.y for panel in self.panels for curve in panel.curves])
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "Finding":
+        """The finding whose JSON file has this content."""
+        names = [field.name for field in fields(cls)]
+        found = {name: document[name] for name in names}
+        found["claims"] = [Claim(**claim) for claim in document["claims"]]
+        panels = [panel | {"curves": [Curve(**curve) for curve in panel["curves"]]} for panel in document["panels"]]
+        return cls(**found | {"panels": [Panel(**panel) for panel in panels]})
 
     def table(self) -> str:
         """The table in Markdown: values per seed as median and range."""

@@ -66,7 +66,7 @@ def measure(settings: Settings) -> Finding:
         for y, values in (("R² of the image", scores), ("effective rank", ranks))
     ]
     columns = {"network": "", "state": "", "R² at the last block": "", "effective rank": ""}
-    return Finding(f"What is left of the image over {depth} layers", columns, rows, claims, panels, settings.seeds)
+    return Finding(claims[0].measured, columns, rows, claims, panels, settings.seeds)
 
 
 def by_depth(net: nn.Module, x: Tensor) -> tuple[list[float], list[float]]:

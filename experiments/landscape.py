@@ -58,7 +58,7 @@ def measure(settings: Settings) -> Finding:
     panel = Panel("distance from the trained weights (share of their norms)", "mean loss", curves)
     rows = [[*key, [each[middle] for each in found], rise[key]] for key, found in slices.items()]
     columns = {"network": "", "layers": "", "loss": "", f"rise at {NEAR:g}": ""}
-    return Finding("The loss around the trained weights", columns, rows, claims, [panel], settings.seeds)
+    return Finding(claims[0].measured, columns, rows, claims, [panel], settings.seeds)
 
 
 if __name__ == "__main__":

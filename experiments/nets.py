@@ -145,7 +145,7 @@ def trained(
 def _train(run: Run[Any], task: Task[Any], images: ImageSet, updates: int) -> dict[str, Tensor]:
     """Trains the network of the task; returns copies of its weights, with the losses."""
     accelerator = _accelerator()
-    with closing(Step(task, images, run, accelerator)) as step:
+    with torch.enable_grad(), closing(Step(task, images, run, accelerator)) as step:
         losses = [step.update().loss for _ in range(updates)]
         state = {
             name: tensor.clone(memory_format=torch.contiguous_format)

@@ -62,7 +62,7 @@ def measure(settings: Settings) -> Finding:
         for y, values in (("final training loss", loss), ("error of held-out digits (%)", error))
     ]
     columns = {"order": "", "layers": "", "final loss": "", "test error": "%"}
-    return Finding("The order of norm, activation and sum by depth", columns, rows, claims, panels, settings.seeds)
+    return Finding(claims[0].measured, columns, rows, claims, panels, settings.seeds)
 
 
 if __name__ == "__main__":

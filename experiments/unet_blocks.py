@@ -87,8 +87,7 @@ def measure(settings: Settings) -> Finding:
         [names[i], *([float(v) for v in grid[:, j, i]] for j in range(len(TIMES))), peaks[i]] for i in range(len(names))
     ]
     columns = {"block": "", **{f"t = {t}": "relative increase" for t in TIMES}, "matters most at t": ""}
-    title = "When the blocks of a diffusion U-Net matter, and what dropping some of them costs"
-    return Finding(title, columns, rows, claims, panels, settings.seeds)
+    return Finding(claims[1].measured, columns, rows, claims, panels, settings.seeds)
 
 
 def problem(one: Trained, x0: Tensor, t: int) -> tuple[nn.Module, Tensor, Tensor]:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusion import Formulation
 from pictures.decode import decode
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.folder import check_counts, check_finite, find_model, read_counts, replace_weights
+from pipelines.formulation import describe_formulation, read_formulation
 from residual.names import amount
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import upload
@@ -28,6 +30,10 @@ FORMAT_VERSION = 3
 DESCRIPTION_FILE = "classification.json"
 PREDICT_BATCH = 64
 """images per forward pass of `predict`"""
+CLEAN = 0.01
+"""noise level (sigma / alpha) at which classifiers of noisy images receive clean ones"""
+Description = tuple[tuple[str, ...], Preprocessing, PixelFormat, tuple[int, ...] | None, Formulation | None]
+"""classes, preprocessing, pixel format, training images of each class, formulation of the noise"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class ImageClassifier:
     """images seen in training, where that is known"""
     class_counts: tuple[int, ...] | None = None
     """training images of each class, where that is known"""
+    formulation: Formulation | None = None
+    """of the noise in the images on which it was trained; None: they had none"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -60,15 +68,41 @@ class ImageClassifier:
         mean, std = (channel_values(values or unknown, x.device) for values in (config.mean, config.std))
         return ((x + 1) / 2 - mean) / std
 
+    def noisy_inputs(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b"]]:
+        """The network's inputs for noisy images with these times, if it was trained on noisy images."""
+        assert self.formulation is not None, "it was trained on images without noise"
+        level = self.formulation.level(time)
+        return self.normalise(level.c_in * x), level.c_noise
+
+    def inputs(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor | None]:
+        """The network's inputs for images in [-1, 1] without noise: normalised images, and timesteps or None."""
+        if self.formulation is None:
+            return self.normalise(x), None
+        return self.noisy_inputs(x, self.formulation.time_at(torch.full((len(x),), CLEAN, device=x.device)))
+
+    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """The logits of the classes for images in [-1, 1] on the network's device, float32."""
+        return self.net(*self.inputs(x)).float()
+
+    def log_probability(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b"]:
+        """The logarithm of the probability of each label, given a noisy image and its time, with gradients."""
+        logits = self.net(*self.noisy_inputs(x, time)).float()
+        return logits.log_softmax(dim=1).gather(1, label[:, None])[:, 0]
+
     @torch.no_grad()
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The input of the network's last layer for images in [-1, 1] on its device, float32."""
-        return self.net.forward_features(self.normalise(x)).float().mean(dim=(2, 3))
+        image, time = self.inputs(x)
+        return self.net.forward_features(image, t=time).float().mean(dim=(2, 3))
 
     @torch.no_grad()
     def probabilities(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """The probability of each class for images in [-1, 1] on the network's device, float32."""
-        return self.net(self.normalise(x)).float().softmax(dim=1)
+        return self.logits(x).softmax(dim=1)
 
     def predict(self, images: Sequence[str | Path | bytes | np.ndarray]) -> list[tuple[str, float]]:
         """The most likely class of each picture, by name, and its probability.
@@ -111,6 +145,7 @@ class ImageClassifier:
             "class_counts": self.class_counts,
             "preprocessing": asdict(self.preprocessing),
             "pixel_format": asdict(self.pixel_format),
+            "noise": None if self.formulation is None else describe_formulation(self.formulation),
         }
         self.net.save_pretrained(folder)
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -151,7 +186,7 @@ def load_classifier(path: str | Path, weights: Mapping[str, Tensor] | None = Non
     if there is none, if it is incomplete, and for weights that do not fit.
     """
     folder, images_seen = find_model(path, DESCRIPTION_FILE)
-    classes, preprocessing, pixel_format, counts = read_description(folder / DESCRIPTION_FILE)
+    classes, preprocessing, pixel_format, counts, noise = read_description(folder / DESCRIPTION_FILE)
     net = from_pretrained(folder).float()
     if not isinstance(net, Classifier):
         raise ValueError(f"{folder} holds a {type(net).__name__}, which is not a classifier; give the folder of one")
@@ -163,8 +198,10 @@ def load_classifier(path: str | Path, weights: Mapping[str, Tensor] | None = Non
             f"{folder}: {DESCRIPTION_FILE} names {amount(len(classes), 'class')}, "
             f"config.json has {net.config.num_classes}"
         )
+    if getattr(net.config, "noise", False) != (noise is not None):
+        raise ValueError(f"{folder}: only one of {DESCRIPTION_FILE} and config.json is of noisy images; train again")
     check_counts(counts, len(classes), folder)
-    return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen, counts)
+    return ImageClassifier(net, classes, preprocessing, pixel_format, images_seen, counts, noise)
 
 
 @dataclass(frozen=True)
@@ -172,8 +209,8 @@ class _Labels:
     classes: tuple[str, ...]
 
 
-def read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelFormat, tuple[int, ...] | None]:
-    """Classes, preprocessing, pixel format and images per class of a model folder.
+def read_description(path: Path) -> Description:
+    """The content of a file classification.json.
 
     Raises ValueError for what is incomplete, unknown, or of another type.
     """
@@ -185,7 +222,9 @@ def read_description(path: Path) -> tuple[tuple[str, ...], Preprocessing, PixelF
             raise ValueError("preprocessing has no size or channels; save the model again")
         pixel_format = read_config(PixelFormat, document["pixel_format"])
         labels = read_config(_Labels, {"classes": document["classes"]})
-        return labels.classes, preprocessing, pixel_format, read_counts(document)
+        noise = document.get("noise")  # files from before lack it
+        formulation = None if noise is None else read_formulation(noise)
+        return labels.classes, preprocessing, pixel_format, read_counts(document), formulation
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None
     except ValueError as error:

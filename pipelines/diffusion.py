@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion import (
@@ -29,6 +29,8 @@ from diffusion import (
     Sampler,
     choose_sampler,
     classifier_free,
+    classifier_guided,
+    differences,
     generators,
     guided,
     sample,
@@ -37,7 +39,9 @@ from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.guidance import ALL_LEVELS
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES, PixelFormat
+from pipelines.classification import ImageClassifier
 from pipelines.folder import check_counts, check_finite, find_model, read_counts, replace_weights
+from pipelines.formulation import describe_formulation, read_formulation
 from pipelines.from_diffusers import (
     average_beside,
     check_pipeline,
@@ -64,6 +68,8 @@ MAX_GUIDANCE = 1_000
 """A larger value is almost certainly a typo."""
 MAX_SIDE = 8192
 MAX_RESAMPLE = 1_000
+MAX_SCALE = 16
+"""of images that are enlarged"""
 STEPS = 50
 """steps of a sampler, unless others are given"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]
@@ -87,10 +93,14 @@ class DiffusionModel:
     """images seen in training, where that is known"""
     class_counts: tuple[int, ...] | None = None
     """training images of each class, where that is known"""
+    upscale: int | None = None
+    """how many times as high and wide its images are as the small ones that it enlarges; None: it draws from noise"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     size: tuple[int, int] | None = None
     """height and width of the images that it draws, if another than that of its training; see `sized`"""
+    classifier: ImageClassifier | None = None
+    """a classifier of noisy images, along whose gradient images are moved; see `classified_by`"""
 
     def guided_by(self, other: "DiffusionModel") -> "DiffusionModel":
         """This model with a worse one as its guide: a smaller, less trained or earlier one (Karras et al. 2024,
@@ -98,7 +108,7 @@ class DiffusionModel:
 
         Raises ValueError if the other model differs in formulation, images or classes.
         """
-        for name in ("formulation", "shape", "classes", "null_label", "pixel_format"):
+        for name in ("formulation", "shape", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
@@ -115,6 +125,31 @@ class DiffusionModel:
                 multiple = 2 ** (net.config.skeleton.depth - 1)
                 raise ValueError(f"size={height}x{width}: the levels of this model need multiples of {multiple} pixels")
         return replace(self, size=(height, width))
+
+    def classified_by(self, classifier: ImageClassifier) -> "DiffusionModel":
+        """This model with a classifier of noisy images that guides it (Dhariwal & Nichol 2021, section 4).
+
+        Raises ValueError if the classifier was not trained on noisy images, and if noise, images or classes differ.
+        """
+        if classifier.formulation is None:
+            raise ValueError(
+                "classifier was trained on images without noise, and its gradient means nothing for noisy ones; train "
+                "one with a noise.kind that is the model's objective.kind"
+            )
+        differing = differences(self.formulation, classifier.formulation, FORMULATIONS)
+        differing.pop("prediction", None)  # noisy images do not depend on it
+        for name in ("shape", "pixel_format"):
+            if (mine := getattr(self, name)) != (its := getattr(classifier, name)):
+                differing[name] = mine, its
+        for name, (mine, its) in differing.items():
+            raise ValueError(f"classifier has {name}={its}, but the model has {mine}; train one like the model")
+        if self.classes is None:
+            raise ValueError("classifier guides towards classes, but the model has none; give a model with classes")
+        if unknown := [name for name in self.classes if name not in classifier.classes]:
+            raise ValueError(
+                f"classifier lacks classes of the model: {shorten(unknown)}; its own are {shorten(classifier.classes)}"
+            )
+        return replace(self, classifier=classifier)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -139,6 +174,7 @@ class DiffusionModel:
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         guidance_rescale: float = 0.0,
+        classifier_scale: float = 1.0,
         strength: float = 1.0,
         **options: float,
     ) -> Sampler:
@@ -150,13 +186,21 @@ class DiffusionModel:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale={guidance_rescale:g} is out of range; give 0 (none) to 1")
+        if self.classifier is None and classifier_scale != 1:
+            raise ValueError(f"classifier_scale={classifier_scale:g} without a classifier; give one, or leave it out")
+        if classifier_scale == 0 or not abs(classifier_scale) <= MAX_GUIDANCE:
+            reason = "leaves the classifier without effect" if classifier_scale == 0 else "is out of range"
+            raise ValueError(
+                f"classifier_scale={classifier_scale:g} {reason}; give at most {MAX_GUIDANCE:,}, such as 1, or leave "
+                "the classifier out"
+            )
         if not 0 < strength <= 1:
             raise ValueError(f"strength={strength:g} is out of range; give a share of the steps above 0, at most 1")
         if guidance == 1:
             changed = {
                 "guide": self.guide is not None,
-                "guidance_interval": guidance_interval != ALL_LEVELS,
-                "guidance_rescale": guidance_rescale != 0,
+                "guidance_interval": self.classifier is None and guidance_interval != ALL_LEVELS,
+                "guidance_rescale": self.classifier is None and guidance_rescale != 0,
             }
             if unused := [name for name, is_changed in changed.items() if is_changed]:
                 raise ValueError(f"{unused[0]} has no effect with guidance=1; give another guidance, or leave it out")
@@ -236,19 +280,35 @@ class DiffusionModel:
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         guidance_rescale: float = 0.0,
+        classifier_scale: float = 1.0,
         learned_variance: bool = False,
     ) -> Denoiser:
         """The denoiser of the network, in the dtype of its weights. Guidance moves it away from that of the guide, or
-        else from the network without labels. Images that guidance extrapolates are clipped to [-1, 1]."""
+        else from the network without labels; a classifier moves the result towards the labels. Images that guidance
+        extrapolates are clipped to [-1, 1]."""
+        options: Any = {"interval": guidance_interval, "limit": 1.0, "rescale": guidance_rescale}
+        denoise = self._guided(guidance, learned_variance, options)
+        if self.classifier is None:
+            return denoise
+        return classifier_guided(denoise, self._log_probability, classifier_scale, self.formulation, **options)
+
+    def _guided(self, guidance: float, learned_variance: bool, options: Mapping[str, Any]) -> Denoiser:
         dtype = next(self.net.parameters()).dtype
         denoise: Denoiser = NetworkDenoiser(self.net, self.formulation, learned_variance, dtype)
-        options: Any = {"interval": guidance_interval, "limit": 1.0, "rescale": guidance_rescale}
         if self.guide is not None:
             worse = NetworkDenoiser(self.guide, self.formulation, dtype=dtype)
             return guided(denoise, worse, guidance, self.formulation, **options)
         if self.null is None or guidance == 1:
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
+
+    def _log_probability(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b"]:
+        """What the classifier says of labels of this model."""
+        assert self.classifier is not None, "the caller checks it"
+        numbers = [self.classifier.classes.index(name) for name in self.classes or ()]
+        return self.classifier.log_probability(x, time, torch.tensor(numbers, device=label.device)[label])
 
     def denoising(
         self,
@@ -261,6 +321,7 @@ class DiffusionModel:
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] = ALL_LEVELS,
         guidance_rescale: float = 0.0,
+        classifier_scale: float = 1.0,
         origin: Float[Tensor, "b c h w"] | None = None,
         strength: float = 1.0,
         noise: Float[Tensor, "b c h w"] | None = None,
@@ -283,9 +344,12 @@ class DiffusionModel:
             "guidance": guidance,
             "guidance_interval": guidance_interval,
             "guidance_rescale": guidance_rescale,
+            "classifier_scale": classifier_scale,
         }
         chosen = self.check(steps=steps, strength=strength, **guiding, **options)
         self._check_labels(images, labels)
+        if self.upscale is not None:
+            raise ValueError("this model enlarges images and draws none; see pipelines/superresolution.py")
         for name, given in (("origin", origin), ("noise", noise)):
             if given is not None and given.shape != (len(images), *self.shape):
                 raise ValueError(f"{name} has the shape {tuple(given.shape)}, not {(len(images), *self.shape)}")
@@ -330,7 +394,7 @@ class DiffusionModel:
         Raises ValueError as `check_inversion` does.
         """
         chosen = self.check_inversion(steps=steps, **options)
-        guiding = {name: value for name, value in options.items() if name.startswith("guidance")}
+        guiding = {name: value for name, value in options.items() if name.startswith(("guidance", "classifier"))}
         self._check_labels(range(len(origin)), labels)
         condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
         denoise, images = self.denoiser(**guiding), origin.to(device)
@@ -371,6 +435,8 @@ class DiffusionModel:
         if labels is None:
             if self.classes is not None and self.null is None:
                 raise ValueError("this model was not trained without labels; give a label for each image")
+            if self.classifier is not None:
+                raise ValueError("a classifier guides towards labels; give a label for each image")
             return
         if self.classes is None:
             raise ValueError("this model has no classes; leave the labels out")
@@ -379,6 +445,8 @@ class DiffusionModel:
         last = len(self.classes) - (self.null is None)
         if wrong := [label for label in labels if label not in range(last + 1)]:
             raise ValueError(f"label {wrong[0]} is not a whole number from 0 to {last}")
+        if self.classifier is not None and self.null in labels:
+            raise ValueError(f"label {NO_LABEL!r} is no class towards which a classifier could guide; give a class")
 
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
@@ -394,6 +462,7 @@ class DiffusionModel:
             "null_label": self.null_label,
             "class_counts": self.class_counts,
             "pixel_format": asdict(self.pixel_format),
+            "upscale": self.upscale,
         }
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -478,9 +547,10 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
         replace_weights(net, weights)
     formulation, classes, null_label, pixel_format, counts = description
     check_finite(net, folder)
-    _check_channels(net, folder)
+    scale = read_scale(folder)
+    _check_channels(net, folder, scale)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts)
+    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, upscale=scale)
 
 
 def description_file(folder: Path) -> Path | None:
@@ -552,28 +622,26 @@ def _without_variance(net: Network, folder: Path) -> Network:
     return _rebuilt(config, weights)
 
 
-def _check_channels(net: Network, folder: Path) -> None:
-    if net.config.in_channels != net.config.out_channels:
+def _check_channels(net: Network, folder: Path, scale: int | None = None) -> None:
+    if net.config.in_channels != net.config.out_channels * (1 if scale is None else 2):
         raise ValueError(
             f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
-            "cannot be sampled here: it needs more than noise"
+            "cannot be sampled here: it needs more than noise; if it enlarges images, save it as a DiffusionModel with "
+            "upscale"
         )
 
 
-def describe_formulation(formulation: Formulation) -> dict[str, Any]:
-    """A formulation as plain values: its kind and its fields."""
-    kind = next(name for name, cls in FORMULATIONS.items() if cls is type(formulation))
-    return {"kind": kind, **asdict(formulation)}  # type: ignore[call-overload]
+def read_scale(folder: Path) -> int | None:
+    """`DiffusionModel.upscale` of a model folder; None where its diffusion.json has none, or there is none.
 
-
-def read_formulation(document: Any) -> Formulation:
-    """The inverse of `describe_formulation`. Raises ValueError for an unknown kind or field, or a missing one."""
-    if not isinstance(document, dict):
-        raise ValueError(f"formulation={document!r} should be an object with a kind; train again")
-    fields = dict(document)
-    kind = require_known("formulation", str(fields.pop("kind", None)), FORMULATIONS)
-    config_class: Any = FORMULATIONS[kind]
-    return read_config(config_class, fields, optional=config_class.later_fields)
+    Raises ValueError for what is no scale.
+    """
+    if (path := description_file(folder)) is None:
+        return None
+    scale = read_json(path).get("upscale")
+    if scale is not None and not (type(scale) is int and 2 <= scale <= MAX_SCALE):
+        raise ValueError(f"{path}: upscale={scale!r} is no scale; give a whole number from 2 to {MAX_SCALE}")
+    return scale
 
 
 @dataclass(frozen=True)

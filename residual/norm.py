@@ -89,7 +89,18 @@ def _norm_act(
     if scale is not None and shift is not None:
         factor = 1 + scale.float()
         gain, offset = (gain * factor).contiguous(), torch.addcmul(shift.float(), offset, factor).contiguous()
+    if not torch.is_grad_enabled():
+        return _normalise(x, gain, offset, groups, eps, silu)[0]
     return _NormAct.apply(x, gain.expand(x.shape[:2]), offset.expand(x.shape[:2]), groups, eps, silu)
+
+
+def _normalise(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, ...]:
+    """The output, mean and reciprocal deviation. `gain` and `offset` have one row per image, or are one for all."""
+    y = torch.empty_like(x)
+    mean, rstd = gain.new_empty(2, len(x), groups)
+    tensors = (x, y, gain, offset, mean, rstd)
+    native.call("norm_act", tensors, _sizes(x, gain, groups), eps, silu, x.dtype is torch.bfloat16)
+    return y, mean, rstd
 
 
 class _NormAct(torch.autograd.Function):
@@ -100,12 +111,9 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
-        y = torch.empty_like(x)
-        mean, rstd = gain.new_empty(2, len(x), groups)
+        y, mean, rstd = _normalise(x, gain, offset, groups, eps, silu)
         ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
         ctx.save_for_backward(x, gain, offset, mean, rstd)
-        tensors = (x, y, gain, offset, mean, rstd)
-        native.call("norm_act", tensors, _sizes(x, gain, groups), eps, silu, x.dtype is torch.bfloat16)
         return y
 
     @staticmethod
@@ -130,7 +138,8 @@ class _NormAct(torch.autograd.Function):
 
 def _sizes(x: Tensor, gain: Tensor, groups: int) -> tuple[int, ...]:
     """Images, pixels, channels, groups, and the distance of the rows of gain and offset."""
-    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1], groups, gain.stride(0)
+    images, channels, height, width = x.shape
+    return images, height * width, channels, groups, gain.stride(0) if gain.ndim == 2 else 0
 
 
 class Dropout(nn.Dropout):

@@ -2,8 +2,13 @@
 
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionRun
+from tasks.superresolution import SuperResolutionRun
 from training.run import Run
 
-RUNS: dict[str, type[Run]] = {"diffusion": DiffusionRun, "classification": ClassificationRun}
+RUNS: dict[str, type[Run]] = {
+    "diffusion": DiffusionRun,
+    "classification": ClassificationRun,
+    "superresolution": SuperResolutionRun,
+}
 
-__all__ = ["RUNS", "ClassificationRun", "DiffusionRun"]
+__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "SuperResolutionRun"]

@@ -50,7 +50,7 @@ def accuracy(
             assert label is not None, "the images were checked when the task was built"
             first = (step * ranks + rank) * batch
             label[max(0, len(images) - first) :] = SURPLUS  # positions after the last image start over
-            logits = classifier.net(classifier.normalise(images.pixel_format.to_unit(stored))).float()
+            logits = classifier.logits(images.pixel_format.to_unit(stored))
             losses = F.cross_entropy(logits, label, ignore_index=SURPLUS, reduction="none")
             loss.update(losses, (label != SURPLUS).float())
             for share in shares.values():

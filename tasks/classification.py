@@ -1,5 +1,6 @@
-"""Training a network of the zoo to classify images."""
+"""Training a network of the zoo to classify images, with or without noise."""
 
+from collections import ChainMap
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffusion import FORMULATIONS, Formulation
 from pipelines.classification import ImageClassifier
 from residual.model_info import ConfigClasses
-from resnet import NETWORKS, Classifier, ClassifierConfig, build, list_models, model_info
+from resnet import NETWORKS, Classifier, ClassifierConfig, ResNetConfig, build, list_models, model_info
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
 from tasks.init_classifier import init_config, load_init
@@ -21,10 +23,19 @@ from training.data import ImageSet, PixelFormat, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
 from training.run import Run
-from training.settings import setting, variants
+from training.settings import kind_of, setting, variants
 from training.task import Batch, Evaluation, Task
 
 MODELS = ConfigClasses(NETWORKS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNoise:
+    """Images are classified as they are."""
+
+
+NOISE: ChainMap[str, type] = ChainMap(FORMULATIONS, {"none": NoNoise})
+"""no noise, or that of a formulation, by the name that settings use"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +125,17 @@ class ClassificationTask(Task[ClassificationBatch]):
         return ClassificationBatch(image, label, other_label, share)
 
     def loss(self, model: nn.Module, batch: ClassificationBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
-        """Cross-entropy of each image; of a mixed image, that of both labels, weighted by their shares."""
+        """Cross-entropy of each image; of a mixed image, that of both labels, weighted by their shares.
+
+        With a formulation, each image gets noise of a random level, and the network this level.
+        """
         assert batch.label is not None
-        logits = model(batch.image)
+        inputs: tuple[Tensor, ...] = (batch.image,)
+        if (formulation := self.classifier.formulation) is not None:
+            time = formulation.draw_time(random)
+            noisy = formulation.level(time).noisy(batch.image, random.normal(*batch.image.shape[1:]))
+            inputs = self.classifier.noisy_inputs(noisy, time)
+        logits = model(*inputs)
         loss = self._cross_entropy(logits, batch.label)
         if batch.share is None or batch.other_label is None:
             return loss
@@ -126,6 +145,11 @@ class ClassificationTask(Task[ClassificationBatch]):
         """Writes the model folder of `model`, the averaged network."""
         assert isinstance(model, Classifier), "the averaged model is a copy of self.model"
         replace(self.classifier, net=model).save(folder)
+
+    def example(self, image: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """Images, and noise levels if the network takes them."""
+        noisy = self.classifier.formulation is not None
+        return (image, torch.zeros(len(image), device=image.device)) if noisy else (image,)
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Float[Tensor, "b"]:
         return F.cross_entropy(logits.float(), label, reduction="none", label_smoothing=self.label_smoothing)
@@ -147,18 +171,40 @@ class ClassificationRun(Run[ClassificationTask]):
     other channels the first layer is adapted"""
     model: ClassifierConfig = variants(MODELS, "resnet", presets=_presets)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    noise: NoNoise | Formulation = variants(NOISE, "none")
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": "it follows from the images; see data.channels",
         "model.num_classes": "it follows from the images; see data.labels",
-        "model.noise": "classifiers of noisy images cannot be trained yet",
+        "model.noise": "it follows from noise.kind",
     }
 
     def __post_init__(self) -> None:
         if self.data.labels is False:
             raise ValueError("data.labels=false leaves a classifier nothing to learn; give true or null")
         self._check_pairs(self.train.batch, f"train.batch={self.train.batch}")
+        self._network()
+
+    @property
+    def formulation(self) -> Formulation | None:
+        """That of the noise; None without noise."""
+        return None if isinstance(self.noise, NoNoise) else self.noise
+
+    def _network(self) -> ClassifierConfig:
+        """The config of the network as far as it is known without the images.
+
+        Noisy images are scaled by their formulation alone. Raises ValueError for a network that takes no noise level.
+        """
+        if self.formulation is None:
+            return self.model
+        kind = f"noise.kind={kind_of(NOISE, self.noise)}"
+        if not isinstance(self.model, ResNetConfig):
+            raise ValueError(f"{kind} needs a network that takes the noise level; give model.kind=resnet")
+        try:
+            return replace(self.model, noise=True, mean=None, std=None)
+        except ValueError as error:
+            raise ValueError(f"{kind}: {error}; see model.norm and model.block") from None
 
     @classmethod
     def init_config(cls, init: str) -> ClassifierConfig | None:
@@ -175,7 +221,7 @@ class ClassificationRun(Run[ClassificationTask]):
     def outline(self) -> Classifier:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
         with torch.device("meta"):
-            return build(self.model)
+            return build(self._network())
 
     def check_init(self) -> None:
         """Raises ValueError as `load_init` does. The shape of the images does not matter, so none are needed."""
@@ -208,8 +254,9 @@ class ClassificationRun(Run[ClassificationTask]):
             raise ValueError(f"images of {self.data.source} are all of one class ({images.classes[0]}); give two")
         channels, height, width = images.shape
         unknown = (0.5,) * channels  # keeps [-1, 1]
-        mean, std = (_for_channels(values, channels) or unknown for values in (self.model.mean, self.model.std))
-        config = replace(self.model, in_channels=channels, num_classes=len(images.classes), mean=mean, std=std)
+        network = self._network()
+        mean, std = (_for_channels(values, channels) or unknown for values in (network.mean, network.std))
+        config = replace(network, in_channels=channels, num_classes=len(images.classes), mean=mean, std=std)
         if config.min_size_px > min(height, width):
             raise ValueError(
                 f"images of {height} x {width} px are smaller than the network's total stride of {config.min_size_px} "
@@ -224,7 +271,9 @@ class ClassificationRun(Run[ClassificationTask]):
         with seeded(self.train.seed, "model"):
             net = build(config)
         pixel_format, counts = images.pixel_format, images.class_counts
-        classifier = ImageClassifier(net, images.classes, preprocessing, pixel_format, class_counts=counts)
+        classifier = ImageClassifier(
+            net, images.classes, preprocessing, pixel_format, class_counts=counts, formulation=self.formulation
+        )
         evaluations: tuple[Evaluation, ...] = ()
         if validation is not None:
             held_out = as_trained(images.shape, images.pixel_format, images.classes, validation)

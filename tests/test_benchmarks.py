@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
-from benchmarks import data, gpu, paired, sampling, steps, train_vs_script, unet_vs_diffusers, zoo_vs_plain
+from benchmarks import data, gpu, guidance, paired, sampling, steps, train_vs_script, unet_vs_diffusers, zoo_vs_plain
 from benchmarks.paired import CONTROL, Plan, Timings
 from benchmarks.steps import NoisePrediction, TheirStep, build, build_theirs
 from tests.test_arrows import imports
@@ -185,3 +185,9 @@ def test_wrong_options_are_one_line(main: Callable[[list[str]], None], arguments
         main(arguments.split())
     assert ended.value.code == 2
     assert error in capsys.readouterr().err
+
+
+def test_accuracy_is_correlated_with_the_scale_up_to_its_plateau_and_recall_over_all_scales() -> None:
+    rows = [[(0.1, 0.9, 3.0)] * 2, [(0.5, 0.8, 3.0)] * 2, [(0.995, 0.85, 3.0)] * 2, [(0.99, 0.2, 3.0), (1.0, 0.4, 5.0)]]
+    assert guidance.correlations([0, 1, 2, 3], rows) == "Spearman: accuracy up to scale 2 1.00; recall -0.80"
+    assert guidance.line("free", 3, rows[3]) == "| free | 3 | 0.995 ± 0.005 | 0.300 ± 0.100 | 4.000 ± 1.000 |"

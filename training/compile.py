@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,10 +76,17 @@ def compile_network(network: nn.Module, config: TrainConfig) -> None:
 def compile_for_drawing(network: nn.Module, device: torch.device) -> None:
     """Compiles a network in place, for inputs of fixed shapes and without gradients.
 
-    On a CPU its weights become constants of the code, whose layout the compiler chooses (`freezing`).
+    On a CPU its weights become constants of the code, whose layout the compiler chooses (`freezing`). On CUDA its
+    kernels are recorded once for each shape and replayed (CUDA graphs); outputs are copied, because the next replay
+    overwrites them.
     """
     torch._inductor.config.freezing = device.type == "cpu"
-    network.compile(dynamic=False)
+    if device.type != "cuda":
+        network.compile(dynamic=False)
+        return
+    network.compile(dynamic=False, mode="reduce-overhead")
+    replay: Any = network._compiled_call_impl
+    network._compiled_call_impl = lambda *inputs, **options: replay(*inputs, **options).clone()
 
 
 @contextmanager

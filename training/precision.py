@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from residual import native
+from residual.prediction import fold_norms
 from training.memory import keep_freed_memory
 
 PRECISIONS = ("auto", "bf16", "float32")
@@ -46,8 +47,9 @@ def choose_memory_format(device: torch.device, bf16: bool, compiled: bool) -> to
 def place(network: nn.Module, device: torch.device, precision: str = "float32", compiled: bool = False) -> list[str]:
     """Moves a network to the device where it draws or classifies: in the faster layout, on a CPU with the kernels.
 
-    With `precision="bf16"` its weights become bf16, too. `compiled` says that it will be compiled, which on a CPU does
-    not change the layout. Returns lines to print: why the kernels of the CPU are not used, if they are not.
+    With `precision="bf16"` its weights become bf16, too. With the kernels batch norms become part of the convolutions
+    (`residual/prediction.py`). `compiled` says that it will be compiled: then that is left to the compiler, and on a
+    GPU the layout is another one. Returns lines to print: why the kernels of the CPU are not used, if they are not.
     """
     lines = []
     if device.type == "cpu":
@@ -56,6 +58,8 @@ def place(network: nn.Module, device: torch.device, precision: str = "float32", 
         keep_freed_memory()
     bf16 = precision == "bf16"
     layout = choose_memory_format(device, bf16, compiled and device.type == "cuda")
+    if device.type == "cpu" and native.library is not None and not compiled:
+        fold_norms(network)
     network.to(device, torch.bfloat16 if bf16 else torch.float32, memory_format=layout)  # type: ignore[call-overload]
     return lines
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion import EDM, Condition, classifier_free, guided
+from diffusion import DDPM, EDM, Condition, Flow, classifier_free, classifier_guided, guided
+from tests.diffusion.closed_form import interior_times
 
 X, T, NULL = torch.linspace(-2, 2, 12).view(3, 1, 2, 2), torch.tensor([0.1, 1.0, 10.0]), 4
 LABEL = Condition(torch.tensor([0, 1, 2]))
@@ -125,3 +126,80 @@ def test_every_part_of_the_condition_reaches_both() -> None:
 def test_guidance_without_labels_is_refused(scale: float) -> None:
     with pytest.raises(ValueError, match=f"guidance={scale:g}.*label"):
         cfg(scale)(X, T, Condition())
+
+
+# --- by a classifier -------------------------------------------------------------------------------------------------
+
+MEANS = torch.tensor([[-0.8, 0.3], [0.1, 0.5], [0.6, -0.4]], dtype=torch.float64).view(3, 1, 1, 2)
+
+
+class GaussianClasses:
+    """Images of each class are N(mean of the class, 0.3²), and all classes are equally frequent."""
+
+    def __init__(self, formulation):
+        self.formulation = formulation
+
+    def posterior(self, x, level):
+        """Logarithms of the probabilities of the classes of noisy images (b, classes)."""
+        variance = level.alpha.square() * 0.3**2 + level.sigma.square()
+        distance = (x[:, None] - level.alpha[:, None] * MEANS).square().flatten(2).sum(dim=2)
+        return (-distance / (2 * variance.flatten(1))).log_softmax(dim=1)
+
+    def log_probability(self, x, time, label):
+        return self.posterior(x, self.formulation.level(time)).gather(1, label[:, None])[:, 0]
+
+    def of_class(self, x, time, condition):
+        level = self.formulation.level(time)
+        gain = level.alpha * 0.3**2 / (level.alpha.square() * 0.3**2 + level.sigma.square())
+        mean = MEANS[condition.label]
+        return mean + gain * (x - level.alpha * mean)
+
+    def free(self, x, time, condition):
+        weights = self.posterior(x, self.formulation.level(time)).exp()
+        each = [self.of_class(x, time, Condition(torch.full((len(x),), k))) for k in range(len(MEANS))]
+        return sum(weights[:, k, None, None, None] * one for k, one in enumerate(each))
+
+
+@pytest.mark.parametrize("formulation", [DDPM(prediction="v", schedule="cosine"), EDM(), Flow()])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_an_exact_classifier_turns_the_denoiser_of_all_images_into_that_of_a_class(formulation, scale: float) -> None:
+    data, time = GaussianClasses(formulation), interior_times(formulation, 6)
+    x = formulation.level(time).scale() * torch.linspace(-1.5, 1.5, 12, dtype=torch.float64).view(6, 1, 1, 2)
+    label = Condition(torch.tensor([0, 1, 2, 2, 1, 0]))
+    found = classifier_guided(data.free, data.log_probability, scale, formulation)(x, time, label)
+    given, free = data.of_class(x, time, label), data.free(x, time, label)
+    assert_close(found, free + scale * (given - free))
+
+
+def by_classifier(scale: float, denoise=denoise, **options):
+    return classifier_guided(denoise, lambda x, time, label: (label * x.sum((1, 2, 3))).sin(), scale, EDM(), **options)
+
+
+def test_scale_0_of_a_classifier_is_the_plain_denoiser() -> None:
+    assert by_classifier(0.0) is denoise
+    with pytest.raises(ValueError, match="label"):
+        by_classifier(1.0)(X, T, Condition())
+
+
+def test_a_classifier_acts_within_an_interval_and_its_images_are_rescaled_and_clipped() -> None:
+    given, moved = denoise(X, T, LABEL), by_classifier(0.3)(X, T, LABEL)
+    within = by_classifier(0.3, interval=(0.5, 5.0))(X, T, LABEL)
+    assert not torch.equal(moved[1:], given[1:])
+    assert_close(within, torch.stack([given[0], moved[1], given[2]]))
+    assert_close(by_classifier(0.3, interval=(20.0, 30.0))(X, T, LABEL), given, rtol=0, atol=0)
+    assert_close(by_classifier(0.3, limit=0.5)(X, T, LABEL), moved.clamp(-0.5, 0.5))
+    rescaled = by_classifier(0.3, rescale=1.0)(X, T, LABEL)
+    assert_close(rescaled.flatten(1).std(dim=1), given.flatten(1).std(dim=1))
+
+
+def test_a_classifier_leaves_the_learned_variance_and_pure_noise_alone() -> None:
+    flow = Flow()
+
+    def with_variance(x, time, condition):
+        return torch.cat([denoise(x, time, condition), time.view(-1, 1, 1, 1).expand(x.shape)], dim=1)
+
+    found = by_classifier(0.3, with_variance)(X, T, LABEL)
+    assert_close(found[:, 1:], T.view(-1, 1, 1, 1).expand(X.shape))
+    noise = torch.ones(3)
+    pure = classifier_guided(denoise, lambda x, time, label: x.sum((1, 2, 3)), 2.0, flow)(X, noise, LABEL)
+    assert_close(pure, denoise(X, noise, LABEL))

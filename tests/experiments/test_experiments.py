@@ -44,6 +44,14 @@ def test_a_finding_is_a_table_with_units_and_the_range_over_seeds() -> None:
     assert "holds: 2 m" in finding().verdicts()
 
 
+def test_a_finding_is_read_as_it_was_written(tmp_path: Path) -> None:
+    finding().write(tmp_path / "a.json", experiment="a")
+    read = Finding.read(json.loads((tmp_path / "a.json").read_text()))
+    assert read.table() == finding().table()
+    assert (read.message, read.claims, read.seeds) == ("A message", [Claim(3, "2 m", "holds")], 3)
+    assert [curve.name for curve in read.panels[0].curves] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

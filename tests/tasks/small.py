@@ -1,5 +1,7 @@
 """A small run on the digits, for the tests of tasks and scripts."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -8,9 +10,11 @@ from tasks.diffusion import DiffusionRun, DiffusionTask
 from tasks.grid_evaluation import SampleConfig
 from training.data import Images
 from training.random import GlobalRandom
-from training.task import Batch
+from training.run import Run
+from training.task import Batch, Task
 from unet import UNetConfig
 
+T = TypeVar("T", bound=Task)
 SMALL = UNetConfig(
     base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8, size=(8, 8)
 )
@@ -24,7 +28,7 @@ def digits(labels: bool = True) -> Images:
     return Images(pixels, found.target if labels else None, CLASSES if labels else None)
 
 
-def train(run: DiffusionRun, images: Images, updates: int) -> DiffusionTask:
+def train(run: Run[T], images: Images, updates: int) -> T:
     """A plain training on the CPU."""
     task = run.build(images)
     optimizer = torch.optim.AdamW(task.model.parameters(), 3e-3)

@@ -20,7 +20,7 @@ from residual import Chain, Residual
 from tests.training.toy import BATCH, ToyTask, accelerator, config, train
 from training import compile as compiling
 from training.cli import parse
-from training.compile import CACHE, code_folder, compile_network, explain_compile_error
+from training.compile import CACHE, code_folder, compile_for_drawing, compile_network, explain_compile_error
 from training.config import TrainConfig
 from training.run import Run
 from training.units import show_size
@@ -202,3 +202,19 @@ print(dict(torch._dynamo.utils.counters["inductor"]))
             path.write_bytes(b"other data")
     assert run().returncode == 0
     assert "train.compile=full" in run(CXX="/bin/false").stderr
+
+
+def test_graphs_that_draw_on_cuda_return_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the replayed graph writes its output to the same memory each time."""
+    memory, asked = torch.zeros(2), dict[str, object]()
+
+    def stand_in(call: object, **options: object) -> object:
+        asked.update(options)
+        return lambda x: memory.copy_(x)
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    net = nn.Identity()
+    compile_for_drawing(net, torch.device("cuda"))
+    first, second = net(torch.ones(2)), net(torch.full((2,), 2.0))
+    assert asked == {"dynamic": False, "mode": "reduce-overhead"}
+    assert_close((first, second), (torch.ones(2), torch.full((2,), 2.0)))

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from residual import native
+from residual import Chain, native
 from training import precision
 from training.precision import choose_memory_format, choose_precision, cpu_flags, place
 
@@ -75,3 +75,12 @@ def test_a_network_that_draws_has_the_faster_layout_and_the_kernels(monkeypatch,
     assert net.weight.dtype is dtype
     assert net.weight.is_contiguous(memory_format=torch.channels_last) is (kernels or name == "float32")
     assert called == ["kernels", "memory"]
+
+
+def test_norms_are_folded_with_the_kernels_alone(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: "told")
+    for library, compiled in ((object(), False), (object(), True), (None, False)):
+        monkeypatch.setattr(native, "library", library)
+        net = Chain(conv=torch.nn.Conv2d(4, 4, 3), norm=torch.nn.BatchNorm2d(4)).eval()
+        place(net, CPU, compiled=compiled)
+        assert isinstance(net.norm, torch.nn.Identity) is (library is not None and not compiled)
