@@ -80,7 +80,7 @@ IN_PICTURES = (
         "mask",
         "grey",
     ),
-    *("resample", "invert", "between", "morph"),
+    *("from", "mask", "grey", "resample", "invert", "between", "morph"),
 )
 """options that the metadata of a picture names only where they are given"""
 
