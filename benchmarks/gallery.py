@@ -25,7 +25,7 @@ from training.script import ScriptParser, command
 ROOT = Path(__file__).parents[1]
 MODELS = {
     "digits": "--config configs/digits.yaml",
-    "tinted": "--config configs/digits.yaml --data.source {out}/tinted --data.labels false --train.images 25_000",
+    "tinted": "--config configs/digits.yaml --data.source {runs}/tinted-images --data.labels false --train.images 25e3",
 }
 """name of a run in runs/, and the options of train.py that train it"""
 SMALL = "--train.images 640 --sample.num 0 --model.base_channels 16 --model.head_channels 8"
@@ -65,26 +65,27 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     out = expand_home("out", args.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    write_inputs(out)
     runs = out / "runs" if args.small else ROOT / "runs"
+    write_inputs(out, runs)
     for name, options in MODELS.items():
         if any(f"runs/{name}" in ROWS[row].command for row in args.only) and not (runs / name / "model").is_dir():
             more = f"{SMALL} --train.eval_every_images 640 --train.checkpoint_every_images 640" if args.small else ""
-            _python(f"train.py {options.format(out=out)} --run {runs / name} {more}")
+            _python(f"train.py {options.format(runs=runs)} --run {runs / name} {more}")
     for name in args.only:
         row, drawn = ROWS[name], out / "drawn"
-        _python(f"{row.command} --out {drawn}".replace("runs/", f"{runs}/").replace("docs/gallery/", f"{out}/"))
+        words = row.command.replace("runs/", f"{runs}/").replace("docs/gallery/", f"{out}/")
+        _python(f"{words} --out {drawn}")
         shutil.copy(drawn / row.picture, out / f"{name}{Path(row.picture).suffix}")
         shutil.rmtree(drawn)
 
 
-def write_inputs(out: Path) -> None:
-    """Writes mask.png, whose right half is white, and the folder tinted: the digits in random colours."""
+def write_inputs(out: Path, runs: Path) -> None:
+    """Writes mask.png, whose right half is white, and the folder tinted-images: the digits in random colours."""
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 255
     Image.fromarray(mask).save(out / "mask.png")
-    random, folder = np.random.default_rng(0), out / "tinted"
-    folder.mkdir(exist_ok=True)
+    random, folder = np.random.default_rng(0), runs / "tinted-images"
+    folder.mkdir(parents=True, exist_ok=True)
     for k, digit in enumerate(load_digits().images / 16):
         ink, paper = random.uniform(0, 1, (2, 3))
         pixels = paper + digit[..., None] * (ink - paper)
