@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
+import export
 import sample
-from diffusion import DDPM, EDM, Condition
+from diffusion import DDPM, EDM, Condition, choose_sampler, generators
+from diffusion import sample as draw
 from pictures.pixel_format import BYTES, PixelFormat
 from pictures.tiles import Tiles
 from pipelines.diffusion import DiffusionModel, load_model
@@ -159,6 +162,17 @@ def test_a_picture_of_any_size(folder: Path) -> None:
     assert (other != made[0]).any(), "it depends on the picture"
 
 
+def test_enlarging_is_sampling_with_the_linearly_enlarged_picture_as_condition(tmp_path: Path) -> None:
+    """As the network of ADM's upsamplers concatenates it, by a plain call of the sampler."""
+    upscaler = load_upscaler_with_label(labelled(tmp_path), 1)
+    low = BYTES.to_unit(torch.from_numpy(pixels(1, 3, 4, 4)))
+    image = F.interpolate(low, (16, 16), mode="bilinear")
+    condition, chosen = Condition(torch.tensor([1]), image), choose_sampler("ddim", upscaler.model.formulation, 3)
+    shape, source = (3, 16, 16), generators(0, [7])
+    *_, x = draw(upscaler.model.denoiser(), upscaler.model.formulation, chosen, source, shape, condition, steps=3)
+    assert_close(upscaler.enlarge(low, 7), x.clamp(-1, 1), rtol=0, atol=0)
+
+
 def test_tiles_are_denoised_together() -> None:
     """A denoiser of single pixels is the same in tiles, for all that it is given; one of a tile's mean is not."""
     x, image = torch.rand(2, 1, 3, 20, 14).unbind(0)
@@ -280,3 +294,13 @@ def test_what_sample_refuses(tmp_path: Path, flags: list[str], message: str, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert not (tmp_path / "model" / "upscaled").exists()
+
+
+@pytest.mark.parametrize("flags", [["--to", "diffusers", "--out", "exported"], ["--push", "me/model"]])
+def test_what_enlarges_is_not_exported(folder: Path, tmp_path: Path, flags: list[str], capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        export.main([str(folder), *flags])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "upscale=2" in line
+    assert not (tmp_path / "exported").exists()
