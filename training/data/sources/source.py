@@ -113,6 +113,8 @@ def find_files(setting: str, label_file: Path | None) -> Found:
             return Found("tables", path.parent, [path])
         if suffix in (".npy", ".npz"):
             return Found(suffix[1:], path.parent, [path])
+        if suffix in KINDS["images"]:
+            return one_kind(setting, path.parent, Listing.of(path.parent, [path], label_file))
         if suffix in ARCHIVES:
             raise ValueError(f"data.source {setting!r} is an archive; unpack it, and give the folder")
         hint = "; give a file of labels as data.label_file" if suffix in LISTS else ""
