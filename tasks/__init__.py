@@ -2,8 +2,13 @@
 
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionRun
+from tasks.distillation import DistillationRun
 from training.run import Run
 
-RUNS: dict[str, type[Run]] = {"diffusion": DiffusionRun, "classification": ClassificationRun}
+RUNS: dict[str, type[Run]] = {
+    "diffusion": DiffusionRun,
+    "classification": ClassificationRun,
+    "distillation": DistillationRun,
+}
 
-__all__ = ["RUNS", "ClassificationRun", "DiffusionRun"]
+__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "DistillationRun"]

@@ -30,9 +30,8 @@ from tasks.comparison import QualityConfig
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky
-from tasks.quality import Quality
-from training.data import ImageSet, open_validation
-from training.processes import on_main
+from tasks.quality import Quality, open_quality, require_validation
+from training.data import ImageSet
 from training.random import GlobalRandom, seeded
 from training.run import Run
 from training.settings import variants
@@ -183,11 +182,7 @@ class DiffusionRun(Run[DiffusionTask]):
                 f"model.learned_variance=true is the variance of the ddpm sampler's steps, but objective.kind={kind}; "
                 "give model.learned_variance=false, or objective.kind=ddpm"
             )
-        if self.quality.judge is not None and self.data.validation is None:
-            raise ValueError(
-                f"quality.judge={self.quality.judge} compares with held-out images, but data.validation is null; give "
-                "a share, such as 0.1, or the name of a split"
-            )
+        require_validation(self.quality, self.data)
 
     @classmethod
     def init_config(cls, init: str) -> UNetConfig | EDM2Config | None:
@@ -255,11 +250,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def open_quality(self, model: DiffusionModel, training: ImageSet) -> Quality | None:
         """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare."""
-        if self.quality.judge is None:
-            return None
-        held_out = open_validation(self.data, on_main=on_main)
-        assert held_out is not None, "checked above"
-        return Quality(model, self.quality, held_out, training, self.train.eval_every_images)
+        return open_quality(model, self.quality, self.data, training, self.train.eval_every_images)
 
     def _with_inputs(self, config: UNetConfig | EDM2Config) -> UNetConfig | EDM2Config:
         """The config with the inputs that the run's settings need. Raises ValueError for what cannot be trained."""
