@@ -14,10 +14,11 @@ folder of images, such as one of sample.py, or an .npz file. A model or images i
 settings of that run.
 
 A run's averaged model is compared with its held-out images, or with those of another source: with all of data.split,
-unless data.validation names a part of them. Of a classifier, accuracy and loss are printed. A diffusion model draws as
-many images as are held out, with the same labels; their distances from the held-out ones are printed, by the features
-of a judge: a classifier of such images, trained by train.py --task classification, or a file of TorchScript. The floor
-is the same figure of training images in place of drawn ones.
+unless data.validation names a part of them. Of a classifier, accuracy and loss are printed; of a model that enlarges
+pictures, the likeness to the originals, beside that of the bicubic filter. A diffusion model draws as many images as
+are held out, with the same labels; their distances from the held-out ones are printed, by the features of a judge: a
+classifier of such images, trained by train.py --task classification, or a file of TorchScript. The floor is the same
+figure of training images in place of drawn ones.
 
 --ema gives other averages of the run: a number below 1 is a width (relative standard deviation), reconstructed from the
 snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked. Of several, the best is marked:
@@ -44,6 +45,7 @@ from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
 from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.superresolution import Upscaler, diffusion_upscaler, is_edsr, load_upscaler
 from residual.names import amount, require_known
 from storage.read import is_regular
 from storage.show import printable
@@ -54,8 +56,11 @@ from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
 from tasks.distillation import DistillationRun
 from tasks.drawn_images import are_images, open_drawn
+from tasks.enlargement import EnlargementEvaluation, check_measurable
+from tasks.enlargement import measure as measure_enlarged
 from tasks.likelihood import Bits, bits_per_dimension, describe_noise, draw_histograms
 from tasks.quality import Quality
+from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
@@ -72,6 +77,7 @@ USAGE = (
 )
 Figures = dict[str, float]
 DrawingRun = DiffusionRun | DistillationRun
+AnyRun = DrawingRun | ClassificationRun | SuperResolutionRun
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
@@ -115,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     if likelihood and len(chosen) > 1:
         raise ValueError(f"likelihood is computed of one average, but ema gives {len(chosen)}; give one")
     averages: list[Average | None] = [RunAverages(given).choose(value) for value in chosen] or [None]
-    load: Callable[..., Any] = load_model if isinstance(run, DrawingRun) else load_classifier
+    load = _loader(run)
     model: Any = None
     rows, is_main = list[Figures](), process_state().is_main_process
     with explain_out_of_memory(f"the evaluation of {given}", TOO_LARGE):
@@ -123,10 +129,7 @@ def main(argv: Sequence[str]) -> None:
             evaluated = _drawn(given, run)
         else:
             model = load_average(load, given, averages[0])
-            if not isinstance(run, DrawingRun):
-                evaluated = _accuracy(given, run, model)
-            else:
-                evaluated = _likelihood(given, run, model, other) if likelihood else _quality(given, run, model)
+            evaluated = _likelihood(given, run, model, other) if likelihood else _evaluated(given, run, model)
         for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
             found = evaluated.measure(load_average(load, given, average) if rows else model)
             assert found is not None, "no interrupt callback was given"
@@ -162,11 +165,49 @@ def _print_once(line: str) -> None:
         print(printable(line))
 
 
+def _loader(run: AnyRun) -> Callable[..., Any]:
+    """What loads the models of a run."""
+    if isinstance(run, DrawingRun):
+        return load_model
+    return load_classifier if isinstance(run, ClassificationRun) else load_upscaler
+
+
+def _evaluated(given: str, run: AnyRun, model: Any) -> Evaluated:
+    """How the models of a run are evaluated."""
+    if isinstance(run, DiffusionRun) and model.upscale is not None:
+        return _enlargement(given, run, model, lambda each: diffusion_upscaler(each, options=run.sample.options))
+    if isinstance(run, DrawingRun):
+        return _quality(given, run, model)
+    return (
+        _accuracy(given, run, model)
+        if isinstance(run, ClassificationRun)
+        else _enlargement(given, run, model, lambda each: each)
+    )
+
+
+def _held_out(given: str, run: AnyRun) -> ImageSet:
+    if (images := open_validation(run.data, on_main=on_main)) is None:
+        raise ValueError(f"no images were held out of {given}; give --data.validation, such as test or 0.2")
+    return images
+
+
+def _enlargement(given: str, run: AnyRun, model: Any, upscaling: Callable[[Any], Upscaler]) -> Evaluated:
+    """How models that enlarge pictures are evaluated; `upscaling` makes an upscaler of one."""
+    images, upscaler = _held_out(given, run), upscaling(model)
+    check_measurable(images, upscaler.channels, upscaler.scale)
+
+    def measure(model: Any) -> Figures | None:
+        _place(model.net)
+        found = measure_enlarged(upscaling(model), images)
+        return None if found is None else found[0]
+
+    about = f"images: {images}, enlarged {upscaler.scale} times from the bicubic filter of Pillow"
+    return Evaluated(measure, lambda found: [about], lambda name, value: " dB" if name.endswith("psnr") else "")
+
+
 def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -> Evaluated:
     """How classifiers of a run are evaluated."""
-    images = open_validation(run.data, on_main=on_main)
-    if images is None:
-        raise ValueError(f"no images were held out of {given}; give --data.validation, such as test or 0.2")
+    images = _held_out(given, run)
     images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
 
     def measure(model: ImageClassifier) -> Figures | None:
@@ -201,8 +242,11 @@ def _quality(given: str, run: DrawingRun, model: DiffusionModel) -> Evaluated:
     return _compared(lines, measure, quality.comparison)
 
 
-def _likelihood(given: str, run: DrawingRun, model: DiffusionModel, other: str | None) -> Evaluated:
+def _likelihood(given: str, run: AnyRun, model: DiffusionModel, other: str | None) -> Evaluated:
     """How the likelihood under a diffusion model is evaluated. Raises ValueError for images of another kind."""
+    assert isinstance(run, DrawingRun), "checked above"
+    if model.upscale is not None:
+        raise ValueError(f"likelihood is that of images alone, but {given} enlarges small ones; leave it out")
     held_out, config = open_validation(run.data, on_main=on_main), _config_of(given)
     sets: dict[str, ImageSet] = {} if held_out is None else {"held out": held_out}
     if config is not None:
@@ -238,10 +282,10 @@ def _likelihood(given: str, run: DrawingRun, model: DiffusionModel, other: str |
     return Evaluated(measure, about, remark)
 
 
-def _drawn(given: str, run: ClassificationRun | DrawingRun) -> Evaluated:
+def _drawn(given: str, run: AnyRun) -> Evaluated:
     """How images are evaluated that were drawn before."""
     if not isinstance(run, DrawingRun):
-        raise ValueError(f"{given} holds images, but its run is a classifier's; move them out of its folder")
+        raise ValueError(f"{given} holds images, but its run draws none; move them out of its folder")
     training, held_out = _training_images(given, run), open_validation(run.data, on_main=on_main)
     if not (isinstance(held_out, Images) and isinstance(training, Images)):
         raise ValueError("images are compared from a cache, but data.stream is true; give false")
@@ -297,7 +341,7 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
 
 def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[str]:
     """One line for each average, with the best one marked."""
-    figures = {**Quality.figures, **AccuracyEvaluation.figures}
+    figures = {**Quality.figures, **AccuracyEvaluation.figures, **EnlargementEvaluation.figures}
     name = next(name for name in rows[0] if name in figures and figures[name].best)
     best = figures[name].choose(range(len(rows)), key=lambda row: rows[row][name])
     lines = [["ema", "images seen", "error", *rows[0]]]
@@ -378,10 +422,12 @@ def _config_of(given: str) -> Path | None:
 
 
 def _task_of(given: str) -> str:
-    return "classification" if is_regular(Path(given, CLASSIFIER)) else "diffusion"
+    if is_regular(Path(given, CLASSIFIER)):
+        return "classification"
+    return "superresolution" if is_edsr(given) else "diffusion"
 
 
-def read_run(given: str, flags: Sequence[str]) -> ClassificationRun | DrawingRun:
+def read_run(given: str, flags: Sequence[str]) -> AnyRun:
     """The settings of a run, changed by `flags`; without a run, those that `flags` state. Raises ValueError for others.
 
     The images that the run held out, and its label file, belong to its own source and split: of another one all images
@@ -400,7 +446,7 @@ def read_run(given: str, flags: Sequence[str]) -> ClassificationRun | DrawingRun
     base = ["--task", _task_of(given), "--fresh"] if config is None else ["--config", str(config)]
     parsed = parse(RUNS, [*base, *([] if config is None else ["--run", str(config.parent)]), *flags])
     run = parsed.run
-    if not isinstance(run, ClassificationRun | DrawingRun):
+    if not isinstance(run, AnyRun):
         raise ValueError(f"{given} is a run of {parsed.task}, for which no evaluation is known")
     if config is None:
         return run

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -34,6 +35,7 @@ from unet import UNet, diffusers_config
 from unet.adapt import adapt_weights
 from unet.layouts import export_weights
 
+Model = TypeVar("Model")
 TARGETS = ("diffusers",)
 RECORD = "export.json"
 NAMES = ("README.md", DESCRIPTION_FILE, "model_index.json", "scheduler", "unet")
@@ -102,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None]:
     """The model, and the label to export."""
-    model = load_average(load_model, args.model, _average(args))
+    model = _drawing(load_average(load_model, args.model, _average(args)))
     return model, None if args.label is None else model.label(args.label)
 
 
@@ -123,7 +125,17 @@ def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
     folder = local_folder(args.model)
     is_classifier = any((place / classification.DESCRIPTION_FILE).is_file() for place in (folder, folder / "model"))
     load: Callable[..., DiffusionModel | ImageClassifier] = load_classifier if is_classifier else load_model
-    return load_average(load, args.model, _average(args))
+    return _drawing(load_average(load, args.model, _average(args)))
+
+
+def _drawing(model: Model) -> Model:
+    """The model, if others can use it alone. Raises ValueError for one that enlarges pictures."""
+    if isinstance(model, DiffusionModel) and model.upscale is not None:
+        raise ValueError(
+            f"this model enlarges pictures (upscale={model.upscale}), which neither diffusers nor a model card knows; "
+            "give its folder, RUN/model, to sample.py --upscale"
+        )
+    return model
 
 
 def _average(args: argparse.Namespace) -> Average | None:

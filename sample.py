@@ -1,6 +1,7 @@
 """Draw images with a trained diffusion model.
 
 python sample.py RUN_OR_MODEL --num 64 --label 3
+python sample.py RUN_OR_MODEL --upscale IMAGES
 torchrun --nproc_per_node 4 -- sample.py RUN_OR_MODEL --num 50000 --npz --out DIR
 """
 
@@ -11,6 +12,7 @@ from diffusion import late_start
 from drawing.draw import begin, choose_batch, draw, keeping
 from drawing.job import Job, prepare
 from drawing.options import make_parser
+from drawing.upscale import require_upscale, upscale
 from drawing.write import write
 from pipelines.diffusion import gather_drawn
 from residual.names import amount
@@ -33,10 +35,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, draws, writes."""
     args = parser().parse_args(argv)
+    if args.upscale is not None:
+        upscale(args, vars(parser().parse_args(["model"])))
+        return
+    require_upscale(args)
     job = prepare(args)
     lines = require_compiler(*COMPILE_OPTION, job.device) if args.compile else []
     facts = job.facts()
-    args.batch = choose_batch(job.model, job.device, args.guidance) if args.batch is None else args.batch
+    if args.batch is None:
+        args.batch = choose_batch(job.model, job.device, job.options(len(job) - 1).guidance)
     for net in (job.model.net,) if job.model.guide is None else (job.model.net, job.model.guide):
         lines += place(net, job.device, args.precision, args.compile)
         if args.compile:
@@ -47,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         _announce(job, lines)
     with keeping(job), explain_compile_error(*COMPILE_OPTION):
         on_main(lambda: begin(job, facts))
-        frames = gather_drawn(draw(job), args.num)
+        frames = gather_drawn(draw(job), len(job))
         if process_state().is_main_process:
             write(job, frames, facts)
     leave_processes()
@@ -57,10 +64,10 @@ def _announce(job: Job, lines: Sequence[str]) -> None:
     """Prints what is drawn, with what, and notes about it."""
     args, model = job.args, job.model
     seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
-    options = f"{amount(args.num, 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
+    options = f"{amount(len(job), 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
     print_line(f"model: {args.model}{seen}{f', {job.average.about}' if job.average else ''}; {options}")
-    if job.origin is not None:
-        print_line(f"from: {job.origin}; {amount(job.steps, 'step')} change them")
+    if job.given is not None:
+        print_line(f"from: {job.given.images}; {amount(job.steps(0), 'step')}{' change them' if args.strength else ''}")
     elif warning := late_start(args.sampler, model.formulation, args.steps):
         print_line(f"note: {warning}")
     for line in dict.fromkeys(lines):

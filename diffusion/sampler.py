@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,6 +104,8 @@ class FromDiffusers:
     (Nichol & Dhariwal 2021, eq. 15), and not that of the formulation; None for other schedulers"""
     skipped: int = 0
     """steps of the whole chain that come before `times`"""
+    steps: int | None = None
+    """steps of the whole chain; None: it ends with `times`"""
 
     def __call__(
         self,
@@ -118,9 +121,9 @@ class FromDiffusers:
         if self.learned_variance:
             config["variance_type"] = "learned_range"
         scheduler = kind(**_accepted(kind.__init__, config), **settings)
-        scheduler.set_timesteps(self.skipped + len(times) - 1)
+        scheduler.set_timesteps(self.skipped + len(times) - 1 if self.steps is None else self.steps)
         options = _accepted(scheduler.step, {"generator": generators, "eta": self.eta})
-        for timestep, time in zip(scheduler.timesteps[self.skipped :], times, strict=False):
+        for timestep, time in zip(scheduler.timesteps[self.skipped :], times[:-1], strict=False):
             x = scheduler.step(predict(x, time), timestep, x, return_dict=False, **options)[0]
             yield x
 
@@ -145,6 +148,8 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": Sampler(pure_noise, "trailing", EulerAncestral(), clip=False),
 }
 MAX_STEPS = 1_000_000
+STRETCH = 10
+"""steps after which resampling adds noise again"""
 MAX_OPTION = {"eta": 1.0, "churn": 1e6}
 
 
@@ -219,9 +224,15 @@ def late_start(name: str, formulation: Formulation, steps: int) -> str | None:
     )
 
 
-def steps_made(steps: int, strength: float) -> int:
-    """The number of steps, at least one, that are the share `strength` of a chain."""
-    return max(1, round(strength * steps))
+def steps_made(steps: int, strength: float, resample: int = 1) -> int:
+    """The number of steps, at least one, that are the share `strength` of a chain, each made `resample` times."""
+    return max(1, round(strength * steps)) * resample
+
+
+def stretches(first: int, last: int, resample: int) -> list[tuple[int, int]]:
+    """The stretches from step `first` to `last` in the order in which `sample` makes them, as pairs of steps."""
+    ends = [last] if resample == 1 else [*range(last, first, -STRETCH)][::-1]
+    return [pair for pair in pairwise([first, *ends]) for _ in range(resample)]
 
 
 def sample(
@@ -236,20 +247,24 @@ def sample(
     device: torch.device | str = "cpu",
     origin: Images | None = None,
     strength: float = 1.0,
+    noise: Images | None = None,
+    resample: int = 1,
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Draws one image (c, h, w) per generator: yields the starting noise, then the images after each of the `steps`.
 
     With `origin`, images in [-1, 1] on `device`, the chain starts at these with noise, and only the last
-    `steps_made(steps, strength)` steps are made (Meng et al. 2022, SDEdit).
+    `steps_made(steps, strength)` steps are made (Meng et al. 2022, SDEdit). `noise` replaces the standard normal noise
+    that the generators give first.
+
+    With `resample` above 1, each stretch of `STRETCH` steps is made so many times: at its end, noise is added up to
+    the level of its start (Lugmayr et al. 2022, RePaint, section 4.2). Where a part of each image is known, this brings
+    the rest into harmony with it.
 
     Intermediate images are scaled to about unit variance. The last ones, the samples, are in about [-1, 1] (not
     clipped). `sampler` comes from `choose_sampler`.
     """
     skipped = 0 if origin is None else steps - steps_made(steps, strength)
-    times = formulation.times(steps, sampler.spacing).to(device)[skipped:]
-    solver = sampler.solver
-    if isinstance(solver, FromDiffusers):
-        solver = replace(solver, skipped=skipped)
+    times = formulation.times(steps, sampler.spacing).to(device)
 
     if sampler.clip and formulation.clips_x0:
         denoise = clipped(denoise)
@@ -258,9 +273,24 @@ def sample(
         with torch.no_grad():  # scoped to the step, so that the caller's grad mode is unchanged across `yield`
             return denoise(x, time.expand(len(x)), condition)
 
-    start = formulation.level(times[:1])
-    noise = standard_normal(generators, shape, device)
-    x = sampler.start(start, noise) if origin is None else start.noisy(origin, noise)
-    yield x / start.scale()
-    for time, images in zip(times[1:], solver(predict, formulation, x, times, generators), strict=True):
-        yield images / formulation.level(time[None]).scale()
+    level = formulation.level(times[skipped : skipped + 1])
+    drawn = standard_normal(generators, shape, device)
+    noise = drawn if noise is None else noise
+    x = sampler.start(level, noise) if origin is None else level.noisy(origin, noise)
+    yield x / level.scale()
+    at, solver = skipped, sampler.solver
+    for first, last in stretches(skipped, steps, resample):
+        if first < at:
+            x = _raised(x, formulation.level(times[at, None]), formulation.level(times[first, None]), generators)
+        if isinstance(solver, FromDiffusers):
+            solver = replace(solver, skipped=first, steps=steps)
+        part, at = times[first : last + 1], last
+        for time, x in zip(part[1:], solver(predict, formulation, x, part, generators), strict=True):  # noqa: B020
+            yield x / formulation.level(time[None]).scale()
+
+
+def _raised(x: Images, low: NoiseLevel, high: NoiseLevel, generators: list[torch.Generator]) -> Images:
+    """Noisy images at a higher noise level."""
+    share = high.alpha / low.alpha
+    added = (high.sigma.square() - (share * low.sigma).square()).clamp(min=0).sqrt()
+    return share * x + added * standard_normal(generators, x.shape[1:], x.device)

@@ -52,17 +52,18 @@ def choose_batch(model: DiffusionModel, device: torch.device, guidance: float) -
 def begin(job: Job, facts: Mapping[str, Any]) -> None:
     """Prepares the staging folder, in which the finished images of an interrupted command of this kind stay."""
     args, model = job.args, job.model
-    folder = job.out.begin(facts, keep=("images",), may_differ=("num", "device")) / "images"
+    may_differ = ("device",) if args.sweep or args.between or args.morph else ("num", "device")
+    folder = job.out.begin(facts, keep=("images",), may_differ=may_differ) / "images"
     folder.mkdir(exist_ok=True)
-    wanted = {job.file(number) for number in range(args.num)} if any(folder.iterdir()) else set()
+    wanted = {job.file(number) for number in range(len(job))} if any(folder.iterdir()) else set()
     for path in folder.iterdir():
         if path.name not in wanted or not _finished(path, model):
             remove(path)
     if left := sum(1 for _ in folder.iterdir()):
-        print_line(f"continuing: {left:,} of {args.num:,} images are already in {folder}")
+        print_line(f"continuing: {left:,} of {len(job):,} images are already in {folder}")
     if model.pixel_format.file == "npy":
-        needed = math.prod(model.shape) * np.dtype(model.pixel_format.dtype).itemsize * (args.num - left)
-        require_disk_space(folder, needed, amount(args.num - left, "image"))
+        needed = math.prod(model.shape) * np.dtype(model.pixel_format.dtype).itemsize * (len(job) - left)
+        require_disk_space(folder, needed, amount(len(job) - left, "image"))
 
 
 def _finished(path: Path, model: DiffusionModel) -> bool:
@@ -82,7 +83,7 @@ def keeping(job: Job) -> Iterator[None]:
     except BaseException as error:
         count = sum(1 for _ in (staging / "images").glob(f"[0-9]*.{job.model.pixel_format.file}"))
         job.out.leave(discard=count == 0)
-        kept = f"{count:,} of {args.num:,} images are kept in {str(staging)!r}; the same command goes on with them"
+        kept = f"{count:,} of {len(job):,} images are kept in {str(staging)!r}; the same command goes on with them"
         kept = kept if count else "nothing was written"
         if is_out_of_memory(error):
             raise ValueError(
@@ -103,24 +104,26 @@ def draw(job: Job) -> Frames:
     into memory, it and all further ones are halved. For a compiled network, which has code for one size, the last batch
     is filled up.
     """
-    args, model, labels, steps = job.args, job.model, job.labels, job.steps
+    args, model = job.args, job.model
     state, folder = process_state(), job.out.staging / "images"
     shown = job.in_grid if args.animation else 0
-    wanted = set(np.linspace(0, steps, min(MAX_FRAMES, steps + 1)).round().astype(int).tolist())
-    share = range(state.process_index, args.num, state.num_processes)
-    names = set(os.listdir(folder))
-    split = [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
+    columns, names = job.series.columns, set(os.listdir(folder))
+    split = list[range]()
+    for row in range(0, len(job), columns):
+        share = range(row + (state.process_index - row) % state.num_processes, row + columns, state.num_processes)
+        split += [share[start : start + args.batch] for start in range(0, len(share), args.batch)]
     left = deque(batch for batch in split if batch[0] < shown or any(job.file(k) not in names for k in batch))
-    size = len(split[0]) if split else 0
+    size = max(map(len, split), default=0)
     drawn, printed = list[tuple[int, list[np.ndarray]]](), time.monotonic()
     done, count = 0, sum(map(len, left))
+    total = lambda: sum(job.steps(batch[0]) for batch in left)  # noqa: E731
 
     def save(numbers: Sequence[int], images: torch.Tensor) -> None:
         for number, image in zip(numbers, images, strict=True):
-            save_image(image, model.pixel_format, folder / job.file(number), job.text(number))
+            save_image(image, model.pixel_format, folder / job.file(number), job.text(number), job.kept(number))
 
     with (
-        tqdm(total=len(left) * steps, unit="step", disable=None if state.is_main_process else True) as bar,
+        tqdm(total=total(), unit="step", disable=None if state.is_main_process else True) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
         written = writer.submit(lambda: None)
@@ -129,9 +132,11 @@ def draw(job: Job) -> Frames:
                 printed = time.monotonic()
                 print_line(f"drawing: {done / count:.1%}")
             numbers, frames, fits = left.popleft(), list[np.ndarray](), True
+            steps = job.steps(numbers[0])
+            wanted = set(np.linspace(0, steps, min(MAX_FRAMES, steps + 1)).round().astype(int).tolist())
             try:
                 filled = [*numbers, *[numbers[-1]] * (size - len(numbers))] if args.compile else numbers
-                for step, x in enumerate(model.denoising(filled, labels(filled), **job.denoising(filled))):
+                for step, x in enumerate(job.chain(filled)):
                     bar.update(step > 0)
                     if step in wanted and numbers[0] < shown:
                         frames.append(model.pixel_format.from_unit(x[: len(numbers)]))
@@ -144,9 +149,9 @@ def draw(job: Job) -> Frames:
                 size = half = (len(numbers) + 1) // 2
                 print_line(f"note: {amount(len(numbers), 'image')} do not fit into memory; drawing {half:,} at a time")
                 left = deque(part for whole in (numbers, *left) for part in (whole[:half], whole[half:]) if part)
-                bar.total = bar.n + len(left) * steps
+                bar.total = bar.n + total()
                 continue
-            require_finite(numbers, images, args.guidance)
+            require_finite(numbers, images, job.options(numbers[0]).guidance)
             written.result()
             written = writer.submit(save, numbers, images)
             drawn += [(k, [frame[i] for frame in frames]) for i, k in enumerate(numbers) if k < shown]

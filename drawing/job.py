@@ -2,26 +2,46 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from diffusion import generators
+from diffusion.edits import slerp
 from diffusion.guidance import ALL_LEVELS
 from diffusion.sampler import steps_made
-from drawing.options import MAX_IN_GRID, STRENGTH, denoising_options
+from diffusion.seeds import standard_normal
+from drawing.given import Given, open_given, open_masks
+from drawing.nearest import open_training
+from drawing.options import (
+    COLUMNS,
+    FRAMES,
+    MAX_IN_GRID,
+    NUM,
+    RESAMPLE,
+    STRENGTH,
+    check_together,
+    denoising_options,
+)
+from drawing.series import Series, show, sweep_rows
 from pictures.files import are_pictures, check_savable
 from pipelines.classification import load_classifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import MAX_RESAMPLE, NO_LABEL, DiffusionModel, load_model
 from storage.show import printable
 from storage.write import expand_home
 from training.averages import Average, RunAverages, load_average
-from training.data import DataConfig, Images, open_images
+from training.data import Images
 from training.output_folder import OutputFolder, default_folder, weights_sha256
 from training.precision import choose_precision
-from training.processes import on_main, process_state
+from training.processes import process_state
 from training.script import VERSION
 
 MAX_OF_SEED = 1_000_000
@@ -31,10 +51,37 @@ ALL = "all"
 MAX_TEXT = 200
 """characters of a name in the metadata of a picture"""
 RECORD = "samples.json"
-NAMES = ("images", "labels.csv", "grid.png", "animation.gif", "samples.npz")
-RECORDED = ("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "guide_ema")
+NAMES = (
+    "images",
+    "labels.csv",
+    "grid.png",
+    "animation.gif",
+    "samples.npz",
+    "between.gif",
+    "nearest.png",
+    "nearest.csv",
+)
+RECORDED = (
+    *("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "guide_ema"),
+    *("strength", "resample", "invert", "between", "morph", "sweep"),
+)
 """options that samples.json names"""
-IN_PICTURES = ("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "classifier", "strength")
+IN_PICTURES = (
+    *(
+        "eta",
+        "churn",
+        "ema",
+        "guidance_rescale",
+        "guide",
+        "guide_ema",
+        "classifier",
+        "strength",
+        "from",
+        "mask",
+        "grey",
+    ),
+    *("from", "mask", "grey", "resample", "invert", "between", "morph"),
+)
 """options that the metadata of a picture names only where they are given"""
 
 Labels = Callable[[Sequence[int]], list[int] | None]
@@ -52,30 +99,76 @@ class Job:
     out: OutputFolder
     labels: Labels
     device: torch.device
-    origin: Images | None
-    """the images of --from"""
+    series: Series
+    given: Given | None
+    """the images of --from or --grey"""
+    training: Images | None
+    """those of --nearest"""
+    toward: int | None
+    """the second label of --morph"""
 
-    @property
-    def steps(self) -> int:
-        """Steps that the sampler makes."""
-        return self.args.steps if self.origin is None else steps_made(self.args.steps, self.args.strength)
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.series)
 
     @property
     def in_grid(self) -> int:
         """Images that the grid and the animation show: the first ones."""
-        return min(self.args.num, MAX_IN_GRID)
+        return min(len(self), MAX_IN_GRID)
+
+    def options(self, number: int) -> argparse.Namespace:
+        """The options of the command for an image."""
+        return argparse.Namespace(**vars(self.args) | self.series.row(number))
+
+    def steps(self, number: int) -> int:
+        """Steps that `chain` makes for an image."""
+        args = self.options(number)
+        made = steps_made(args.steps, args.strength or 1, args.resample or 1)
+        return 2 * made - 1 if args.invert else made
 
     def file(self, number: int) -> str:
         """The name of the file of an image."""
         return f"{number:06d}.{self.model.pixel_format.file}"
 
-    def denoising(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """The options of `DiffusionModel.denoising` for these images."""
-        options = {"seed": self.args.seed, "device": self.device, **denoising_options(self.args)}
-        if self.origin is not None:
-            stored = self.origin.read(np.array(numbers) % len(self.origin))
-            options["origin"] = self.origin.pixel_format.to_unit(torch.from_numpy(stored))
-        return options
+    def chain(self, numbers: Sequence[int]) -> Iterator[Float[Tensor, "b c h w"]]:
+        """Draws images of one row: yields where they start, then each of `steps`, last the images."""
+        args, columns, labels = self.options(numbers[0]), list(map(self.series.column, numbers)), self.labels(numbers)
+        options: dict[str, Any] = denoising_options(args) | {"device": self.device}
+        if args.invert:
+            assert self.given is not None, "RULES"
+            for noise in self.model.inverting(self.given.unit(columns), labels, **options):
+                yield noise
+            options["noise"] = noise
+        if args.between:
+            first, second = (end.expand(len(numbers), -1, -1, -1) for end in self._ends)
+            options["noise"] = slerp(first, second, torch.tensor(self.series.shares(numbers), device=self.device))
+        if self.given is not None:
+            options["origin"] = None if args.strength is None else self.given.unit(columns)
+            options["project"] = self.given.projection(columns, self.device)
+        if self.toward is not None:
+            options["toward"] = [self.toward] * len(numbers), self.series.shares(numbers)
+        seeds, resample = self.series.seeds(numbers), args.resample or 1
+        drawn = self.model.denoising(seeds, labels, seed=args.seed, resample=resample, **options)
+        yield from islice(drawn, 1 if args.invert else 0, None)
+
+    @cached_property
+    def _ends(self) -> list[Float[Tensor, "1 c h w"]]:
+        """The noise at both ends of --between."""
+        if self.given is None:
+            return [standard_normal(generators(seed, [0]), self.model.shape, self.device) for seed in self.args.between]
+        origin, options = self.given.unit(self.args.between), denoising_options(self.args)
+        noise = deque(self.model.inverting(origin, self.labels([0, 0]), device=self.device, **options), maxlen=1).pop()
+        return list(noise.split(1))
+
+    def kept(self, number: int) -> np.ma.MaskedArray | None:
+        """The values (c, h, w) that an image keeps from its file, the others masked; None without a mask."""
+        return None if self.given is None else self.given.kept(self.series.column(number))
+
+    def beside(self, number: int) -> list[np.ndarray]:
+        """The values (c, h, w) of images that the grid shows before an image: what was known of it."""
+        if self.given is None or self.args.between or not (self.args.mask or self.args.grey or self.args.invert):
+            return []
+        return list(self.model.pixel_format.from_unit(self.given.known([self.series.column(number)])))
 
     def facts(self) -> dict[str, Any]:
         """What determines the images, for samples.json."""
@@ -90,9 +183,14 @@ class Job:
             "weights_sha256": weights_sha256(model.net),
             **{name: getattr(args, name) for name in RECORDED},
             "guidance_interval": interval,
-            "from": None if args.origin is None else printable(str(args.origin)),
-            "from_sha256": None if self.origin is None else self.origin.fingerprint,
-            "strength": args.strength,
+            **{
+                name: None if value is None else printable(str(value))
+                for name, value in {"from": args.origin, "mask": args.mask, "grey": args.grey}.items()
+            },
+            "from_sha256": None if self.given is None else self.given.images.fingerprint,
+            "mask_sha256": None if self.given is None or self.given.masks is None else self.given.masks.fingerprint,
+            "nearest": args.nearest,
+            "nearest_sha256": None if self.training is None else self.training.fingerprint,
             "guide": None if args.guide is None else printable(str(args.guide)),
             "guide_sha256": None if model.guide is None else weights_sha256(model.guide),
             "classifier": None if args.classifier is None else printable(str(args.classifier)),
@@ -108,10 +206,11 @@ class Job:
 
     def text(self, number: int) -> dict[str, str]:
         """The metadata of a picture."""
-        args, labels = self.args, self.labels([number])
+        args, labels = self.options(number), self.labels([number])
         text = {"Software": VERSION, "model": str(args.model), "image": number}
         text |= {name: getattr(args, name) for name in ("seed", "sampler", "steps", "guidance")}
-        text |= {name: getattr(args, name) for name in IN_PICTURES if getattr(args, name)}
+        given = {name: getattr(args, "origin" if name == "from" else name) for name in IN_PICTURES}
+        text |= {name: show(value) for name, value in given.items() if value}
         text |= {"classifier_scale": args.classifier_scale} if args.classifier else {}
         text |= {"precision": args.precision} if args.precision != "float32" else {}
         text |= {"compile": "True"} if args.compile else {}
@@ -122,54 +221,129 @@ class Job:
 
 def prepare(args: argparse.Namespace) -> Job:
     """Opens and checks what the options name, and completes them. Raises ValueError for what does not fit."""
+    check_together(args)
     args.out = default_folder(args.model, "drawn") if args.out is None else expand_home("out", args.out)
     average = None if args.ema is None else RunAverages(args.model).choose(args.ema)
     model = load_average(load_model, args.model, average)
     if args.guide is not None:
         worse = None if args.guide_ema is None else RunAverages(args.guide).choose(args.guide_ema)
         model = model.guided_by(load_average(load_model, args.guide, worse))
-    elif args.guide_ema is not None:
-        raise ValueError(f"guide_ema={args.guide_ema:g} is an average of the guide; give --guide, too")
+    if args.size is not None:
+        model = model.sized(*args.size)
     if args.classifier is not None:
         model = model.classified_by(load_classifier(args.classifier))
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
-    args.sampler = model.default_sampler if args.sampler is None else args.sampler
-    if args.origin is not None and args.strength is None:
-        args.strength = STRENGTH
-    labels = _check(args, model)
-    device = _device(args.device)
+    _complete(args, model)
+    rows = _check(args, model)
+    labels, toward = _labels(args, model)
+    device = choose_device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
-    origin = None if args.origin is None else open_given("from", args.origin, model)
-    return Job(args, model, average, out, labels, device, origin)
+    given = _open_given(args, model)
+    training = None if args.nearest is None else open_training(args.nearest, args.model, model)
+    args.num = _number(args, given)
+    series = Series(args.num, rows, frames=bool(args.between or args.morph))
+    if len(series) > MAX_OF_SEED:
+        raise ValueError(f"num={args.num} is more than {MAX_OF_SEED}; draw them in parts, each with its own --seed")
+    by_column = lambda numbers: labels(list(map(series.column, numbers)))  # noqa: E731
+    return Job(args, model, average, out, by_column, device, series, given, training, toward)
 
 
-def _check(args: argparse.Namespace, model: DiffusionModel) -> Labels:
-    """The labels of image numbers. Raises ValueError for options that do not suit the model."""
+def _complete(args: argparse.Namespace, model: DiffusionModel) -> None:
+    """Options that follow from others."""
+    if args.sampler is None:
+        args.sampler = "euler" if _inverts(args) else model.default_sampler
+    if args.strength is None and args.origin is not None and not (args.mask or args.invert or args.between):
+        args.strength = STRENGTH
+    if args.resample is None and args.mask is not None:
+        args.resample = RESAMPLE
+
+
+def _inverts(args: argparse.Namespace) -> bool:
+    """Whether images are drawn from the noise of others."""
+    return args.invert or bool(args.between and args.origin is not None)
+
+
+def _number(args: argparse.Namespace, given: Given | None) -> int:
+    """The number of images, or of columns."""
+    if args.num is not None:
+        return args.num
+    if args.between or args.morph:
+        return FRAMES
+    if args.sweep:
+        return COLUMNS
+    return len(given.images) if given is not None and (args.grey or args.invert) else NUM
+
+
+def _open_given(args: argparse.Namespace, model: DiffusionModel) -> Given | None:
+    """The images of --from or --grey, and the mask. Raises ValueError if they do not fit."""
+    if args.grey is not None:
+        if model.shape[0] != 3:
+            raise ValueError(
+                f"grey={args.grey} needs a model that draws colours; this one has {model.shape[0]} channel"
+            )
+        return Given(open_given("grey", args.grey, model), grey=True)
+    if args.origin is None:
+        return None
+    images = open_given("from", args.origin, model, exact=args.mask is not None)
+    if args.between and (wrong := [k for k in args.between if not 0 <= k < len(images)]):
+        raise ValueError(f"between: there is no picture {wrong[0]} in {args.origin!r}; give 0 to {len(images) - 1}")
+    return Given(images, None if args.mask is None else open_masks(args.mask, images))
+
+
+def _check(args: argparse.Namespace, model: DiffusionModel) -> tuple[dict[str, Any], ...]:
+    """The rows of --sweep. Raises ValueError for options that do not suit the model, or each other."""
     for name in ("num", "batch"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name}={value} draws no image; give at least 1")
-    if args.num > MAX_OF_SEED:
-        raise ValueError(f"num={args.num} is more than {MAX_OF_SEED}; draw them in parts, each with its own --seed")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"seed={args.seed} is out of range; give 0 or more, below 2^32")
+    for name, seed in [("seed", args.seed), *(("between", k) for k in args.between or () if args.origin is None)]:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{name}={seed} is out of range; give 0 or more, below 2^32")
+    for name in ("between", "morph"):
+        ends = getattr(args, name)
+        if ends and ends[0] == ends[1]:
+            raise ValueError(f"{name}={ends[0]} {ends[1]} has equal ends; give two different ones")
+        if ends and args.num == 1:
+            raise ValueError(f"num=1 shows nothing between the ends of --{name}; give at least 2")
     check_savable(model.shape[0], model.pixel_format)
     if args.npz and not are_pictures(model.shape[0], model.pixel_format):
         raise ValueError("npz is for evaluators of pictures, but this model draws arrays; read the .npy files instead")
-    if args.origin is None and args.strength is not None:
-        raise ValueError(f"strength={args.strength:g} is that of images to change; give --from, too")
-    model.check(**denoising_options(args))
-    if args.label is None or (args.label == ALL and ALL not in (model.classes or ())):
-        return model.cycle
+    if args.resample is not None and not 1 <= args.resample <= MAX_RESAMPLE:
+        raise ValueError(f"resample={args.resample} is out of range; give 1 (each step once) to {MAX_RESAMPLE}")
+    options = denoising_options(args)
+    if args.sweep:
+        return sweep_rows(args.sweep, model, options)
+    check = model.check_inversion if _inverts(args) else model.check
+    check(**options)
+    return ({},)
+
+
+def _labels(args: argparse.Namespace, model: DiffusionModel) -> tuple[Labels, int | None]:
+    """The labels of columns, and the one towards which --morph moves. Raises ValueError for labels that do not suit."""
+    if args.morph:
+        first, second = map(model.label, args.morph)
+        return lambda columns: [first] * len(columns), second
+    fixed = args.mask or args.grey or args.invert or args.between
+    if fixed and args.label is None and model.classes is not None:
+        if model.null is None:
+            raise ValueError("label is needed, because this model was not trained without labels; give --label")
+        args.label = NO_LABEL
+    every = args.label is None or (args.label == ALL and ALL not in (model.classes or ()))
+    if every and not args.between:
+        return model.cycle, None
+    if every and model.classes is None:
+        return model.cycle, None
+    if every:
+        raise ValueError("between draws images of one label, but label is all; give a class")
     label = model.label(args.label)
     if args.guidance != 1 and label == model.null and model.guide is None:
         raise ValueError(f"guidance={args.guidance:g} strengthens a label, but label is none; leave one of them out")
     if model.classifier is not None and label == model.null:
         raise ValueError("classifier guides towards a class, but label is none; leave one of them out")
-    return lambda numbers: [label] * len(numbers)
+    return lambda columns: [label] * len(columns), None
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device of this process. Raises ValueError if torch does not know it or cannot use it."""
     if name == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"
@@ -181,20 +355,3 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def open_given(option: str, source: str, model: DiffusionModel) -> Images:
-    """The images that an option names, in the format of the model. Raises ValueError if they do not fit."""
-    kept, (channels, *size) = model.pixel_format, model.shape
-    as_trained: dict[str, Any] = {"channels": channels, "labels": False, "bits": 16 if kept.dtype == "uint16" else 8}
-    if kept.file == "npy":
-        as_trained |= {"range": (kept.low, kept.high), "bits": 8}
-    config = DataConfig(source=str(source), size=(size[0], size[1]), **as_trained)
-    try:
-        images = open_images(config, on_main=on_main)
-    except ValueError as error:
-        raise ValueError(f"{option} {str(source)!r}: {error}") from None
-    assert isinstance(images, Images), "they are not streamed"
-    if images.shape != model.shape:
-        raise ValueError(f"{option} {str(source)!r}: images of shape {images.shape}, but the model's are {model.shape}")
-    return images

@@ -1,11 +1,14 @@
 """The command line of sample.py, in groups of options."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion import SAMPLERS
 from diffusion.guidance import ALL_LEVELS
+from diffusion.sampler import STRETCH
+from drawing.series import SWEEPS, show
 from pipelines.diffusion import STEPS
 from training.averages import OPTION
 from training.precision import PRECISIONS
@@ -14,9 +17,35 @@ from training.script import ScriptParser
 MAX_IN_GRID = 256
 BATCH, BATCH_OF_CPU = 512, 64
 """images per forward pass where memory allows; more are not faster"""
+NUM, FRAMES, COLUMNS = 64, 9, 8
 STRENGTH = 0.5
+RESAMPLE = 4
+OF_RUN = ""
+"""--nearest without a source"""
 DENOISING = ("sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "classifier_scale")
 """options that `DiffusionModel.denoising` takes by the same name"""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an option means, one of the others that it needs, and those that make no sense with it."""
+
+    about: str
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+
+
+RULES = {
+    "strength": Rule("is the share of the steps that change images", ("from",), ("grey", "invert", "between")),
+    "mask": Rule("has a part of the images of --from drawn anew", ("from",), ("invert", "between", "morph")),
+    "grey": Rule("draws the colours of its own images", (), ("from", "invert", "between", "morph")),
+    "resample": Rule("brings what is drawn into harmony with what is known", ("mask", "grey")),
+    "invert": Rule("reconstructs the images of --from", ("from",), ("between", "morph", "sweep")),
+    "between": Rule("draws the images between two", (), ("sweep",)),
+    "sweep": Rule("has another number of steps or order of images in each row", (), ("animation",)),
+    "morph": Rule("draws the images between two classes", (), ("sweep", "from", "label")),
+    "guide_ema": Rule("is an average of the guide", ("guide",)),
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -31,11 +60,25 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     p = ScriptParser(prog="sample.py", description=about, formatter_class=HelpFormatter, allow_abbrev=False)
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
     p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=OPTION)
-    p.add_argument("--num", type=int, default=64, help="number of images")
+    p.add_argument(
+        "--num",
+        type=int,
+        help=f"number of images, or of columns with --sweep; without it {NUM}, with --between and --morph {FRAMES}, "
+        f"with --sweep {COLUMNS}, with --grey and --invert as many as are given",
+    )
+    p.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="another size than that of the training: multiples of what the levels of the network can halve",
+    )
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     _add_sampler(p.add_argument_group("sampler"))
     _add_guidance(p.add_argument_group("labels and guidance"))
     _add_given(p.add_argument_group("images to start from"))
+    _add_series(p.add_argument_group("series of images"))
+    _add_upscaling(p.add_argument_group("pictures to enlarge"))
     _add_output(p.add_argument_group("output"))
     _add_machine(p.add_argument_group("machine"))
     return p
@@ -43,9 +86,25 @@ def make_parser(about: str) -> argparse.ArgumentParser:
 
 def denoising_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `DiffusionModel.denoising` that stand in the command line."""
-    strength = {} if args.origin is None else {"strength": args.strength}
+    strength = {} if args.strength is None else {"strength": args.strength}
     interval = tuple(args.guidance_interval)
     return {name: getattr(args, name) for name in DENOISING} | {"guidance_interval": interval} | strength
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that need another one, or that make no sense with it."""
+    values = {"from" if name == "origin" else name: value for name, value in vars(args).items()}
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    for name, rule in RULES.items():
+        if name not in given:
+            continue
+        value = "" if given[name] is True else f"={show(given[name])}"
+        if rule.needs and not any(other in given for other in rule.needs):
+            raise ValueError(f"{name}{value} {rule.about}; give {' or '.join(f'--{need}' for need in rule.needs)}, too")
+        if wrong := [other for other in rule.excludes if other in given]:
+            raise ValueError(
+                f"{name}{value} {rule.about}, which has no meaning with --{wrong[0]}; leave one of them out"
+            )
 
 
 def _add_sampler(group: argparse._ArgumentGroup) -> None:
@@ -121,7 +180,70 @@ def _add_given(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=None,
         help="share of the steps with which --from changes the images, above 0 (hardly) to 1 (nearly new images); "
-        f"without it {STRENGTH:g}",
+        f"without it {STRENGTH:g}, or 1 with --mask",
+    )
+    group.add_argument(
+        "--mask",
+        metavar="MASKS",
+        help="inpainting: the pixels of --from that are white here (not black) are drawn anew, black ones stay exactly "
+        "as they are. One mask for all images, or one for each, of the size of the model",
+    )
+    group.add_argument(
+        "--grey", metavar="IMAGES", help="colourisation: draws the colours of these images and keeps their grey values"
+    )
+    group.add_argument(
+        "--resample",
+        type=int,
+        metavar="TIMES",
+        help=f"how often each {STRETCH} steps are made with --mask or --grey: more bring what is drawn into harmony "
+        f"with what is known; without it {RESAMPLE} with --mask, 1 with --grey",
+    )
+    group.add_argument(
+        "--invert",
+        action="store_true",
+        help="finds the noise from which the images of --from are drawn (DDIM inversion), draws them from it, and "
+        "prints how exact they are",
+    )
+
+
+def _add_series(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--between",
+        type=int,
+        nargs=2,
+        metavar=("A", "B"),
+        help="draws images whose noise moves from that of seed A to that of seed B on a sphere; with --from, from the "
+        "noise of picture A (counted from 0) to that of picture B. Also writes between.gif",
+    )
+    group.add_argument(
+        "--morph",
+        nargs=2,
+        metavar=("LABEL", "LABEL"),
+        help="draws images that move from one class to another, by the same noise or with --between",
+    )
+    group.add_argument(
+        "--sweep",
+        nargs="+",
+        metavar=("NAME", "VALUE"),
+        help=f"draws the same images with several values of an option: {', '.join(SWEEPS)}; the values behind it, or "
+        "usual ones",
+    )
+
+
+def _add_upscaling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--upscale",
+        metavar="IMAGES",
+        help="enlarge pictures of any size with a model that was trained for it: a folder, file or table of them",
+    )
+    group.add_argument(
+        "--tile",
+        type=int,
+        metavar="PX",
+        help="side of the tiles that are enlarged one by one, in pixels of the small picture; without it the model's",
+    )
+    group.add_argument(
+        "--overlap", type=int, metavar="PX", help="pixels that neighbouring tiles share, in which they are blended"
     )
 
 
@@ -144,6 +266,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--npz",
         action="store_true",
         help="also write samples.npz for evaluators: arr_0, RGB of 8 bits (n, h, w, 3), and arr_1, the labels",
+    )
+    group.add_argument(
+        "--nearest",
+        nargs="?",
+        const=OF_RUN,
+        metavar="SOURCE",
+        help="also write nearest.png and nearest.csv: the training images that are nearest to each image, of the run, "
+        "or of a source such as a folder",
     )
 
 

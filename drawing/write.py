@@ -1,6 +1,7 @@
 """Writes what shows or lists the images: grids, an animation, the table of labels, an array for evaluators."""
 
 import csv
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,14 +11,19 @@ import numpy as np
 import torch
 
 from drawing.job import Job
+from drawing.nearest import write_nearest
 from pictures.files import are_pictures, picture_bytes, read_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
 from pipelines.diffusion import DiffusionModel
+from residual.names import amount
 from storage.show import printable
 from training.log import print_line
 
 FORMULA = ("=", "+", "-", "@")
 """first characters of what a spreadsheet calculates"""
+COLUMNS, MAX_COLUMNS = 10, 16
+SERIES_MS = 200
+"""milliseconds of a frame of between.gif"""
 NOTABLE = 0.01
 """share of clipped values that is reported"""
 
@@ -28,30 +34,44 @@ Read = Callable[[int], np.ndarray]
 def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) -> None:
     """Writes what shows or lists the images, puts the folder in its place, and prints where everything is."""
     args, model, labels, folder = job.args, job.model, job.labels, job.out.staging
-    missing = args.num - sum(1 for _ in (folder / "images").iterdir())
+    missing = len(job) - sum(1 for _ in (folder / "images").iterdir())
     if missing:
-        raise ValueError(f"{missing} of {args.num} images are missing in {folder}; all machines need the same folder")
+        raise ValueError(f"{missing} of {len(job)} images are missing in {folder}; all machines need the same folder")
     read = lambda number: read_image(folder / "images" / job.file(number))  # noqa: E731
-    lines = [f"images: {args.out / 'images' / job.file(0)} … {args.out / 'images' / job.file(args.num - 1)}"]
+    lines = [f"images: {args.out / 'images' / job.file(0)} … {args.out / 'images' / job.file(len(job) - 1)}"]
     if model.classes is not None:
         _write_labels(folder / "labels.csv", job)
         lines.append(f"labels: {args.out / 'labels.csv'}")
     if args.npz:
         _write_npz(folder / "samples.npz", job, read)
         lines.append(f"npz: {args.out / 'samples.npz'}")
-    clipped = None
+    found: dict[str, Any] = {"clipped_share": None}
     if not are_pictures(model.shape[0], model.pixel_format):
-        clipped = _clipped_share(args.num, model, read)
+        found["clipped_share"] = clipped = _clipped_share(len(job), model, read)
         if clipped >= NOTABLE:
             ends = f"{model.pixel_format.low:g} … {model.pixel_format.high:g}"
             lines.append(
                 f"note: {clipped:.1%} of the values are at the ends of the range {ends}, where they are clipped"
             )
+    if args.invert:
+        found["psnr"], line = _psnr(job, read)
+        lines.append(line)
+    if args.between or args.morph:
+        frames_between = np.stack([read(number) for number in range(job.in_grid)])
+        ranges = value_ranges(frames_between)
+        pictures = [draw_samples(values[None], model.pixel_format, None, ranges) for values in frames_between]
+        save_animation(pictures, folder / "between.gif", SERIES_MS)
+        lines.append(f"animation: {args.out / 'between.gif'}")
+    if job.training is not None:
+        files = list(map(job.file, range(len(job))))
+        lines.append(write_nearest(folder, files, read, job.training, job.in_grid))
+        lines.append(f"nearest: {args.out / 'nearest.png'}, {args.out / 'nearest.csv'}")
     if args.grid or args.animation:
-        shown = np.stack([read(number) for number in range(job.in_grid)])
-        names = model.names(labels(range(len(shown))))
+        tiles = [(*job.beside(number), read(number)) for number in range(job.in_grid)]
+        shown = np.stack([image for tile in tiles for image in tile])
         if note := hidden_note(len(shown), model.shape, model.pixel_format):
             lines.append(f"note: {note}")
+        names = job.series.names() or (None if job.series.frames else model.names(labels(range(job.in_grid))))
         if args.animation:
             ranges = value_ranges(shown)
             steps = [np.stack(frame) for frame in zip(*frames, strict=True)]
@@ -59,11 +79,35 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
             save_animation(pictures, folder / "animation.gif")
             lines.append(f"animation: {args.out / 'animation.gif'}")
         if args.grid:
-            draw_samples(shown, model.pixel_format, names).save(folder / "grid.png")
+            each = len(tiles[0])
+            named = None if names is None else [name for name in names for _ in range(each)]
+            draw_samples(shown, model.pixel_format, named, columns=_columns(job, each)).save(folder / "grid.png")
             lines.append(f"grid: {args.out / 'grid.png'}")
-    job.out.publish({**facts, "clipped_share": clipped})
+    job.out.publish({**facts, **found})
     for line in lines:
         print_line(line)
+
+
+def _columns(job: Job, each: int) -> int | None:
+    """Columns of a grid whose images stand beside `each` - 1 others; None: as many as make it about square."""
+    if each > 1:
+        return max(1, COLUMNS // each) * each
+    return min(job.series.columns, MAX_COLUMNS) if job.series.frames or len(job.series.rows) > 1 else None
+
+
+def _psnr(job: Job, read: Read) -> tuple[float | None, str]:
+    """The PSNR in dB of reconstructed images, and a line about it; None if they are identical."""
+    assert job.given is not None, "RULES"
+    pixels = job.model.pixel_format
+    errors = list[float]()
+    for number in range(len(job)):
+        (original,) = pixels.from_unit(job.given.unit([job.series.column(number)]))
+        difference = (read(number).astype(float) - original) / (pixels.high - pixels.low)
+        errors.append(float(np.square(difference).mean()))
+    if not any(errors):
+        return None, "reconstruction: identical"
+    mean, lowest = (-10 * math.log10(error) for error in (np.mean(errors), max(errors)))
+    return mean, f"reconstruction: PSNR {mean:.1f} dB of {amount(len(job), 'image')}, lowest {lowest:.1f} dB"
 
 
 def _write_labels(path: Path, job: Job) -> None:
@@ -74,7 +118,7 @@ def _write_labels(path: Path, job: Job) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "label", "class"])
-        for number in range(job.args.num):
+        for number in range(len(job)):
             for label in job.labels([number]) or []:
                 (name,) = map(printable, job.model.names([label]) or [""])
                 table.writerow([job.file(number), label, f"'{name}" if name.startswith(FORMULA) else name])
@@ -82,7 +126,7 @@ def _write_labels(path: Path, job: Job) -> None:
 
 def _write_npz(path: Path, job: Job, read: Read) -> None:
     """The images as one array, as the evaluator of guided-diffusion reads it; written one by one."""
-    count = job.args.num
+    count = len(job)
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, *job.model.shape[1:], 3)}

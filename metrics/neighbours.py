@@ -51,10 +51,18 @@ def memorised(
     count = min(len(training), len(held_out))
     generator = torch.Generator().manual_seed(seed)
     near, far = (
-        _nearest(drawn, part[torch.randperm(len(part), generator=generator)[:count].to(part.device)])
+        nearest(drawn, part[torch.randperm(len(part), generator=generator)[:count].to(part.device)])[0][:, 0]
         for part in (training, held_out)
     )
     return (near < far).double().mean().item()
+
+
+def nearest(
+    images: Float[Tensor, "m d"], others: Float[Tensor, "n d"], k: int = 1
+) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """Distances of each image to the k nearest ones of another set, and their numbers; the nearest first."""
+    found = [distance.topk(k, dim=1, largest=False) for distance in _distances(images, others)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def _check(real: Tensor, drawn: Tensor, k: int) -> None:
@@ -67,11 +75,6 @@ def _check(real: Tensor, drawn: Tensor, k: int) -> None:
 def _radius(features: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n"]:
     """Distance of each image to the k-th nearest other image of its set."""
     return torch.cat([distance.kthvalue(k + 1, dim=1).values for distance in _distances(features, features)])
-
-
-def _nearest(images: Float[Tensor, "m d"], others: Float[Tensor, "n d"]) -> Float[Tensor, "m"]:
-    """Distance of each image to the nearest one of another set."""
-    return torch.cat([distance.min(dim=1).values for distance in _distances(images, others)])
 
 
 def _balls(

@@ -162,9 +162,30 @@ def to_size(image: Image.Image, preprocessing: Preprocessing, random: np.random.
         return image.resize(size, Image.Resampling.BICUBIC, box=random_box(*image.size, random))
     if image.size == size and preprocessing.center_share == 1:
         return image
+    if preprocessing.crop == "cut":
+        return image.crop(cut_box(image.size, size, random))
     if preprocessing.crop == "stretch":
         return image.resize(size, Image.Resampling.BICUBIC)
     return ImageOps.fit(image, size, Image.Resampling.BICUBIC, bleed=(1 - preprocessing.center_share) / 2)
+
+
+def cut_box(
+    size: tuple[int, int], kept: tuple[int, int], random: np.random.Generator | None
+) -> tuple[int, int, int, int]:
+    """Edges, as of `random_box`, of a part with the width and height `kept` of an image of `size`: in the center, or at
+    a random place.
+
+    Raises ValueError for an image that is smaller.
+    """
+    if any(side < part for side, part in zip(size, kept, strict=True)):
+        raise ValueError(
+            f"{size[0]} x {size[1]} px (width x height) are fewer than the {kept[0]} x {kept[1]} px that are cut out"
+        )
+    left, upper = (
+        (side - part) // 2 if random is None else int(random.integers(side - part + 1))
+        for side, part in zip(size, kept, strict=True)
+    )
+    return left, upper, left + kept[0], upper + kept[1]
 
 
 def random_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -42,15 +42,22 @@ def check_savable(channels: int, pixel_format: PixelFormat) -> None:
 
 
 def save_image(
-    image: Float[Tensor, "c h w"], pixel_format: PixelFormat, path: Path, text: Mapping[str, str] | None = None
+    image: Float[Tensor, "c h w"],
+    pixel_format: PixelFormat,
+    path: Path,
+    text: Mapping[str, str] | None = None,
+    known: Shaped[np.ma.MaskedArray, "c h w"] | None = None,
 ) -> None:
     """Writes one image in [-1, 1] in its format, at once: an array (c, h, w), or a picture with `text` as metadata.
+
+    The values of `known` that are not masked replace those of an array, which are rounded otherwise.
 
     Colour pictures have 8 bits, the most that Pillow supports. Greys have 16 bits if the format has.
     """
     data = BytesIO()
     if pixel_format.file == "npy":
-        np.save(data, pixel_format.from_unit(image[None])[0])
+        values = pixel_format.from_unit(image[None])[0]
+        np.save(data, values if known is None else np.where(known.mask, values, known.data).astype(values.dtype))
     else:
         info = PngInfo()
         for key, value in (text or {}).items():

@@ -33,19 +33,21 @@ def draw_samples(
     pixel_format: PixelFormat,
     names: Sequence[str] | None = None,
     ranges: Float[np.ndarray, "c 2"] | None = None,
+    columns: int | None = None,
 ) -> Image.Image:
     """A grid of the first `grid_size` images, of values in their pixel format, with one name per image.
 
-    The colours of fields show each channel from its lowest to its highest value, or those of `ranges`.
+    `columns` is as in `draw_grid`. The colours of fields show each channel from its lowest to its highest value, or
+    those of `ranges`.
     """
     count = grid_size(len(values), values.shape[1:], pixel_format)
     values, names = values[:count], None if names is None else names[:count]
     if are_pictures(values.shape[1], pixel_format):
-        return draw_grid(np.stack([picture_bytes(image) for image in values]), names)
+        return draw_grid(np.stack([picture_bytes(image) for image in values]), names, columns)
     values = np.nan_to_num(values[:, :MAX_CHANNELS].astype(float))
     ranges = value_ranges(values) if ranges is None else ranges[:MAX_CHANNELS]
     strips = _strips(values, ranges)
-    return _with_bars(draw_grid(strips, names, columns=1 if len(ranges) > 1 else None), strips.shape[2], ranges)
+    return _with_bars(draw_grid(strips, names, columns=1 if len(ranges) > 1 else columns), strips.shape[2], ranges)
 
 
 def grid_size(count: int, shape: Sequence[int], pixel_format: PixelFormat) -> int:
@@ -112,9 +114,9 @@ def draw_grid(
     return picture
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
+def save_animation(frames: Sequence[Image.Image], path: Path, frame_ms: int = FRAME_MS) -> None:
     """Writes an animated GIF that repeats and pauses on the last frame."""
-    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    durations = [frame_ms] * (len(frames) - 1) + [LAST_FRAME_MS]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 

@@ -18,7 +18,7 @@ class Preprocessing:
     channels: int | None = None
     bits: Literal[8, 16] = 8
     background: tuple[int, int, int] = (255, 255, 255)
-    crop: Literal["center", "stretch", "random"] = "center"
+    crop: Literal["center", "stretch", "random", "cut"] = "center"
     center_share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -30,11 +30,13 @@ class Preprocessing:
             raise ValueError(f"bits {self.bits} must be 8 or 16")
         if not all(0 <= level <= 255 for level in self.background):
             raise ValueError(f"background {self.background} must be three numbers of 0 to 255: red, green, blue")
-        if self.crop not in ("center", "stretch", "random"):
-            raise ValueError(f"crop {self.crop!r} must be center, stretch or random")
+        if self.crop not in ("center", "stretch", "random", "cut"):
+            raise ValueError(f"crop {self.crop!r} must be center, stretch, random or cut")
+        if self.crop == "cut" and self.size is None:
+            raise ValueError("crop cut requires a size, that of the part that is cut out; set size")
         if not 0 < self.center_share <= 1:
             raise ValueError(f"center_share {self.center_share} must be a share, above 0 and at most 1")
-        if self.center_share < 1 and (self.crop == "stretch" or self.size is None):
+        if self.center_share < 1 and (self.crop in ("stretch", "cut") or self.size is None):
             raise ValueError(f"center_share {self.center_share} requires crop center and a size; set both")
 
     @property
@@ -43,5 +45,5 @@ class Preprocessing:
         return PixelFormat() if self.bits == 8 else PixelFormat(dtype="uint16", high=65535)
 
     def deterministic(self) -> "Preprocessing":
-        """The same without random numbers: a random crop becomes a center crop."""
+        """The same without random numbers: a random crop becomes a center crop. (That of "cut" does without them.)"""
         return replace(self, crop="center") if self.crop == "random" else self

@@ -23,6 +23,7 @@ from diffusion import (
     FORMULATIONS,
     Condition,
     Denoiser,
+    Euler,
     Formulation,
     NetworkDenoiser,
     Sampler,
@@ -34,6 +35,7 @@ from diffusion import (
     guided,
     sample,
 )
+from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.guidance import ALL_LEVELS
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES, PixelFormat
@@ -64,6 +66,10 @@ DESCRIPTION_FILE = "diffusion.json"
 NO_LABEL = "none"
 MAX_GUIDANCE = 1_000
 """A larger value is almost certainly a typo."""
+MAX_SIDE = 8192
+MAX_RESAMPLE = 1_000
+MAX_SCALE = 16
+"""of images that are enlarged"""
 STEPS = 50
 """steps of a sampler, unless others are given"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]
@@ -87,8 +93,12 @@ class DiffusionModel:
     """images seen in training, where that is known"""
     class_counts: tuple[int, ...] | None = None
     """training images of each class, where that is known"""
+    upscale: int | None = None
+    """how many times as high and wide its images are as the small ones that it enlarges; None: it draws from noise"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
+    size: tuple[int, int] | None = None
+    """height and width of the images that it draws, if another than that of its training; see `sized`"""
     classifier: ImageClassifier | None = None
     """a classifier of noisy images, along whose gradient images are moved; see `classified_by`"""
 
@@ -98,10 +108,23 @@ class DiffusionModel:
 
         Raises ValueError if the other model differs in formulation, images or classes.
         """
-        for name in ("formulation", "shape", "classes", "null_label", "pixel_format"):
+        for name in ("formulation", "shape", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
+
+    def sized(self, height: int, width: int) -> "DiffusionModel":
+        """This model, drawing images of another size than it was trained with.
+
+        Raises ValueError, with the number that it must be a multiple of, for a size that its levels cannot halve.
+        """
+        for net in (self.net,) if self.guide is None else (self.net, self.guide):
+            if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
+                raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
+            if net.config.skeleton.size_error(height, width):
+                multiple = 2 ** (net.config.skeleton.depth - 1)
+                raise ValueError(f"size={height}x{width}: the levels of this model need multiples of {multiple} pixels")
+        return replace(self, size=(height, width))
 
     def classified_by(self, classifier: ImageClassifier) -> "DiffusionModel":
         """This model with a classifier of noisy images that guides it (Dhariwal & Nichol 2021, section 4).
@@ -131,7 +154,7 @@ class DiffusionModel:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of its images."""
-        return (self.net.config.out_channels, *self.net.config.size)
+        return (self.net.config.out_channels, *(self.size or self.net.config.size))
 
     @property
     def null(self) -> int | None:
@@ -195,6 +218,17 @@ class DiffusionModel:
                 f"guidance={guidance:g} needs a model that was also trained without labels; "
                 f"leave guidance at 1, or {_DROPOUT}"
             )
+        return chosen
+
+    def check_inversion(self, *, steps: int = STEPS, **options: Any) -> Sampler:
+        """As `check`, for `inverting`. Raises ValueError for another sampler than euler, too, and for a single step."""
+        chosen = self.check(steps=steps, **options)
+        if not isinstance(chosen.solver, Euler):
+            raise ValueError(
+                f"sampler={options.get('sampler')} cannot be inverted; choose euler, which ddim without noise equals"
+            )
+        if steps < 2:
+            raise ValueError(f"steps={steps} cannot be inverted; give at least 2")
         return chosen
 
     def cycle(self, images: Sequence[int]) -> list[int] | None:
@@ -290,14 +324,21 @@ class DiffusionModel:
         classifier_scale: float = 1.0,
         origin: Float[Tensor, "b c h w"] | None = None,
         strength: float = 1.0,
+        noise: Float[Tensor, "b c h w"] | None = None,
+        project: Projection | None = None,
+        resample: int = 1,
+        toward: tuple[Sequence[int], Sequence[float]] | None = None,
         **options: Any,
     ) -> Iterator[Float[Tensor, "b c h w"]]:
         """Draws the images with these numbers under `seed`: yields their noise, then each step, last the images.
 
         `labels` has one label per image; without them a model with classes draws the null label. `guidance_interval`
         is in units of `sigma / alpha`. `options` are sampler, eta and churn. With `origin`, one image in [-1, 1] per
-        number, the share `strength` of the steps changes these images; see `diffusion.sample`. Raises ValueError as
-        `check` does, for labels that the model does not have, and for an origin that does not fit.
+        number, the share `strength` of the steps changes these images; `noise` replaces that of the numbers; see
+        `diffusion.sample`, also for `resample`. `project` keeps what is known of each image: `keep_pixels` or
+        `keep_grey` of `diffusion.edits`. `toward` has another label per image, and how near to it the image is, from 0
+        to 1: `between_labels`. Raises ValueError as `check` does, for labels that the model does not have, and for
+        images that do not fit.
         """
         guiding: Any = {
             "guidance": guidance,
@@ -307,9 +348,19 @@ class DiffusionModel:
         }
         chosen = self.check(steps=steps, strength=strength, **guiding, **options)
         self._check_labels(images, labels)
-        if origin is not None and origin.shape != (len(images), *self.shape):
-            raise ValueError(f"origin has the shape {tuple(origin.shape)}, not {(len(images), *self.shape)}")
+        if self.upscale is not None:
+            raise ValueError("this model enlarges images and draws none; see pipelines/superresolution.py")
+        for name, given in (("origin", origin), ("noise", noise)):
+            if given is not None and given.shape != (len(images), *self.shape):
+                raise ValueError(f"{name} has the shape {tuple(given.shape)}, not {(len(images), *self.shape)}")
+        if not 1 <= resample <= MAX_RESAMPLE:
+            raise ValueError(f"resample={resample} is out of range; give 1 (each step once) to {MAX_RESAMPLE}")
         denoise = self.denoiser(**guiding, learned_variance=chosen.learned_variance)
+        if toward is not None:
+            self._check_labels(images, toward[0])
+            share = torch.tensor(toward[1], device=device)
+            denoise = between_labels(denoise, torch.tensor(toward[0], device=device), share)
+        denoise = denoise if project is None else projected(denoise, project)
         condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
         sources = generators(seed, images)
         origin = None if origin is None else origin.to(device)
@@ -324,7 +375,30 @@ class DiffusionModel:
             device=device,
             origin=origin,
             strength=strength,
+            noise=noise,
+            resample=resample,
         )
+
+    def inverting(
+        self,
+        origin: Float[Tensor, "b c h w"],
+        labels: Sequence[int] | None,
+        *,
+        device: torch.device | str = "cpu",
+        steps: int = STEPS,
+        **options: Any,
+    ) -> Iterator[Float[Tensor, "b c h w"]]:
+        """Inverts images in [-1, 1]: the last yielded are the `noise` from which `denoising` reconstructs them with the
+        same labels and options. See `diffusion.edits.invert`.
+
+        Raises ValueError as `check_inversion` does.
+        """
+        chosen = self.check_inversion(steps=steps, **options)
+        guiding = {name: value for name, value in options.items() if name.startswith(("guidance", "classifier"))}
+        self._check_labels(range(len(origin)), labels)
+        condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
+        denoise, images = self.denoiser(**guiding), origin.to(device)
+        return invert(denoise, self.formulation, chosen, images, condition, steps=steps)
 
     def draw(self, images: Sequence[int], labels: Sequence[int] | None, **options: Any) -> Float[Tensor, "b c h w"]:
         """The images at the end of `denoising`, in [-1, 1]. Raises ValueError if they are not finite."""
@@ -388,6 +462,7 @@ class DiffusionModel:
             "null_label": self.null_label,
             "class_counts": self.class_counts,
             "pixel_format": asdict(self.pixel_format),
+            "upscale": self.upscale,
         }
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -472,9 +547,10 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
         replace_weights(net, weights)
     formulation, classes, null_label, pixel_format, counts = description
     check_finite(net, folder)
-    _check_channels(net, folder)
+    scale = read_scale(folder)
+    _check_channels(net, folder, scale)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts)
+    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, upscale=scale)
 
 
 def description_file(folder: Path) -> Path | None:
@@ -546,12 +622,26 @@ def _without_variance(net: Network, folder: Path) -> Network:
     return _rebuilt(config, weights)
 
 
-def _check_channels(net: Network, folder: Path) -> None:
-    if net.config.in_channels != net.config.out_channels:
+def _check_channels(net: Network, folder: Path, scale: int | None = None) -> None:
+    if net.config.in_channels != net.config.out_channels * (1 if scale is None else 2):
         raise ValueError(
             f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
-            "cannot be sampled here: it needs more than noise"
+            "cannot be sampled here: it needs more than noise; if it enlarges images, save it as a DiffusionModel with "
+            "upscale"
         )
+
+
+def read_scale(folder: Path) -> int | None:
+    """`DiffusionModel.upscale` of a model folder; None where its diffusion.json has none, or there is none.
+
+    Raises ValueError for what is no scale.
+    """
+    if (path := description_file(folder)) is None:
+        return None
+    scale = read_json(path).get("upscale")
+    if scale is not None and not (type(scale) is int and 2 <= scale <= MAX_SCALE):
+        raise ValueError(f"{path}: upscale={scale!r} is no scale; give a whole number from 2 to {MAX_SCALE}")
+    return scale
 
 
 @dataclass(frozen=True)

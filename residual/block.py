@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 C = TypeVar("C", bound="Chain")
+Padding = Literal["zeros", "reflect", "periodic_width", "periodic"]
+"""what convolutions see beyond an image; see `PaddedConv2d`"""
 
 
 class Chain(nn.Module):
@@ -146,7 +148,43 @@ class Concat(nn.Module):
         return torch.cat([s, f], dim=1)
 
 
-class ZeroConv2d(nn.Conv2d):
+class PaddedConv2d(nn.Conv2d):
+    """`nn.Conv2d` whose `borders` say what lies beyond the image: zeros, by default, or values of the image.
+
+    `reflect` mirrors the image at its outermost pixels, `periodic` continues it on its other side, as on a torus.
+    `periodic_width` does so to the left and right, as longitudes do, and mirrors above and below.
+    """
+
+    borders: Padding = "zeros"
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        if self.borders == "zeros":
+            return super().forward(x)
+        top, left = map(int, self.padding)
+        x = extend(x, (left, left, top, top), self.borders)
+        return F.conv2d(x, self.weight, self.bias, self.stride, dilation=self.dilation, groups=self.groups)
+
+
+def extend(
+    x: Float[Tensor, "b c h w"], amounts: tuple[int, int, int, int], borders: Padding
+) -> Float[Tensor, "b c h2 w2"]:
+    """The images with so many more pixels on their left, on their right, above and below."""
+    left, right, top, bottom = amounts
+    if borders == "zeros":
+        return F.pad(x, amounts)
+    if borders == "periodic_width":
+        return F.pad(F.pad(x, (left, right, 0, 0), mode="circular"), (0, 0, top, bottom), mode="reflect")
+    return F.pad(x, amounts, mode="circular" if borders == "periodic" else "reflect")
+
+
+def set_borders(network: nn.Module, borders: Padding) -> None:
+    """Sets what lies beyond the images of every `PaddedConv2d` of a network."""
+    for module in network.modules():
+        if isinstance(module, PaddedConv2d):
+            module.borders = borders
+
+
+class ZeroConv2d(PaddedConv2d):
     """A convolution whose weights start at zero. As the last node of a branch, it makes a new block its shortcut."""
 
     def reset_parameters(self) -> None:

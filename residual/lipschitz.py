@@ -63,7 +63,8 @@ def lipschitz_branch(branch: nn.Module, bound: float = 0.9) -> nn.Module:
     weights: list[nn.Module] = []
     slope = 1.0
     for name, layer in _layers(branch):
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros"):
+        zeros = isinstance(layer, nn.Conv2d) and layer.padding_mode == getattr(layer, "borders", "zeros") == "zeros"
+        if isinstance(layer, nn.Linear) or zeros:
             weights.append(layer)
         elif type(layer) in SLOPES:
             slope *= max(SLOPES[type(layer)], getattr(layer, "alpha", 0))

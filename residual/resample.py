@@ -8,6 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from residual.block import PaddedConv2d, extend
+
+
+def bicubic(image: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
+    """Images of another height and width, by the bicubic filter of Pillow and MATLAB (Keys 1981, a = -1/2).
+
+    Its support grows when an image shrinks, so that nothing aliases. Computed in float32, and rounded nowhere.
+    """
+    return F.interpolate(image.float(), size, mode="bicubic", antialias=True, align_corners=False)
+
 
 class AveragePool(nn.Module):
     """Halves the size: each pixel is the mean of a 2×2 square. No parameters."""
@@ -23,7 +33,7 @@ class Nearest(nn.Module):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class StridedConv(nn.Conv2d):
+class StridedConv(PaddedConv2d):
     """Halves the size: a 3×3 convolution with stride 2.
 
     Two conventions are in use, and weights trained under one are wrong under the other. `padding="both"` pads all four
@@ -38,10 +48,10 @@ class StridedConv(nn.Conv2d):
         self.pad_end = padding == "end"
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.pad_end else x)
+        return super().forward(extend(x, (0, 1, 0, 1), self.borders) if self.pad_end else x)
 
 
-class NearestConv(nn.Conv2d):
+class NearestConv(PaddedConv2d):
     """Doubles the size: nearest-neighbour, then a 3×3 convolution."""
 
     def __init__(self, c_in: int, c_out: int) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from residual.block import Chain, Identity, Project, ZeroConv2d
+from residual.block import Chain, Identity, PaddedConv2d, Project, ZeroConv2d
 from residual.embedding import AddEmbedding
 from residual.norm import Dropout, NormAct
 
@@ -39,7 +39,7 @@ def unet_branch(
     return Chain(
         norm1=norm(c_in),
         resample=resample,
-        conv1=nn.Conv2d(c_in, c_out, kernel_size=3, padding=1),
+        conv1=PaddedConv2d(c_in, c_out, kernel_size=3, padding=1),
         emb=None if add is None else AddEmbedding(c_out, add),
         norm2=norm(c_out, modulate),
         dropout=Dropout(dropout),

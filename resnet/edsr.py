@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from residual import Add, Chain, Residual, edsr_branch
+from residual import Add, Chain, Residual, ZeroConv2d, edsr_branch
 from residual.names import require_known
+from residual.resample import bicubic
 from residual.weights.keymap import export_state, import_state
 from residual.weights.layout import read_state
 from residual.weights.pretrained import Pretrained
@@ -26,11 +27,13 @@ DIV2K_MEAN = (114.444, 111.4605, 103.02)
 class EDSR(Pretrained):
     """EDSR (Lim et al. 2017): residual blocks without norms inside one long residual sum, then pixel shuffle.
 
-    Images are RGB in 0 … 255, as for the published weights. `mean` is subtracted first and added back last.
+    Images are RGB in 0 … 255, as for the published weights. `mean` is subtracted first and added back last; with
+    `config.residual` the bicubic enlargement is added instead.
     """
 
     config: EDSRConfig
     config_class = EDSRConfig
+    later_fields = frozenset({"residual"})
     hub_tags = ("super-resolution",)
     mean: Tensor
 
@@ -46,7 +49,8 @@ class EDSR(Pretrained):
         }
         self.head = conv(3, width)
         self.body = Residual(Chain(**blocks, conv=conv(width, width)))
-        self.tail = Chain(**ups, conv=conv(width, 3))
+        last = ZeroConv2d(width, 3, kernel_size=3, padding=1) if config.residual else conv(width, 3)
+        self.tail = Chain(**ups, conv=last)
         self.register_buffer("mean", torch.tensor(DIV2K_MEAN)[:, None, None])
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
@@ -55,7 +59,9 @@ class EDSR(Pretrained):
         Raises ValueError unless it has three channels.
         """
         check_images(x, channels=3, min_size_px=1)
-        return self.tail(self.body(self.head(x - self.mean))) + self.mean
+        scale, (height, width) = self.config.scale, x.shape[2:]
+        base = bicubic(x, (scale * height, scale * width)) if self.config.residual else self.mean
+        return self.tail(self.body(self.head(x - self.mean))) + base
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:
         """Loads weights of EDSR-PyTorch, the authors' code, from a state dict or a safetensors file.

@@ -3,12 +3,14 @@
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionRun
 from tasks.distillation import DistillationRun
+from tasks.superresolution import SuperResolutionRun
 from training.run import Run
 
 RUNS: dict[str, type[Run]] = {
     "diffusion": DiffusionRun,
     "classification": ClassificationRun,
+    "superresolution": SuperResolutionRun,
     "distillation": DistillationRun,
 }
 
-__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "DistillationRun"]
+__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "DistillationRun", "SuperResolutionRun"]

@@ -26,13 +26,30 @@ def padded_crop(image: Images, random: GlobalRandom, pad_px: int, padding: str =
     He et al. 2015, section 4.2 (with zeros); "reflect" fills with the mirrored border (Zagoruyko and Komodakis 2016).
     """
     height, width = image.shape[2:]
-    padded = F.pad(image, [pad_px] * 4, mode=PADDING[padding])
+    return random_crop(F.pad(image, [pad_px] * 4, mode=PADDING[padding]), random, (height, width))
+
+
+def random_crop(image: Images, random: GlobalRandom, size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
+    """A part of each image with this height and width, at a random place."""
     rows, columns = (
-        random.integers(2 * pad_px + 1)[:, None] + torch.arange(size, device=image.device) for size in (height, width)
+        random.integers(side - kept + 1)[:, None] + torch.arange(kept, device=image.device)
+        for side, kept in zip(image.shape[2:], size, strict=True)
     )
     number = torch.arange(len(image), device=image.device)[:, None, None, None]
     channel = torch.arange(image.shape[1], device=image.device)[:, None, None]
-    return padded[number, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return image[number, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def random_turn(image: Images, random: GlobalRandom) -> Images:
+    """Each image in one of its eight orientations: mirrored, upside down and transposed with probability 1/2 each.
+
+    Raises ValueError unless the images are square.
+    """
+    if image.shape[2] != image.shape[3]:
+        raise ValueError(f"images of {image.shape[2]} x {image.shape[3]} px cannot be transposed; crop them to squares")
+    for change in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
+        image = torch.where((random.uniform() < 0.5)[:, None, None, None], change(image), image)
+    return image
 
 
 def cutout(image: Images, random: GlobalRandom, side_px: int) -> Images:

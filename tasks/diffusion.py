@@ -22,16 +22,20 @@ from diffusion import (
     drop_labels,
 )
 from pictures.grid import hidden_note
-from pipelines.diffusion import DiffusionModel, Network
+from pictures.pixel_format import BYTES
+from pipelines.diffusion import MAX_SCALE, DiffusionModel, Network
+from pipelines.superresolution import blurred, diffusion_upscaler, shrunk
 from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
-from tasks.augment import random_flip
+from tasks.augment import random_crop, random_flip
 from tasks.comparison import QualityConfig
+from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky
 from tasks.quality import Quality, open_quality, require_validation
-from training.data import ImageSet
+from training.data import ImageSet, open_validation
+from training.processes import on_main
 from training.random import GlobalRandom, seeded
 from training.run import Run
 from training.settings import variants
@@ -52,16 +56,24 @@ class DiffusionConfig:
     weighting of Hang et al. 2023 (min_snr, at most 5), of Kingma and Gao 2023 (sigmoid), of Karras et al. 2022 (edm)"""
     stratified: bool = False
     """spread the noise levels of each batch evenly over their distribution, instead of drawing them independently"""
+    upscale: int | None = None
+    """train to enlarge images so many times: the network also takes the small image, made by the bicubic filter and
+    enlarged linearly (Saharia et al. 2021, SR3). The evaluation enlarges the first sample.num images of
+    data.validation. null: it draws from noise"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout={self.label_dropout} is not a share; give at least 0 and below 1")
+        if self.upscale is not None and not 2 <= self.upscale <= MAX_SCALE:
+            raise ValueError(f"upscale={self.upscale} is no scale; give 2 to {MAX_SCALE}, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionAugment:
     """Random changes of training images."""
 
+    crop_px: int | None = None
+    """train on squares of this side in pixels, which are cut from the images at random places; null: on whole images"""
     flip: bool = False
     """mirror each image left to right with probability 1/2"""
     non_leaky: float = 0.0
@@ -69,6 +81,8 @@ class DiffusionAugment:
     the network, so that samples do not show them (Karras et al. 2022: 0.12 for CIFAR-10, 0.15 for faces). 0: none"""
 
     def __post_init__(self) -> None:
+        if self.crop_px is not None and self.crop_px < 1:
+            raise ValueError(f"augment.crop_px={self.crop_px} is out of range; give at least 1, or null")
         if not 0 <= self.non_leaky <= 1:
             raise ValueError(f"augment.non_leaky={self.non_leaky} is not a probability; give 0 to 1")
         if self.non_leaky > 0 and self.flip:
@@ -103,8 +117,10 @@ class DiffusionTask(Task[DiffusionBatch]):
             self.bound = VariationalBound(model.formulation, model.pixel_format.spacing)
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
-        """The batch with its images flipped or changed by EDM's augmentations."""
+        """The batch with its images cropped, flipped or changed by EDM's augmentations."""
         image, label = batch.image, None
+        if (side := self.augment.crop_px) is not None:
+            image = random_crop(image, random, (side, side))
         if self.augment.flip:
             image = random_flip(image, random)
         if self.augment.non_leaky > 0:
@@ -120,7 +136,9 @@ class DiffusionTask(Task[DiffusionBatch]):
             assert batch.label is not None, "the images were checked when the task was built"
             label = drop_labels(batch.label, random.uniform(), self.config.label_dropout, null=len(trained.classes))
         net = model if trained.net.config.logvar_channels is None else partial(model, return_logvar=True)
-        condition = Condition(label=label, augment=batch.augment)
+        scale = trained.upscale
+        small = None if scale is None else blurred(shrunk(batch.image, scale), scale)
+        condition = Condition(label=label, image=small, augment=batch.augment)
         weighting = WEIGHTINGS[self.config.weighting]
         return denoising_loss(net, trained.formulation, batch.image, noise, time, condition, weighting, self.bound)
 
@@ -137,6 +155,7 @@ class DiffusionTask(Task[DiffusionBatch]):
     def example(self, image: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
         """Noisy images, noise levels and (if the network takes them) labels."""
         c_noise = torch.zeros(len(image), device=image.device)
+        image = image.new_zeros(len(image), self.diffusion.net.config.in_channels, *self.shape[1:])
         return (image, c_noise) if self.diffusion.classes is None else (image, c_noise, c_noise.long())
 
 
@@ -181,6 +200,11 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(
                 f"model.learned_variance=true is the variance of the ddpm sampler's steps, but objective.kind={kind}; "
                 "give model.learned_variance=false, or objective.kind=ddpm"
+            )
+        if self.quality.judge is not None and self.diffusion.upscale is not None:
+            raise ValueError(
+                f"quality.judge={self.quality.judge} compares drawn images, but diffusion.upscale="
+                f"{self.diffusion.upscale} enlarges them; leave one of them out"
             )
         require_validation(self.quality, self.data)
 
@@ -227,22 +251,33 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
-        channels, height, width = images.shape
+        channels, height, width = self._trained_shape(images)
         if reason := self.model.skeleton.size_error(height, width):
             arrays = "arrays are read as (channels, height, width) and are not resized"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
         classes = None if images.classes is None else len(images.classes)
-        config = replace(self.model, in_channels=channels, out_channels=channels, size=(height, width), classes=classes)
+        inputs = channels if self.diffusion.upscale is None else 2 * channels
+        config = replace(self.model, in_channels=inputs, out_channels=channels, size=(height, width), classes=classes)
         with seeded(self.train.seed, "model"):
             net = build(self._with_inputs(config))
         null_label = self.diffusion.label_dropout > 0
         pixel_format, counts = images.pixel_format, images.class_counts
-        model = DiffusionModel(net, self.objective, images.classes, null_label, pixel_format, class_counts=counts)
+        model = DiffusionModel(
+            net,
+            self.objective,
+            images.classes,
+            null_label,
+            pixel_format,
+            class_counts=counts,
+            upscale=self.diffusion.upscale,
+        )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
         except ValueError as error:
             raise ValueError(f"sample: {error}") from None
+        if model.upscale is not None:
+            return DiffusionTask(model, self.diffusion, self.augment, self._enlargements(model))
         evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images)]
         if (quality := self.open_quality(model, images)) is not None:
             evaluations.append(quality)
@@ -251,6 +286,42 @@ class DiffusionRun(Run[DiffusionTask]):
     def open_quality(self, model: DiffusionModel, training: ImageSet) -> Quality | None:
         """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare."""
         return open_quality(model, self.quality, self.data, training, self.train.eval_every_images)
+
+    def _trained_shape(self, images: ImageSet) -> tuple[int, int, int]:
+        """Channels, height and width of what is trained on. Raises ValueError for crops that do not fit the images."""
+        channels, height, width = images.shape
+        if (side := self.augment.crop_px) is not None:
+            if side > min(height, width):
+                raise ValueError(
+                    f"augment.crop_px={side} is more than the {height} x {width} px of {self.data.source}; give "
+                    f"at most {min(height, width)}"
+                )
+            height = width = side
+        if (scale := self.diffusion.upscale) is None:
+            return channels, height, width
+        if images.pixel_format != BYTES:
+            raise ValueError(
+                f"diffusion.upscale={scale} is for pictures of 8 bits, but {self.data.source} has "
+                f"{images.pixel_format.dtype}; give data.bits=8, or other images"
+            )
+        if height % scale or width % scale:
+            raise ValueError(
+                f"diffusion.upscale={scale} does not divide the {height} x {width} px that are trained on; give "
+                "another data.size or augment.crop_px"
+            )
+        return channels, height, width
+
+    def _enlargements(self, model: DiffusionModel) -> tuple[Evaluation, ...]:
+        """The evaluation of a model that enlarges."""
+        held_out = open_validation(self.data, on_main=on_main)
+        upscaler = diffusion_upscaler(model, options=self.sample.options)
+        upscaler = upscaler.with_tiles(replace(upscaler.tiles, batch=self.sample.batch))
+        upscaler.check()
+        if held_out is None or self.sample.num == 0:
+            return ()
+        check_measurable(held_out, upscaler.channels, upscaler.scale)
+        interval, count = self.train.eval_every_images, self.sample.num
+        return (EnlargementEvaluation(upscaler.with_network, upscaler.scale, held_out, interval, count),)
 
     def _with_inputs(self, config: UNetConfig | EDM2Config) -> UNetConfig | EDM2Config:
         """The config with the inputs that the run's settings need. Raises ValueError for what cannot be trained."""

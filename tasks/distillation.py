@@ -128,6 +128,8 @@ class DistillationRun(Run[DistillationTask]):
             model = load_model(self.teacher)
             if isinstance(model.formulation, DDPM) and model.formulation.prediction == "epsilon":
                 raise ValueError("it predicts the noise, from which no image follows in one step; give one of v or x0")
+            if model.upscale is not None:
+                raise ValueError("it enlarges images, which students do not learn; give one that draws from noise")
             if model.net.config.learned_variance:
                 raise ValueError("it has a learned variance, which a student has no use for; train one without")
             guidance = self.distillation.guidance

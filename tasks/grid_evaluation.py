@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +41,11 @@ class SampleConfig:
             raise ValueError(f"guidance={self.guidance} is out of range; give at most {MAX_GUIDANCE:,}, such as 2")
         if self.num > MAX_IN_GRID:
             raise ValueError(f"num={self.num} is more than a grid can show; give at most {MAX_IN_GRID}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of `DiffusionModel.check`."""
+        return {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
 
 
 @dataclass(frozen=True)

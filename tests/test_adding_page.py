@@ -102,6 +102,7 @@ def test_a_task_is_trained_by_the_loop(folder: Path) -> None:
     assert "width: 16" in (folder / "runs" / "remove_noise" / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_an_objective_is_trained_and_sampled(folder: Path) -> None:
     run(folder, "train.main", "trig_flow")
     losses = numbers(folder / "runs" / "trig_flow", "loss")
@@ -116,6 +117,7 @@ def test_an_objective_is_trained_and_sampled(folder: Path) -> None:
     assert drawn.std(axis=0).mean() > 10  # the images differ
 
 
+@pytest.mark.slow
 def test_a_source_is_validated_and_trained_on(folder: Path) -> None:
     assert "800" in run(folder, "bars", "--validate")
     run(folder, "bars", "--train.images")

@@ -34,7 +34,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
     ),
     "drawing": (
-        {"residual", "diffusion", "pictures", "training", "pipelines", "storage"},
+        {"residual", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
         BASE | {"tqdm"},
     ),
     "experiments": (

@@ -21,6 +21,7 @@ _FREE = {
     "learned_variance",
     "logvar_channels",
     "init",
+    "padding",
     "dropout",
 }
 """fields that may differ: either adapted below or irrelevant to the weights"""

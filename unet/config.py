@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from residual import head_count
+from residual.block import Padding
 from residual.unet_branch import Conditioning
 from residual.weights.config import MAX_BLOCKS, MAX_COUNT, check_counts
 
@@ -257,6 +258,9 @@ class UNetConfig:
     """between encoder and decoder: two blocks with attention between them, only the blocks, or nothing"""
     init: Init = "torch"
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
+    padding: Padding = "zeros"
+    """what 3x3 convolutions see beyond the image: `zeros`; its mirror image (`reflect`); its other side (`periodic`);
+    its other side to the left and right, its mirror image above and below (`periodic_width`: maps with longitudes)"""
     learned_variance: bool = False
     """whether the output has a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
     logvar_channels: int | None = None
@@ -275,12 +279,31 @@ class UNetConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
         if self.pyramid and self.input_skips:
             raise ValueError("pyramid=True and input_skips=True both add the input to the encoder; give one of them")
+        self._check_padding()
         _ = self.skeleton
         for name in ("base_channels" if self.time_channels is None else "time_channels", "logvar_channels"):
             if (width := getattr(self, name)) is not None and (width % 2 or width < 4):
                 raise ValueError(
                     f"{name}={width} must be even and at least 4: half are sines, half cosines of the time"
                 )
+
+    def _check_padding(self) -> None:
+        """Raises ValueError for FIR filters, which always see zeros, and for images that are too small to mirror."""
+        if self.padding == "zeros":
+            return
+        kinds = {level.resample for level in self.skeleton.levels[:-1]}
+        if "block_fir" in kinds or self.pyramid or self.input_skips:
+            raise ValueError(
+                f"padding={self.padding!r} does not suit the filters of resample='block_fir', pyramid and input_skips, "
+                "which see zeros beyond the image; give padding='zeros', or another resample such as 'conv'"
+            )
+        mirrored = {"reflect": min(self.size), "periodic_width": self.size[0], "periodic": 2**MAX_LEVELS}[self.padding]
+        if mirrored < 2 * 2 ** (self.skeleton.depth - 1):
+            raise ValueError(
+                f"padding={self.padding!r} mirrors images, which takes 2 pixels on the lowest level, but "
+                f"size={self.size} is halved {self.skeleton.depth - 1} times; give fewer channel_multipliers, or "
+                "padding='periodic'"
+            )
 
     @cached_property
     def skeleton(self) -> Skeleton:
@@ -317,6 +340,7 @@ def _check_choices(config: UNetConfig) -> None:
         "decoder_attention": DecoderAttention,
         "init": Init,
         "middle": Middle,
+        "padding": Padding,
     }
     for name, choice in choices.items():
         value = getattr(config, name)

@@ -28,6 +28,7 @@ from residual import (
     unet_branch,
     unet_shortcut,
 )
+from residual.block import PaddedConv2d, set_borders
 from residual.recompute import Recomputed
 from residual.weights.pretrained import build_on_meta, local_folder
 from residual.weights.read import note, plain_names, read_folder_weights
@@ -68,7 +69,7 @@ class UNet(Network):
     config_class = UNetConfig
     hub_tags = ("diffusion",)
     layouts = UNET_LAYOUTS
-    later_fields = frozenset({"pyramid", "middle", "logvar_channels"})
+    later_fields = frozenset({"pyramid", "middle", "padding", "logvar_channels"})
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
@@ -79,7 +80,7 @@ class UNet(Network):
         """in pixels, of the lowest level"""
         first, last = skeleton.levels[0].channels, skeleton.levels[-1]
         self.embedding = Embedding(config)
-        stem = Chain(conv=nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
+        stem = Chain(conv=PaddedConv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1))
         self.encoder = nn.ModuleList([stem, *(self._encoder_chain(block) for block in skeleton.encoder())])
         self.input_skips = nn.ModuleDict(self._input_skips())
         blocks = config.middle != "none"
@@ -94,6 +95,7 @@ class UNet(Network):
         self.head = self._head(first)
         self.enlarge = FIRUp() if config.pyramid else None
         self.divide = DivideByTime() if config.time_embedding == "log_fourier" else None
+        set_borders(self, config.padding)
         if config.init == "xavier":
             self.apply(_xavier)
         self.logvar = None if config.logvar_channels is None else _log_variance(config.logvar_channels)

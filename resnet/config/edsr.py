@@ -19,6 +19,9 @@ class EDSRConfig:
     """number of residual blocks"""
     branch_scale: float = 1.0
     """factor of every branch before its sum; 0.1 keeps wide networks stable"""
+    residual: bool = False
+    """whether the output is added to the bicubic enlargement of the input, y = bicubic(x) + F(x), with F zero at first
+    (Kim et al. 2016, VDSR); false: y = F(x), as published"""
 
     def __post_init__(self) -> None:
         if self.scale not in _UPSAMPLINGS:

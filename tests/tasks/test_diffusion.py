@@ -38,6 +38,7 @@ from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import MODELS, DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
 from tasks.grid_evaluation import SampleConfig
+from tasks.superresolution import SuperResolutionRun
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.accelerator import make_accelerator
 from training.config import TrainConfig
@@ -153,7 +154,11 @@ def test_a_learned_variance_needs_the_steps_of_ddpm(kind: str) -> None:
 
 
 def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
-    assert {"diffusion": DiffusionRun, "classification": ClassificationRun} == RUNS
+    assert {
+        "diffusion": DiffusionRun,
+        "classification": ClassificationRun,
+        "superresolution": SuperResolutionRun,
+    } == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
     presets = sections(DiffusionRun)["model"].metadata["presets"]()
     assert list(presets) == list(list_presets())

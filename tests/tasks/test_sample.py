@@ -674,10 +674,10 @@ def test_an_interrupted_command_goes_on_with_its_images(conditional, tmp_path, c
 def test_ctrl_c_reports_what_is_kept(conditional, tmp_path, monkeypatch, capsys):
     save = drawing.draw.save_image
 
-    def interrupt(image, pixel_format, path, text):
+    def interrupt(image, pixel_format, path, *more):
         if path.name == "000002.png":
             raise KeyboardInterrupt
-        save(image, pixel_format, path, text)
+        save(image, pixel_format, path, *more)
 
     monkeypatch.setattr(drawing.draw, "save_image", interrupt)
     with pytest.raises(SystemExit) as end:

@@ -69,6 +69,7 @@ CHANGES = {
     "pyramid": True,
     "middle": "blocks",
     "init": "xavier",
+    "padding": "periodic",
     "learned_variance": True,
     "logvar_channels": 8,
     "recompute_levels": (0,),

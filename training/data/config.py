@@ -30,9 +30,10 @@ class DataConfig:
     """
 
     source: str = setting("digits", may_change=True)
-    """digits (embedded: 1,797 grey 8x8 images), a folder of images or of arrays (.npy, channels x height x width), a
-    parquet or arrow file, a folder of such files, a glob for any of these, a .npy or .npz file with many images, or
-    hub:OWNER/NAME[:CONFIGURATION][@REVISION] for a data set of the Hugging Face hub"""
+    """digits (embedded: 1,797 grey 8x8 images), photographs (embedded: the left halves of two; split test: the right
+    ones), a folder of images or of arrays (.npy, channels x height x width), a parquet or arrow file, a folder of such
+    files, a glob for any of these, a .npy or .npz file with many images, or hub:OWNER/NAME[:CONFIGURATION][@REVISION]
+    for a data set of the Hugging Face hub"""
     split: str = setting("train", may_change=True)
     """split to train on, where the source has splits (files or sub-folders named train, validation, test; splits of the
     hub)"""
@@ -51,10 +52,11 @@ class DataConfig:
     """order of channels, height and width in arrays; null is chw, but an error if the shape looks like hwc"""
     background: tuple[int, int, int] = (255, 255, 255)
     """colour (red, green, blue; 0 to 255) behind transparent images"""
-    crop: Literal["center", "stretch", "random"] = "center"
+    crop: Literal["center", "stretch", "random", "cut"] = "center"
     """how an image is brought to size: center scales its short side and crops the rest evenly, stretch ignores its
-    aspect ratio, random crops another part each time (8 to 100 % of the area, 3:4 to 4:3) and requires stream;
-    validation images are then cropped in the center"""
+    aspect ratio, random crops another part each time (8 to 100 % of the area, 3:4 to 4:3) and requires stream; cut does
+    not scale: it takes the center, or with stream another part each time. Validation images are cropped in the
+    center"""
     center_share: float = 1.0
     """share of each side that crop center keeps; classifiers are often evaluated at 0.875"""
     image_column: str | None = setting(None, may_change=True)

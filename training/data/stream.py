@@ -88,7 +88,7 @@ class StreamedImages:
     ) -> Int64[np.ndarray, "b"] | None:
         """As `Images.take`. Raises ValueError if more images are unreadable than `data.max_bad` allows."""
         ahead = self._order.window(int(position[0]), seed)
-        draws = self._preprocessing.crop == "random"
+        draws = self._preprocessing.crop in ("random", "cut")
         random = [image_random(seed, int(place)) for place in position] if draws else None
         found = self.read(self._order.index(position, seed), out, ahead, random)
         return None if self.labels is None else self.labels[found]

@@ -22,6 +22,7 @@ _FIXED = {
     "group_channels": (1,),
     "label_embedding": ("table",),
     "augment_channels": (None,),
+    "padding": ("zeros",),
     "logvar_channels": (None,),
     "decoder_attention": ("all",),
     "residual_scale": (1.0,),

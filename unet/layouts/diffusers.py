@@ -260,6 +260,7 @@ _ALWAYS = {
     "time_channels": (None,),
     "augment_channels": (None,),
     "logvar_channels": (None,),
+    "padding": ("zeros",),
     "input_skips": (False,),
 }
 _FIXED = _ALWAYS | {"group_channels": (1,), "decoder_attention": ("all",), "residual_scale": (1.0,)}

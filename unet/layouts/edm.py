@@ -45,6 +45,7 @@ _SHARED = {
     "group_channels": (4,),
     "time_channels": (None,),
     "learned_variance": (False,),
+    "padding": ("zeros",),
     "logvar_channels": (None,),
 }
 _SONG = _SHARED | {

@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[3]
         ({"center_share": 0.0, "size": 8}, r"data\.center_share 0\.0"),
         ({"center_share": 0.5}, r"data\.center_share 0\.5 .*crop center.*size"),
         ({"center_share": 0.5, "size": 8, "crop": "stretch"}, r"data\.center_share 0\.5 .*crop center"),
+        ({"crop": "cut"}, r"data\.crop cut.*size"),
+        ({"center_share": 0.5, "size": 8, "crop": "cut"}, r"data\.center_share 0\.5 .*crop center"),
         ({"validation": 1.0}, r"data\.validation 1\.0"),
         ({"validation": 0.5, "stream": True}, r"data\.validation 0\.5 .*data\.stream"),
         ({"background": (0, 0, 256)}, r"data\.background \(0, 0, 256\)"),

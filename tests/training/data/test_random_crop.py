@@ -1,6 +1,7 @@
 """Random crops: their area and aspect ratio, and that they follow from seed and position alone."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pictures.decode import decode, random_box
+from pictures.preprocessing import Preprocessing
 from training.data import DataConfig, open_images, open_validation
 from training.data.order import image_random
 
@@ -82,7 +84,9 @@ def take(config: DataConfig, positions: range, seed: int = 3) -> np.ndarray:
     return out
 
 
-def test_a_crop_is_the_same_in_every_batch_and_different_in_every_epoch(streamed) -> None:
+@pytest.mark.parametrize("crop", ["random", "cut"])
+def test_a_crop_is_the_same_in_every_batch_and_different_in_every_epoch(streamed, crop: str) -> None:
+    streamed = partial(streamed, crop=crop)
     whole = take(streamed(), range(32))
     np.testing.assert_array_equal(np.concatenate([take(streamed(), range(5)), take(streamed(), range(5, 32))]), whole)
     assert not np.array_equal(take(streamed(), range(32), seed=4), whole)
@@ -105,3 +109,13 @@ def test_random_crops_of_arrays_are_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.zeros((1, 8, 8), np.uint8))
     with pytest.raises(ValueError, match=r"data\.crop is 'random'"):
         open_images(DataConfig(source=str(tmp_path), stream=True, crop="random"))
+
+
+def test_cut_takes_a_part_without_scaling(pixels) -> None:
+    image = pixels(0, 9, 12, 3)
+    cut = Preprocessing(size=(4, 6), crop="cut")
+    np.testing.assert_array_equal(decode(image, cut), image[2:6, 3:9].transpose(2, 0, 1))
+    corners = {decode(image, cut, image_random(0, place))[:, 0, 0].tobytes() for place in range(400)}
+    assert corners == {image[row, column].tobytes() for row in range(6) for column in range(7)}
+    with pytest.raises(ValueError, match=r"5 x 9 px.*6 x 4 px"):
+        decode(pixels(0, 9, 5, 3), cut)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 
 from training.data import DataConfig, open_images
 from training.data.sources.listing import KINDS
@@ -23,6 +23,18 @@ def test_the_embedded_digits(config) -> None:
 def test_digits_without_labels_as_larger_rgb_images(config) -> None:
     images = open_images(config(labels=False, channels=3, size=16))
     assert (images.labels, images.classes, images.shape) == (None, None, (3, 16, 16))
+
+
+def test_the_halves_of_the_embedded_photographs(config) -> None:
+    whole = load_sample_images().images
+    train, test = (open_images(config(source="photographs", split=split)) for split in ("train", "test"))
+    assert train.shape == test.shape == (3, 427, 320)
+    assert train.labels is None
+    for number, image in enumerate(whole):
+        halves = [each.read(np.array([number]))[0] for each in (train, test)]
+        np.testing.assert_array_equal(np.concatenate(halves, axis=2), image.transpose(2, 0, 1))
+    with pytest.raises(ValueError, match=r"data\.labels is true.*'photographs'"):
+        find_source(config(source="photographs", labels=True))
 
 
 def test_class_folders_give_labels(config, pixels, save, tmp_path: Path) -> None:

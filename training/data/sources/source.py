@@ -113,6 +113,8 @@ def find_files(setting: str, label_file: Path | None) -> Found:
             return Found("tables", path.parent, [path])
         if suffix in (".npy", ".npz"):
             return Found(suffix[1:], path.parent, [path])
+        if suffix in KINDS["images"]:
+            return one_kind(setting, path.parent, Listing.of(path.parent, [path], label_file))
         if suffix in ARCHIVES:
             raise ValueError(f"data.source {setting!r} is an archive; unpack it, and give the folder")
         hint = "; give a file of labels as data.label_file" if suffix in LISTS else ""
@@ -180,10 +182,42 @@ def digits(setting: str, split: str, labels: bool | None, pixel_format: PixelFor
     return Source(setting, "digits", ["digits", 1, labelled], read)
 
 
+def photographs(setting: str, split: str, labels: bool | None, pixel_format: PixelFormat) -> Source:
+    """The two colour photographs that scikit-learn ships, each 427x640 px: a temple (china.jpg) and a flower.
+
+    The split train has their left halves, test their right halves; so nothing that is measured was trained on.
+    Raises ValueError if labels are required.
+    """
+    split = choose_split(split, ["train", "test"], setting)
+    if labels:
+        raise ValueError(f"data.labels is true but data.source {setting!r} has no labels; leave it out")
+
+    def read() -> Records:
+        from sklearn.datasets import load_sample_images
+
+        found = load_sample_images()
+        names = [f"{split} half of {Path(name).name}" for name in found.filenames]
+        halves = [
+            image[:, : image.shape[1] // 2] if split == "train" else image[:, image.shape[1] // 2 :]
+            for image in found.images
+        ]
+        items = [Item(name, half) for name, half in zip(names, halves, strict=True)]
+        return Records(
+            sizes=[len(items)],
+            load=lambda shard: items,
+            labels=None,
+            classes=None,
+            pixel_format=pixel_format,
+            stamp=lambda: [[name, half.nbytes] for name, half in zip(names, halves, strict=True)],
+        )
+
+    return Source(setting, "photographs", ["photographs", 1, split], read)
+
+
 NamedSource = Callable[[str, str, bool | None, PixelFormat], Source]
 """makes a source of pictures from `data.source`, `data.split`, `data.labels` and the format of decoded pictures"""
 
-NAMED: dict[str, NamedSource] = {"digits": digits}
+NAMED: dict[str, NamedSource] = {"digits": digits, "photographs": photographs}
 """named sources: key "NAME" for `data.source` NAME, key "NAME:" for NAME:ARGUMENT; a user's script may add to it"""
 
 

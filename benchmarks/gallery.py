@@ -1,0 +1,101 @@
+"""Draws the pictures of the documentation, one per command of `ROWS`.
+
+    python -m benchmarks.gallery --out docs/gallery
+    python -m benchmarks.gallery --small --out /tmp/gallery --only inpainting sweep
+
+The models are those of `MODELS`, in runs/; what is missing is trained first (two minutes each on two cores). With
+`--small` they are trained for a few updates, into OUT/runs, which shows that every command runs.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from storage.write import expand_home
+from training.script import ScriptParser, command
+
+ROOT = Path(__file__).parents[1]
+MODELS = {
+    "digits": "--config configs/digits.yaml",
+    "tinted": "--config configs/digits.yaml --data.source {runs}/tinted-images --data.labels false --train.images 25e3",
+}
+"""name of a run in runs/, and the options of train.py that train it"""
+SMALL = "--train.images 640 --sample.num 0 --model.base_channels 16 --model.head_channels 8"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture of the gallery."""
+
+    command: str
+    """what follows `python`; a run is named as runs/NAME, a file of the gallery as docs/gallery/NAME"""
+    picture: str = "grid.png"
+    """which of the written files is shown"""
+
+
+ROWS = {
+    "inpainting": Row("sample.py runs/digits --from digits --mask docs/gallery/mask.png --num 25"),
+    "colourisation": Row("sample.py runs/tinted --grey digits --num 25"),
+    "inversion": Row("sample.py runs/digits --from digits --invert --num 10 --steps 200"),
+    "seeds": Row("sample.py runs/digits --between 1 4 --label 3", "between.gif"),
+    "pictures": Row("sample.py runs/digits --from digits --between 0 6"),
+    "morph": Row("sample.py runs/digits --morph 3 8 --seed 2"),
+    "sweep": Row("sample.py runs/digits --sweep guidance 0 1 2 4 --num 10"),
+    "size": Row("sample.py runs/digits --size 8 16 --num 12 --label none"),
+    "nearest": Row("sample.py runs/digits --nearest --num 12", "nearest.png"),
+}
+"""name of a picture, and what draws it"""
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """Reads the command line, trains what is missing, draws, copies the pictures."""
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--small", action="store_true", help="train the models for a few updates")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="of these pictures")
+    args = parser.parse_args(argv)
+    out = expand_home("out", args.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    runs = out / "runs" if args.small else ROOT / "runs"
+    write_inputs(out, runs)
+    for name, options in MODELS.items():
+        if any(f"runs/{name}" in ROWS[row].command for row in args.only) and not (runs / name / "model").is_dir():
+            more = f"{SMALL} --train.eval_every_images 640 --train.checkpoint_every_images 640" if args.small else ""
+            _python(f"train.py {options.format(runs=runs)} --run {runs / name} {more}")
+    for name in args.only:
+        row, drawn = ROWS[name], out / "drawn"
+        words = row.command.replace("runs/", f"{runs}/").replace("docs/gallery/", f"{out}/")
+        _python(f"{words} --out {drawn}")
+        shutil.copy(drawn / row.picture, out / f"{name}{Path(row.picture).suffix}")
+        shutil.rmtree(drawn)
+
+
+def write_inputs(out: Path, runs: Path) -> None:
+    """Writes mask.png, whose right half is white, and the folder tinted-images: the digits in random colours."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(mask).save(out / "mask.png")
+    random, folder = np.random.default_rng(0), runs / "tinted-images"
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, digit in enumerate(load_digits().images / 16):
+        ink, paper = random.uniform(0, 1, (2, 3))
+        pixels = paper + digit[..., None] * (ink - paper)
+        Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(folder / f"{k:04d}.png")
+
+
+def _python(words: str) -> None:
+    print(f"python {words}", flush=True)
+    subprocess.run([sys.executable, *words.split()], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The images that a command starts from, and what is known of them: pixels outside a mask, or grey values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from diffusion.edits import Projection, grey_values, keep_grey, keep_pixels
+from pipelines.diffusion import DiffusionModel
+from residual.names import amount
+from training.data import DataConfig, Images, open_images
+from training.processes import on_main
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images in the format of the model; those of a number come again after the last one."""
+
+    images: Images
+    masks: Images | None = None
+    """of --mask: one, or one per image"""
+    grey: bool = False
+    """whether only their grey values are known"""
+
+    def unit(self, numbers: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        """The images of these numbers in [-1, 1]."""
+        return self.images.pixel_format.to_unit(torch.from_numpy(_read(self.images, numbers)))
+
+    def drawn(self, numbers: Sequence[int]) -> Bool[Tensor, "b 1 h w"]:
+        """The pixels that a mask has drawn anew: those that are not black."""
+        assert self.masks is not None, "the caller checks it"
+        return torch.from_numpy(_read(self.masks, numbers) > 0)
+
+    def projection(self, numbers: Sequence[int], device: torch.device) -> Projection | None:
+        """Keeps what is known of the images of these numbers; None if all may change."""
+        images = self.unit(numbers).to(device)
+        if self.grey:
+            return keep_grey(grey_values(images))
+        return None if self.masks is None else keep_pixels(images, self.drawn(numbers).to(device))
+
+    def kept(self, number: int) -> np.ma.MaskedArray | None:
+        """The stored values (c, h, w) of an image, those that a mask has drawn anew masked; None without a mask."""
+        if self.masks is None:
+            return None
+        (values,) = _read(self.images, [number])
+        return np.ma.MaskedArray(values, np.broadcast_to(self.drawn([number])[0].numpy(), values.shape))
+
+    def known(self, numbers: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        """What is known of the images, as images: the rest is grey."""
+        images = self.unit(numbers)
+        if self.grey:
+            return grey_values(images).expand_as(images)
+        return images if self.masks is None else images.masked_fill(self.drawn(numbers), 0.0)
+
+
+def _read(images: Images, numbers: Sequence[int]) -> np.ndarray:
+    return images.read(np.array(numbers) % len(images))
+
+
+def open_given(option: str, source: str, model: DiffusionModel, exact: bool = False) -> Images:
+    """The images that an option names, in the format of the model, scaled and cropped to its size.
+
+    If `exact` they must have its size and channels. Raises ValueError if they do not fit.
+    """
+    kept, (channels, *size) = model.pixel_format, model.shape
+    settings: dict[str, Any] = {"labels": False, "bits": 16 if kept.dtype == "uint16" else 8}
+    if not exact:
+        settings |= {"channels": channels, "size": (size[0], size[1])}
+    if kept.file == "npy":
+        settings |= {"range": (kept.low, kept.high), "bits": 8}
+    images = _open(option, source, **settings)
+    if images.shape != model.shape:
+        raise ValueError(f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}")
+    return images
+
+
+def open_masks(source: str, images: Images) -> Images:
+    """The masks of --mask. Raises ValueError if they do not fit the images, or leave nothing to draw or to keep."""
+    masks = _open("mask", source, labels=False)
+    channels, *size = masks.shape
+    if channels != 1 or size != list(images.shape[1:]):
+        raise ValueError(
+            f"mask {source!r}: images of shape {masks.shape}; give black and white ones (1 channel) of "
+            f"{images.shape[1]}x{images.shape[2]} px"
+        )
+    if len(masks) not in (1, len(images)):
+        raise ValueError(
+            f"mask {source!r}: {amount(len(masks), 'mask')} for {amount(len(images), 'image')} of --from; give one for "
+            "all, or one for each"
+        )
+    drawn = _read(masks, range(len(masks))) > 0
+    if drawn.all() or not drawn.any():
+        colour, what = ("white", "nothing is kept") if drawn.all() else ("black", "nothing is drawn anew")
+        raise ValueError(f"mask {source!r}: every pixel is {colour}, so that {what}; give black where pixels are kept")
+    return masks
+
+
+def _open(option: str, source: str, **settings: Any) -> Images:
+    try:
+        images = open_images(DataConfig(source=source, **settings), on_main=on_main)
+    except ValueError as error:
+        raise ValueError(f"{option} {source!r}: {error}") from None
+    assert isinstance(images, Images), "they are not streamed"
+    return images
