@@ -58,11 +58,12 @@ from tasks.distillation import DistillationRun
 from tasks.drawn_images import are_images, open_drawn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.enlargement import measure as measure_enlarged
-from tasks.likelihood import Bits, bits_per_dimension, describe_noise, draw_histograms
+from tasks.likelihood import Bits, bits_per_dimension, describe_noise
 from tasks.quality import Quality
 from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
+from training.curves import draw_histograms
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.memory import explain_out_of_memory
 from training.precision import place
@@ -266,7 +267,7 @@ def _likelihood(given: str, run: AnyRun, model: DiffusionModel, other: str | Non
             if not isinstance(images, Images):
                 raise ValueError("likelihood needs images in a cache, but data.stream is true; give false")
             found[name] = bits_per_dimension(model, images, run.quality, f"the images of {name!r}")
-        on_main(lambda: draw_histograms(found, picture))
+        on_main(lambda: draw_histograms(found, "bits per dimension", picture))
         errors.update({name: float(bits.std(ddof=1) / len(bits) ** 0.5) for name, bits in found.items()})
         return {name: float(bits.mean()) for name, bits in found.items()}
 

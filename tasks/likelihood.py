@@ -1,19 +1,15 @@
-"""Bits per dimension of images under a diffusion model, and histograms of them."""
+"""Bits per dimension of images under a diffusion model."""
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 
 from diffusion import Condition, generators
 from diffusion.likelihood import log_likelihood
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, gather_drawn
-from storage.write import replace_file
 from tasks.comparison import QualityConfig, class_names
 from tasks.judge import pixels_of
 from training.data import Images
@@ -21,8 +17,6 @@ from training.processes import process_state
 
 Bits = Float[np.ndarray, "n"]
 """bits per dimension of each image"""
-BINS = 40
-DPI = 80
 
 
 @torch.no_grad()
@@ -74,16 +68,3 @@ def describe_noise(pixel_format: PixelFormat) -> str:
     if pixel_format.spacing is None:
         return "bits of the density in units of [-1, 1]"
     return f"uniform noise of one unit of {pixel_format.low:g} … {pixel_format.high:g}"
-
-
-def draw_histograms(sets: Mapping[str, Bits], path: Path) -> None:
-    """Replaces the PNG file `path` by the histograms of the sets, on one axis."""
-    sheet = Figure(figsize=(6.4, 3.2), dpi=DPI, layout="constrained")
-    axes = sheet.subplots()
-    edges = np.histogram_bin_edges(np.concatenate(list(sets.values())), BINS)
-    for name, bits in sets.items():
-        axes.hist(bits, edges.tolist(), density=True, alpha=0.5, label=f"{name}: {bits.mean():.2f}")
-    axes.set(xlabel="bits per dimension", ylabel="density")
-    axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda new: sheet.savefig(new, format="png"), flush=False)

@@ -104,7 +104,7 @@ def test_the_command_prints_each_set_and_draws_histograms(
     assert printed["other"].endswith("bits per dimension (n 3)")
     assert "uniform noise of one unit of 0 … 255" in printed["likelihood"]
     with Image.open(tmp_path / "model/samples/likelihood.png") as picture:
-        assert picture.size == (512, 256)
+        assert picture.size == (640, 320)
 
 
 @pytest.mark.parametrize(
