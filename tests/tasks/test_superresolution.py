@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import evaluate
 import sample
+from benchmarks import superresolution
 from pictures.pixel_format import BYTES, PixelFormat
 from pictures.tiles import Tiles
 from pipelines.superresolution import EDSRUpscaler, as_bytes, load_upscaler, shrunk
@@ -168,6 +169,14 @@ def test_evaluate_prints_the_figures(folder: Path, trained: Path, capsys: pytest
     assert "bicubic_psnr: " in printed
     evaluate.main([str(trained / "model"), "--data.source", str(folder / "data"), "--data.validation", "test"])
     assert capsys.readouterr().out.splitlines()[-5:] == printed.splitlines()[-5:]
+
+
+def test_the_benchmark_compares_runs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    superresolution.main([str(trained), str(trained), "--out", str(tmp_path / "strip.png")])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[3].split("|")[1:4] == rows[4].split("|")[1:4]
+    with Image.open(tmp_path / "strip.png") as strip:
+        assert strip.width > 5 * 40
 
 
 def test_luminance() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
+import evaluate
 import export
 import sample
 from diffusion import DDPM, EDM, Condition, choose_sampler, generators
@@ -304,3 +305,14 @@ def test_what_enlarges_is_not_exported(folder: Path, tmp_path: Path, flags: list
     (line,) = capsys.readouterr().err.splitlines()
     assert "upscale=2" in line
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.slow
+def test_evaluate_compares_what_a_diffusion_model_enlarges(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(pixels(20, 24, 3)).save(tmp_path / "pictures" / "a.png")
+    evaluate.main([str(folder), "--data.source", str(tmp_path / "pictures"), "--data.validation", "train"])
+    printed = capsys.readouterr().out
+    assert "20 x 24 px" in printed
+    assert re.search(r"^psnr: \d+\.\d+ dB$", printed, re.MULTILINE)
