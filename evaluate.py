@@ -4,6 +4,7 @@ python evaluate.py RUN
 python evaluate.py RUN --data.source my_images
 python evaluate.py RUN --quality.judge CLASSIFIER --quality.steps 18
 python evaluate.py RUN --ema 0.02 0.05 0.1
+python evaluate.py RUN --likelihood --other IMAGES --quality.num 256 --quality.steps 50
 python evaluate.py MODEL --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
 python evaluate.py DRAWN --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
 torchrun --nproc_per_node 4 -- evaluate.py RUN
@@ -22,8 +23,13 @@ figure of training images in place of drawn ones.
 --ema gives other averages of the run: a number below 1 is a width (relative standard deviation), reconstructed from the
 snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked. Of several, the best is marked:
 that with the lowest Fréchet distance, or the highest accuracy.
+
+--likelihood prints the bits per dimension that a diffusion model needs for held-out images, for those that it was
+trained on, and for those of --other, by the probability-flow equation, and draws their histograms in
+samples/likelihood.png of the run. Of the section quality, num, steps, seed and batch count. No judge is needed.
 """
 
+import argparse
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -48,13 +54,16 @@ from tasks.accuracy import AccuracyEvaluation, accuracy
 from tasks.classification import ClassificationRun, as_trained
 from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
+from tasks.distillation import DistillationRun
 from tasks.drawn_images import are_images, open_drawn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.enlargement import measure as measure_enlarged
+from tasks.likelihood import Bits, bits_per_dimension, describe_noise
 from tasks.quality import Quality
 from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
+from training.curves import draw_histograms
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.memory import explain_out_of_memory
 from training.precision import place
@@ -64,11 +73,12 @@ from training.task import plan_line
 from training.yaml_file import read_settings
 
 USAGE = (
-    "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--data.KEY VALUE ...] [--quality.KEY VALUE ...] "
-    "[--classification.validation_batch N]"
+    "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--likelihood [--other IMAGES]] [--data.KEY VALUE ...] "
+    "[--quality.KEY VALUE ...] [--classification.validation_batch N]"
 )
 Figures = dict[str, float]
-AnyRun = DiffusionRun | ClassificationRun | SuperResolutionRun
+DrawingRun = DiffusionRun | DistillationRun
+AnyRun = DrawingRun | ClassificationRun | SuperResolutionRun
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
@@ -95,6 +105,7 @@ def main(argv: Sequence[str]) -> None:
     if not argv:
         raise ValueError(f"no run is given; {USAGE}")
     given, flags = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    (likelihood, other), flags = _split_likelihood(flags)
     chosen, flags = _split_averages(flags)
     own, settings = read_flags(flags)
     if "version" in own:
@@ -106,6 +117,10 @@ def main(argv: Sequence[str]) -> None:
     kind, run = kind_of(given), read_run(given, flags)
     if kind == "drawn" and chosen:
         raise ValueError(f"ema={chosen[0]:g} chooses an average of a run, but {given} holds images; leave it out")
+    if likelihood and (kind == "drawn" or not isinstance(run, DrawingRun)):
+        raise ValueError(f"likelihood is that of a diffusion model, which {given} is not; leave it out")
+    if likelihood and len(chosen) > 1:
+        raise ValueError(f"likelihood is computed of one average, but ema gives {len(chosen)}; give one")
     averages: list[Average | None] = [RunAverages(given).choose(value) for value in chosen] or [None]
     load = _loader(run)
     model: Any = None
@@ -115,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
             evaluated = _drawn(given, run)
         else:
             model = load_average(load, given, averages[0])
-            evaluated = _evaluated(given, run, model)
+            evaluated = _likelihood(given, run, model, other) if likelihood else _evaluated(given, run, model)
         for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
             found = evaluated.measure(load_average(load, given, average) if rows else model)
             assert found is not None, "no interrupt callback was given"
@@ -153,7 +168,7 @@ def _print_once(line: str) -> None:
 
 def _loader(run: AnyRun) -> Callable[..., Any]:
     """What loads the models of a run."""
-    if isinstance(run, DiffusionRun):
+    if isinstance(run, DrawingRun):
         return load_model
     return load_classifier if isinstance(run, ClassificationRun) else load_upscaler
 
@@ -162,7 +177,7 @@ def _evaluated(given: str, run: AnyRun, model: Any) -> Evaluated:
     """How the models of a run are evaluated."""
     if isinstance(run, DiffusionRun) and model.upscale is not None:
         return _enlargement(given, run, model, lambda each: diffusion_upscaler(each, options=run.sample.options))
-    if isinstance(run, DiffusionRun):
+    if isinstance(run, DrawingRun):
         return _quality(given, run, model)
     return (
         _accuracy(given, run, model)
@@ -207,7 +222,7 @@ def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -
     return Evaluated(measure, lambda found: [f"images: {images}"], right)
 
 
-def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
+def _quality(given: str, run: DrawingRun, model: DiffusionModel) -> Evaluated:
     """How diffusion models of a run are evaluated."""
     trained_on = _training_images(given, run)
     if model.classes == tuple(map(str, range(len(trained_on.classes or ())))):  # a folder of diffusers has no names
@@ -228,9 +243,49 @@ def _quality(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
     return _compared(lines, measure, quality.comparison)
 
 
+def _likelihood(given: str, run: AnyRun, model: DiffusionModel, other: str | None) -> Evaluated:
+    """How the likelihood under a diffusion model is evaluated. Raises ValueError for images of another kind."""
+    assert isinstance(run, DrawingRun), "checked above"
+    if model.upscale is not None:
+        raise ValueError(f"likelihood is that of images alone, but {given} enlarges small ones; leave it out")
+    held_out, config = open_validation(run.data, on_main=on_main), _config_of(given)
+    sets: dict[str, ImageSet] = {} if held_out is None else {"held out": held_out}
+    if config is not None:
+        sets["training"] = open_images(read_run(given, []).data, on_main=on_main)
+    if other is not None:
+        data = replace(run.data, source=other, split="train", validation=None, label_file=None, labels=False)
+        sets["other"] = open_images(data, on_main=on_main)
+    if not sets:
+        raise ValueError(f"{given} held out no images; give --data.validation, such as 0.5, or --other IMAGES")
+    folder = config.parent if config is not None else Path(given) if Path(given).is_dir() else Path()
+    picture, errors = folder / "samples" / "likelihood.png", Figures()
+
+    def measure(model: DiffusionModel) -> Figures:
+        _place(model.net)
+        found: dict[str, Bits] = {}
+        for name, images in sets.items():
+            if not isinstance(images, Images):
+                raise ValueError("likelihood needs images in a cache, but data.stream is true; give false")
+            found[name] = bits_per_dimension(model, images, run.quality, f"the images of {name!r}")
+        on_main(lambda: draw_histograms(found, "bits per dimension", picture))
+        errors.update({name: float(bits.std(ddof=1) / len(bits) ** 0.5) for name, bits in found.items()})
+        return {name: float(bits.mean()) for name, bits in found.items()}
+
+    def about(found: Figures) -> list[str]:
+        quality = run.quality
+        drawn = f"{quality.steps} steps, seed {quality.seed}, {describe_noise(model.pixel_format)}"
+        return [f"images: {name}: {images}" for name, images in sets.items()] + [f"likelihood: {drawn}; see {picture}"]
+
+    def remark(name: str, value: float) -> str:
+        count = min(len(sets[name]), run.quality.num or len(sets[name]))
+        return f" ± {errors[name]:.4f} bits per dimension (n {count:,})"
+
+    return Evaluated(measure, about, remark)
+
+
 def _drawn(given: str, run: AnyRun) -> Evaluated:
     """How images are evaluated that were drawn before."""
-    if not isinstance(run, DiffusionRun):
+    if not isinstance(run, DrawingRun):
         raise ValueError(f"{given} holds images, but its run draws none; move them out of its folder")
     training, held_out = _training_images(given, run), open_validation(run.data, on_main=on_main)
     if not (isinstance(held_out, Images) and isinstance(training, Images)):
@@ -243,7 +298,7 @@ def _drawn(given: str, run: AnyRun) -> Evaluated:
     return _compared([line], lambda _: comparison.compare(comparison.features(drawn), class_names(drawn)), comparison)
 
 
-def _training_images(given: str, run: DiffusionRun) -> ImageSet:
+def _training_images(given: str, run: DrawingRun) -> ImageSet:
     """The images that the model was trained on. Raises ValueError without a judge, or if some would be held out."""
     if run.quality.judge is None:
         raise ValueError(
@@ -297,6 +352,20 @@ def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
     return [f"{text}  best" if number == best + 1 else text for number, text in enumerate(texts)]
+
+
+def _split_likelihood(words: Sequence[str]) -> tuple[tuple[bool, str | None], list[str]]:
+    """Whether --likelihood is given, the images of --other, and the other flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--likelihood", action="store_true")
+    parser.add_argument("--other")
+    try:
+        found, left = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; {USAGE}") from None
+    if found.other is not None and not found.likelihood:
+        raise ValueError(f"other={found.other} is compared by likelihood; give --likelihood, too")
+    return (found.likelihood, found.other), left
 
 
 def _split_averages(words: Sequence[str]) -> tuple[list[float], list[str]]:

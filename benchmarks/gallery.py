@@ -42,7 +42,7 @@ class Row:
 
 
 ROWS = {
-    "inpainting": Row("sample.py runs/digits --from digits --mask docs/gallery/mask.png --num 25"),
+    "inpainting": Row("sample.py runs/digits --from digits --mask docs/gallery/mask.png --eta 1 --num 25"),
     "colourisation": Row("sample.py runs/tinted --grey digits --num 25"),
     "inversion": Row("sample.py runs/digits --from digits --invert --num 10 --steps 200"),
     "seeds": Row("sample.py runs/digits --between 1 4 --label 3", "between.gif"),

@@ -4,12 +4,13 @@
 
 RUN is a run of a diffusion model that holds images out (data.validation), CLASSIFIER a run on the same images. Held-out
 images are inverted and reconstructed without a label: the PSNR of all of them, and the lowest of one. Then the right
-half of each, or another, is drawn anew without a label: the share whose class the classifier still recognises, against
-the same half filled with the mean of the training images.
+half of each, and after that the lower one, is drawn anew without a label: the share whose class the classifier still
+recognises, against the same half filled with the mean of the training images.
 """
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from training.script import ScriptParser, command
 from training.yaml_file import read_settings
 
 BATCH = 64
-HALVES = {"right": (slice(None), slice(4, None)), "lower": (slice(4, None), slice(None))}
+HALVES = {"right": 3, "lower": 2}
+"""the axis along which the second half is drawn"""
 Pictures = Float[Tensor, "n c h w"]
 
 
@@ -37,9 +39,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--judge", required=True, metavar="CLASSIFIER", help="a run of a classifier of such images")
     parser.add_argument("--num", type=int, default=200, help="held-out images")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 200], help="steps of the inversion")
-    parser.add_argument("--resample", type=int, nargs="+", default=[1, 4, 10], help="of the inpainting, with 50 steps")
+    parser.add_argument("--resample", type=int, nargs="+", default=[1, 4], help="of the inpainting, with 50 steps")
+    parser.add_argument("--eta", type=float, nargs="+", default=[0.0, 1.0], help="noise that ddim adds in inpainting")
     parser.add_argument("--seeds", type=int, default=3, help="inpaintings of each image")
     args = parser.parse_args(argv)
+    if not (args.run / "config.yaml").is_file():
+        raise ValueError(f"{args.run} is no run folder; give one of a diffusion model that holds images out")
     model, judge = load_model(args.run), load_classifier(args.judge)
     settings, _ = read_settings(args.run / "config.yaml", is_record=True)
     fields = {name.removeprefix("data."): value for name, value in settings.items() if name.startswith("data.")}
@@ -61,15 +66,16 @@ def main(argv: Sequence[str]) -> None:
 
     print(f"recognised: {accuracy(images):.1%} of the images")
     mean = _unit(training, len(training)).mean(dim=0)
-    for name, where in HALVES.items():
+    for name, axis in HALVES.items():
         drawn = torch.zeros(count, 1, *model.shape[1:], dtype=torch.bool)
-        drawn[..., where[0], where[1]] = True
+        drawn.chunk(2, dim=axis)[1].fill_(True)
         print(f"{name} half filled with the mean: {accuracy(torch.where(drawn, mean, images)):.1%}", flush=True)
-        for resample in args.resample:
+        for resample, eta in product(args.resample, args.eta):
             shares = torch.tensor(
-                [accuracy(inpainted(model, images, drawn, resample, seed)) for seed in range(args.seeds)]
+                [accuracy(inpainted(model, images, drawn, resample, eta, seed)) for seed in range(args.seeds)]
             )
-            print(f"{name} half drawn, --resample {resample}: {shares.mean():.1%} ± {shares.std():.1%}", flush=True)
+            about = f"{name} half drawn, --resample {resample} --eta {eta:g}"
+            print(f"{about}: {shares.mean():.1%} ± {shares.std():.1%}", flush=True)
 
 
 def _unit(images: Images, count: int) -> Pictures:
@@ -87,7 +93,7 @@ def reconstructed(model: DiffusionModel, images: Pictures, steps: int) -> Pictur
 
 
 def inpainted(
-    model: DiffusionModel, images: Pictures, drawn: Bool[Tensor, "n 1 h w"], resample: int, seed: int
+    model: DiffusionModel, images: Pictures, drawn: Bool[Tensor, "n 1 h w"], resample: int, eta: float, seed: int
 ) -> Pictures:
     """Images with the pixels of `drawn` drawn anew, without a label."""
     found = []
@@ -95,7 +101,7 @@ def inpainted(
         numbers = range(start, min(start + BATCH, len(images)))
         labels = None if model.null is None else [model.null] * len(numbers)
         keep = keep_pixels(images[numbers.start : numbers.stop], drawn[numbers.start : numbers.stop])
-        found.append(model.draw(numbers, labels, seed=seed, project=keep, resample=resample))
+        found.append(model.draw(numbers, labels, seed=seed, project=keep, resample=resample, eta=eta))
     return torch.cat(found)
 
 

@@ -74,7 +74,10 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
         settings |= {"range": (kept.low, kept.high), "bits": 8}
     images = _open(option, source, **settings)
     if images.shape != model.shape:
-        raise ValueError(f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}")
+        raise ValueError(
+            f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
+            "give others"
+        )
     return images
 
 

@@ -2,6 +2,7 @@
 
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionRun
+from tasks.distillation import DistillationRun
 from tasks.superresolution import SuperResolutionRun
 from training.run import Run
 
@@ -9,6 +10,7 @@ RUNS: dict[str, type[Run]] = {
     "diffusion": DiffusionRun,
     "classification": ClassificationRun,
     "superresolution": SuperResolutionRun,
+    "distillation": DistillationRun,
 }
 
-__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "SuperResolutionRun"]
+__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "DistillationRun", "SuperResolutionRun"]

@@ -33,7 +33,7 @@ from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky
-from tasks.quality import Quality
+from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet, open_validation
 from training.processes import on_main
 from training.random import GlobalRandom, seeded
@@ -206,11 +206,7 @@ class DiffusionRun(Run[DiffusionTask]):
                 f"quality.judge={self.quality.judge} compares drawn images, but diffusion.upscale="
                 f"{self.diffusion.upscale} enlarges them; leave one of them out"
             )
-        if self.quality.judge is not None and self.data.validation is None:
-            raise ValueError(
-                f"quality.judge={self.quality.judge} compares with held-out images, but data.validation is null; give "
-                "a share, such as 0.1, or the name of a split"
-            )
+        require_validation(self.quality, self.data)
 
     @classmethod
     def init_config(cls, init: str) -> UNetConfig | EDM2Config | None:
@@ -289,11 +285,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def open_quality(self, model: DiffusionModel, training: ImageSet) -> Quality | None:
         """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare."""
-        if self.quality.judge is None:
-            return None
-        held_out = open_validation(self.data, on_main=on_main)
-        assert held_out is not None, "checked above"
-        return Quality(model, self.quality, held_out, training, self.train.eval_every_images)
+        return open_quality(model, self.quality, self.data, training, self.train.eval_every_images)
 
     def _trained_shape(self, images: ImageSet) -> tuple[int, int, int]:
         """Channels, height and width of what is trained on. Raises ValueError for crops that do not fit the images."""

@@ -14,8 +14,8 @@ from residual.names import shorten
 from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, class_names
 from tasks.judge import pixels_of
-from training.data import Images, ImageSet
-from training.processes import process_state
+from training.data import DataConfig, Images, ImageSet, open_validation
+from training.processes import on_main, process_state
 from training.task import Evaluation, EvaluationContext, Figure
 
 DISTANCE = "Fréchet distance (squared features)"
@@ -128,3 +128,23 @@ class Quality(Evaluation):
             return None
         assert self.model.classes is not None
         return [self.model.classes.index(self._names[number % len(self.comparison)]) for number in numbers]
+
+
+def require_validation(config: QualityConfig, data: DataConfig) -> None:
+    """Raises ValueError for a judge without held-out images."""
+    if config.judge is not None and data.validation is None:
+        raise ValueError(
+            f"quality.judge={config.judge} compares with held-out images, but data.validation is null; give a share, "
+            "such as 0.1, or the name of a split"
+        )
+
+
+def open_quality(
+    model: DiffusionModel, config: QualityConfig, data: DataConfig, training: ImageSet, every_images: int
+) -> Quality | None:
+    """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare."""
+    if config.judge is None:
+        return None
+    held_out = open_validation(data, on_main=on_main)
+    assert held_out is not None, "see require_validation"
+    return Quality(model, config, held_out, training, every_images)

@@ -1,9 +1,12 @@
-"""A picture of the numbers that evaluations logged, over the images seen."""
+"""Pictures of numbers: what evaluations logged over the images seen, and histograms."""
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from storage.write import replace_file
 from training import log
@@ -12,6 +15,7 @@ from training.task import Figure
 COLUMNS = 3
 PANEL_INCHES = (4.2, 3.2)
 DPI = 100
+BINS = 40
 Point = tuple[int, float]
 """images seen, value"""
 
@@ -35,6 +39,24 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
         _draw_panel(axes, axis, curves, figures)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
+    replace_file(picture, lambda new: sheet.savefig(new, format="png", dpi=DPI), flush=False)
+
+
+def draw_histograms(sets: Mapping[str, Float[np.ndarray, "n"]], axis: str, picture: Path) -> None:
+    """Draws the values of each set as a histogram into the PNG file `picture`, which is replaced as a whole.
+
+    Nothing is drawn without matplotlib, which is reported.
+    """
+    if (new_figure := _matplotlib()) is None:
+        return
+    sheet = new_figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = sheet.subplots()
+    edges = np.histogram_bin_edges(np.concatenate(list(sets.values())), BINS)
+    for name, values in sets.items():
+        axes.hist(values, edges.tolist(), density=True, alpha=0.5, label=f"{name}: {values.mean():.2f}")
+    axes.set(xlabel=axis, ylabel="density")
+    axes.legend(fontsize="small")
+    picture.parent.mkdir(parents=True, exist_ok=True)
     replace_file(picture, lambda new: sheet.savefig(new, format="png", dpi=DPI), flush=False)
 
 
