@@ -22,8 +22,14 @@ def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], P
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
+    return _open(config, on_main, training=True)
+
+
+def _open(config: DataConfig, on_main: Callable[[Callable[[], Path]], Path], *, training: bool) -> ImageSet:
+    """See `open_images`. Only streamed images for `training` are cropped at random."""
     if config.stream:
-        return StreamedImages(find_source(config), config.preprocessing, config.stream_shards, config.max_bad)
+        source, shards = find_source(config), config.stream_shards
+        return StreamedImages(source, config.preprocessing, shards, config.max_bad, training=training)
 
     notes: list[str] = []
 
@@ -52,8 +58,8 @@ def open_validation(
         return None
     whole = replace(config, validation=None, crop=config.preprocessing.deterministic().crop)
     if isinstance(config.validation, str):
-        return open_images(replace(whole, split=config.validation), on_main=on_main)
-    images = open_images(whole, on_main=on_main)
+        return _open(replace(whole, split=config.validation), on_main, training=False)
+    images = _open(whole, on_main, training=False)
     assert isinstance(images, Images), "DataConfig refuses a share of a streamed set"
     return images.part(divided(len(images), config.validation)[1])
 
