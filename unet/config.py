@@ -259,7 +259,7 @@ class UNetConfig:
     init: Init = "torch"
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
     padding: Padding = "zeros"
-    """values beyond the image, for 3x3 convolutions: `zeros`; its mirror image (`reflect`); its other side (`periodic`);
+    """values beyond the image for 3x3 convolutions: `zeros`; its mirror image (`reflect`); its other side (`periodic`);
     its other side to the left and right, its mirror image above and below (`periodic_width`: maps with longitudes)"""
     learned_variance: bool = False
     """whether the output has a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
