@@ -307,7 +307,7 @@ class DiffusionModel:
     def _log_probability(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
-        """What the classifier says of labels of this model."""
+        """The log-probability of labels of this model, by the classifier."""
         assert self.classifier is not None, "the caller checks it"
         numbers = [self.classifier.classes.index(name) for name in self.classes or ()]
         return self.classifier.log_probability(x, time, torch.tensor(numbers, device=label.device)[label])
