@@ -62,14 +62,15 @@ def main(argv: Sequence[str]) -> None:
     if not isinstance(real, Images):
         raise ValueError(f"model={args.model} held out no images; train it with data.validation=0.5")
     judge = open_judge(args.judge, real, None, None, False)
-    place(model.net, process_state().device, args.precision)
-    place(guiding.net, process_state().device)
-    features = judge.features(real.pixel_format.to_unit(torch.from_numpy(real.read(np.arange(len(real))))))
+    device = process_state().device
+    place(model.net, device, args.precision)
+    place(guiding.net, device)
+    features = judge.features(real.pixel_format.to_unit(torch.from_numpy(real.read(np.arange(len(real))))).to(device))
     found: dict[str, list[list[Row]]] = {}
     for name, guided in models.items():
         found[name] = []
         for scale in args.scales:
-            drawn = [draw(guided, scale, args.num, args.steps, seed) for seed in range(args.seeds)]
+            drawn = [draw(guided, scale, args.num, args.steps, seed, device) for seed in range(args.seeds)]
             found[name].append([compare(features, images, guided, judge) for images in drawn])
             print(line(name, scale, found[name][-1]), flush=True)
         print(f"  {correlations(args.scales, found[name])}\n")
@@ -79,11 +80,12 @@ def main(argv: Sequence[str]) -> None:
         save_picture(args.scales, found, args.picture)
 
 
-def draw(model: DiffusionModel, scale: float, num: int, steps: int, seed: int) -> torch.Tensor:
-    """Images of the classes in turn: guided by the classifier alone if the model has one, else by labels."""
-    options: dict[str, Any] = {"guidance": scale, "seed": seed}
+def draw(model: DiffusionModel, scale: float, num: int, steps: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Images of the classes in turn, on the device: guided by the classifier alone if the model has one, else by
+    labels."""
+    options: dict[str, Any] = {"guidance": scale, "seed": seed, "device": device}
     if model.classifier is not None:
-        options = {"guidance": 0.0, "seed": seed} | ({"classifier_scale": scale} if scale else {})
+        options |= {"guidance": 0.0} | ({"classifier_scale": scale} if scale else {})
         model = model if scale else replace(model, classifier=None)
     parts = [part.tolist() for part in torch.arange(num).split(250)]
     return torch.cat(
@@ -98,7 +100,7 @@ def compare(real: torch.Tensor, images: torch.Tensor, model: DiffusionModel, jud
         raise ValueError("the judge does not know the classes of the model; give a classifier of such images")
     drawn = judge.features(images)
     names = model.names(model.cycle(range(len(images)))) or []
-    wanted = torch.tensor([judge.classes.index(name) for name in names])
+    wanted = torch.tensor([judge.classes.index(name) for name in names], device=drawn.device)
     accuracy = (judge.probabilities(drawn).argmax(dim=1) == wanted).double().mean().item()
     return accuracy, precision_recall(real, drawn)[1], frechet_distance(real, drawn)
 
@@ -125,9 +127,10 @@ def correlations(scales: Sequence[float], rows: Sequence[Sequence[Row]]) -> str:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation of values without ties."""
-    ranks = torch.tensor([x, y]).argsort(dim=1).argsort(dim=1)
-    return torch.corrcoef(ranks.double())[0, 1].item()
+    """Rank correlation. Equal values share the mean of their ranks."""
+    values = torch.tensor([x, y], dtype=torch.float64)
+    ranks = (values[:, :, None] - values[:, None]).sign().sum(dim=2)  # from their middle, in halves
+    return torch.corrcoef(ranks)[0, 1].item()
 
 
 def save_picture(scales: Sequence[float], found: dict[str, list[list[Row]]], path: Path) -> None:

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from diffusion.edits import keep_pixels
@@ -54,15 +54,14 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"{args.run} holds no images with labels out; train it with --data.validation 0.5")
     count = min(args.num, len(held_out))
     images = _unit(held_out, count)
-    labels = torch.from_numpy(held_out.labels[:count])
+    labels = numbers(held_out, judge.classes)[:count]
     for steps in args.steps:
         errors = (reconstructed(model, images, steps) - images).square().flatten(1).mean(dim=1) / 4
         whole, lowest = (-10 * value.log10().item() for value in (errors.mean(), errors.max()))
         print(f"inversion, {steps} steps of euler: PSNR {whole:.1f} dB, lowest {lowest:.1f} dB, n {count}", flush=True)
 
     def accuracy(x: Pictures) -> float:
-        recognised = judge.net.fc(judge.features(x)).argmax(dim=1)
-        return (recognised == labels).double().mean().item()
+        return (judge.probabilities(x).argmax(dim=1) == labels).double().mean().item()
 
     print(f"recognised: {accuracy(images):.1%} of the images")
     mean = _unit(training, len(training)).mean(dim=0)
@@ -76,6 +75,15 @@ def main(argv: Sequence[str]) -> None:
             )
             about = f"{name} half drawn, --resample {resample} --eta {eta:g}"
             print(f"{about}: {shares.mean():.1%} ± {shares.std():.1%}", flush=True)
+
+
+def numbers(images: Images, classes: Sequence[str]) -> Int64[Tensor, "n"]:
+    """The labels of images, as places in `classes`. Raises ValueError for a class that is not there."""
+    assert images.labels is not None, "the caller checks it"
+    names = images.classes or ()
+    if lacking := [name for name in names if name not in classes]:
+        raise ValueError(f"judge does not know the class {lacking[0]!r}; give a classifier of such images")
+    return torch.tensor([classes.index(name) for name in names])[torch.from_numpy(images.labels)]
 
 
 def _unit(images: Images, count: int) -> Pictures:

@@ -7,7 +7,6 @@ sampler of its run. The picture shows the middle of each held-out picture: small
 and the original.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,10 +18,11 @@ from evaluate import read_run
 from pictures.grid import draw_grid
 from pipelines.superresolution import DiffusionUpscaler, Upscaler, load_upscaler
 from tasks.diffusion import DiffusionRun
-from tasks.enlargement import measure
+from tasks.enlargement import check_measurable, measure
 from training.data import open_validation
 from training.precision import place
 from training.processes import process_state
+from training.script import ScriptParser, command
 
 
 def load(run: str) -> Upscaler:
@@ -35,18 +35,22 @@ def load(run: str) -> Upscaler:
     return upscaler
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(argv: Sequence[str]) -> None:
     """Prints the table and writes the picture."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = ScriptParser(description=__doc__.splitlines()[0])
     p.add_argument("runs", nargs="+", help="run folders of train.py")
     p.add_argument("--out", type=Path, required=True, help="the picture")
     args = p.parse_args(argv)
     images = open_validation(read_run(args.runs[0], []).data)
     if images is None:
-        p.error(f"no pictures were held out of {args.runs[0]}")
+        raise ValueError(f"no pictures were held out of {args.runs[0]}; train it with data.validation, such as test")
     upscalers = [load(run) for run in args.runs]
     if len({each.scale for each in upscalers}) > 1:
-        p.error(f"the models have the scales {[each.scale for each in upscalers]}; give models of one scale")
+        raise ValueError(f"the models have the scales {[each.scale for each in upscalers]}; give models of one scale")
+    for upscaler in upscalers:
+        upscaler.check()
+        check_measurable(images, upscaler.channels, upscaler.scale)
     print("| model | PSNR (dB) | SSIM | s per picture |\n|---|---|---|---|")
     panels = list[list[np.ndarray]]()
     for run, upscaler in zip(args.runs, upscalers, strict=True):

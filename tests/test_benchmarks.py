@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from scipy.stats import spearmanr
 from torch.testing import assert_close
 
 from benchmarks import data, gpu, guidance, paired, sampling, steps, train_vs_script, unet_vs_diffusers, zoo_vs_plain
@@ -191,3 +192,10 @@ def test_accuracy_is_correlated_with_the_scale_up_to_its_plateau_and_recall_over
     rows = [[(0.1, 0.9, 3.0)] * 2, [(0.5, 0.8, 3.0)] * 2, [(0.995, 0.85, 3.0)] * 2, [(0.99, 0.2, 3.0), (1.0, 0.4, 5.0)]]
     assert guidance.correlations([0, 1, 2, 3], rows) == "Spearman: accuracy up to scale 2 1.00; recall -0.80"
     assert guidance.line("free", 3, rows[3]) == "| free | 3 | 0.995 ± 0.005 | 0.300 ± 0.100 | 4.000 ± 1.000 |"
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    x, y = [0.0, 1.0, 2.0, 3.0, 4.0], [0.5, 0.5, 0.9, 0.9, 0.7]
+    assert guidance.spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    assert guidance.spearman(y, x) == pytest.approx(spearmanr(x, y).statistic)
+    assert math.isnan(guidance.spearman(x, [1.0] * 5))

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from benchmarks.gallery import ROWS, write_inputs
 from diffusion import DDPM
 from drawing.options import check_together
 from pipelines.diffusion import DiffusionModel
+from training.data import Images
 from unet import UNet, UNetConfig
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +54,13 @@ def test_the_figures_are_those_of_the_modes() -> None:
     found = steering.inpainted(model, images, drawn, resample=1, eta=1.0, seed=0)
     torch.testing.assert_close(found[..., :4], images[..., :4])
     assert (found[..., 4:] - images[..., 4:]).abs().mean() > 0.1
+
+
+def test_classes_are_compared_by_name() -> None:
+    images = Images(torch.zeros(3, 1, 8, 8, dtype=torch.uint8).numpy(), np.array([0, 1, 1]), ("cat", "dog"))
+    assert steering.numbers(images, ("dog", "eel", "cat")).tolist() == [2, 0, 0]
+    with pytest.raises(ValueError, match="'dog'"):
+        steering.numbers(images, ("cat",))
 
 
 def test_wrong_options_of_the_scripts_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,6 +214,13 @@ def test_the_benchmark_compares_runs(trained: Path, tmp_path: Path, capsys: pyte
         assert strip.width > 5 * 40
 
 
+def test_a_wrong_run_of_the_benchmark_is_one_line(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        superresolution.main([str(tmp_path / "absent"), "--out", str(tmp_path / "strip.png")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "absent" in line
+
+
 def test_luminance() -> None:
     white = torch.ones(1, 3, 1, 1)
     assert_close(luminance(torch.cat([white, -white])).flatten(), torch.tensor([235.0, 16.0]))
