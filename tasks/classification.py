@@ -194,13 +194,24 @@ class ClassificationRun(Run[ClassificationTask]):
     def _network(self) -> ClassifierConfig:
         """The config of the network as far as it is known without the images.
 
-        Noisy images are scaled by their formulation alone. Raises ValueError for a network that takes no noise level.
+        Noisy images are scaled by their formulation alone. Raises ValueError for a network that takes no noise level,
+        or that takes one without noise, and for noisy images that are also scaled by a mean and a deviation.
         """
         if self.formulation is None:
+            if getattr(self.model, "noise", False):
+                raise ValueError(
+                    "model.noise=true takes a noise level, but noise.kind=none gives none; give noise.kind"
+                )
             return self.model
         kind = f"noise.kind={kind_of(NOISE, self.noise)}"
         if not isinstance(self.model, ResNetConfig):
             raise ValueError(f"{kind} needs a network that takes the noise level; give model.kind=resnet")
+        for name in ("mean", "std"):
+            if (values := getattr(self.model, name)) is not None and set(values) != {0.5}:  # which keeps [-1, 1]
+                raise ValueError(
+                    f"{kind} scales noisy images, so model.{name}={values} has no effect; give model.mean=null and "
+                    "model.std=null"
+                )
         try:
             return replace(self.model, noise=True, mean=None, std=None)
         except ValueError as error:

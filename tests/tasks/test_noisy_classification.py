@@ -19,6 +19,7 @@ from pictures.pixel_format import PixelFormat
 from pipelines.classification import CLEAN, load_classifier
 from pipelines.diffusion import DiffusionModel, load_model
 from resnet import DenseNetConfig, HighwayConfig, ResNetConfig
+from tasks import RUNS
 from tasks.accuracy import accuracy
 from tasks.classification import ClassificationRun, ClassificationTask, NoNoise
 from tests.tasks.small import CLASSES, digits, train
@@ -59,9 +60,19 @@ def test_the_loss_is_the_cross_entropy_of_noisy_images_and_their_levels(formulat
     assert task.model.config.noise
 
 
-def test_noisy_images_are_scaled_by_their_formulation_alone() -> None:
-    task = noisy_run(model=replace(SMALL, mean=(0.1, 0.2, 0.3), std=(0.2, 0.3, 0.4))).build(digits())
+@pytest.mark.parametrize("given", [None, (0.5, 0.5, 0.5)])
+def test_noisy_images_are_scaled_by_their_formulation_alone(given) -> None:
+    task = noisy_run(model=replace(SMALL, mean=given, std=given)).build(digits())
     assert task.model.config.mean == task.model.config.std == (0.5,)
+
+
+def test_a_preset_is_trained_on_noisy_images_without_its_mean() -> None:
+    flags = ["--task", "classification", "--model.preset", "resnet18", "--model.norm", "group", "--noise.kind", "ddpm"]
+    with pytest.raises(ValueError, match=r"model\.mean=.*model\.mean=null"):
+        parse(RUNS, flags)
+    run = parse(RUNS, [*flags, "--model.mean", "null", "--model.std", "null"]).run
+    assert isinstance(run, ClassificationRun)
+    assert run.outline().config.noise
 
 
 def test_the_folder_keeps_the_formulation(trained: ClassificationTask, tmp_path: Path) -> None:
@@ -101,12 +112,19 @@ def test_clean_images_are_classified_at_a_low_level(trained: ClassificationTask)
         ({"model": replace(SMALL, block="split_attention")}, r"noise\.kind=ddpm.*split_attention.*model\.block"),
         ({"model": DenseNetConfig()}, r"noise\.kind=ddpm.*model\.kind=resnet"),
         ({"model": HighwayConfig()}, r"noise\.kind=ddpm.*model\.kind=resnet"),
+        ({"model": replace(SMALL, mean=(0.1, 0.2, 0.3), std=(0.5,) * 3)}, r"noise\.kind=ddpm.*model\.mean=\(0\.1"),
+        ({"model": replace(SMALL, mean=(0.5,) * 3, std=(0.2, 0.3, 0.4))}, r"noise\.kind=ddpm.*model\.std=\(0\.2"),
     ],
 )
 def test_networks_that_take_no_noise_level_are_refused(fields, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         noisy_run(**fields)
     assert ClassificationRun(**{**fields, "noise": NoNoise()}).formulation is None
+
+
+def test_a_network_that_takes_a_noise_level_needs_noise() -> None:
+    with pytest.raises(ValueError, match=r"model\.noise=true.*noise\.kind=none"):
+        ClassificationRun(model=replace(SMALL, noise=True))
 
 
 def test_the_noise_of_a_formulation_is_chosen_by_settings() -> None:
