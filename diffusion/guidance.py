@@ -88,9 +88,9 @@ def classifier_guided(
 
     Dhariwal & Nichol 2021, eq. 14, as a change of the denoised image; Song et al. 2021, eq. 14. With `denoise` without
     the label, scale 1 is the denoiser of the label, if the classifier is exact; above 1 the label counts more. With
-    `denoise` of the label, or guided by another function here, both add up. Scale 0 is `denoise`. At pure noise, from
-    which nothing can be told, nothing is added. Interval, limit and rescale as in `guided`. The denoiser raises
-    ValueError if it is called without labels.
+    `denoise` of the label, or guided by another function here, both add up. Scale 0 is `denoise`. Pure noise
+    (alpha 0) does not depend on the label, so nothing is added there. Interval, limit and rescale as in `guided`. The
+    denoiser raises ValueError if it is called without labels.
     """
 
     def denoise_guided(x: Images, time: Times, condition: Condition) -> Denoised:

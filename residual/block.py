@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 C = TypeVar("C", bound="Chain")
 Padding = Literal["zeros", "reflect", "periodic_width", "periodic"]
-"""what convolutions see beyond an image; see `PaddedConv2d`"""
+"""how images are continued for convolutions; see `PaddedConv2d`"""
 
 
 class Chain(nn.Module):
@@ -149,7 +149,7 @@ class Concat(nn.Module):
 
 
 class PaddedConv2d(nn.Conv2d):
-    """`nn.Conv2d` whose `borders` say what lies beyond the image: zeros, by default, or values of the image.
+    """`nn.Conv2d` with other values than zeros beyond the image, by its attribute `borders`.
 
     `reflect` mirrors the image at its outermost pixels, `periodic` continues it on its other side, as on a torus.
     `periodic_width` does so to the left and right, as longitudes do, and mirrors above and below.

@@ -48,8 +48,8 @@ def place(network: nn.Module, device: torch.device, precision: str = "float32", 
     """Moves a network to the device where it draws or classifies: in the faster layout, on a CPU with the kernels.
 
     With `precision="bf16"` its weights become bf16, too. With the kernels batch norms become part of the convolutions
-    (`residual/prediction.py`). `compiled` says that it will be compiled: then that is left to the compiler, and on a
-    GPU the layout is another one. Returns lines to print: why the kernels of the CPU are not used, if they are not.
+    (`residual/prediction.py`). With `compiled` that is left to the compiler, and on a GPU the layout is another one.
+    Returns lines to print: why the kernels of the CPU are not used, if they are not.
     """
     lines = []
     if device.type == "cpu":

@@ -259,7 +259,7 @@ class UNetConfig:
     init: Init = "torch"
     """initial weights: PyTorch's own (ADM) or Xavier uniform, biases zero (DDPM); last layers start at zero in both"""
     padding: Padding = "zeros"
-    """what 3x3 convolutions see beyond the image: `zeros`; its mirror image (`reflect`); its other side (`periodic`);
+    """values beyond the image for 3x3 convolutions: `zeros`; its mirror image (`reflect`); its other side (`periodic`);
     its other side to the left and right, its mirror image above and below (`periodic_width`: maps with longitudes)"""
     learned_variance: bool = False
     """whether the output has a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
@@ -288,14 +288,14 @@ class UNetConfig:
                 )
 
     def _check_padding(self) -> None:
-        """Raises ValueError for FIR filters, which always see zeros, and for images that are too small to mirror."""
+        """Raises ValueError for FIR filters, which always take zeros, and for images that are too small to mirror."""
         if self.padding == "zeros":
             return
         kinds = {level.resample for level in self.skeleton.levels[:-1]}
         if "block_fir" in kinds or self.pyramid or self.input_skips:
             raise ValueError(
                 f"padding={self.padding!r} does not suit the filters of resample='block_fir', pyramid and input_skips, "
-                "which see zeros beyond the image; give padding='zeros', or another resample such as 'conv'"
+                "which take zeros beyond the image; give padding='zeros', or another resample such as 'conv'"
             )
         mirrored = {"reflect": min(self.size), "periodic_width": self.size[0], "periodic": 2**MAX_LEVELS}[self.padding]
         if mirrored < 2 * 2 ** (self.skeleton.depth - 1):
