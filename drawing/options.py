@@ -119,7 +119,9 @@ def _add_sampler(group: argparse._ArgumentGroup) -> None:
         help="steps of the sampler, at most the timesteps of the model (heun evaluates the network twice per step)",
     )
     group.add_argument(
-        "--sampler", help=f"one of: {', '.join(SAMPLERS)}; without it ddim for ddpm models, heun for others"
+        "--sampler",
+        help=f"one of: {', '.join(SAMPLERS)}; without it ddim for ddpm models, heun for others, and euler with "
+        "--invert or with --from and --between",
     )
     group.add_argument(
         "--eta", type=float, default=0.0, help="noise that ddim adds, from 0 (none) to 1 (as much as ddpm)"
@@ -133,7 +135,8 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--label",
         help="a class, by its name, or by its number if no name is a number; all: the classes in turn, as by default; "
-        "none: no label. A class that is called all or none comes first",
+        "none: no label, as by default with --mask, --grey, --invert and --between. A class that is called all or none "
+        "comes first",
     )
     group.add_argument(
         "--guidance",
@@ -189,7 +192,7 @@ def _add_given(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mask",
         metavar="MASKS",
-        help="inpainting: the pixels of --from that are white here (not black) are drawn anew, black ones stay exactly "
+        help="inpainting: the pixels of --from that are white here are drawn anew, black ones stay exactly "
         "as they are. One mask for all images, or one for each, of the size of the model",
     )
     group.add_argument(
