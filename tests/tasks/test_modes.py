@@ -16,6 +16,7 @@ import sample
 from diffusion import DDPM
 from diffusion.edits import GREY, keep_grey, slerp
 from diffusion.sampler import stretches
+from drawing.series import show
 from pictures.files import read_image
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
@@ -62,6 +63,9 @@ def given(tmp_path_factory):
         "half": half[None],
         "masks": np.stack([half, half.T, 255 - half]),
         "two": np.stack([half, half]),
+        "one_white": np.stack([half, np.full((8, 8), 255, np.uint8), half]),
+        "one_black": np.stack([half, half, np.zeros((8, 8), np.uint8)]),
+        "grey_edge": np.where(np.arange(8) == 4, 7, half)[None].astype(np.uint8),
         "black": np.zeros((1, 8, 8), np.uint8),
         "white": np.full((1, 8, 8), 255, np.uint8),
         "large": random.integers(0, 256, (1, 16, 16), np.uint8),
@@ -211,6 +215,11 @@ def test_images_between_images(grey_model, given, tmp_path):
     assert errors.max() < 10 < abs(found[1] - found[0]).mean()
 
 
+@pytest.mark.parametrize(("value", "text"), [(1234567.0, "1234567"), (0.5, "0.5"), (2.0, "2"), ([1.0, "x"], "1 x")])
+def test_values_of_options_are_shown_exactly(value, text):
+    assert show(value) == text
+
+
 def test_slerp_keeps_the_norm():
     first, second = torch.randn(2, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     share = torch.linspace(0, 1, 5)
@@ -251,6 +260,25 @@ def test_a_sweep_draws_the_same_images_by_each_value(grey_model, tmp_path, monke
 def test_usual_values_of_a_sweep(grey_model, tmp_path, name, rows, monkeypatch):
     monkeypatch.setattr(DiffusionModel, "denoising", lambda model, images, labels, **options: [torch.zeros(1, 1, 8, 8)])
     assert len(run(grey_model, tmp_path, "--sweep", name, "--num", 1)) >= rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "guided"), [(["--sweep", "guidance", 4, 1], True), (["--sweep", "guidance", 1, 4], True), ([], False)]
+)
+def test_the_batch_of_a_sweep_fits_every_row(grey_model, tmp_path, monkeypatch, flags, guided):
+    found = list[bool]()
+    monkeypatch.setattr(sample, "choose_batch", lambda model, device, guided: found.append(guided) or 8)
+    run(grey_model, tmp_path, *flags, "--num", 1)
+    assert found == [guided]
+
+
+@pytest.mark.parametrize("padding", ["reflect", "periodic_width"])
+def test_another_size_is_large_enough_for_the_padding(padding):
+    settings = TINY | {"size": (16, 16), "channel_multipliers": (1, 1, 1, 1)}
+    model = DiffusionModel(UNet(UNetConfig(**settings, in_channels=1, out_channels=1, padding=padding)), DDPM())
+    assert model.sized(16, 24).shape == (1, 16, 24)
+    with pytest.raises(ValueError, match=rf"size=8x16: .*{padding}"):
+        model.sized(8, 16)
 
 
 def test_another_size(grey_model, tmp_path):
@@ -343,6 +371,9 @@ BAD = [
     ([*GREY_FROM, "--mask", "two"], r"mask .*two.*2 masks for 3 images"),
     ([*GREY_FROM, "--mask", "black"], r"mask .*black.*every pixel is black"),
     ([*GREY_FROM, "--mask", "white"], r"mask .*white.*every pixel is white"),
+    ([*GREY_FROM, "--mask", "one_white"], r"mask .*one_white.*number 1: every pixel is white"),
+    ([*GREY_FROM, "--mask", "one_black"], r"mask .*one_black.*number 2: every pixel is black"),
+    ([*GREY_FROM, "--mask", "grey_edge"], r"mask .*grey_edge.*value 7 .*255.*PNG"),
     ([*GREY_FROM, "--mask", "broken"], r"mask .*broken.*0\.png"),
     ([*GREY_FROM, "--mask", "empty"], r"mask .*empty.*no images"),
     ([*GREY_FROM, "--mask", "absent"], r"mask .*absent.*no such"),
