@@ -82,8 +82,8 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
 
 
 def open_masks(source: str, images: Images) -> Images:
-    """The masks of --mask. Raises ValueError if they do not fit the images, and for one that leaves nothing to draw or to
-    keep, or has more than two values."""
+    """The masks of --mask. Raises ValueError if they do not fit the images, and for one that leaves nothing to draw or
+    to keep, or has more than two values."""
     masks = _open("mask", source, labels=False)
     channels, *size = masks.shape
     if channels != 1 or size != list(images.shape[1:]):
