@@ -83,6 +83,10 @@ ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
 TOO_LARGE = "give a smaller --quality.batch, --quality.judge_size or --classification.validation_batch"
+BASELINES = {
+    name for kind in (EnlargementEvaluation, Quality) for name, figure in kind.figures.items() if figure.dashed
+}
+"""figures of what a model is compared with"""
 NEEDS_CLASSES = ("inception_score", "class_accuracy")
 """metrics that need the judge's probabilities of classes"""
 
@@ -150,6 +154,8 @@ def main(argv: Sequence[str]) -> None:
         require_printed()
     if wrong := [(name, value) for row in rows for name, value in row.items() if not math.isfinite(value)]:
         name, value = wrong[0]
+        if name in BASELINES:
+            raise ValueError(f"{given}: {name} is {value}, whatever the model; give other images in data.validation")
         raise ValueError(f"{given}: {name} is {value}; its model is damaged or diverged, so train it again")
     leave_processes()
 
@@ -195,6 +201,7 @@ def _held_out(given: str, run: AnyRun) -> ImageSet:
 def _enlargement(given: str, run: AnyRun, model: Any, upscaling: Callable[[Any], Upscaler]) -> Evaluated:
     """How models that enlarge pictures are evaluated; `upscaling` makes an upscaler of one."""
     images, upscaler = _held_out(given, run), upscaling(model)
+    upscaler.check()
     check_measurable(images, upscaler.channels, upscaler.scale)
 
     def measure(model: Any) -> Figures | None:

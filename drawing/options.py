@@ -105,6 +105,10 @@ def check_together(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{name}{value} {rule.about}, which has no meaning with --{wrong[0]}; leave one of them out"
             )
+    if args.sweep and (name := args.sweep[0]) in SWEEPS and values[name] != make_parser("").get_default(name):
+        raise ValueError(
+            f"sweep={name} sets {name} in each row, which leaves {name}={show(values[name])} unused; leave it out"
+        )
 
 
 def _add_sampler(group: argparse._ArgumentGroup) -> None:

@@ -74,6 +74,7 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
     device = choose_device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
     sizes, digest = _check(args.upscale, upscaler)
+    weights = weights_sha256(upscaler.net)
     lines = place(upscaler.net, device, args.precision)
     facts = {
         "written_by": f"sample.py of {VERSION}",
@@ -81,7 +82,7 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
         "model_folder": out.model,
         "images_seen": upscaler.images_seen,
         "ema": args.ema,
-        "weights_sha256": weights_sha256(upscaler.net),
+        "weights_sha256": weights,
         "upscale": printable(str(args.upscale)),
         "upscale_sha256": digest,
         "num": len(sizes),

@@ -45,5 +45,8 @@ class Preprocessing:
         return PixelFormat() if self.bits == 8 else PixelFormat(dtype="uint16", high=65535)
 
     def deterministic(self) -> "Preprocessing":
-        """The same without random numbers: a random crop becomes a center crop. (That of "cut" does without them.)"""
+        """The same for evaluations: a random crop becomes a center crop.
+
+        "cut" stays: without random numbers, its part is that in the center.
+        """
         return replace(self, crop="center") if self.crop == "random" else self

@@ -35,8 +35,8 @@ class Tiles:
     ) -> Float[Tensor, "1 c2 h2 w2"]:
         """What the function makes of the tiles, put together; it makes them `scale` times as high and wide.
 
-        It must not depend on what else is in the batch. Where it needs no pixel that is farther away than a quarter of
-        the overlap, the result is that of the whole image.
+        The function must not depend on what else is in the batch. Where it needs no pixel that is farther away than a
+        quarter of the overlap, the result is that of the whole image. Overlaps are summed at least in float32.
         """
         height, width = image.shape[2:]
         rows, columns = min(self.px, height), min(self.px, width)
@@ -53,7 +53,8 @@ class Tiles:
                 right = self._ramp(columns, left > 0, left + columns < width, scale, image.device)
                 weight = down[:, None] * right
                 if total is None:
-                    total = made.new_zeros(1, made.shape[0], scale * height, scale * width)
+                    dtype = torch.promote_types(made.dtype, torch.float32)
+                    total = torch.zeros(1, made.shape[0], *weights.shape[2:], dtype=dtype, device=made.device)
                 y, x = (slice(scale * a, scale * (a + n)) for a, n in ((top, rows), (left, columns)))
                 total[:, :, y, x] += weight * made
                 weights[:, :, y, x] += weight

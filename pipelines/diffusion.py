@@ -72,6 +72,8 @@ MAX_SCALE = 16
 """of images that are enlarged"""
 STEPS = 50
 """steps of a sampler, unless others are given"""
+GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale")
+"""options of `DiffusionModel.denoiser`, besides those of a classifier"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]
 """formulation, names of the classes, whether there is a null label, pixel format, training images of each class"""
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
@@ -394,7 +396,7 @@ class DiffusionModel:
         Raises ValueError as `check_inversion` does.
         """
         chosen = self.check_inversion(steps=steps, **options)
-        guiding = {name: value for name, value in options.items() if name.startswith(("guidance", "classifier"))}
+        guiding = {name: value for name, value in options.items() if name in (*GUIDANCE, "classifier_scale")}
         self._check_labels(range(len(origin)), labels)
         condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
         denoise, images = self.denoiser(**guiding), origin.to(device)

@@ -23,7 +23,7 @@ from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pictures.tiles import Tiles
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
-from pipelines.diffusion import STEPS, DiffusionModel, Network, load_model, read_scale
+from pipelines.diffusion import GUIDANCE, STEPS, DiffusionModel, Network, load_model, read_scale
 from pipelines.folder import check_finite, find_model, replace_weights
 from residual.resample import bicubic
 from resnet import EDSR, from_pretrained
@@ -151,9 +151,18 @@ class DiffusionUpscaler(Upscaler):
                 f"tile={self.tiles.px} makes {side} px, no multiple of the network's stride of {self.stride} px; "
                 f"give a multiple of {self.stride // math.gcd(self.stride, self.scale)}"
             )
+        if side < self.least:
+            raise ValueError(
+                f"tile={self.tiles.px} makes {side} px, but the network's padding mirrors images of {self.least} px or "
+                f"more; give at least {-(-self.least // self.scale)}"
+            )
         if self.label is None and model.classes is not None and model.null is None:
-            raise ValueError("this model was not trained without labels; give a label")
+            raise ValueError(
+                "this model was not trained without labels; give a label, or train one with diffusion.label_dropout=0.1"
+            )
         model.check(**self.options)
+        if (guidance := self.options.get("guidance", 1.0)) != 1 and self.label in (None, model.null):
+            raise ValueError(f"guidance={guidance:g} strengthens a label, but label is none; leave one of them out")
 
     @property
     def net(self) -> nn.Module:  # type: ignore[override]
@@ -177,6 +186,12 @@ class DiffusionUpscaler(Upscaler):
         """Pixels of the large picture to one of the network's lowest level."""
         return 2 ** (self.model.net.config.skeleton.depth - 1)
 
+    @property
+    def least(self) -> int:
+        """Pixels of the smallest side that the network takes: mirroring needs two on its lowest level."""
+        mirrors = getattr(self.model.net.config, "padding", "zeros") in ("reflect", "periodic_width")
+        return (2 if mirrors else 1) * self.stride
+
     def with_network(self, net: nn.Module) -> "DiffusionUpscaler":
         """The model with the network `net`, such as a copy with other weights."""
         assert isinstance(net, Network), "the averaged model is a copy of the trained one"
@@ -189,9 +204,10 @@ class DiffusionUpscaler(Upscaler):
         model, device = self.model, next(self.model.net.parameters()).device
         image = blurred(low.to(device), self.scale)
         height, width = image.shape[2:]
-        image = F.pad(image, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        right, below = (max(-side % self.stride, self.least - side) for side in (width, height))
+        image = F.pad(image, (0, right, 0, below), mode="replicate")
         chosen = model.check(**self.options)
-        guiding = {name: value for name, value in self.options.items() if name.startswith("guidance")}
+        guiding = {name: value for name, value in self.options.items() if name in GUIDANCE}
         denoise = in_tiles(
             model.denoiser(**guiding, learned_variance=chosen.learned_variance),
             replace(self.tiles, px=self.scale * self.tiles.px, overlap_px=self.scale * self.tiles.overlap_px),

@@ -56,11 +56,13 @@ class EDSR(Pretrained):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """The image, `config.scale` times as high and wide, not clipped to 0 … 255.
 
+        The last sum is computed in float32: bf16 would round it to whole levels.
+
         Raises ValueError unless it has three channels.
         """
         check_images(x, channels=3, min_size_px=1)
         scale, (height, width) = self.config.scale, x.shape[2:]
-        base = bicubic(x, (scale * height, scale * width)) if self.config.residual else self.mean
+        base = bicubic(x, (scale * height, scale * width)) if self.config.residual else self.mean.float()
         return self.tail(self.body(self.head(x - self.mean))) + base
 
     def import_weights(self, state_dict: Mapping[str, Tensor] | str | Path, layout: str | None = None) -> list[str]:

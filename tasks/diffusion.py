@@ -316,9 +316,9 @@ class DiffusionRun(Run[DiffusionTask]):
         held_out = open_validation(self.data, on_main=on_main)
         upscaler = diffusion_upscaler(model, options=self.sample.options)
         upscaler = upscaler.with_tiles(replace(upscaler.tiles, batch=self.sample.batch))
-        upscaler.check()
         if held_out is None or self.sample.num == 0:
             return ()
+        upscaler.check()
         check_measurable(held_out, upscaler.channels, upscaler.scale)
         interval, count = self.train.eval_every_images, self.sample.num
         return (EnlargementEvaluation(upscaler.with_network, upscaler.scale, held_out, interval, count),)

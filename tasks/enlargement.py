@@ -24,6 +24,8 @@ SHOWN = 4
 """images of which a picture shows the middle"""
 LEVELS = 255.0
 """range of luminance for the peak signal"""
+MOST_DB = 100.0
+"""peak signal-to-noise ratio of equal images, so that the mean over images stays finite; it is the highest"""
 WINDOW_PX = 11
 """of structural similarity"""
 Row = tuple[int, dict[str, float], UInt8[np.ndarray, "4 h w c"] | None]
@@ -39,13 +41,16 @@ def luminance(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
 
 
 def similarities(made: Float[Tensor, "1 c h w"], image: Float[Tensor, "1 c h w"], border_px: int) -> dict[str, float]:
-    """Both figures of an image in [-1, 1], of luminance rounded as pictures are, without a border of so many pixels."""
+    """Both figures of an image in [-1, 1], of luminance rounded as pictures are, without a border of so many pixels.
+
+    The peak signal-to-noise ratio is at most `MOST_DB`.
+    """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     inner = slice(border_px, -border_px or None)
     ours, theirs = (luminance(as_bytes(each))[..., inner, inner] for each in (made, image))
     return {
-        "psnr": peak_signal_noise_ratio(ours, theirs, data_range=LEVELS).item(),
+        "psnr": min(peak_signal_noise_ratio(ours, theirs, data_range=LEVELS).item(), MOST_DB),
         "ssim": float(structural_similarity_index_measure(ours, theirs, data_range=LEVELS)),
     }
 

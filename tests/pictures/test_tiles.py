@@ -31,6 +31,12 @@ def test_a_convolution_within_a_quarter_of_the_overlap_is_that_of_the_whole_imag
     assert (near - net(image)).abs().max() > 1e-3
 
 
+def test_tiles_of_bf16_are_put_together_in_float32() -> None:
+    image = 255 * picture(20, 20)
+    made = Tiles(8, 4).apply(lambda x: x.bfloat16(), image)
+    assert_close(made, image.bfloat16().float(), rtol=1e-5, atol=1e-4)
+
+
 def test_the_function_receives_no_more_tiles_than_the_batch() -> None:
     counts: list[int] = []
 

@@ -19,6 +19,7 @@ from benchmarks import superresolution
 from pictures.pixel_format import BYTES, PixelFormat
 from pictures.tiles import Tiles
 from pipelines.superresolution import EDSRUpscaler, as_bytes, load_upscaler, shrunk
+from residual.resample import bicubic
 from resnet import EDSR, EDSRConfig, create_model
 from tasks.augment import random_crop, random_turn
 from tasks.enlargement import check_measurable, luminance, measure
@@ -145,21 +146,55 @@ def test_a_run_goes_on_bit_for_bit(folder: Path, trained: Path) -> None:
     assert_close(parts, whole, rtol=0, atol=0)
 
 
-def test_the_evaluation_compares_with_pillow(folder: Path, trained: Path) -> None:
-    """The bicubic figures, computed again from pictures by Pillow and numpy."""
+def similarity(x: np.ndarray, y: np.ndarray) -> float:
+    """Structural similarity (Wang et al. 2004) with Gaussian windows of 11 x 11 px, mirrored at edges, by numpy."""
+    weights = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
+    weights /= weights.sum()
+
+    def mean(z: np.ndarray) -> np.ndarray:
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(z, 5, mode="reflect"), (11, 11))
+        return np.einsum("hwij,i,j->hw", windows, weights, weights)
+
+    (a, b), (c1, c2) = (mean(x), mean(y)), ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
+    both, spread = mean(x * y) - a * b, mean(x * x) - a * a + mean(y * y) - b * b
+    return float(((2 * a * b + c1) * (2 * both + c2) / ((a * a + b * b + c1) * (spread + c2))).mean())
+
+
+def test_the_evaluation_compares_with_numpy_and_pillow(folder: Path, trained: Path) -> None:
+    """The bicubic figures, computed again by numpy; pictures of Pillow, whose levels differ by 1, have similar ones."""
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     found = [line for line in lines if "psnr" in line][-1]
     with Image.open(folder / "data" / "test" / "2.png") as picture:
         original = picture.crop((0, 0, 40, 42))
     again = original.resize((20, 21), Image.Resampling.BICUBIC).resize((40, 42), Image.Resampling.BICUBIC)
-    grey = [np.asarray(each, np.float64)[2:-2, 2:-2] @ [65.481, 128.553, 24.966] / 255 for each in (original, again)]
-    psnr = 10 * np.log10(255**2 / np.square(grey[0] - grey[1]).mean())
-    assert found["bicubic_psnr"] == pytest.approx(psnr, abs=0.1)
-    assert 0 < found["bicubic_ssim"] < 1
+    low = shrunk(BYTES.to_unit(torch.from_numpy(np.asarray(original).transpose(2, 0, 1)[None].copy())), 2)
+    ours = BYTES.from_unit(bicubic(low, (42, 40)))[0].transpose(1, 2, 0)
+    weights = np.array([65.481, 128.553, 24.966]) / 255
+    grey = [16 + np.asarray(each, np.float64)[2:-2, 2:-2] @ weights for each in (original, ours, again)]
+    psnr, pillow = (10 * np.log10(255**2 / np.square(grey[0] - each).mean()) for each in grey[1:])
+    assert found["bicubic_psnr"] == pytest.approx(psnr, abs=1e-3)
+    assert found["bicubic_psnr"] == pytest.approx(pillow, abs=0.1)
+    assert found["bicubic_ssim"] == pytest.approx(similarity(grey[0], grey[1]), abs=1e-4)
     with Image.open(trained / "samples" / "000000016.png") as grid:
         assert grid.width > 4 * 40
     figures, _ = measure(load_upscaler(trained), open_images(replace(small_run(folder).data, split="test")))
     assert figures == pytest.approx({name: found[name] for name in figures}, abs=1e-4)
+
+
+def test_an_image_that_is_reproduced_exactly_has_100_db(trained: Path) -> None:
+    even = np.full((2, 3, 20, 20), 90, np.uint8)
+    even[1] = pixels(3, 20, 20)
+    figures, rows = measure(load_upscaler(trained), Images(even))
+    assert rows[0][1]["bicubic_psnr"] == 100
+    assert figures["bicubic_psnr"] == pytest.approx(50 + rows[1][1]["bicubic_psnr"] / 2)
+
+
+def test_a_figure_of_the_bicubic_filter_is_no_verdict_on_the_model(trained: Path, monkeypatch, capsys) -> None:
+    for name, message in (("bicubic_ssim", "whatever the model"), ("ssim", "model is damaged")):
+        monkeypatch.setattr(evaluate, "measure_enlarged", lambda *_, name=name: ({name: float("nan")}, []))
+        with pytest.raises(SystemExit, match="2"):
+            evaluate.main([str(trained)])
+        assert re.search(f"{name} is nan.*{message}", capsys.readouterr().err)
 
 
 def test_evaluate_prints_the_figures(folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +297,17 @@ def test_tiles_change_nothing_where_the_overlap_hides_the_edges(upscaler: EDSRUp
     assert (near != whole).any()
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_last_sum_of_a_network_in_bf16_is_in_float32(residual: bool) -> None:
+    torch.manual_seed(0)
+    net, levels = EDSR(replace(SMALL, residual=residual)), torch.from_numpy(pixels(1, 3, 8, 8)).float()
+    with torch.no_grad():
+        exact, made = net(levels), net.bfloat16()(levels.bfloat16())
+    assert made.dtype == torch.float32
+    assert (made - made.bfloat16()).abs().max() > 0, "it is not rounded"
+    assert_close(made, exact, rtol=0, atol=1.0)
+
+
 def test_published_networks_enlarge(tmp_path: Path) -> None:
     net = create_model("edsr_baseline_x2", channels=4, blocks=1)
     net.save_pretrained(tmp_path)
@@ -335,8 +381,9 @@ def test_upscale_writes_every_picture_at_its_own_size(
     assert (tmp_path / "out" / "grid.png").is_file()
     sample.main([*command, "--tile", "6", "--overlap", "0", "--batch", "3", "--no-grid", "--precision", "bf16"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["files.csv", "images", "upscaled.json"]
-    tiles = json.loads((tmp_path / "out" / "upscaled.json").read_text())["tiles"]
-    assert tiles == {"px": 6, "overlap_px": 0, "batch": 3}
+    rounded = json.loads((tmp_path / "out" / "upscaled.json").read_text())
+    assert rounded["tiles"] == {"px": 6, "overlap_px": 0, "batch": 3}
+    assert rounded["weights_sha256"] == record["weights_sha256"]
     with Image.open(tmp_path / "out" / "images" / "000000.png") as picture:
         assert (np.asarray(picture) != made[0]).any()
 

@@ -215,10 +215,11 @@ def load_upscaler_with_label(folder: Path, label: int) -> DiffusionUpscaler:
         ({"options": {"steps": 0}}, "steps=0"),
         ({"options": {"sampler": "dimm"}}, "dimm"),
         ({"options": {"guidance": 2.0}}, "guidance=2"),
+        ({"tiles": Tiles(2, 0)}, r"tile=2 makes 4 px.*mirrors.*8 px.*at least 4"),
     ],
 )
 def test_options_that_do_not_suit(folder: Path, fields: dict, message: str) -> None:
-    deeper = replace(SMALL, channel_multipliers=(1, 1, 1), in_channels=6)
+    deeper = replace(SMALL, channel_multipliers=(1, 1, 1), in_channels=6, padding="reflect")
     model = replace(load_model(folder), net=build(deeper))
     with pytest.raises(ValueError, match=message):
         diffusion_upscaler(model, **fields).check()
@@ -258,6 +259,34 @@ def test_a_model_that_draws_is_no_upscaler(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit, match="2"):
         sample.main([str(tmp_path), "--tile", "8"])
     assert "tile=8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("padding", ["reflect", "periodic_width"])
+def test_pictures_that_are_too_small_to_mirror_are_extended(folder: Path, padding: str) -> None:
+    model = load_model(folder)
+    net = build(replace(model.net.config, padding=padding)).eval()
+    upscaler = diffusion_upscaler(replace(model, net=net), options={"steps": 1})
+    assert [each.shape for each in upscaler.upscale([pixels(1, 1, 3), pixels(1, 9, 3)])] == [(2, 2, 3), (2, 18, 3)]
+
+
+def test_guidance_needs_a_label() -> None:
+    net = build(replace(SMALL, in_channels=6, classes=2, null_label=True)).eval()
+    model = DiffusionModel(net, EDM(), ("a", "b"), null_label=True, upscale=2)
+    for label in (None, model.null):
+        with pytest.raises(ValueError, match=r"guidance=8 .*label is none"):
+            diffusion_upscaler(model, label=label, options={"guidance": 8.0}).check()
+    diffusion_upscaler(model, label=1, options={"guidance": 8.0}).check()
+    diffusion_upscaler(model).check()
+
+
+def test_an_upscaler_with_classes_needs_label_dropout_to_be_evaluated(tmp_path: Path) -> None:
+    Image.fromarray(pixels(20, 24, 3)).save(tmp_path / "test.png")
+    data = DataConfig(source=str(tmp_path), validation="train", labels=False, cache=tmp_path / "cache")
+    classes = Images(pixels(2, 3, 20, 24), labels=np.arange(2), classes=("a", "b"))
+    run = small_run(data=data, diffusion=DiffusionConfig(upscale=2, label_dropout=0.0))
+    with pytest.raises(ValueError, match=r"diffusion\.label_dropout=0\.1"):
+        run.build(classes)
+    assert not replace(run, data=replace(data, validation=None)).build(classes).evaluations
 
 
 # --- from the command line -------------------------------------------------------------------------------------------

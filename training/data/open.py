@@ -16,14 +16,19 @@ from training.data.sources.source import find_source
 from training.data.stream import ImageSet, StreamedImages
 
 
-def open_images(config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()) -> ImageSet:
+def open_images(
+    config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find(), training: bool = True
+) -> ImageSet:
     """The images that a run is trained on: memory-mapped from the cache, which is built if needed; or streamed.
+
+    Only streamed images for `training` are cropped at random.
 
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
     if config.stream:
-        return StreamedImages(find_source(config), config.preprocessing, config.stream_shards, config.max_bad)
+        source, shards = find_source(config), config.stream_shards
+        return StreamedImages(source, config.preprocessing, shards, config.max_bad, training=training)
 
     notes: list[str] = []
 
@@ -52,7 +57,7 @@ def open_validation(
         return None
     whole = replace(config, validation=None, crop=config.preprocessing.deterministic().crop)
     if isinstance(config.validation, str):
-        return open_images(replace(whole, split=config.validation), on_main=on_main)
+        return open_images(replace(whole, split=config.validation), on_main=on_main, training=False)
     images = open_images(whole, on_main=on_main)
     assert isinstance(images, Images), "DataConfig refuses a share of a streamed set"
     return images.part(divided(len(images), config.validation)[1])

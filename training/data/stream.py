@@ -32,13 +32,16 @@ class StreamedImages:
 
     The image at a position follows from the seed and the files alone. The images of `group` shards are shuffled
     together; these shards are held in memory, encoded, while a thread reads those of the next group. An unreadable
-    image is replaced by the next readable one of its shard; `max_bad` of them are allowed.
+    image is replaced by the next readable one of its shard; `max_bad` of them are allowed. Only images to train on, if
+    `training`, are cropped at random.
 
     Raises ValueError for an empty set, a shape that neither files nor settings define, labels out of range, and shards
     that do not fit into memory.
     """
 
-    def __init__(self, source: Source, preprocessing: Preprocessing, group: int, max_bad: int):
+    def __init__(
+        self, source: Source, preprocessing: Preprocessing, group: int, max_bad: int, *, training: bool = True
+    ) -> None:
         records = source.open()
         if records.count == 0:
             raise ValueError(f"data.source {source.setting!r} holds no image")
@@ -57,6 +60,7 @@ class StreamedImages:
         self.fingerprint = fingerprint(self, records, preprocessing)
         """SHA-256 (hexadecimal) of names, sizes in bytes, labels and preprocessing, without any pixel"""
         self._records, self._preprocessing, self._max_bad = records, preprocessing, max_bad
+        self._draws = training and preprocessing.crop in ("random", "cut")
         self._notes = source.notes
         self._bad: dict[int, str] = {}
         self._held: OrderedDict[int, Future[Sequence[Item]]] = OrderedDict()
@@ -88,8 +92,7 @@ class StreamedImages:
     ) -> Int64[np.ndarray, "b"] | None:
         """As `Images.take`. Raises ValueError if more images are unreadable than `data.max_bad` allows."""
         ahead = self._order.window(int(position[0]), seed)
-        draws = self._preprocessing.crop in ("random", "cut")
-        random = [image_random(seed, int(place)) for place in position] if draws else None
+        random = [image_random(seed, int(place)) for place in position] if self._draws else None
         found = self.read(self._order.index(position, seed), out, ahead, random)
         return None if self.labels is None else self.labels[found]
 

@@ -105,6 +105,17 @@ def test_validation_images_get_center_crops(streamed, folder: Path) -> None:
     np.testing.assert_array_equal(out, [decode(file, plain.preprocessing) for file in files])
 
 
+@pytest.mark.parametrize("crop", ["random", "cut"])
+def test_validation_images_are_taken_without_random_crops(streamed, folder: Path, crop: str) -> None:
+    images = open_validation(streamed(validation="val", crop=crop))
+    assert images is not None
+    out = np.empty((8, 1, 8, 8), np.uint8)
+    images.take(np.arange(8), 3, out)
+    how = Preprocessing(size=(8, 8), channels=1, crop="center" if crop == "random" else crop)
+    centred = {decode(file, how).tobytes() for file in (folder / "val").rglob("*.png")}
+    assert {image.tobytes() for image in out} == centred
+
+
 def test_random_crops_of_arrays_are_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.zeros((1, 8, 8), np.uint8))
     with pytest.raises(ValueError, match=r"data\.crop is 'random'"):
