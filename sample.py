@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
     lines = require_compiler(*COMPILE_OPTION, job.device) if args.compile else []
     facts = job.facts()
     if args.batch is None:
-        args.batch = choose_batch(job.model, job.device, job.options(len(job) - 1).guidance)
+        guided = any(row.get("guidance", args.guidance) != 1 for row in job.series.rows)
+        args.batch = choose_batch(job.model, job.device, guided or job.model.classifier is not None)
     for net in (job.model.net,) if job.model.guide is None else (job.model.net, job.model.guide):
         lines += place(net, job.device, args.precision, args.compile)
         if args.compile:

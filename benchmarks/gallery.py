@@ -26,9 +26,11 @@ ROOT = Path(__file__).parents[1]
 MODELS = {
     "digits": "--config configs/digits.yaml",
     "tinted": "--config configs/digits.yaml --data.source {runs}/tinted-images --data.labels false --train.images 25e3",
+    "classifier-digits-noisy": "--config configs/classifier-digits-noisy.yaml",
 }
 """name of a run in runs/, and the options of train.py that train it"""
-SMALL = "--train.images 640 --sample.num 0 --model.base_channels 16 --model.head_channels 8"
+SMALL = "--train.images 640 --train.eval_every_images 640 --train.checkpoint_every_images 640"
+SMALL_UNET = "--sample.num 0 --model.base_channels 16 --model.head_channels 8"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Row:
 
 
 ROWS = {
+    "changes": Row("sample.py runs/digits --from digits --strength 0.6 --label 3 --num 10"),
     "inpainting": Row("sample.py runs/digits --from digits --mask docs/gallery/mask.png --eta 1 --num 25"),
     "colourisation": Row("sample.py runs/tinted --grey digits --num 25"),
     "inversion": Row("sample.py runs/digits --from digits --invert --num 10 --steps 200"),
@@ -49,6 +52,9 @@ ROWS = {
     "pictures": Row("sample.py runs/digits --from digits --between 0 6"),
     "morph": Row("sample.py runs/digits --morph 3 8 --seed 2"),
     "sweep": Row("sample.py runs/digits --sweep guidance 0 1 2 4 --num 10"),
+    "classifier": Row(
+        "sample.py runs/digits --guidance 0 --classifier runs/classifier-digits-noisy --classifier-scale 4 --num 10"
+    ),
     "size": Row("sample.py runs/digits --size 8 16 --num 12 --label none"),
     "nearest": Row("sample.py runs/digits --nearest --num 12", "nearest.png"),
 }
@@ -69,7 +75,8 @@ def main(argv: Sequence[str]) -> None:
     write_inputs(out, runs)
     for name, options in MODELS.items():
         if any(f"runs/{name}" in ROWS[row].command for row in args.only) and not (runs / name / "model").is_dir():
-            more = f"{SMALL} --train.eval_every_images 640 --train.checkpoint_every_images 640" if args.small else ""
+            small = f"{SMALL} {SMALL_UNET if 'configs/digits.yaml' in options else ''}"
+            more = small if args.small else ""
             _python(f"train.py {options.format(runs=runs)} --run {runs / name} {more}")
     for name in args.only:
         row, drawn = ROWS[name], out / "drawn"

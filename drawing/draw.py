@@ -36,17 +36,17 @@ Frames = list[tuple[int, list[np.ndarray]]]
 """values (c, h, w) of an image at several steps, by its number"""
 
 
-def choose_batch(model: DiffusionModel, device: torch.device, guidance: float) -> int:
+def choose_batch(model: DiffusionModel, device: torch.device, guided: bool) -> int:
     """Images per forward pass where none are given: as many as certainly fit into free memory, up to a limit.
 
-    The activations that training would store are more than a forward pass needs.
+    The activations that training would store are more than a forward pass needs. A `guided` one takes twice as much.
     """
     most = BATCH_OF_CPU if device.type == "cpu" else BATCH
     if (free := free_bytes(device)) is None:
         return most
     inputs = torch.zeros(1, *model.shape), torch.zeros(1), *([] if model.classes is None else [torch.zeros(1).long()])
     needed = max(1, activation_bytes(model.net, *inputs))
-    return max(1, min(most, free // (needed if guidance == 1 and model.classifier is None else 2 * needed)))
+    return max(1, min(most, free // (2 * needed if guided else needed)))
 
 
 def begin(job: Job, facts: Mapping[str, Any]) -> None:

@@ -82,7 +82,8 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
 
 
 def open_masks(source: str, images: Images) -> Images:
-    """The masks of --mask. Raises ValueError if they do not fit the images, or leave nothing to draw or to keep."""
+    """The masks of --mask. Raises ValueError if they do not fit the images, and for one that leaves nothing to draw or
+    to keep, or has more than two values."""
     masks = _open("mask", source, labels=False)
     channels, *size = masks.shape
     if channels != 1 or size != list(images.shape[1:]):
@@ -95,10 +96,17 @@ def open_masks(source: str, images: Images) -> Images:
             f"mask {source!r}: {amount(len(masks), 'mask')} for {amount(len(images), 'image')} of --from; give one for "
             "all, or one for each"
         )
-    drawn = _read(masks, range(len(masks))) > 0
-    if drawn.all() or not drawn.any():
-        colour, what = ("white", "nothing is kept") if drawn.all() else ("black", "nothing is drawn anew")
-        raise ValueError(f"mask {source!r}: every pixel is {colour}, so that {what}; give black where pixels are kept")
+    for number in range(len(masks)):
+        mask = _read(masks, [number])
+        name = f"mask {source!r}" if len(masks) == 1 else f"mask {source!r}: number {number}"
+        if mask.all() or not mask.any():
+            colour, what = ("white", "nothing is kept") if mask.all() else ("black", "nothing is drawn anew")
+            raise ValueError(f"{name}: every pixel is {colour}, so that {what}; give black where pixels are kept")
+        if len(grey := np.setdiff1d(mask, [0, mask.max()])):
+            raise ValueError(
+                f"{name}: the value {grey[0]} is neither black (0) nor white ({mask.max()}); give two values, in a "
+                "file that keeps them exactly, such as PNG"
+            )
     return masks
 
 

@@ -33,6 +33,7 @@ from drawing.options import (
 )
 from drawing.series import Series, show, sweep_rows
 from pictures.files import are_pictures, check_savable
+from pictures.grid import grid_size
 from pipelines.classification import load_classifier
 from pipelines.diffusion import MAX_RESAMPLE, NO_LABEL, DiffusionModel, load_model
 from storage.show import printable
@@ -67,20 +68,8 @@ RECORDED = (
 )
 """options that samples.json names"""
 IN_PICTURES = (
-    *(
-        "eta",
-        "churn",
-        "ema",
-        "guidance_rescale",
-        "guide",
-        "guide_ema",
-        "classifier",
-        "strength",
-        "from",
-        "mask",
-        "grey",
-    ),
-    *("from", "mask", "grey", "resample", "invert", "between", "morph"),
+    *("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "classifier"),
+    *("strength", "from", "mask", "grey", "resample", "invert", "between", "morph"),
 )
 """options that the metadata of a picture names only where they are given"""
 
@@ -119,6 +108,10 @@ class Job:
     def options(self, number: int) -> argparse.Namespace:
         """The options of the command for an image."""
         return argparse.Namespace(**vars(self.args) | self.series.row(number))
+
+    def recorded_labels(self, numbers: Sequence[int]) -> list[int] | None:
+        """The labels that files name; None also for images between two labels."""
+        return self.labels(numbers) if self.toward is None else None
 
     def steps(self, number: int) -> int:
         """Steps that `chain` makes for an image."""
@@ -206,11 +199,12 @@ class Job:
 
     def text(self, number: int) -> dict[str, str]:
         """The metadata of a picture."""
-        args, labels = self.options(number), self.labels([number])
+        args, labels = self.options(number), self.recorded_labels([number])
         text = {"Software": VERSION, "model": str(args.model), "image": number}
         text |= {name: getattr(args, name) for name in ("seed", "sampler", "steps", "guidance")}
         given = {name: getattr(args, "origin" if name == "from" else name) for name in IN_PICTURES}
         text |= {name: show(value) for name, value in given.items() if value}
+        text |= {"share": show(self.series.shares([number])[0])} if self.series.frames else {}
         text |= {"classifier_scale": args.classifier_scale} if args.classifier else {}
         text |= {"precision": args.precision} if args.precision != "float32" else {}
         text |= {"compile": "True"} if args.compile else {}
@@ -236,7 +230,7 @@ def prepare(args: argparse.Namespace) -> Job:
     out.check()
     _complete(args, model)
     rows = _check(args, model)
-    labels, toward = _labels(args, model)
+    labels, toward = _labels(args, model, rows)
     device = choose_device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
     given = _open_given(args, model)
@@ -245,6 +239,7 @@ def prepare(args: argparse.Namespace) -> Job:
     series = Series(args.num, rows, frames=bool(args.between or args.morph))
     if len(series) > MAX_OF_SEED:
         raise ValueError(f"num={args.num} is more than {MAX_OF_SEED}; draw them in parts, each with its own --seed")
+    _check_shown(args, model, series)
     by_column = lambda numbers: labels(list(map(series.column, numbers)))  # noqa: E731
     return Job(args, model, average, out, by_column, device, series, given, training, toward)
 
@@ -318,12 +313,29 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> tuple[dict[str, A
     return ({},)
 
 
-def _labels(args: argparse.Namespace, model: DiffusionModel) -> tuple[Labels, int | None]:
+def _check_shown(args: argparse.Namespace, model: DiffusionModel, series: Series) -> None:
+    """Raises ValueError for a series that its grid or animation would cut."""
+    if not (series.frames or (args.grid and len(series.rows) > 1)):
+        return
+    most = grid_size(MAX_IN_GRID, model.shape, model.pixel_format) if args.grid else MAX_IN_GRID
+    if len(series) > most:
+        raise ValueError(
+            f"num={args.num} makes a series of {len(series):,} images, but {most} are shown; give a smaller --num"
+            f"{', or --no-grid' if args.grid else ''}"
+        )
+
+
+def _labels(
+    args: argparse.Namespace, model: DiffusionModel, rows: Sequence[dict[str, Any]]
+) -> tuple[Labels, int | None]:
     """The labels of columns, and the one towards which --morph moves. Raises ValueError for labels that do not suit."""
     if args.morph:
         first, second = map(model.label, args.morph)
+        if model.classifier is not None and model.null in (first, second):
+            raise ValueError(f"classifier guides towards classes, but morph={show(args.morph)}; give two classes")
         return lambda columns: [first] * len(columns), second
     fixed = args.mask or args.grey or args.invert or args.between
+    way_out = "give --label" if args.label is None else "leave one of them out"
     if fixed and args.label is None and model.classes is not None:
         if model.null is None:
             raise ValueError("label is needed, because this model was not trained without labels; give --label")
@@ -336,10 +348,12 @@ def _labels(args: argparse.Namespace, model: DiffusionModel) -> tuple[Labels, in
     if every:
         raise ValueError("between draws images of one label, but label is all; give a class")
     label = model.label(args.label)
-    if args.guidance != 1 and label == model.null and model.guide is None:
-        raise ValueError(f"guidance={args.guidance:g} strengthens a label, but label is none; leave one of them out")
+    for row in rows:
+        guidance = row.get("guidance", args.guidance)
+        if guidance != 1 and label == model.null and model.guide is None:
+            raise ValueError(f"guidance={guidance:g} strengthens a label, but label is none; {way_out}")
     if model.classifier is not None and label == model.null:
-        raise ValueError("classifier guides towards a class, but label is none; leave one of them out")
+        raise ValueError(f"classifier guides towards a class, but label is none; {way_out}")
     return lambda columns: [label] * len(columns), None
 
 

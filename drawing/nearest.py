@@ -1,7 +1,9 @@
 """Each image beside the training images that are nearest to it: whether a model repeats what it was trained on."""
 
 import csv
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drawing.given import open_given
 from drawing.options import OF_RUN
 from metrics.neighbours import nearest
 from pictures.grid import draw_samples
+from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel
 from residual.weights.config import read_config
 from training.data import DataConfig, Images, open_images
@@ -21,24 +25,37 @@ from training.yaml_file import read_settings
 
 NEIGHBOURS = 3
 COLUMNS = 12
-BATCH = 4096
-"""training images that are compared at a time"""
+BATCH, BATCH_BYTES = 4096, 2**28
+"""images that are compared at a time, and their size in float64"""
 TYPICAL = 1000
 """training images whose distance to the nearest other one is the measure of what is near"""
 
 
 def open_training(source: str, model_name: str, model: DiffusionModel) -> Images:
     """The training images of --nearest: those of `source`, or of the run of the model. Raises ValueError without them,
-    and for images of another shape."""
-    if source == OF_RUN:
-        home = model_home(model_name)
-        if home is None or not (home / "config.yaml").is_file():
-            raise ValueError(f"nearest: {model_name!r} is no run folder; give --nearest SOURCE, its training images")
-        settings, _ = read_settings(home / "config.yaml", is_record=True)
-        fields = {name.removeprefix("data."): value for name, value in settings.items() if name.startswith("data.")}
-        config = read_config(DataConfig, fields)
-    else:
-        config = DataConfig(source=source, labels=False, size=model.shape[1:], channels=model.shape[0])
+    and for images of another shape or with other values."""
+    images = _of_run(model_name, model) if source == OF_RUN else open_given("nearest", source, model)
+    wanted = replace(model.pixel_format, file=images.pixel_format.file)
+    if images.pixel_format != wanted:
+        raise ValueError(
+            f"nearest {source or model_name!r}: {_values(images.pixel_format)}, but the model's are {_values(wanted)}; "
+            "convert them, or give others"
+        )
+    return images
+
+
+def _values(pixels: PixelFormat) -> str:
+    return f"values of {pixels.dtype} from {pixels.low:g} to {pixels.high:g}"
+
+
+def _of_run(model_name: str, model: DiffusionModel) -> Images:
+    """The training images of the run of the model."""
+    home = model_home(model_name)
+    if home is None or not (home / "config.yaml").is_file():
+        raise ValueError(f"nearest: {model_name!r} is no run folder; give --nearest SOURCE, its training images")
+    settings, _ = read_settings(home / "config.yaml", is_record=True)
+    fields = {name.removeprefix("data."): value for name, value in settings.items() if name.startswith("data.")}
+    config = read_config(DataConfig, fields)
     try:
         images = open_images(config, on_main=on_main)
     except ValueError as error:
@@ -60,13 +77,18 @@ def search(
     """Distances to the k nearest of `images`, and their numbers. A distance is the root mean square of the difference,
     as a share of the range of values."""
     distances, numbers = torch.empty(len(values), 0).double(), torch.empty(len(values), 0).double()
-    for start in range(0, len(images), BATCH):
-        some = np.arange(start, min(start + BATCH, len(images)))
+    for some in _parts(np.arange(len(images)), images):
         found, at = nearest(values, _flat(images.read(some), images), min(k, len(some)))
-        distances, numbers = torch.cat([distances, found], dim=1), torch.cat([numbers, start + at.double()], dim=1)
+        distances, numbers = torch.cat([distances, found], dim=1), torch.cat([numbers, some[0] + at.double()], dim=1)
         distances, order = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)
         numbers = numbers.gather(1, order)
     return distances / values.shape[1] ** 0.5 / 2, numbers
+
+
+def _parts(numbers: np.ndarray, images: Images) -> Iterator[np.ndarray]:
+    """Parts of numbers of images, each of which fits into little memory."""
+    size = max(1, min(BATCH, BATCH_BYTES // (8 * math.prod(images.shape))))
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 def _flat(values: np.ndarray, images: Images) -> Float[Tensor, "n d"]:
@@ -85,9 +107,8 @@ def write_nearest(
     with (folder / "nearest.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "training_image", "distance"])
-        for start in range(0, len(files), BATCH):
-            some = range(start, min(start + BATCH, len(files)))
-            values = np.stack([read(number) for number in some]).astype(training.pixel_format.stored)
+        for some in _parts(np.arange(len(files)), training):
+            values = np.stack([read(int(number)) for number in some]).astype(training.pixel_format.stored)
             for number, image, *found in zip(some, values, *search(_flat(values, training), training), strict=True):
                 distances, near = (part.tolist() for part in found)
                 table.writerows(
@@ -100,7 +121,9 @@ def write_nearest(
     columns = max(1, COLUMNS // each) * each
     draw_samples(np.stack(tiles), training.pixel_format, columns=columns).save(folder / "nearest.png")
     spread = np.unique(np.linspace(0, len(training) - 1, min(TYPICAL, len(training))).astype(int))
-    between = search(_flat(training.read(spread), training), training, k=2)[0][:, -1]
+    between = torch.cat(
+        [search(_flat(training.read(some), training), training, k=2)[0][:, -1] for some in _parts(spread, training)]
+    )
     return (
         f"nearest training image: at a median distance of {np.median(closest):.3f}; training images are "
         f"{between.median():.3f} from the nearest other one"

@@ -105,6 +105,10 @@ def check_together(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{name}{value} {rule.about}, which has no meaning with --{wrong[0]}; leave one of them out"
             )
+    if args.sweep and (name := args.sweep[0]) in SWEEPS and values[name] != make_parser("").get_default(name):
+        raise ValueError(
+            f"sweep={name} sets {name} in each row, which leaves {name}={show(values[name])} unused; leave it out"
+        )
 
 
 def _add_sampler(group: argparse._ArgumentGroup) -> None:
@@ -115,7 +119,9 @@ def _add_sampler(group: argparse._ArgumentGroup) -> None:
         help="steps of the sampler, at most the timesteps of the model (heun evaluates the network twice per step)",
     )
     group.add_argument(
-        "--sampler", help=f"one of: {', '.join(SAMPLERS)}; without it ddim for ddpm models, heun for others"
+        "--sampler",
+        help=f"one of: {', '.join(SAMPLERS)}; without it ddim for ddpm models, heun for others, and euler with "
+        "--invert or with --from and --between",
     )
     group.add_argument(
         "--eta", type=float, default=0.0, help="noise that ddim adds, from 0 (none) to 1 (as much as ddpm)"
@@ -129,7 +135,8 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--label",
         help="a class, by its name, or by its number if no name is a number; all: the classes in turn, as by default; "
-        "none: no label. A class that is called all or none comes first",
+        "none: no label, as by default with --mask, --grey, --invert and --between. A class that is called all or none "
+        "comes first",
     )
     group.add_argument(
         "--guidance",
@@ -185,7 +192,7 @@ def _add_given(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mask",
         metavar="MASKS",
-        help="inpainting: the pixels of --from that are white here (not black) are drawn anew, black ones stay exactly "
+        help="inpainting: the pixels of --from that are white here are drawn anew, black ones stay exactly "
         "as they are. One mask for all images, or one for each, of the size of the model",
     )
     group.add_argument(

@@ -59,7 +59,7 @@ def show(value: Any) -> str:
     """A value of an option, as it stands in a command line."""
     if isinstance(value, list):
         return " ".join(map(show, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def sweep_rows(words: Sequence[str], model: DiffusionModel, options: dict[str, Any]) -> tuple[dict[str, Any], ...]:

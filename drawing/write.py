@@ -14,6 +14,7 @@ from drawing.job import Job
 from drawing.nearest import write_nearest
 from pictures.files import are_pictures, picture_bytes, read_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
+from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
 from storage.show import printable
@@ -37,9 +38,9 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     missing = len(job) - sum(1 for _ in (folder / "images").iterdir())
     if missing:
         raise ValueError(f"{missing} of {len(job)} images are missing in {folder}; all machines need the same folder")
-    read = lambda number: read_image(folder / "images" / job.file(number))  # noqa: E731
+    read = lambda number: _read(folder / "images" / job.file(number), model.pixel_format)  # noqa: E731
     lines = [f"images: {args.out / 'images' / job.file(0)} … {args.out / 'images' / job.file(len(job) - 1)}"]
-    if model.classes is not None:
+    if model.classes is not None and job.toward is None:
         _write_labels(folder / "labels.csv", job)
         lines.append(f"labels: {args.out / 'labels.csv'}")
     if args.npz:
@@ -69,7 +70,7 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     if args.grid or args.animation:
         tiles = [(*job.beside(number), read(number)) for number in range(job.in_grid)]
         shown = np.stack([image for tile in tiles for image in tile])
-        if note := hidden_note(len(shown), model.shape, model.pixel_format):
+        if note := hidden_note(len(job) * len(tiles[0]), model.shape, model.pixel_format, len(shown)):
             lines.append(f"note: {note}")
         names = job.series.names() or (None if job.series.frames else model.names(labels(range(job.in_grid))))
         if args.animation:
@@ -86,6 +87,12 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     job.out.publish({**facts, **found})
     for line in lines:
         print_line(line)
+
+
+def _read(path: Path, pixel_format: PixelFormat) -> np.ndarray:
+    """The values of a written image; colour pictures of 16 bits have been written with 8."""
+    values = read_image(path)
+    return values.astype(np.uint16) * 257 if (values.dtype, pixel_format.dtype) == (np.uint8, "uint16") else values
 
 
 def _columns(job: Job, each: int) -> int | None:
@@ -134,7 +141,7 @@ def _write_npz(path: Path, job: Job, read: Read) -> None:
             for number in range(count):
                 pixels = picture_bytes(read(number))
                 file.write(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1).tobytes())
-        if (numbers := job.labels(range(count))) is not None:
+        if (numbers := job.recorded_labels(range(count))) is not None:
             with archive.open("arr_1.npy", "w") as file:
                 np.lib.format.write_array(file, np.array(numbers, np.int64), allow_pickle=False)
 

@@ -60,10 +60,11 @@ def grid_size(count: int, shape: Sequence[int], pixel_format: PixelFormat) -> in
     return min(count, max(1, MAX_PX // panel))
 
 
-def hidden_note(count: int, shape: Sequence[int], pixel_format: PixelFormat) -> str | None:
-    """A note about images and channels that a grid of `count` images does not show; None if it shows all."""
+def hidden_note(count: int, shape: Sequence[int], pixel_format: PixelFormat, most: int | None = None) -> str | None:
+    """A note about images and channels that a grid of `count` images, or of the first `most`, does not show; None if it
+    shows all."""
     hidden = []
-    if (fitting := grid_size(count, shape, pixel_format)) < count:
+    if (fitting := grid_size(count if most is None else min(count, most), shape, pixel_format)) < count:
         hidden.append(f"{fitting} of {count} images")
     if shape[0] > MAX_CHANNELS:
         hidden.append(f"{MAX_CHANNELS} of {shape[0]} channels")

@@ -118,7 +118,8 @@ class DiffusionModel:
     def sized(self, height: int, width: int) -> "DiffusionModel":
         """This model, drawing images of another size than it was trained with.
 
-        Raises ValueError, with the number that it must be a multiple of, for a size that its levels cannot halve.
+        Raises ValueError, with the number that it must be a multiple of, for a size that its levels cannot halve, and
+        for one that its config refuses, such as one that is too small for padding by reflection.
         """
         for net in (self.net,) if self.guide is None else (self.net, self.guide):
             if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
@@ -126,6 +127,12 @@ class DiffusionModel:
             if net.config.skeleton.size_error(height, width):
                 multiple = 2 ** (net.config.skeleton.depth - 1)
                 raise ValueError(f"size={height}x{width}: the levels of this model need multiples of {multiple} pixels")
+            try:
+                replace(net.config, size=(height, width))
+            except ValueError as error:
+                raise ValueError(
+                    f"size={height}x{width} does not suit this model; give a larger one: {error}"
+                ) from None
         return replace(self, size=(height, width))
 
     def classified_by(self, classifier: ImageClassifier) -> "DiffusionModel":

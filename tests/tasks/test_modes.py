@@ -10,10 +10,14 @@ import torch
 from PIL import Image
 
 import drawing.draw
+import drawing.job
+import drawing.nearest
 import sample
 from diffusion import DDPM
 from diffusion.edits import GREY, keep_grey, slerp
 from diffusion.sampler import stretches
+from drawing.series import show
+from pictures.files import read_image
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel, load_model
 from training.data import DataConfig, open_images
@@ -59,6 +63,9 @@ def given(tmp_path_factory):
         "half": half[None],
         "masks": np.stack([half, half.T, 255 - half]),
         "two": np.stack([half, half]),
+        "one_white": np.stack([half, np.full((8, 8), 255, np.uint8), half]),
+        "one_black": np.stack([half, half, np.zeros((8, 8), np.uint8)]),
+        "grey_edge": np.where(np.arange(8) == 4, 7, half)[None].astype(np.uint8),
         "black": np.zeros((1, 8, 8), np.uint8),
         "white": np.full((1, 8, 8), 255, np.uint8),
         "large": random.integers(0, 256, (1, 16, 16), np.uint8),
@@ -76,7 +83,9 @@ def given(tmp_path_factory):
 
 def run(model, out, *flags):
     """The pixels of the images that a command draws."""
-    sample.main([str(model), "--out", str(out), "--device", "cpu", "--steps", "3", "--no-grid", *map(str, flags)])
+    steps = [] if flags[:2] == ("--sweep", "steps") else ["--steps", "3"]
+    grid = [] if "--grid" in flags else ["--no-grid"]
+    sample.main([str(model), "--out", str(out), "--device", "cpu", *steps, *grid, *map(str, flags)])
     return np.stack([np.array(Image.open(path)) for path in sorted((out / "images").glob("*.png"))]).astype(int)
 
 
@@ -181,9 +190,14 @@ def test_images_between_seeds_and_labels(grey_model, tmp_path):
     assert len(between) == 4
     with Image.open(tmp_path / "between" / "between.gif") as animation:
         assert animation.n_frames == 4
-    morph = run(grey_model, tmp_path / "morph", "--morph", "cat", "eel", "--seed", 3, "--num", 3)
+    morph = run(grey_model, tmp_path / "morph", "--morph", "cat", "eel", "--seed", 3, "--num", 3, "--npz")
     assert abs(morph[[0, 2]] - [a, other]).max() <= 1
     assert record(tmp_path / "morph")["morph"] == ["cat", "eel"]
+    assert not (tmp_path / "morph" / "labels.csv").exists()
+    assert np.load(tmp_path / "morph" / "samples.npz").files == ["arr_0"]
+    with Image.open(tmp_path / "morph" / "images" / "000001.png") as picture:
+        assert (picture.text["morph"], picture.text["share"]) == ("cat eel", "0.5")
+        assert not picture.text.keys() & {"label", "class"}
 
 
 @pytest.mark.slow
@@ -199,6 +213,11 @@ def test_images_between_images(grey_model, given, tmp_path):
     found = run(grey_model, tmp_path, "--from", given / "grey", "--between", 2, 0, "--num", 3, "--steps", 40)
     errors = abs(found[[0, 2]] - pictures(given / "grey")[[2, 0]]).mean(axis=(1, 2))
     assert errors.max() < 10 < abs(found[1] - found[0]).mean()
+
+
+@pytest.mark.parametrize(("value", "text"), [(1234567.0, "1234567"), (0.5, "0.5"), (2.0, "2"), ([1.0, "x"], "1 x")])
+def test_values_of_options_are_shown_exactly(value, text):
+    assert show(value) == text
 
 
 def test_slerp_keeps_the_norm():
@@ -243,6 +262,25 @@ def test_usual_values_of_a_sweep(grey_model, tmp_path, name, rows, monkeypatch):
     assert len(run(grey_model, tmp_path, "--sweep", name, "--num", 1)) >= rows
 
 
+@pytest.mark.parametrize(
+    ("flags", "guided"), [(["--sweep", "guidance", 4, 1], True), (["--sweep", "guidance", 1, 4], True), ([], False)]
+)
+def test_the_batch_of_a_sweep_fits_every_row(grey_model, tmp_path, monkeypatch, flags, guided):
+    found = list[bool]()
+    monkeypatch.setattr(sample, "choose_batch", lambda model, device, guided: found.append(guided) or 8)
+    run(grey_model, tmp_path, *flags, "--num", 1)
+    assert found == [guided]
+
+
+@pytest.mark.parametrize("padding", ["reflect", "periodic_width"])
+def test_another_size_is_large_enough_for_the_padding(padding):
+    settings = TINY | {"size": (16, 16), "channel_multipliers": (1, 1, 1, 1)}
+    model = DiffusionModel(UNet(UNetConfig(**settings, in_channels=1, out_channels=1, padding=padding)), DDPM())
+    assert model.sized(16, 24).shape == (1, 16, 24)
+    with pytest.raises(ValueError, match=rf"size=8x16 .*{padding}"):
+        model.sized(8, 16)
+
+
 def test_another_size(grey_model, tmp_path):
     found = run(grey_model, tmp_path, "--size", 10, 6, "--num", 2)
     assert found.shape == (2, 10, 6)
@@ -265,6 +303,61 @@ def test_the_nearest_training_images(grey_model, given, tmp_path, capsys):
     assert record(tmp_path / "out")["nearest_sha256"] == open_images_fingerprint(source)
 
 
+FORMATS = [
+    (1, PixelFormat(dtype="uint16", high=65535)),
+    (3, PixelFormat(dtype="uint16", high=65535)),
+    (1, PixelFormat(dtype="float32", low=-3, high=7, file="npy")),
+]
+
+
+@pytest.mark.parametrize(("channels", "pixels"), FORMATS, ids=["grey16", "colour16", "float"])
+def test_nearest_images_of_a_source_have_the_values_of_the_model(tmp_path, capsys, channels, pixels):
+    model = load_model(model_folder(tmp_path / "bytes", channels))
+    replace(model, pixel_format=pixels).save(tmp_path / "model")
+    command = [str(tmp_path / "model"), "--device", "cpu", "--steps", "2", "--num", "2", "--no-grid"]
+    sample.main([*command, "--out", str(tmp_path / "first")])
+    drawn = np.stack([read_image(path) for path in sorted((tmp_path / "first" / "images").iterdir())])
+    source = tmp_path / "source.npy" if pixels.file == "npy" else tmp_path / "source"
+    if pixels.file == "npy":
+        np.save(source, np.concatenate([drawn[::-1] / 2, drawn]).astype(np.float32))
+    else:
+        source.mkdir()
+        for k, values in enumerate(np.concatenate([drawn[::-1] // 2, drawn])):
+            Image.fromarray(values[0] if channels == 1 else values.transpose(1, 2, 0)).save(source / f"{k}.png")
+    sample.main([*command, "--out", str(tmp_path / "out"), "--nearest", str(source)])
+    rows = [line.split(",") for line in (tmp_path / "out" / "nearest.csv").read_text().splitlines()[1:]]
+    assert [row[1:] for row in (rows[0], rows[3])] == [["2", "0.000000"], ["3", "0.000000"]]
+
+
+@pytest.mark.parametrize("found", [PixelFormat(dtype="uint16", high=65535), PixelFormat(high=254)])
+def test_nearest_images_with_other_values_are_refused(grey_model, given, monkeypatch, found):
+    images = open_images(DataConfig(source=str(given / "grey"), labels=False))
+    monkeypatch.setattr(images, "pixel_format", found)
+    monkeypatch.setattr(drawing.nearest, "open_given", lambda *_: images)
+    with pytest.raises(
+        ValueError, match=rf"nearest 'those'.*{found.dtype} from 0 to {found.high:g}.*uint8 from 0 to 255"
+    ):
+        drawing.nearest.open_training("those", str(grey_model), load_model(grey_model))
+
+
+def test_images_are_compared_in_parts_of_bounded_size(given, monkeypatch):
+    images = open_images(DataConfig(source=str(given / "grey"), labels=False))
+    values = images.pixel_format.to_unit(torch.from_numpy(images.read(np.arange(3)))).flatten(1)
+    whole = drawing.nearest.search(values, images)
+    read, sizes = images.read, list[int]()
+    monkeypatch.setattr(images, "read", lambda numbers: sizes.append(len(numbers)) or read(numbers))
+    monkeypatch.setattr(drawing.nearest, "BATCH_BYTES", 2 * 8 * 64)
+    for found, wanted in zip(drawing.nearest.search(values, images), whole, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert sizes == [2, 1]
+
+
+def test_a_grid_names_the_number_of_images_that_it_leaves_out(grey_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(drawing.job, "MAX_IN_GRID", 3)
+    run(grey_model, tmp_path, "--num", 5, "--grid")
+    assert "first 3 of 5 images" in capsys.readouterr().out
+
+
 def open_images_fingerprint(source):
 
     return open_images(DataConfig(source=str(source), labels=False)).fingerprint
@@ -278,6 +371,9 @@ BAD = [
     ([*GREY_FROM, "--mask", "two"], r"mask .*two.*2 masks for 3 images"),
     ([*GREY_FROM, "--mask", "black"], r"mask .*black.*every pixel is black"),
     ([*GREY_FROM, "--mask", "white"], r"mask .*white.*every pixel is white"),
+    ([*GREY_FROM, "--mask", "one_white"], r"mask .*one_white.*number 1: every pixel is white"),
+    ([*GREY_FROM, "--mask", "one_black"], r"mask .*one_black.*number 2: every pixel is black"),
+    ([*GREY_FROM, "--mask", "grey_edge"], r"mask .*grey_edge.*value 7 .*255.*PNG"),
     ([*GREY_FROM, "--mask", "broken"], r"mask .*broken.*0\.png"),
     ([*GREY_FROM, "--mask", "empty"], r"mask .*empty.*no images"),
     ([*GREY_FROM, "--mask", "absent"], r"mask .*absent.*no such"),
@@ -287,7 +383,15 @@ BAD = [
     ([*GREY_FROM, "--mask", "half", "--resample", 5000], r"resample=5000 .*1000"),
     ([*GREY_FROM, "--mask", "half", "--strength", 2], r"strength=2 "),
     ([*GREY_FROM, "--mask", "half", "--invert"], r"mask=.*--invert"),
-    ([*GREY_FROM, "--mask", "half", "--guidance", 2], r"guidance=2 .*none"),
+    ([*GREY_FROM, "--mask", "half", "--guidance", 2], r"guidance=2 .*none; give --label"),
+    ([*GREY_FROM, "--mask", "half", "--sweep", "guidance"], r"guidance=0 .*none; give --label"),
+    (["--sweep", "guidance", 1, 4, "--label", "none"], r"guidance=4 .*none; leave"),
+    (["--between", 1, 4, "--num", 257], r"num=257 .*256"),
+    (["--morph", "cat", "dog", "--num", 257], r"num=257 .*256"),
+    (["--sweep", "guidance", 1, 4, "--num", 129, "--grid"], r"num=129 .*258.*256.*--no-grid"),
+    (["--sweep", "steps", 2, 5, "--steps", 20], r"sweep=steps .*steps=20 "),
+    (["--sweep", "sampler", "--sampler", "heun"], r"sweep=sampler .*sampler=heun "),
+    (["--sweep", "guidance", "--guidance", 3], r"sweep=guidance .*guidance=3 "),
     (["--resample", 3], r"resample=3 .*--mask or --grey"),
     (["--grey", "colour"], r"grey=.*colours.*1 channel"),
     (["--grey", "colour", "--from", "grey"], r"grey=.*--from"),

@@ -260,6 +260,7 @@ def test_a_classifier_guides_the_command(
         (["--classifier", "CLASSIFIER", "--classifier-scale", 0], "classifier_scale=0 .*effect"),
         (["--classifier", "CLASSIFIER", "--classifier-scale", "inf"], "classifier_scale=inf .*range"),
         (["--classifier", "CLASSIFIER", "--label", "none"], "label is none"),
+        (["--classifier", "CLASSIFIER", "--morph", "none", "three"], "classifier .*morph=none three"),
         (["--classifier", "CLASSIFIER", "--label", "eleven"], "eleven.*seven"),
         (["--classifier", "CLASSIFIER", "--guidance-interval", 2, 1], "guidance_interval=2,1"),
         (["--classifier", "CLASSIFIER", "--guidance-rescale", 2], "guidance_rescale=2"),
