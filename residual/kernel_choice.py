@@ -1,8 +1,8 @@
 """Decides whether the kernel of `residual/norm_triton.py` replaces PyTorch's operations.
 
-It does in ordinary calls on CUDA where Triton is installed. Networks that are compiled, exported or traced, and
-`torch.func`, keep PyTorch's operations, which they can transform; so does everything with RESIDUAL_TRITON=0 in the
-environment.
+It does in ordinary calls on CUDA where Triton is installed, and after `use_when_compiled` in compiled networks.
+Networks that are exported or traced, and `torch.func`, keep PyTorch's operations, which they can transform; so does
+everything with RESIDUAL_TRITON=0 in the environment.
 """
 
 import functools
@@ -16,6 +16,8 @@ from torch.autograd import forward_ad
 
 KERNEL_DEVICES = {"cuda"}
 """types of device that have the kernel"""
+compiled_kernels: dict[str, Callable[..., Tensor]] = {}
+"""by type of device: the kernel in networks that torch.compile compiles, after `use_when_compiled`"""
 
 
 def kernel_for(x: Tensor) -> Callable[..., Tensor] | None:
@@ -24,6 +26,22 @@ def kernel_for(x: Tensor) -> Callable[..., Tensor] | None:
     Warns once, with the reason, if Triton cannot be used. Raises ValueError if RESIDUAL_TRITON is neither 0 nor 1.
     """
     return _triton_kernel(x.device.type) if computed_now(x) else None
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether the kernel can be used on this device. Warns and raises as `kernel_for` does."""
+    return device.type in KERNEL_DEVICES and _triton_kernel(device.type) is not None
+
+
+def use_when_compiled(device: torch.device) -> None:
+    """Lets networks that are compiled in this process from now on use the kernel, if it can be used on this device.
+
+    Without it they keep PyTorch's operations, which torch.compile fuses, but which are slower on a GPU.
+    """
+    if has_kernel(device):
+        from residual.norm_triton import norm_act_compiled
+
+        compiled_kernels[device.type] = norm_act_compiled
 
 
 def computed_now(x: Tensor) -> bool:

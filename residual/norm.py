@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual import native
-from residual.kernel_choice import KERNEL_DEVICES, hooked, kernel_for
+from residual.kernel_choice import KERNEL_DEVICES, compiled_kernels, hooked, kernel_for
 
 
 def group_count(channels: int, groups: int = 32, group_channels: int = 1) -> int:
@@ -55,6 +55,8 @@ class NormAct(nn.GroupNorm):
         self.takes_emb = emb_channels is not None
 
     def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"] | None = None) -> Float[Tensor, "b c h w"]:
+        if torch.compiler.is_compiling() and x.device.type in compiled_kernels and x.dtype is not torch.float64:
+            return self._fused(compiled_kernels[x.device.type], x, emb)
         if native.library is not None and native.fits(x):
             return self._fused(_norm_act, x, emb)
         if x.device.type == "cpu" and not x.requires_grad and torch.is_grad_enabled():
@@ -69,7 +71,7 @@ class NormAct(nn.GroupNorm):
 
     def _fused(self, kernel: Callable[..., Tensor], x: Tensor, emb: Tensor | None) -> Tensor:
         scale, shift = (None, None) if self.project is None else self.project(emb).chunk(2, dim=1)
-        silu = type(self.act) is nn.SiLU and not hooked(self.act)
+        silu = type(self.act) is nn.SiLU and (torch.compiler.is_compiling() or not hooked(self.act))
         h = kernel(x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, silu)
         return h if self.act is None or silu else self.act(h)
 

@@ -57,6 +57,72 @@ def norm_act(
     return _NormAct.apply(x, gain.expand(shape), offset.expand(shape), groups, eps, silu)
 
 
+def norm_act_compiled(
+    x: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, "c"],
+    bias: Float[Tensor, "c"],
+    scale: Float[Tensor, "b c"] | None,
+    shift: Float[Tensor, "b c"] | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Float[Tensor, "b c h w"]:
+    """`norm_act` for torch.compile, which takes the kernels as operators. Not for float64."""
+    gain, offset = weight.float(), bias.float()
+    if scale is not None and shift is not None:
+        factor = 1 + scale.float()
+        gain, offset = gain * factor, torch.addcmul(shift.float(), offset, factor)
+    if not x.is_contiguous():
+        x = x.contiguous(memory_format=torch.channels_last)
+    shape = x.shape[:2]
+    return _operator(x, gain.expand(shape).contiguous(), offset.expand(shape).contiguous(), groups, eps, silu)[0]
+
+
+@torch.library.custom_op("residual::norm_act", mutates_args=())
+def _operator(
+    x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, rstd = torch.empty_like(x), torch.empty_like(gain), torch.empty_like(gain)
+    _launch(_forward, x, groups, silu, (x, gain, offset, y, mean, rstd), EPS=eps)
+    return y, mean, rstd
+
+
+@_operator.register_fake
+def _(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(gain), torch.empty_like(gain)
+
+
+@torch.library.custom_op("residual::norm_act_backward", mutates_args=())
+def _backward_operator(
+    x: Tensor, gain: Tensor, offset: Tensor, dy: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    dy, dx = dy.contiguous(memory_format=layout), torch.empty_like(x)
+    dgain, doffset = torch.empty_like(mean), torch.empty_like(mean)
+    _launch(_backward, x, groups, silu, (x, gain, offset, dy, mean, rstd, dx, dgain, doffset))
+    return dx, dgain, doffset
+
+
+@_backward_operator.register_fake
+def _(
+    x: Tensor, gain: Tensor, offset: Tensor, dy: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, gain, offset, ctx.groups, _, ctx.silu = inputs
+    ctx.save_for_backward(x, gain, offset, *output[1:])
+
+
+def _differentiate(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, gain, offset, mean, rstd = ctx.saved_tensors
+    return *_backward_operator(x, gain, offset, dy, mean, rstd, ctx.groups, ctx.silu), None, None, None
+
+
+_operator.register_autograd(_differentiate, setup_context=_save)
+
+
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from residual.block import Residual
+from residual.kernel_choice import use_when_compiled
 from storage.show import printable
 from training.config import TrainConfig
 from training.data.cache.place import default_caches, temporary_caches, write_fault
@@ -63,6 +64,7 @@ def compile_network(network: nn.Module, config: TrainConfig) -> None:
     Of several residual blocks with equal parts and shapes, one is compiled. Code is compiled in the first forward and
     backward pass, for a fixed shape. Raises ValueError for regional compilation of a network without residual blocks.
     """
+    use_when_compiled(next(network.parameters()).device)
     if config.compile == "full":
         network.compile(mode="reduce-overhead" if config.cuda_graphs else None, dynamic=False)
     elif config.compile == "regional":
@@ -84,6 +86,7 @@ def compile_for_drawing(network: nn.Module, device: torch.device) -> None:
     if device.type != "cuda":
         network.compile(dynamic=False)
         return
+    use_when_compiled(device)
     network.compile(dynamic=False, mode="reduce-overhead")
     replay: Any = network._compiled_call_impl
     network._compiled_call_impl = lambda *inputs, **options: replay(*inputs, **options).clone()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from residual import native
+from residual.kernel_choice import has_kernel
 from residual.prediction import fold_norms
 from training.memory import keep_freed_memory
 
@@ -36,11 +37,13 @@ def choose_precision(wanted: str, device: torch.device, setting: str = "train.pr
 def choose_memory_format(device: torch.device, bf16: bool, compiled: bool) -> torch.memory_format:
     """The faster layout of images and weights: channels last on a CPU in float32, and on CUDA if compiled.
 
-    On a CPU in bf16 PyTorch's GroupNorm is slow in channels last, but the kernels (`residual/native.py`) are fast; on
-    CUDA, uncompiled, every GroupNorm would copy to the other layout and back.
+    On a CPU in bf16 PyTorch's GroupNorm is slow in channels last, but the kernels (`residual/native.py`) are fast. On
+    CUDA, uncompiled, every GroupNorm would copy to the other layout and back, without the kernel of Triton.
     """
     fast_norm = not bf16 or (native.library is not None and not compiled)
-    channels_last = (device.type == "cpu" and fast_norm) or (device.type == "cuda" and compiled)
+    channels_last = (device.type == "cpu" and fast_norm) or (
+        device.type == "cuda" and (compiled or (bf16 and has_kernel(device)))
+    )
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

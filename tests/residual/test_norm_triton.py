@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,27 @@ def test_norm_act_calls_the_kernel(monkeypatch: pytest.MonkeyPatch, device: str)
     y = node(x, emb)
     assert "_NormAct" in type(y.grad_fn).__name__
     assert_close(torch.autograd.grad(y.square().mean(), leaves), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("emb_channels", [5, None])
+def test_a_compiled_network_has_the_kernel(monkeypatch, emb_channels, device) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler would trace the type checks, too
+    node = NormAct(12, emb_channels, groups=4).to(device)
+    x = torch.randn(2, 3, 5, 12, device=device).permute(0, 3, 1, 2).requires_grad_()
+    emb = () if emb_channels is None else (torch.randn(2, 5, device=device),)
+    expected = node(x, *emb)
+    gradients = torch.autograd.grad(expected.square().mean(), (x, *node.parameters()))
+    monkeypatch.setitem(kernel_choice.compiled_kernels, device, norm_triton.norm_act_compiled)
+    called, launch = [], norm_triton._launch
+    monkeypatch.setattr(
+        norm_triton, "_launch", lambda kernel, *given, **more: called.append(launch(kernel, *given, **more))
+    )
+    compiled = torch.compile(node, backend="aot_eager", fullgraph=True)(x, *emb)
+    assert_close(compiled, expected)
+    ours = torch.autograd.grad(compiled.square().mean(), (x, *node.parameters()))
+    assert_close(ours, gradients, rtol=1e-4, atol=1e-5)
+    assert len(called) == 2
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from residual.weights.read import WeightsNote
 from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import MODELS, DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
+from tasks.distillation import DistillationRun
 from tasks.grid_evaluation import SampleConfig
 from tasks.superresolution import SuperResolutionRun
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
@@ -158,6 +159,7 @@ def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
         "diffusion": DiffusionRun,
         "classification": ClassificationRun,
         "superresolution": SuperResolutionRun,
+        "distillation": DistillationRun,
     } == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
     presets = sections(DiffusionRun)["model"].metadata["presets"]()

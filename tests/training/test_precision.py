@@ -47,14 +47,21 @@ def test_cpu_flags(tmp_path):
     [
         ("cpu", False, False, True),
         ("cpu", True, False, False),
-        ("cuda", True, False, False),
-        ("cuda", True, True, True),
+        ("cuda", True, False, True),
+        ("cuda", False, False, False),
+        ("cuda", False, True, True),
         ("mps", False, True, False),
     ],
 )
-def test_the_faster_layout_is_chosen(device: str, bf16: bool, compiled: bool, last: bool) -> None:
+def test_the_faster_layout_is_chosen(device: str, bf16: bool, compiled: bool, last: bool, monkeypatch) -> None:
+    monkeypatch.setattr(precision, "has_kernel", lambda device: device.type == "cuda")
     expected = torch.channels_last if last else torch.contiguous_format
     assert choose_memory_format(torch.device(device), bf16, compiled) is expected
+
+
+def test_without_the_kernel_cuda_keeps_nchw(monkeypatch) -> None:
+    monkeypatch.setattr(precision, "has_kernel", lambda _: False)
+    assert choose_memory_format(torch.device("cuda"), True, compiled=False) is torch.contiguous_format
 
 
 @pytest.mark.parametrize(("bf16", "compiled", "last"), [(True, False, True), (True, True, False), (False, True, True)])

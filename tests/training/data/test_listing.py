@@ -87,13 +87,18 @@ def test_an_archive_is_to_be_unpacked(name: str, config, tmp_path: Path) -> None
         find_source(config(source=tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.txt", "a.csv", "a.jsonl", "a", "a.h5", "a.pkl", "a.pt", "a.mp4", "a.\n"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a", "a.h5", "a.pkl", "a.pt", "a.mp4", "a.\n"])
 def test_a_file_that_is_no_source_has_a_way_out(name: str, config, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"data\.source '.*a.*\.npy or \.npz.*the folder") as error:
         find_source(config(source=tmp_path / name))
     assert ("data.label_file" in str(error.value)) == (name in ("a.txt", "a.csv", "a.jsonl"))
     assert "\n" not in str(error.value)
+
+
+def test_a_single_picture_is_a_source(config, tmp_path: Path, pixels) -> None:
+    Image.fromarray(pixels(0, 4, 4)).save(tmp_path / "a.png")
+    assert len(open_images(config(source=tmp_path / "a.png"))) == 1
 
 
 def special(kind: str, path: Path) -> None:
