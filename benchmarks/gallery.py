@@ -53,7 +53,7 @@ ROWS = {
     "morph": Row("sample.py runs/digits --morph 3 8 --seed 2"),
     "sweep": Row("sample.py runs/digits --sweep guidance 0 1 2 4 --num 10"),
     "classifier": Row(
-        "sample.py runs/digits --guidance 0 --classifier runs/classifier-digits-noisy --classifier-scale 4 --num 10"
+        "sample.py runs/digits --guidance 0 --classifier runs/classifier-digits-noisy --classifier-scale 4 --num 40"
     ),
     "size": Row("sample.py runs/digits --size 8 16 --num 12 --label none"),
     "nearest": Row("sample.py runs/digits --nearest --num 12", "nearest.png"),
