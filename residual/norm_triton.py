@@ -46,15 +46,7 @@ def norm_act(
     silu: bool,
 ) -> Float[Tensor, "b c h w"]:
     """`NormAct` without its linear map, for `x` with at least one value. The output has its type and layout."""
-    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
-    gain, offset = weight.to(acc), bias.to(acc)
-    if scale is not None and shift is not None:
-        factor = 1 + scale.to(acc)
-        gain, offset = gain * factor, torch.addcmul(shift.to(acc), offset, factor)
-    shape = x.shape[:2]
-    if not x.is_contiguous():
-        x = x.contiguous(memory_format=torch.channels_last)
-    return _NormAct.apply(x, gain.expand(shape), offset.expand(shape), groups, eps, silu)
+    return _NormAct.apply(*_arguments(x, weight, bias, scale, shift), groups, eps, silu)
 
 
 def norm_act_compiled(
@@ -68,39 +60,52 @@ def norm_act_compiled(
     silu: bool,
 ) -> Float[Tensor, "b c h w"]:
     """`norm_act` for torch.compile, which takes the kernels as operators. Not for float64."""
-    gain, offset = weight.float(), bias.float()
+    x, gain, offset = _arguments(x, weight, bias, scale, shift)
+    return _operator(x, gain.contiguous(), offset.contiguous(), groups, eps, silu)[0]
+
+
+def _arguments(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The images in a layout of the kernels, and the gain and offset of each image and channel in the type of sums."""
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    gain, offset = weight.to(acc), bias.to(acc)
     if scale is not None and shift is not None:
-        factor = 1 + scale.float()
-        gain, offset = gain * factor, torch.addcmul(shift.float(), offset, factor)
+        factor = 1 + scale.to(acc)
+        gain, offset = gain * factor, torch.addcmul(shift.to(acc), offset, factor)
     if not x.is_contiguous():
         x = x.contiguous(memory_format=torch.channels_last)
-    shape = x.shape[:2]
-    return _operator(x, gain.expand(shape).contiguous(), offset.expand(shape).contiguous(), groups, eps, silu)[0]
+    return x, gain.expand(x.shape[:2]), offset.expand(x.shape[:2])
 
 
-@torch.library.custom_op("residual::norm_act", mutates_args=())
-def _operator(
+def _normalise(
     x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = torch.empty_like(x), torch.empty_like(gain), torch.empty_like(gain)
+    """The output, the mean and the reciprocal deviation."""
+    y = torch.empty_like(x)
+    mean, rstd = (torch.empty(gain.shape, dtype=gain.dtype, device=x.device) for _ in range(2))
     _launch(_forward, x, groups, silu, (x, gain, offset, y, mean, rstd), EPS=eps)
     return y, mean, rstd
 
 
-@_operator.register_fake
-def _(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(gain), torch.empty_like(gain)
-
-
-@torch.library.custom_op("residual::norm_act_backward", mutates_args=())
-def _backward_operator(
+def _backpropagate(
     x: Tensor, gain: Tensor, offset: Tensor, dy: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the images, the gain and the offset."""
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     dy, dx = dy.contiguous(memory_format=layout), torch.empty_like(x)
     dgain, doffset = torch.empty_like(mean), torch.empty_like(mean)
     _launch(_backward, x, groups, silu, (x, gain, offset, dy, mean, rstd, dx, dgain, doffset))
     return dx, dgain, doffset
+
+
+_operator = torch.library.custom_op("residual::norm_act", _normalise, mutates_args=())
+_backward_operator = torch.library.custom_op("residual::norm_act_backward", _backpropagate, mutates_args=())
+
+
+@_operator.register_fake
+def _(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(gain), torch.empty_like(gain)
 
 
 @_backward_operator.register_fake
@@ -126,11 +131,9 @@ _operator.register_autograd(_differentiate, setup_context=_save)
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
-        y = torch.empty_like(x)
-        mean, rstd = (torch.empty(gain.shape, dtype=gain.dtype, device=x.device) for _ in range(2))
+        y, mean, rstd = _normalise(x, gain, offset, groups, eps, silu)
         ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
         ctx.save_for_backward(x, gain, offset, mean, rstd)
-        _launch(_forward, x, groups, silu, (x, gain, offset, y, mean, rstd), EPS=eps)
         return y
 
     @staticmethod
@@ -141,11 +144,7 @@ class _NormAct(torch.autograd.Function):
             wanted = [tensor for tensor in (x, gain, offset) if tensor.requires_grad]
             found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
-        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-        dy, dx = dy.contiguous(memory_format=layout), torch.empty_like(x)
-        dgain, doffset = torch.empty_like(mean), torch.empty_like(mean)
-        _launch(_backward, x, ctx.groups, ctx.silu, (x, gain, offset, dy, mean, rstd, dx, dgain, doffset))
-        return dx, dgain, doffset, None, None, None
+        return *_backpropagate(x, gain, offset, dy, mean, rstd, ctx.groups, ctx.silu), None, None, None
 
 
 def reference(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> Tensor:

@@ -50,7 +50,7 @@ def small_run(**fields) -> DiffusionRun:
 
 
 def shaken(task: DiffusionTask) -> DiffusionTask:
-    """The task with weights that are not the initial ones: those answer zero to everything."""
+    """The task with other weights than the initial ones, with which every output is zero."""
     generator = torch.Generator().manual_seed(0)
     for weight in task.model.parameters():
         weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.05)

@@ -57,7 +57,7 @@ def images(count: int = 3, *shape: int) -> Images:
 
 @pytest.fixture(scope="module")
 def task() -> DiffusionTask:
-    """A task whose network has random weights, not the initial ones, which answer zero."""
+    """A task whose network has random weights: with the initial ones the output is zero."""
     task = small_run().build(images())
     generator = torch.Generator().manual_seed(0)
     for weight in task.model.parameters():
