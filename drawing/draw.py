@@ -153,7 +153,7 @@ def draw(job: Job) -> Frames:
                 continue
             require_finite(numbers, images, job.options(numbers[0]).guidance)
             written.result()
-            written = writer.submit(save, numbers, images)
+            written = writer.submit(save, numbers, model.hidden(images))
             drawn += [(k, [frame[i] for frame in frames]) for i, k in enumerate(numbers) if k < shown]
             done += len(numbers)
         written.result()

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion.edits import Projection, grey_values, keep_grey, keep_pixels
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
-from training.data import DataConfig, Images, open_images
+from training.data import DataConfig, Images, open_images, settings_of
 from training.processes import on_main
 
 
@@ -71,7 +71,7 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
     if not exact:
         settings |= {"channels": channels, "size": (size[0], size[1])}
     if kept.file == "npy":
-        settings |= {"range": (kept.low, kept.high), "bits": 8}
+        settings |= settings_of(kept) | {"bits": 8}
     images = _open(option, source, **settings)
     if images.shape != model.shape:
         raise ValueError(

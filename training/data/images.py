@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int64, Shaped
 
 from pictures.pixel_format import BYTES, PixelFormat
+from pictures.units import AnyFormat
 from residual.names import amount
 from training.data.order import image_index
 from training.data.sources.labels import count_classes, name_classes, summarize
@@ -28,7 +29,7 @@ class Images:
         labels: Int[np.ndarray, "n"] | None = None,
         classes: Sequence[str] | None = None,
         *,
-        pixel_format: PixelFormat = BYTES,
+        pixel_format: AnyFormat = BYTES,
         fingerprint: str | None = None,
         bad: Sequence[str] = (),
         notes: Sequence[str] = (),
@@ -51,7 +52,9 @@ class Images:
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
         """channels, height, width"""
         self.pixel_format = pixel_format
-        """dtype and range of the stored pixels"""
+        """how stored values become those of networks"""
+        self.seen: np.ndarray | None = None
+        """where at least one training image has a value, bool (c, h, w); None if none may be missing"""
         self.bad = tuple(bad)
         """name and reason of each image that cannot be read, and was skipped"""
         self.notes = tuple(notes)
@@ -113,7 +116,7 @@ class Images:
         return None if self.labels is None else self.labels[indices]
 
 
-def describe(count: int, shape: tuple[int, int, int], pixel_format: PixelFormat, classes: Sequence[str] | None) -> str:
+def describe(count: int, shape: tuple[int, int, int], pixel_format: AnyFormat, classes: Sequence[str] | None) -> str:
     """Number, kind and size of images, and number of classes, in one line."""
     channels, height, width = shape
     if pixel_format.file == "npy":
@@ -147,7 +150,7 @@ def fingerprint(
     shape: tuple[int, ...],
     labels: Int64[np.ndarray, "n"] | None,
     classes: Sequence[str] | None,
-    pixel_format: PixelFormat,
+    pixel_format: AnyFormat,
 ) -> str:
     """See `Images.fingerprint`; `parts` are the pixels of all images in C order, `shape` is (n, c, h, w)."""
     extra = [] if pixel_format == BYTES else [asdict(pixel_format)]

@@ -15,6 +15,7 @@ from jaxtyping import Int, Int64, Shaped
 from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
+from pictures.units import AnyFormat
 from storage.show import printable
 from training.data.images import Images, check_bad, describe
 from training.data.order import ShardOrder, image_random
@@ -47,8 +48,10 @@ class StreamedImages:
             raise ValueError(f"data.source {source.setting!r} holds no image")
         self.shape = records.shape or stated_shape(preprocessing)
         """channels, height, width"""
-        self.pixel_format = records.pixel_format
-        """dtype and range of decoded images"""
+        self.pixel_format: AnyFormat = records.pixel_format
+        """how decoded values become those of networks"""
+        self.seen: np.ndarray | None = None
+        """unknown, as no image has been read; see `Images.seen`"""
         check_memory(records, group)
         self._order = ShardOrder(records.sizes, group)
         self.labels: np.ndarray | None = None
