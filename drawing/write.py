@@ -44,6 +44,9 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     if model.classes is not None and job.toward is None:
         _write_labels(folder / "labels.csv", job)
         lines.append(f"labels: {args.out / 'labels.csv'}")
+    if job.conditions.images is not None:
+        _write_conditions(folder / "conditions.csv", job)
+        lines.append(f"conditions: {args.out / 'conditions.csv'}")
     if args.npz:
         _write_npz(folder / "samples.npz", job, read)
         lines.append(f"npz: {args.out / 'samples.npz'}")
@@ -131,6 +134,16 @@ def _write_labels(path: Path, job: Job) -> None:
             for label in job.labels([number]) or []:
                 (name,) = map(printable, job.model.names([label]) or [""])
                 table.writerow([job.file(number), label, f"'{name}" if name.startswith(FORMULA) else name])
+
+
+def _write_conditions(path: Path, job: Job) -> None:
+    """A table of file, number of the condition and member of its ensemble, both from 0."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "condition", "member"])
+        for number in range(len(job)):
+            column = job.series.column(number)
+            table.writerow([job.file(number), job.conditions.number(column), column % job.conditions.members])
 
 
 def _write_npz(path: Path, job: Job, read: Read) -> None:

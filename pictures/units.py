@@ -83,8 +83,9 @@ class Units:
 
     def to_unit(self, image: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Stored values as float32, standardised. NaN stays NaN."""
-        values = _transformed(image.float(), self.transform, 0)
-        return (values - _per_channel(self.mean, image.device)) / _per_channel(self.std, image.device)
+        exact = set(self.transform) != {"none"} and image.device.type != "mps"  # which has no float64
+        values = _transformed(image.double() if exact else image.float(), self.transform, 0)
+        return ((values - _per_channel(self.mean, image.device)) / _per_channel(self.std, image.device)).float()
 
     def from_unit(self, image: Float[Tensor, "b c h w"]) -> Shaped[np.ndarray, "b c h w"]:
         """The inverse of `to_unit`, on the CPU, of dtype `dtype`.

@@ -31,8 +31,8 @@ from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
 from tasks.augment import random_crop, random_flip
 from tasks.comparison import QualityConfig
-from tasks.examples import Examples
 from tasks.enlargement import EnlargementEvaluation, check_measurable
+from tasks.examples import Examples
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky

@@ -13,9 +13,9 @@ from diffusion.formulations import DDPM
 from pipelines.diffusion import DiffusionModel, Network, load_model
 from tasks.comparison import QualityConfig
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
+from tasks.examples import require_plain
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.quality import Quality, open_quality, require_validation
-from tasks.examples import require_plain
 from training.data import ImageSet
 from training.precision import choose_precision, place
 from training.processes import process_state

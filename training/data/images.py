@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import Int, Int64, Shaped
 
-from pictures.pixel_format import BYTES, PixelFormat
+from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
 from residual.names import amount
 from training.data.order import image_index

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -22,6 +22,7 @@ from training.data.stream import ImageSet, StreamedImages
 T = TypeVar("T")
 
 
+@runtime_checkable
 class OnMain(Protocol):
     """Calls a function on the main process only, and returns its result on all: `training.processes.on_main`."""
 
