@@ -129,7 +129,7 @@ class DiffusionTask(Task[DiffusionBatch]):
             image = random_flip(image, random)
         if self.augment.non_leaky > 0:
             image, label = non_leaky(image, random, self.augment.non_leaky)
-        return DiffusionBatch(image, batch.label, batch.vector, augment=label)
+        return DiffusionBatch(image, batch.label, label, vector=batch.vector)
 
     def loss(self, model: nn.Module, batch: DiffusionBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
         """The denoising loss of each image at a random noise level; some labels and numbers are dropped."""
