@@ -481,11 +481,15 @@ class DiffusionModel:
         if vector is None and self.inputs.numbers is not None and not self.null_label:
             names = shorten(self.inputs.numbers.names)
             raise ValueError(f"this model was not trained without its numbers; give vector: {names} of each image")
-        width = getattr(self.net.config, "augment_channels", None)
+        numbers = self.inputs.label(vector, count, device)
+        augment = None
+        if numbers is not None and isinstance(config := self.net.config, UNetConfig):  # EDM2's takes no numbers
+            augment = torch.zeros(count, (config.augment_channels or 0) - numbers.shape[1], device=device)
         return Condition(
             label=None if labels is None else torch.tensor(labels, device=device),
             image=self.inputs.image(image, (count, *self.shape), device),
-            augment=self.inputs.label(vector, count, width, device),
+            augment=augment,
+            numbers=numbers,
         )
 
     def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:

@@ -126,10 +126,9 @@ class Inputs:
         return torch.cat([image, static], dim=1)
 
     def label(
-        self, values: Sequence[Sequence[float]] | None, count: int, width: int | None, device: torch.device | str
+        self, values: Sequence[Sequence[float]] | None, count: int, device: torch.device | str
     ) -> Float[Tensor, "b w"] | None:
-        """The numbers of `count` images as the network takes them, `width` of them with those of its augmentation,
-        which are 0 in images that are drawn. Without `values` the numbers are hidden.
+        """The numbers of `count` images as the network takes them. Without `values` they are hidden.
 
         Raises ValueError for values of another shape, and for those that the model does not take.
         """
@@ -137,18 +136,15 @@ class Inputs:
             if values is not None:
                 raise ValueError("this model takes no numbers (vector); leave them out")
             return None
-        assert width is not None, "the network was built with them"
-        label = torch.zeros(count, width, device=device)
-        if values is not None:
-            given = torch.tensor(values, dtype=torch.float64)
-            if given.shape != (count, len(self.numbers.names)):
-                raise ValueError(
-                    f"vector has the shape {tuple(given.shape)}; give {shorten(self.numbers.names)} of each of "
-                    f"{amount(count, 'image')}"
-                )
-            own = self.numbers.label(given).to(device)
-            label[:, : own.shape[1]] = own
-        return label
+        if values is None:
+            return torch.zeros(count, self.numbers.width, device=device)
+        given = torch.tensor(values, dtype=torch.float64)
+        if given.shape != (count, len(self.numbers.names)):
+            raise ValueError(
+                f"vector has the shape {tuple(given.shape)}; give {shorten(self.numbers.names)} of each of "
+                f"{amount(count, 'image')}"
+            )
+        return self.numbers.label(given).to(device)
 
     def document(self) -> dict[str, Any]:
         """The plain values of a model folder, with a hash of its fields."""

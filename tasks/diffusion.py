@@ -152,8 +152,7 @@ class DiffusionTask(Task[DiffusionBatch]):
             image = inputs.beside(fields, known)
         else:
             image = blurred(shrunk(x0, trained.upscale), trained.upscale)
-        augment = [each for each in (numbers, batch.augment) if each is not None]
-        condition = Condition(label=label, image=image, augment=torch.cat(augment, dim=1) if augment else None)
+        condition = Condition(label=label, image=image, augment=batch.augment, numbers=numbers)
         weighting = WEIGHTINGS[self.config.weighting]
         return denoising_loss(net, trained.formulation, x0, noise, time, condition, weighting, self.bound, known)
 
