@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from training.data.cache.files import load_cache
 from training.data.cache.open import find_cache
 from training.data.config import DataConfig
-from training.data.images import Images, check_bad
+from training.data.images import Images, check_bad, check_parts
 from training.data.order import permutation
+from training.data.sources.records import Records, Source
 from training.data.sources.source import find_source
+from training.data.sources.static_fields import read_static
 from training.data.stream import ImageSet, StreamedImages
 
 
@@ -26,21 +29,24 @@ def open_images(
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
+    static = None if config.static is None else read_static(config.static)
     if config.stream:
-        source, shards = find_source(config), config.stream_shards
-        return StreamedImages(source, config.preprocessing, shards, config.max_bad, training=training)
+        source, shards = find_source(config, training=training), config.stream_shards
+        return StreamedImages(source, config.preprocessing, shards, config.max_bad, static=static, training=training)
 
     notes: list[str] = []
 
     def find() -> Path:
-        source = find_source(config)
+        source = find_source(config, training=training)
+        if static is not None:
+            source = replace(source, open=partial(open_fitting, source, config.preprocessing.size, static))
         notes.extend(source.notes)
         return find_cache(source, config.preprocessing, config.cache, config.max_bad)
 
     folder = on_main(find)
     if not folder.exists():  # the main process is on another machine, with its own disk
         folder = find()
-    images = load_cache(folder)
+    images = load_cache(folder, static)
     images.notes = (*notes, *images.notes)
     check_bad(images.bad, config.max_bad)
     return images.part(divided(len(images), config.validation)[0]) if isinstance(config.validation, float) else images
@@ -61,6 +67,16 @@ def open_validation(
     images = open_images(whole, on_main=on_main)
     assert isinstance(images, Images), "DataConfig refuses a share of a streamed set"
     return images.part(divided(len(images), config.validation)[1])
+
+
+def open_fitting(
+    source: Source, size: tuple[int, int] | None, static: Float32[np.ndarray, "k rows columns"]
+) -> Records:
+    """Opens a source. Raises ValueError if its images, as far as their size is known, do not have that of `static`."""
+    records = source.open()
+    if known := records.shape or (size and (1, *size)):
+        check_parts(known, 0, static)
+    return records
 
 
 def divided(count: int, share: float) -> tuple[Int64[np.ndarray, "rest"], Int64[np.ndarray, "part"]]:

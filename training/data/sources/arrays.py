@@ -35,6 +35,8 @@ class ArrayImage:
     shape: tuple[int, int, int]
     first: str
     axes: Axes
+    order: tuple[int, ...] = ()
+    """numbers of the channels in the order of the image, if that is another than in the file"""
 
     def of(self, data: Path | np.ndarray) -> "ArrayImage":
         """Another image of the same set."""
@@ -60,7 +62,7 @@ class ArrayImage:
             count = f"{inside.size - np.count_nonzero(inside)} of {array.size} values"
             rule = f"outside data.range {low:g} to {high:g}"
             raise ValueError(f"{count} are {rule}, such as {array[where]:g} at {where}")
-        return np.ascontiguousarray(array, self.pixel_format.stored)
+        return np.ascontiguousarray(array[list(self.order)] if self.order else array, self.pixel_format.stored)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class ArrayOptions:
     """its size and channels must be None or those of the arrays, which are never changed"""
     max_bad: int
     """number of arrays that may be unreadable"""
+    condition: tuple[int, ...] = ()
+    """numbers of the channels that are a condition, in their order"""
 
 
 def read_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -195,4 +199,22 @@ def describe_array(
             f"data.range is missing: {name} holds {dtype}; give the values that become -1 and 1, such as [-1, 1]"
         )
     pixel_format = PixelFormat(dtype=dtype, low=span[0], high=span[1], file="npy")
-    return ArrayImage(data, pixel_format, (channels, height, width), name, options.axes)
+    order = condition_last(channels, options.condition, name)
+    return ArrayImage(data, pixel_format, (channels, height, width), name, options.axes, order)
+
+
+def condition_last(channels: int, condition: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The numbers of the channels with those of a condition last; empty without one.
+
+    Raises ValueError, with the `name` of the array, for a number that is no channel or is repeated, and if no channel
+    is left as a target.
+    """
+    if not condition:
+        return ()
+    target = [number for number in range(channels) if number not in condition]
+    if not target or len(target) + len(condition) != channels:
+        raise ValueError(
+            f"data.condition {list(condition)} must be different channels of {name}, which has 0 to {channels - 1}, and"
+            " leave one as a target"
+        )
+    return (*target, *condition)
