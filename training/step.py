@@ -220,8 +220,8 @@ class Step:
         )
 
     def _batch(self, micro_batch: int) -> Batch:
-        stored, label = self.reader.get(self.updates, micro_batch)
-        batch = Batch(self.images.pixel_format.to_unit(stored), label)
+        stored, label, vector = self.reader.get(self.updates, micro_batch)
+        batch = Batch(self.images.pixel_format.to_unit(stored), label, vector=vector)
         batch = self.task.prepare(batch, self._random("augment", micro_batch))
         return replace(batch, image=batch.image.contiguous(memory_format=self.memory_format))
 

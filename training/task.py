@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -17,13 +17,16 @@ from training.random import GlobalRandom
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the device: float32 images in [-1, 1], and int64 labels if the data has any.
+    """One micro-batch on the device: float32 images in [-1, 1], with labels and vectors if there are any.
+
+    An image has the channels of the target, then those of its condition. Vectors are not scaled.
 
     A task whose `prepare` adds to it, such as an augmentation label, derives its own record from this one.
     """
 
     image: Float[Tensor, "b c h w"]
     label: Int[Tensor, "b"] | None
+    vector: Float[Tensor, "b v"] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

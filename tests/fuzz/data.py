@@ -192,10 +192,11 @@ def use_data(folder: Path, options: Mapping[str, Any]) -> None:
         if each is None:
             continue
         out = np.empty((min(len(each), 4), *each.shape), each.pixel_format.stored)
-        labels = each.take(np.arange(len(out)), 0, out)
+        numbers = each.take(np.arange(len(out)), 0, out)
         assert np.isfinite(out).all(), "values that are not finite"
-        if labels is not None:
+        if each.labels is not None:
             assert each.classes is not None
+            labels = each.labels[numbers]
             assert 0 <= labels.min() <= labels.max() < len(each.classes), f"labels {labels} of {each.classes}"
 
 

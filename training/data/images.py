@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
-from jaxtyping import Int, Int64, Shaped
+from jaxtyping import Float32, Int, Int64, Shaped
 
 from pictures.pixel_format import BYTES, PixelFormat
 from residual.names import amount
@@ -19,7 +19,12 @@ class Images:
     """A set of images of one shape, read by number.
 
     `array` is in memory or memory-mapped, of dtype `pixel_format.stored`; `labels` are class numbers, `classes` their
-    names ("0", "1", … by default). Raises ValueError for an empty set, another dtype, and a label out of range.
+    names ("0", "1", … by default). The last `conditions` channels of an image are a condition, the first ones the
+    target. `static` are further channels that all images share, `vectors` are numbers of each image; both are not
+    scaled. `fingerprint` is that of the set without `static`.
+
+    Raises ValueError for an empty set, another dtype, a label out of range, no target channel, and for static fields
+    and vectors that do not fit the images.
     """
 
     def __init__(
@@ -29,6 +34,10 @@ class Images:
         classes: Sequence[str] | None = None,
         *,
         pixel_format: PixelFormat = BYTES,
+        conditions: int = 0,
+        static: Float32[np.ndarray, "k rows columns"] | None = None,
+        vectors: Float32[np.ndarray, "m v"] | None = None,
+        vector_columns: Sequence[str] = (),
         fingerprint: str | None = None,
         bad: Sequence[str] = (),
         notes: Sequence[str] = (),
@@ -52,6 +61,20 @@ class Images:
         """channels, height, width"""
         self.pixel_format = pixel_format
         """dtype and range of the stored pixels"""
+        self.conditions = conditions
+        """number of channels that are a condition: the last ones"""
+        self.static = static
+        """channels (k, h, w) that all images share, unscaled, or None"""
+        self.vectors = vectors
+        """numbers of each image, unscaled, float32 (n, v), or None"""
+        self.vector_columns = tuple(vector_columns)
+        """names of the columns of `vectors`"""
+        check_parts(self.shape, conditions, static)
+        if (None if vectors is None else vectors.shape) != (
+            (len(array), len(vector_columns)) if vector_columns else None
+        ):
+            found = "no vectors" if vectors is None else f"vectors of shape {vectors.shape}"
+            raise ValueError(f"{found} for {amount(len(array), 'image')} and vector_columns {list(vector_columns)}")
         self.bad = tuple(bad)
         """name and reason of each image that cannot be read, and was skipped"""
         self.notes = tuple(notes)
@@ -72,14 +95,32 @@ class Images:
         skipped = f"; {len(self.bad)} more could not be read{listing(self.bad)}" if self.bad else ""
         notes = "".join(f"; {note}" for note in self.notes)
         classes = summarize(self.class_counts, self.classes)
-        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{classes}{skipped}{notes}"
+        static = 0 if self.static is None else len(self.static)
+        text = describe(
+            len(self), self.shape, self.pixel_format, self.classes, self.conditions, self.vector_columns, static
+        )
+        return f"{text}{classes}{skipped}{notes}"
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of pixels, pixel format, labels and class names; independent of the machine."""
+        """SHA-256 (hexadecimal) of all of the set: pixels and their format, labels and class names, which channels are
+        a condition, static fields, vectors; independent of the machine."""
+        return with_static(self._stored_fingerprint(), self.static)
+
+    def _stored_fingerprint(self) -> str:
+        """The fingerprint without static fields, which are not in the cache."""
         if self._fingerprint is None:
             parts = (np.ascontiguousarray(image).data for image in self._array)
-            self._fingerprint = fingerprint(parts, self._array.shape, self.labels, self.classes, self.pixel_format)
+            self._fingerprint = fingerprint(
+                parts,
+                self._array.shape,
+                self.labels,
+                self.classes,
+                self.pixel_format,
+                self.conditions,
+                self.vectors,
+                self.vector_columns,
+            )
         return self._fingerprint
 
     def read(
@@ -101,28 +142,62 @@ class Images:
         part = copy.copy(self)
         part._numbers = numbers if self._numbers is None else self._numbers[numbers]
         part.labels = None if self.labels is None else self.labels[numbers]
-        part._fingerprint = hashlib.sha256(self.fingerprint.encode() + numbers.astype("<i8").tobytes()).hexdigest()
+        part.vectors = None if self.vectors is None else self.vectors[numbers]
+        part._fingerprint = hashlib.sha256(
+            self._stored_fingerprint().encode() + numbers.astype("<i8").tobytes()
+        ).hexdigest()
         return part
 
     def take(
         self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]
-    ) -> Int64[np.ndarray, "b"] | None:
-        """Copies the images at these positions of a run (`image_index`) into `out`; returns their labels, if any."""
+    ) -> Int64[np.ndarray, "b"]:
+        """Copies the images at these positions of a run (`image_index`) into `out`; returns their numbers."""
         indices = image_index(position, len(self), seed)
         self.read(indices, out)
-        return None if self.labels is None else self.labels[indices]
+        return indices
 
 
-def describe(count: int, shape: tuple[int, int, int], pixel_format: PixelFormat, classes: Sequence[str] | None) -> str:
-    """Number, kind and size of images, and number of classes, in one line."""
+def check_parts(shape: tuple[int, int, int], conditions: int, static: Float32[np.ndarray, "k h w"] | None) -> None:
+    """Raises ValueError if images of this shape have no target channel, and for static fields of another size."""
+    channels, height, width = shape
+    if not 0 <= conditions < channels:
+        raise ValueError(f"conditions {conditions} of {amount(channels, 'channel')}: at least one must be a target")
+    if static is not None and static.shape[1:] != (height, width):
+        raise ValueError(
+            f"data.static has {static.shape[1]} x {static.shape[2]} px (height x width), but the images have {height} x"
+            f" {width}; give fields of that size"
+        )
+
+
+def with_static(whole: str, static: Float32[np.ndarray, "k h w"] | None) -> str:
+    """The fingerprint of a set with static fields, from that of the set without them."""
+    if static is None:
+        return whole
+    head = json.dumps([whole, static.shape]).encode()
+    return hashlib.sha256(head + np.ascontiguousarray(static, "<f4").tobytes()).hexdigest()
+
+
+def describe(
+    count: int,
+    shape: tuple[int, int, int],
+    pixel_format: PixelFormat,
+    classes: Sequence[str] | None,
+    conditions: int = 0,
+    vector_columns: Sequence[str] = (),
+    static: int = 0,
+) -> str:
+    """Number, kind and size of images, of which channels, what comes with them, and number of classes, in one line."""
     channels, height, width = shape
     if pixel_format.file == "npy":
         kind = f"{channels}-channel {pixel_format.dtype} array"
     else:
         deep = "16-bit " if pixel_format.dtype == "uint16" else ""
         kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " image"
+    more = f", the last {amount(conditions, 'channel')} a condition" if conditions else ""
+    more += f", {amount(static, 'static field')}" if static else ""
+    more += f", vectors of {', '.join(vector_columns)}" if vector_columns else ""
     labels = "no labels" if classes is None else amount(len(classes), "class")
-    return f"{amount(count, kind)} of {height} x {width} px (height x width), {labels}"
+    return f"{amount(count, kind)} of {height} x {width} px (height x width){more}, {labels}"
 
 
 def listing(bad: Sequence[str]) -> str:
@@ -148,12 +223,19 @@ def fingerprint(
     labels: Int64[np.ndarray, "n"] | None,
     classes: Sequence[str] | None,
     pixel_format: PixelFormat,
+    conditions: int = 0,
+    vectors: Float32[np.ndarray, "n v"] | None = None,
+    vector_columns: Sequence[str] = (),
 ) -> str:
     """See `Images.fingerprint`; `parts` are the pixels of all images in C order, `shape` is (n, c, h, w)."""
-    extra = [] if pixel_format == BYTES else [asdict(pixel_format)]
+    extra: list = [] if pixel_format == BYTES else [asdict(pixel_format)]
+    if conditions or vector_columns:
+        extra.append({"conditions": conditions, "vector_columns": list(vector_columns)})
     digest = hashlib.sha256(json.dumps([shape, classes, *extra]).encode())
     for part in parts:
         digest.update(part)
     if labels is not None:
         digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    if vectors is not None:
+        digest.update(np.ascontiguousarray(vectors, dtype="<f4").data)
     return digest.hexdigest()

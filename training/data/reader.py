@@ -2,19 +2,31 @@
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from training.data.stream import ImageSet
 
-MicroBatch = tuple[Shaped[Tensor, "b c h w"], Int64[Tensor, "b"] | None]
+
+class MicroBatch(NamedTuple):
+    """Images as stored, target and condition, with their labels and vectors if the set has any."""
+
+    image: Shaped[Tensor, "b c h w"]
+    label: Int64[Tensor, "b"] | None
+    vector: Float32[Tensor, "b v"] | None
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on a device, where pinned memory arrives asynchronously."""
+        label, vector = (None if part is None else part.to(device, non_blocking=True) for part in self[1:])
+        return MicroBatch(self.image.to(device, non_blocking=True), label, vector)
 
 
 class BatchReader:
-    """Images and labels of one process, micro-batch by micro-batch.
+    """Images, labels and vectors of one process, micro-batch by micro-batch.
 
     Update u covers positions u * batch to (u + 1) * batch of the run (see `Images.take`). Rank r reads the r-th of
     `ranks` equal slices, in micro-batches of `micro_batch` images (None: all at once). A thread reads the next
@@ -51,7 +63,7 @@ class BatchReader:
         self._ahead: tuple[tuple[int, int], Future[MicroBatch]] | None = None
 
     def get(self, update: int, index: int = 0) -> MicroBatch:
-        """Micro-batch `index` of this rank in an update, on the device: images as stored, and labels, if any."""
+        """Micro-batch `index` of this rank in an update, on the device."""
         assert 0 <= index < self.micro_batches, (index, self.micro_batches)
         if self._ahead is None or self._ahead[0] != (update, index):
             self._submit(update, index)
@@ -59,12 +71,10 @@ class BatchReader:
         future = self._ahead[1]
         self._ahead = None
         start = time.perf_counter()
-        image, label = future.result()
+        found = future.result()
         self.waited_seconds += time.perf_counter() - start
         self._submit(*((update, index + 1) if index + 1 < self.micro_batches else (update + 1, 0)))
-        return image.to(self.device, non_blocking=True), None if label is None else label.to(
-            self.device, non_blocking=True
-        )
+        return found.to(self.device)
 
     def resize(self, micro_batch: int) -> None:
         """Reads micro-batches of another size from now on, which divides the images of this rank."""
@@ -85,7 +95,11 @@ class BatchReader:
         dtype = getattr(torch, self.images.pixel_format.stored.name)
         image = torch.empty((len(position), *self.images.shape), dtype=dtype, pin_memory=pinned)
         numbers = self.images.take(position, self.seed, image.numpy())
-        if numbers is None:
-            return image, None
-        label = torch.from_numpy(numbers)
-        return image, label.pin_memory() if pinned else label
+
+        def of_each(values: np.ndarray | None) -> Tensor | None:
+            if values is None:
+                return None
+            part = torch.from_numpy(values[numbers])
+            return part.pin_memory() if pinned else part
+
+        return MicroBatch(image, of_each(self.images.labels), of_each(self.images.vectors))

@@ -11,12 +11,12 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64, Shaped
+from jaxtyping import Float32, Int, Int64, Shaped
 from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
 from storage.show import printable
-from training.data.images import Images, check_bad, describe
+from training.data.images import Images, check_bad, check_parts, describe, with_static
 from training.data.order import ShardOrder, image_random
 from training.data.sources.labels import count_classes, number_labels, summarize
 from training.data.sources.records import Item, Records, Source
@@ -35,12 +35,19 @@ class StreamedImages:
     image is replaced by the next readable one of its shard; `max_bad` of them are allowed. Only images to train on, if
     `training`, are cropped at random.
 
-    Raises ValueError for an empty set, a shape that neither files nor settings define, labels out of range, and shards
-    that do not fit into memory.
+    Raises ValueError for an empty set, a shape that neither files nor settings define, labels out of range, `static`
+    fields of another size, and shards that do not fit into memory.
     """
 
     def __init__(
-        self, source: Source, preprocessing: Preprocessing, group: int, max_bad: int, *, training: bool = True
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        group: int,
+        max_bad: int,
+        *,
+        static: Float32[np.ndarray, "k h w"] | None = None,
+        training: bool = True,
     ) -> None:
         records = source.open()
         if records.count == 0:
@@ -49,6 +56,13 @@ class StreamedImages:
         """channels, height, width"""
         self.pixel_format = records.pixel_format
         """dtype and range of decoded images"""
+        self.conditions = records.condition_channels(self.shape[0])
+        """number of channels that are a condition: the last ones"""
+        self.static = static
+        """channels (k, h, w) that all images share, unscaled, or None"""
+        self.vectors, self.vector_columns = records.vectors, records.vector_columns
+        """numbers of each image, unscaled, float32 (n, v), or None, and the names of these columns"""
+        check_parts(self.shape, self.conditions, static)
         check_memory(records, group)
         self._order = ShardOrder(records.sizes, group)
         self.labels: np.ndarray | None = None
@@ -57,8 +71,9 @@ class StreamedImages:
         """names of the classes, or None without labels"""
         if records.labels is not None:
             self.labels, self.classes = number_labels(records.labels, records.classes)
-        self.fingerprint = fingerprint(self, records, preprocessing)
-        """SHA-256 (hexadecimal) of names, sizes in bytes, labels and preprocessing, without any pixel"""
+        self.fingerprint = with_static(fingerprint(self, records, preprocessing), static)
+        """SHA-256 (hexadecimal) of names, sizes in bytes, labels, vectors, static fields and preprocessing, without any
+        pixel"""
         self._records, self._preprocessing, self._max_bad = records, preprocessing, max_bad
         self._draws = training and preprocessing.crop in ("random", "cut")
         self._notes = source.notes
@@ -80,7 +95,11 @@ class StreamedImages:
         shards, group = len(self._records.sizes), self._order.group
         how = f" in {shards:,} shards, {group} shuffled together" if shards > group else ""
         classes, notes = summarize(self.class_counts, self.classes), "".join(f"; {note}" for note in self._notes)
-        return f"{describe(len(self), self.shape, self.pixel_format, self.classes)}{classes}; streamed{how}{notes}"
+        static = 0 if self.static is None else len(self.static)
+        text = describe(
+            len(self), self.shape, self.pixel_format, self.classes, self.conditions, self.vector_columns, static
+        )
+        return f"{text}{classes}; streamed{how}{notes}"
 
     @property
     def bad(self) -> tuple[str, ...]:
@@ -89,12 +108,11 @@ class StreamedImages:
 
     def take(
         self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]
-    ) -> Int64[np.ndarray, "b"] | None:
+    ) -> Int64[np.ndarray, "b"]:
         """As `Images.take`. Raises ValueError if more images are unreadable than `data.max_bad` allows."""
         ahead = self._order.window(int(position[0]), seed)
         random = [image_random(seed, int(place)) for place in position] if self._draws else None
-        found = self.read(self._order.index(position, seed), out, ahead, random)
-        return None if self.labels is None else self.labels[found]
+        return self.read(self._order.index(position, seed), out, ahead, random)
 
     def read(
         self,
@@ -192,7 +210,11 @@ def check_memory(records: Records, group: int) -> None:
 def fingerprint(images: StreamedImages, records: Records, preprocessing: Preprocessing) -> str:
     """See `StreamedImages.fingerprint`."""
     settings = [asdict(preprocessing), asdict(images.pixel_format)]
+    if images.conditions or images.vector_columns:
+        settings.append({"conditions": images.conditions, "vector_columns": images.vector_columns})
     digest = hashlib.sha256(json.dumps([images.shape, images.classes, settings, records.stamp()]).encode())
     if images.labels is not None:
         digest.update(np.ascontiguousarray(images.labels, dtype="<i8").data)
+    if images.vectors is not None:
+        digest.update(np.ascontiguousarray(images.vectors, dtype="<f4").data)
     return digest.hexdigest()

@@ -22,12 +22,13 @@ def test_updates_follow_the_order_over_epochs(images: Images) -> None:
     reader = BatchReader(images, seed=9, batch=6)
     for update in range(5):  # 30 positions, 11 images
         indices = positions(update * 6, update * 6 + 6)
-        image, label = reader.get(update)
+        image, label, vector = reader.get(update)
         np.testing.assert_array_equal(image.numpy(), images.read(indices))
         assert label is not None
         assert images.labels is not None
         np.testing.assert_array_equal(label.numpy(), images.labels[indices])
         assert label.dtype == torch.int64
+        assert vector is None
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 2), (2, 3), (3, 1), (6, None)])
@@ -109,7 +110,7 @@ def test_batches_that_are_not_divisible_are_an_error(images: Images) -> None:
 
 @pytest.mark.gpu
 def test_images_arrive_on_the_device(images: Images) -> None:
-    image, label = BatchReader(images, 9, 4, device="cuda").get(0)
+    image, label, _ = BatchReader(images, 9, 4, device="cuda").get(0)
     assert image.is_cuda
     assert label is not None
     assert label.is_cuda

@@ -29,7 +29,7 @@ def test_a_part_of_a_part(config) -> None:
     part = images.part(np.array([1, 4, 9])).part(np.array([2, 0]))
     assert part.read(np.array([0, 1, 1])).ravel().tolist() == [9, 1, 1]
     out = np.empty((4, 1, 1, 1), np.uint8)
-    assert part.take(np.arange(4), 0, out).tolist() == out.ravel().tolist()
+    assert part.labels[part.take(np.arange(4), 0, out)].tolist() == out.ravel().tolist()
     with pytest.raises(IndexError, match=r"2\.\.2"):
         part.read(np.array([2]))
 

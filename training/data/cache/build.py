@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -23,7 +24,7 @@ from pictures.preprocessing import Preprocessing
 from storage.show import printable
 from storage.write import remove, replace_file, write_text
 from training.data.cache.checksums import BLOCK_BYTES, Checksums, read_parts
-from training.data.cache.files import FORMAT_VERSION, IMAGES, INFO, LABELS, damage
+from training.data.cache.files import FORMAT_VERSION, IMAGES, INFO, LABELS, VECTORS, damage
 from training.data.cache.journal import JOURNAL, Journal, Progress, crc32
 from training.data.cache.pixel_file import PixelFile
 from training.data.images import TooManyBad, check_bad, fingerprint, listing
@@ -109,6 +110,15 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
     if numbers is not None:
         replace_file(folder / LABELS, lambda new: np.save(new, numbers))
         blocks[LABELS] = Checksums.of(folder / LABELS).blocks
+    vectors, parts = None, dict[str, Any]()
+    conditions = records.condition_channels(shape[1])
+    if conditions:
+        parts["conditions"] = conditions
+    if records.vectors is not None:
+        vectors = np.delete(records.vectors, progress.skipped, axis=0)
+        replace_file(folder / VECTORS, lambda new: np.save(new, vectors))
+        blocks[VECTORS] = Checksums.of(folder / VECTORS).blocks
+        parts["vector_columns"] = records.vector_columns
     info = {
         "format_version": FORMAT_VERSION,
         "shape": shape,
@@ -117,11 +127,21 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
         "classes": classes,
         "bad": progress.bad,
         "notes": notes(progress),
-        "fingerprint": fingerprint(read_parts(file.path), shape, numbers, classes, records.pixel_format),
+        "fingerprint": fingerprint(
+            read_parts(file.path),
+            shape,
+            numbers,
+            classes,
+            records.pixel_format,
+            conditions,
+            vectors,
+            records.vector_columns,
+        ),
         "source": source.setting,
         "preprocessing": asdict(preprocessing),
         "block_bytes": BLOCK_BYTES,
         "blocks": blocks,
+        **parts,
     }
     os.replace(file.path, folder / IMAGES)
     for other in folder.glob("images-*.bin"):
@@ -151,6 +171,7 @@ def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing,
         for item, decoded, several in stream:
             if isinstance(decoded, str):
                 progress.bad.append(f"{item.name}: {decoded}")
+                progress.skipped.append(progress.taken)
                 bar.write(printable(f"skipped {progress.bad[-1]}"), file=sys.stderr)
                 check_bad(progress.bad, max_bad)
             else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Shaped
 
 from pictures.pixel_format import PixelFormat
 from storage.read import read_json, require_regular
@@ -16,7 +16,7 @@ from training.data.cache.journal import crc32
 from training.data.images import Images
 
 FORMAT_VERSION = 3
-IMAGES, LABELS, INFO = "images.bin", "labels.npy", "cache.json"
+IMAGES, LABELS, VECTORS, INFO = "images.bin", "labels.npy", "vectors.npy", "cache.json"
 MAX_INFO = 1 << 30
 """bytes of the largest description, such as one with the reasons of many unreadable images"""
 SECONDS = 5.0
@@ -32,7 +32,8 @@ class NoChecksums(ValueError):
 def read_info(folder: Path) -> dict[str, Any]:
     """The description of a cache; `pixel_format` is a `PixelFormat`, `shape` a tuple.
 
-    Raises ValueError if it is damaged or does not fit to the size of the images, and OSError if it cannot be read.
+    In caches without conditions or vectors, `conditions` (0) and `vector_columns` (none) are added. Raises ValueError
+    if it is damaged or does not fit to the size of the images, and OSError if it cannot be read.
     """
     info = read_json(folder / INFO, MAX_INFO)
     if "format_version" in info and not {"crc32", "blocks"} & info.keys():
@@ -52,33 +53,46 @@ def read_info(folder: Path) -> dict[str, Any]:
             raise ValueError("bad, notes or fingerprint are no texts")
         if (info["classes"] is None) != (LABELS not in info["blocks"]):
             raise ValueError("it has classes without labels, or labels without classes")
+        conditions, columns = info.setdefault("conditions", 0), info.setdefault("vector_columns", [])
+        if type(conditions) is not int or not 0 <= conditions < shape[1]:
+            raise ValueError(f"conditions {conditions} of {shape[1]} channels")
+        if not all(isinstance(name, str) for name in columns) or bool(columns) != (VECTORS in info["blocks"]):
+            raise ValueError("it has vector_columns without vectors, or vectors without vector_columns")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{INFO} is damaged: {type(error).__name__} {error}") from None
     return info | {"shape": shape, "pixel_format": pixel_format}
 
 
-def load_cache(folder: Path) -> Images:
-    """Opens a cache folder, which `find_cache` has verified. Raises ValueError or OSError if it is damaged."""
+def load_cache(folder: Path, static: Float32[np.ndarray, "k h w"] | None = None) -> Images:
+    """Opens a cache folder, which `find_cache` has verified, with the `static` fields of its images.
+
+    Raises ValueError or OSError if it is damaged.
+    """
     info = read_info(folder)
+    columns = info["vector_columns"]
     array = np.memmap(folder / IMAGES, info["pixel_format"].stored, "r", shape=info["shape"])
     return Images(
         array,
-        None if info["classes"] is None else load_labels(folder / LABELS, len(array)),
+        None if info["classes"] is None else load_numbers(folder / LABELS, (len(array),), np.int64),
         info["classes"],
         pixel_format=info["pixel_format"],
+        conditions=info["conditions"],
+        static=static,
+        vectors=load_numbers(folder / VECTORS, (len(array), len(columns)), np.float32) if columns else None,
+        vector_columns=columns,
         fingerprint=info["fingerprint"],
         bad=info["bad"],
         notes=info["notes"],
     )
 
 
-def load_labels(path: Path, count: int) -> Int64[np.ndarray, "n"]:
-    """The labels of `count` images. Raises ValueError for anything else; pickles are never opened."""
+def load_numbers(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> Shaped[np.ndarray, "n ..."]:
+    """An array of this shape and dtype. Raises ValueError for anything else; pickles are never opened."""
     require_regular(path)
-    labels = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a size that is stated wrongly needs no memory
-    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (count,):
-        raise ValueError(f"{path.name} does not hold {count:,} numbers of type int64")
-    return np.array(labels)
+    found = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a size that is stated wrongly needs no memory
+    if not isinstance(found, np.ndarray) or found.dtype != dtype or found.shape != shape:
+        raise ValueError(f"{path.name} does not hold {dtype.__name__} of shape {shape}")
+    return np.array(found)
 
 
 def damage(folder: Path) -> str:
@@ -87,7 +101,7 @@ def damage(folder: Path) -> str:
     Files that were found damaged are not verified again, because another sample might miss it. Raises PermissionError
     if they may not be read.
     """
-    state = (folder, *(file_state(folder / name) for name in (INFO, IMAGES, LABELS)))
+    state = (folder, *(file_state(folder / name) for name in (INFO, IMAGES, LABELS, VECTORS)))
     if state not in _KNOWN:
         if not (reason := find_damage(folder)):
             return ""
@@ -108,8 +122,8 @@ def find_damage(folder: Path) -> str:
     """See `damage`."""
     try:
         blocks = read_info(folder)["blocks"]
-        if LABELS in blocks:
-            verify(folder / LABELS, blocks[LABELS], math.inf)
+        for name in {LABELS, VECTORS} & blocks.keys():
+            verify(folder / name, blocks[name], math.inf)
         share = verify(folder / IMAGES, blocks[IMAGES], SECONDS)
         load_cache(folder)
     except PermissionError:

@@ -31,6 +31,8 @@ class Progress:
     """label of each image written, as in the source"""
     bad: list[str] = field(default_factory=list)
     """name and reason of each image that could not be read"""
+    skipped: list[int] = field(default_factory=list)
+    """number of each of them in the source"""
     several: int = 0
     """number of files with several pictures"""
     example: str = ""
@@ -52,13 +54,14 @@ class Journal:
 
     def load(self) -> Progress:
         """The last progress that was saved; an empty one if there is none."""
-        progress, labels, bad, end = Progress(), list[Label](), list[str](), 0
+        progress, labels, bad, skipped, end = Progress(), list[Label](), list[str](), list[int](), 0
         for entry, size in self._entries():
             labels += entry["labels"]
             bad += entry["bad"]
+            skipped += entry.get("skipped", [])  # journals of earlier versions have none
             entry["shape"] = entry["shape"] and tuple(entry["shape"])
             del entry["process"]
-            progress, end = Progress(**(entry | {"labels": labels, "bad": bad})), end + size
+            progress, end = Progress(**(entry | {"labels": labels, "bad": bad, "skipped": skipped})), end + size
         if is_regular(self.path) and end < self.path.stat().st_size:
             text = f"{self.path} is damaged from byte {end:,} on; decoding goes on after {progress.count:,} images"
             print(text, file=sys.stderr)
@@ -68,7 +71,11 @@ class Journal:
 
     def save(self, progress: Progress) -> None:
         """Appends a line. The images that it counts must be on the disk before."""
-        new = {"labels": progress.labels[self._labels :], "bad": progress.bad[self._bad :]}
+        new = {
+            "labels": progress.labels[self._labels :],
+            "bad": progress.bad[self._bad :],
+            "skipped": progress.skipped[self._bad :],
+        }
         process = f"process {os.getpid()} on {socket.gethostname()}"
         entry = vars(progress) | new | {"process": process}
         with open(self.path, "a", encoding="utf-8") as file:

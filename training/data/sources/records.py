@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayImage
@@ -54,11 +55,21 @@ class Records:
     """memory of each shard; 0 if its items are read one by one"""
     shape: tuple[int, int, int] | None = None
     """channels, height and width of every image if the files define them, as arrays do"""
+    conditions: int | None = 0
+    """number of channels that are a condition: the last ones; None: half of them, as in pairs of pictures"""
+    vectors: Float32[np.ndarray, "n v"] | None = None
+    """numbers of every item"""
+    vector_columns: tuple[str, ...] = ()
+    """names of the columns of `vectors`"""
 
     @property
     def count(self) -> int:
         """Number of items."""
         return sum(self.sizes)
+
+    def condition_channels(self, channels: int) -> int:
+        """How many of the channels of an image are a condition."""
+        return channels // 2 if self.conditions is None else self.conditions
 
     def items(self) -> Iterator[Item]:
         """All items; at most one shard is held."""
