@@ -73,7 +73,8 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="another size than that of the training: multiples of what the levels of the network can halve",
+        help="another size than that of the training: multiples of what the levels of the network can halve, or any "
+        "size if it was trained with model.pad",
     )
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     _add_sampler(p.add_argument_group("sampler"))

@@ -11,10 +11,12 @@ def power_spectrum(
     """Variance of each channel by the wave number, the mean over the fields, in squared units of the channel.
 
     Wave number k is that of k cycles along the shorter side of the grid, whatever the direction of the wave; number k
-    has the waves from k - 1/2 to k + 1/2. The mean of a field is no wave, so the sum over all numbers is the mean
-    variance of a field within itself (Parseval). `periodic` states whether height and width are closed. An axis that is
-    not closed is continued by its mirror image, which is the cosine transform (Denis et al. 2002), because the jump
-    between its ends would look like short waves. Computed in float64. Raises ValueError for fields that are not finite.
+    has the waves from k - 1/2 to k + 1/2. The last one, half the pixels of that side, also has all shorter waves, which
+    are few and diagonal or along the longer side. The mean of a field is no wave, so the sum over all numbers is the
+    mean variance of a field within itself (Parseval). `periodic` states whether height and width are closed. An axis
+    that is not closed is continued by its mirror image, which is the cosine transform (Denis et al. 2002), because the
+    jump between its ends would look like short waves. Computed in float64. Raises ValueError for fields that are not
+    finite.
     """
     if not fields.isfinite().all():
         bad = int((~fields.isfinite()).flatten(start_dim=1).any(dim=1).sum())
@@ -27,9 +29,13 @@ def power_spectrum(
     power = torch.fft.fft2(x, norm="forward").abs().square().mean(dim=0)
     power[:, 0, 0] = 0
     ky, kx = (torch.fft.fftfreq(side, 1 / shorter, dtype=x.dtype, device=x.device) for side in x.shape[2:])
-    number = (torch.hypot(ky[:, None], kx) + 0.5).long().flatten()
-    spectrum = power.new_zeros(len(power), int(number.max()) + 1)
-    return spectrum.index_add_(1, number, power.flatten(start_dim=1))
+    return by_wave_number(power, torch.hypot(ky[:, None], kx), shorter // 2)
+
+
+def by_wave_number(power: Float[Tensor, "c h w"], number: Float[Tensor, "h w"], last: int) -> Float[Tensor, "c waves"]:
+    """Sums of the power of waves by their rounded number; number `last` has all larger ones, too."""
+    rounded = (number + 0.5).long().clamp(max=last).flatten()
+    return power.new_zeros(len(power), last + 1).index_add_(1, rounded, power.flatten(start_dim=1))
 
 
 def spectrum_error(spectrum: Float[Tensor, "c waves"], reference: Float[Tensor, "c waves"]) -> Float[Tensor, "c"]:

@@ -136,9 +136,12 @@ class DiffusionModel:
         for net in (self.net,) if self.guide is None else (self.net, self.guide):
             if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
                 raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
-            if net.config.skeleton.size_error(height, width):
-                multiple = 2 ** (net.config.skeleton.depth - 1)
-                raise ValueError(f"size={height}x{width}: the levels of this model need multiples of {multiple} pixels")
+            if net.config.size_error(height, width):
+                multiple = net.config.skeleton.stride
+                trained = " without model.pad" if isinstance(net, UNet) else ""
+                raise ValueError(
+                    f"size={height}x{width}: the levels of this model{trained} need multiples of {multiple} pixels"
+                )
             try:
                 replace(net.config, size=(height, width))
             except ValueError as error:

@@ -146,7 +146,7 @@ class DiffusionUpscaler(Upscaler):
         model, side = self.model, self.scale * self.tiles.px
         if model.pixel_format != BYTES:
             raise ValueError(f"this model was trained on {model.pixel_format.dtype}, not on 8-bit pictures")
-        if side % self.stride:
+        if model.net.config.size_error(side, side):
             raise ValueError(
                 f"tile={self.tiles.px} makes {side} px, no multiple of the network's stride of {self.stride} px; "
                 f"give a multiple of {self.stride // math.gcd(self.stride, self.scale)}"
@@ -184,7 +184,7 @@ class DiffusionUpscaler(Upscaler):
     @property
     def stride(self) -> int:
         """Pixels of the large picture to one of the network's lowest level."""
-        return 2 ** (self.model.net.config.skeleton.depth - 1)
+        return self.model.net.config.skeleton.stride
 
     @property
     def least(self) -> int:

@@ -229,7 +229,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def outline(self) -> Network:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
-        side = 2 ** (self.model.skeleton.depth - 1)
+        side = self.model.skeleton.stride
         with torch.device("meta"):
             return build(replace(self.model, size=(side, side)))
 
@@ -266,7 +266,7 @@ class DiffusionRun(Run[DiffusionTask]):
     def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
         channels, height, width = self._trained_shape(images)
-        if reason := self.model.skeleton.size_error(height, width):
+        if reason := self.model.size_error(height, width):
             arrays = "arrays are read as (channels, height, width) and are not resized"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")

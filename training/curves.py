@@ -29,7 +29,7 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
     panels = dict[str, dict[str, list[Point]]]()
     for name, points in _read(log_file, figures).items():
         panels.setdefault(figures[name].axis, {})[name] = points
-    if not panels or (new_figure := _matplotlib()) is None:
+    if not panels or (new_figure := figure_class()) is None:
         return
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -39,7 +39,7 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
         _draw_panel(axes, axis, curves, figures)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    replace_file(picture, lambda new: sheet.savefig(new, format="png", dpi=DPI), flush=False)
+    save_sheet(sheet, picture)
 
 
 def draw_histograms(sets: Mapping[str, Float[np.ndarray, "n"]], axis: str, picture: Path) -> None:
@@ -47,7 +47,7 @@ def draw_histograms(sets: Mapping[str, Float[np.ndarray, "n"]], axis: str, pictu
 
     Nothing is drawn without matplotlib, which is reported.
     """
-    if (new_figure := _matplotlib()) is None:
+    if (new_figure := figure_class()) is None:
         return
     sheet = new_figure(figsize=(6.4, 3.2), layout="constrained")
     axes = sheet.subplots()
@@ -56,6 +56,11 @@ def draw_histograms(sets: Mapping[str, Float[np.ndarray, "n"]], axis: str, pictu
         axes.hist(values, edges.tolist(), density=True, alpha=0.5, label=f"{name}: {values.mean():.2f}")
     axes.set(xlabel=axis, ylabel="density")
     axes.legend(fontsize="small")
+    save_sheet(sheet, picture)
+
+
+def save_sheet(sheet: Any, picture: Path) -> None:
+    """Replaces the PNG file `picture`, whose folder is created if it is absent, by a figure of matplotlib."""
     picture.parent.mkdir(parents=True, exist_ok=True)
     replace_file(picture, lambda new: sheet.savefig(new, format="png", dpi=DPI), flush=False)
 
@@ -98,7 +103,7 @@ def _draw_panel(axes: Any, axis: str, curves: Mapping[str, list[Point]], figures
 
 
 @cache
-def _matplotlib() -> Any | None:
+def figure_class() -> Any | None:
     """matplotlib's class of figures, which needs no display; None, with a message, if it is not installed."""
     try:
         from matplotlib.figure import Figure as Sheet

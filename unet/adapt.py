@@ -22,6 +22,7 @@ _FREE = {
     "logvar_channels",
     "init",
     "padding",
+    "pad",
     "dropout",
 }
 """fields that may differ: either adapted below or irrelevant to the weights"""

@@ -94,6 +94,11 @@ class Skeleton:
         """Number of levels."""
         return len(self.channel_multipliers)
 
+    @property
+    def stride(self) -> int:
+        """In pixels, of the lowest level: what all levels can halve is a multiple of it."""
+        return 2 ** (self.depth - 1)
+
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The levels, from full size down."""
@@ -147,20 +152,14 @@ class Skeleton:
 
         Sizes are in pixels.
         """
-        factor = 2 ** (self.depth - 1)
-        if height > 0 and width > 0 and height % factor == 0 and width % factor == 0:
+        if height > 0 and width > 0 and height % self.stride == 0 and width % self.stride == 0:
             return None
-        near = tuple(max(factor, round(side / factor) * factor) for side in (height, width))
+        near = tuple(max(self.stride, round(side / self.stride) * self.stride) for side in (height, width))
         return (
             f"{height}x{width} px cannot be halved {self.depth - 1} times "
             f"(channel_multipliers={self.channel_multipliers}); the nearest size that can is {near[0]}x{near[1]}, "
             "or give fewer channel_multipliers"
         )
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raises ValueError, with the nearest size, if images of this height and width cannot be halved."""
-        if reason := self.size_error(*size):
-            raise ValueError(f"size={size}: {reason}")
 
     def _per_level(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)
@@ -203,7 +202,7 @@ class UNetConfig:
     out_channels: int = 3
     """channels of the denoised image"""
     size: tuple[int, int] = (32, 32)
-    """height and width of the images, in pixels; the network runs on any size that the levels can halve"""
+    """height and width of the images, in pixels; the network runs on any size that the levels can halve, see `pad`"""
     classes: int | None = None
     """number of classes; null: the network takes no labels"""
     null_label: bool = True
@@ -261,6 +260,9 @@ class UNetConfig:
     padding: Padding = "zeros"
     """values beyond the image for 3x3 convolutions: `zeros`; its mirror image (`reflect`); its other side (`periodic`);
     its other side to the left and right, its mirror image above and below (`periodic_width`: maps with longitudes)"""
+    pad: bool = False
+    """whether images of a size that the levels cannot halve are continued, as `padding` continues them, to the next one
+    that they can, and the output is cut"""
     learned_variance: bool = False
     """whether the output has a second half that interpolates the variance (Nichol and Dhariwal 2021)"""
     logvar_channels: int | None = None
@@ -297,13 +299,32 @@ class UNetConfig:
                 f"padding={self.padding!r} does not suit the filters of resample='block_fir', pyramid and input_skips, "
                 "which take zeros beyond the image; give padding='zeros', or another resample such as 'conv'"
             )
-        mirrored = {"reflect": min(self.size), "periodic_width": self.size[0], "periodic": 2**MAX_LEVELS}[self.padding]
-        if mirrored < 2 * 2 ** (self.skeleton.depth - 1):
+        height, width = (side + sum(self.margins(side)) for side in self.size)
+        mirrored = {"reflect": min(height, width), "periodic_width": height, "periodic": 2**MAX_LEVELS}[self.padding]
+        if mirrored < 2 * self.skeleton.stride:
             raise ValueError(
                 f"padding={self.padding!r} mirrors images, which takes 2 pixels on the lowest level, but "
                 f"size={self.size} is halved {self.skeleton.depth - 1} times; give fewer channel_multipliers, or "
                 "padding='periodic'"
             )
+        if wrong := [side for side in self.size if max(self.margins(side)) > side]:
+            raise ValueError(
+                f"size={self.size} is continued to a multiple of {self.skeleton.stride} px by pad=True, which takes "
+                f"more of the other side than there is of {wrong[0]} px; give fewer channel_multipliers, or "
+                "padding='zeros'"
+            )
+
+    def margins(self, side: int) -> tuple[int, int]:
+        """Pixels by which `pad` continues a side, before and after it."""
+        missing = -side % self.skeleton.stride if self.pad else 0
+        return missing // 2, missing - missing // 2
+
+    def size_error(self, height: int, width: int) -> str | None:
+        """The reason why images of this height and width in pixels are too small or cannot be halved, or None."""
+        if self.pad and height > 0 and width > 0:
+            return None
+        reason = self.skeleton.size_error(height, width)
+        return None if reason is None else f"{reason}, or pad=true, which continues images to such a size"
 
     @cached_property
     def skeleton(self) -> Skeleton:
@@ -320,6 +341,12 @@ class UNetConfig:
     def emb_channels(self) -> int:
         """Width of the embedding of timestep and label."""
         return 4 * (self.time_channels or self.base_channels)
+
+
+def check_size(config: Any) -> None:
+    """Raises ValueError, with the nearest size that can be halved, if the levels cannot halve `config.size`."""
+    if reason := config.size_error(*config.size):
+        raise ValueError(f"size={config.size}: {reason}")
 
 
 def check_shared(config: Any) -> None:

@@ -20,7 +20,7 @@ from residual.magnitude import (
     mp_branch,
     mp_cat,
 )
-from unet.config import Block, Level
+from unet.config import Block, Level, check_size
 from unet.edm2_config import EDM2Config
 from unet.embedding import LogVariance, check_images, label_per_image, per_image
 from unet.layouts import EDM2_LAYOUTS
@@ -74,7 +74,7 @@ class EDM2UNet(Network):
     def __init__(self, config: EDM2Config) -> None:
         super().__init__(config)
         skeleton = config.skeleton
-        skeleton.check_size(config.size)
+        check_size(config)
         last = skeleton.levels[-1]
         self.embedding = Embedding(config)
         self.logvar = LogVariance(MPFourier(config.logvar_channels), MPLinear(config.logvar_channels, 1))
@@ -108,7 +108,7 @@ class EDM2UNet(Network):
         that the levels cannot halve, and for a label if there are no classes.
         """
         check_images(x, self.config.in_channels)
-        if reason := self.config.skeleton.size_error(*x.shape[2:]):
+        if reason := self.config.size_error(*x.shape[2:]):
             raise ValueError(reason)
         t, label = per_image(t, x), label_per_image(label, x)
         e = self.embedding(t, label, emb)

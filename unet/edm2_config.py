@@ -56,6 +56,10 @@ class EDM2Config:
             recompute_levels=self.recompute_levels,
         )
 
+    def size_error(self, height: int, width: int) -> str | None:
+        """The reason why images of this height and width in pixels cannot be halved at every level, or None."""
+        return self.skeleton.size_error(height, width)
+
     @property
     def null_label(self) -> bool:
         """Whether label number `classes` stands for “no label”: always, if there are labels."""

@@ -28,11 +28,11 @@ from residual import (
     unet_branch,
     unet_shortcut,
 )
-from residual.block import PaddedConv2d, set_borders
+from residual.block import PaddedConv2d, extend, set_borders
 from residual.recompute import Recomputed
 from residual.weights.pretrained import build_on_meta, local_folder
 from residual.weights.read import note, plain_names, read_folder_weights
-from unet.config import Block, Level, Resample, UNetConfig
+from unet.config import Block, Level, Resample, UNetConfig, check_size
 from unet.embedding import DivideByTime, Embedding, LogVariance, check_images, label_per_image, per_image
 from unet.layouts import UNET_LAYOUTS, diffusers, import_weights
 from unet.network import Network
@@ -69,14 +69,14 @@ class UNet(Network):
     config_class = UNetConfig
     hub_tags = ("diffusion",)
     layouts = UNET_LAYOUTS
-    later_fields = frozenset({"pyramid", "middle", "padding", "logvar_channels"})
+    later_fields = frozenset({"pyramid", "middle", "padding", "pad", "logvar_channels"})
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
         skeleton = config.skeleton
-        skeleton.check_size(config.size)
-        self.stride = 2 ** (len(skeleton.levels) - 1)
+        check_size(config)
+        self.stride = skeleton.stride
         """in pixels, of the lowest level"""
         first, last = skeleton.levels[0].channels, skeleton.levels[-1]
         self.embedding = Embedding(config)
@@ -119,12 +119,13 @@ class UNet(Network):
         training on several processes needs.
 
         Raises ValueError for images that are not floats (b, c, h, w) with `config.in_channels` channels, for a size
-        that the levels cannot halve, for a label if there are no classes, for a missing one without a null label, and
-        for a log-variance without `config.logvar_channels`.
+        that the levels cannot halve without `config.pad`, for a label if there are no classes, for a missing one
+        without a null label, and for a log-variance without `config.logvar_channels`.
         """
         check_images(x, self.config.in_channels)
-        if any(side == 0 or side % self.stride for side in x.shape[2:]):
-            raise ValueError(self.config.skeleton.size_error(*x.shape[2:]))
+        height, width = x.shape[2:]
+        if any(side == 0 or side % self.stride for side in (height, width)):
+            x = self._continued(x)
         t, label = per_image(t, x), label_per_image(label, x)
         e = self.embedding(t, label, emb, augment)
         skips = self.encode(x, e)
@@ -136,12 +137,22 @@ class UNet(Network):
         x = self.head(x)
         if self.enlarge is not None and image is not None:
             x = x + self.enlarge(image)
+        if x.shape[2:] != (height, width):
+            top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+            x = x[:, :, top : top + height, left : left + width]
         output = x if self.divide is None else self.divide(x, t)
         if not return_logvar:
             return output
         if self.logvar is None:
             raise ValueError("this network has no log-variance (logvar_channels is not set); train one with it")
         return output, self.logvar(t)
+
+    def _continued(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Images of the next size that the levels can halve. Raises ValueError without `config.pad`."""
+        if reason := self.config.size_error(*x.shape[2:]):
+            raise ValueError(reason)
+        vertical, horizontal = map(self.config.margins, x.shape[2:])
+        return extend(x, (*horizontal, *vertical), self.config.padding)
 
     def encode(self, x: Float[Tensor, "b c_in h w"], e: Float[Tensor, "b e"]) -> list[Tensor]:
         """The outputs of the encoder's entries. The decoder takes each of them once, in reverse order."""

@@ -30,7 +30,7 @@ def drawn(monkeypatch) -> list[Sheet]:
         sheets.append(Sheet(**options))
         return sheets[-1]
 
-    monkeypatch.setattr(curves, "_matplotlib", lambda: sheet)
+    monkeypatch.setattr(curves, "figure_class", lambda: sheet)
     return sheets
 
 
@@ -79,10 +79,10 @@ def test_nothing_is_drawn_without_a_figure(tmp_path, drawn, rows):
 
 def test_a_run_without_matplotlib_is_told_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    curves._matplotlib.cache_clear()
+    curves.figure_class.cache_clear()
     for _ in range(2):
         draw_curves(log_of(tmp_path / "log.jsonl", *ROWS), tmp_path / "metrics.png", FIGURES)
-    curves._matplotlib.cache_clear()
+    curves.figure_class.cache_clear()
     assert not (tmp_path / "metrics.png").exists()
     assert capsys.readouterr().out.count("pip install matplotlib") == 1
 

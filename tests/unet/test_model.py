@@ -40,7 +40,7 @@ def test_a_fresh_network_predicts_zero() -> None:
     assert_close(UNet(TINY)(x, t), torch.zeros_like(x), rtol=0, atol=0)
 
 
-# One other value for each field. `size` only matters to other libraries, see below.
+# One other value for each field. `size` only matters to other libraries, see below; `pad` to other sizes: test_pad.py.
 CHANGES = {
     "in_channels": 4,
     "out_channels": 1,
@@ -70,6 +70,7 @@ CHANGES = {
     "middle": "blocks",
     "init": "xavier",
     "padding": "periodic",
+    "pad": True,
     "learned_variance": True,
     "logvar_channels": 8,
     "recompute_levels": (0,),
@@ -103,7 +104,11 @@ def test_every_field_has_a_change() -> None:
     assert set(CHANGES) == {field.name for field in fields(UNetConfig)}
 
 
-@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"size", "null_label", "recompute_levels", "init", "dropout"}))
+NO_FUNCTION = {"size", "pad", "null_label", "recompute_levels", "init", "dropout"}
+"""fields without effect on the weights' shapes, and on the output for images of such a size in eval mode"""
+
+
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - NO_FUNCTION))
 def test_every_field_changes_weights_or_function(name: str) -> None:
     base = replace(TINY, classes=5) if name == "label_embedding" else TINY
     before, after = filled(base), filled(replace(base, **{name: CHANGES[name]}))

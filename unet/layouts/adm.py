@@ -23,6 +23,7 @@ _FIXED = {
     "label_embedding": ("table",),
     "augment_channels": (None,),
     "padding": ("zeros",),
+    "pad": (False,),
     "logvar_channels": (None,),
     "decoder_attention": ("all",),
     "residual_scale": (1.0,),

@@ -261,6 +261,7 @@ _ALWAYS = {
     "augment_channels": (None,),
     "logvar_channels": (None,),
     "padding": ("zeros",),
+    "pad": (False,),
     "input_skips": (False,),
 }
 _FIXED = _ALWAYS | {"group_channels": (1,), "decoder_attention": ("all",), "residual_scale": (1.0,)}

@@ -46,6 +46,7 @@ _SHARED = {
     "time_channels": (None,),
     "learned_variance": (False,),
     "padding": ("zeros",),
+    "pad": (False,),
     "logvar_channels": (None,),
 }
 _SONG = _SHARED | {
