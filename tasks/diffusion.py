@@ -229,7 +229,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def outline(self) -> Network:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
-        side = self.model.skeleton.stride
+        side = 2 * self.model.skeleton.stride  # the least that every padding takes
         with torch.device("meta"):
             return build(replace(self.model, size=(side, side)))
 
