@@ -161,8 +161,8 @@ def find_condition(condition: str, found: Found, setting: str, options: Options)
     except ValueError as error:
         raise ValueError(str(error).replace("data.source", "data.condition")) from None
     raise ValueError(
-        f"data.condition {condition!r} has {other.kind}, but data.source {setting!r} has {found.kind}; give files of"
-        " the same kind"
+        f"data.condition {condition!r} has {other.kind}, but data.source {setting!r} has {found.kind}; give files"
+        " of the same kind"
     )
 
 
