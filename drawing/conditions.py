@@ -52,15 +52,15 @@ def open_conditions(
     source: str | None, members: int | None, vector: Sequence[str] | None, model: DiffusionModel
 ) -> Conditions:
     """What --condition, --members and --vector give. Raises ValueError for what the model does not take or lacks."""
-    inputs = model.inputs
+    channels = 0 if model.inputs is None else model.inputs.channels
     if source is None:
-        if inputs.channels:
+        if channels:
             raise ValueError(
-                f"condition is missing: this model draws images for a condition of {amount(inputs.channels, 'channel')}"
-                "; give --condition FILES"
+                f"condition is missing: this model draws images for a condition of {amount(channels, 'channel')}; give "
+                "--condition FILES"
             )
         return Conditions(vector=_vector(vector, model))
-    if not inputs.channels:
+    if not channels:
         raise ValueError(f"condition={source}: this model takes no condition; leave it out")
     if members is not None and not 1 <= members <= MAX_MEMBERS:
         raise ValueError(f"members={members} is out of range; give 1 to {MAX_MEMBERS:,}")
@@ -70,6 +70,7 @@ def open_conditions(
 def _open(source: str, model: DiffusionModel) -> Images:
     """The conditions in the format of the training; arrays may be coarser than the images of the model."""
     inputs, (_, height, width) = model.inputs, model.shape
+    assert inputs is not None, "the caller checks it"
     settings = format_settings(inputs.pixel_format)
     if inputs.pixel_format.file == "npy":
         settings |= {"missing": inputs.seen is not None}
@@ -87,7 +88,7 @@ def _open(source: str, model: DiffusionModel) -> Images:
 
 def _vector(words: Sequence[str] | None, model: DiffusionModel) -> tuple[float, ...] | None:
     """The numbers in words such as strain=0.3, in the order of the model. Raises ValueError for others."""
-    numbers = model.inputs.numbers
+    numbers = None if model.inputs is None else model.inputs.numbers
     if words is None:
         if numbers is not None and not model.null_label:
             raise ValueError(

@@ -52,7 +52,7 @@ from pipelines.from_diffusers import (
     has_learned_range,
     pipeline_folder,
 )
-from pipelines.inputs import Inputs, read_inputs
+from pipelines.inputs import Inputs, Numbers, read_inputs
 from residual.names import amount, require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import local_folder, upload
@@ -80,7 +80,6 @@ GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale")
 """options of `DiffusionModel.denoiser`, besides those of a classifier"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, AnyFormat, tuple[int, ...] | None]
 """formulation, names of the classes, whether there is a null label, pixel format, training images of each class"""
-NO_INPUTS = Inputs()
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
 
 
@@ -102,7 +101,7 @@ class DiffusionModel:
     """training images of each class, where that is known"""
     upscale: int | None = None
     """how many times as high and wide its images are as the small ones that it enlarges; None: it draws from noise"""
-    inputs: Inputs = NO_INPUTS
+    inputs: Inputs | None = None
     """what the network takes besides noisy image, time and label"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
@@ -120,7 +119,8 @@ class DiffusionModel:
         for name in ("formulation", "shape", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
-        if (mine := self.inputs.document()) != (its := other.inputs.document()):
+        mine, its = (model.inputs and model.inputs.document() for model in (self, other))
+        if mine != its:
             raise ValueError(f"guide has inputs={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
 
@@ -130,7 +130,7 @@ class DiffusionModel:
         Raises ValueError, with the number that it must be a multiple of, for a size that its levels cannot halve, and
         for one that its config refuses, such as one that is too small for padding by reflection.
         """
-        if self.inputs.has_fields and (height, width) != self.net.config.size:
+        if self.inputs is not None and self.inputs.has_fields and (height, width) != self.net.config.size:
             own = "x".join(map(str, self.net.config.size))
             raise ValueError(f"size={height}x{width}: this model has fields of {own}; leave the size out")
         for net in (self.net,) if self.guide is None else (self.net, self.guide):
@@ -181,6 +181,10 @@ class DiffusionModel:
         return (self.net.config.out_channels, *(self.size or self.net.config.size))
 
     @property
+    def _numbers(self) -> Numbers | None:
+        return None if self.inputs is None else self.inputs.numbers
+
+    @property
     def null(self) -> int | None:
         """The label that means “no label”; None if there are no classes, or it was never trained without labels."""
         return len(self.classes) if self.classes is not None and self.null_label else None
@@ -192,7 +196,8 @@ class DiffusionModel:
 
     def hidden(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images with NaN where no training image had a value."""
-        return x if self.inputs.seen is None else x.where(self.inputs.seen.to(x.device), math.nan)
+        seen = None if self.inputs is None else self.inputs.seen
+        return x if seen is None else x.where(seen.to(x.device), math.nan)
 
     def check(
         self,
@@ -238,7 +243,7 @@ class DiffusionModel:
             raise ValueError(f"guidance={guidance:g} is out of range; give at most {MAX_GUIDANCE:,}, such as 2")
         if self.guide is not None:
             return chosen
-        if self.classes is None and self.inputs.numbers is None:
+        if self.classes is None and self._numbers is None:
             raise ValueError(
                 f"guidance={guidance:g} needs a model with classes, or a guide; this one has none, leave guidance at 1"
             )
@@ -328,7 +333,7 @@ class DiffusionModel:
         if self.guide is not None:
             worse = NetworkDenoiser(self.guide, self.formulation, dtype=dtype)
             return guided(denoise, worse, guidance, self.formulation, **options)
-        if guidance == 1 or not self.null_label or (self.classes is None and self.inputs.numbers is None):
+        if guidance == 1 or not self.null_label or (self.classes is None and self._numbers is None):
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
 
@@ -481,15 +486,21 @@ class DiffusionModel:
         vector: Sequence[Sequence[float]] | None,
     ) -> Condition:
         """What `count` images are drawn under. Raises ValueError for what is missing, or does not fit."""
-        if vector is None and self.inputs.numbers is not None and not self.null_label:
-            names = shorten(self.inputs.numbers.names)
+        label = None if labels is None else torch.tensor(labels, device=device)
+        if self.inputs is None:
+            if image is not None or vector is not None:
+                name = "vector" if image is None else "image"
+                raise ValueError(f"this model was trained without conditions, but {name} is given; leave it out")
+            return Condition(label)
+        if vector is None and self._numbers is not None and not self.null_label:
+            names = shorten(self._numbers.names)
             raise ValueError(f"this model was not trained without its numbers; give vector: {names} of each image")
         numbers = self.inputs.label(vector, count, device)
         augment = None
         if numbers is not None and isinstance(config := self.net.config, UNetConfig):  # EDM2's takes no numbers
             augment = torch.zeros(count, (config.augment_channels or 0) - numbers.shape[1], device=device)
         return Condition(
-            label=None if labels is None else torch.tensor(labels, device=device),
+            label=label,
             image=self.inputs.image(image, (count, *self.shape), device),
             augment=augment,
             numbers=numbers,
@@ -517,7 +528,8 @@ class DiffusionModel:
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
         self.net.save_pretrained(folder)
-        self.inputs.save(folder)
+        if self.inputs is not None:
+            self.inputs.save(folder)
         self.write_description(folder)
 
     def write_description(self, folder: Path) -> None:
@@ -531,7 +543,7 @@ class DiffusionModel:
             "pixel_format": asdict(self.pixel_format),
             "upscale": self.upscale,
         }
-        if not self.inputs.is_empty:
+        if self.inputs is not None:
             document["inputs"] = self.inputs.document()
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -696,9 +708,10 @@ def _without_variance(net: Network, folder: Path) -> Network:
     return _rebuilt(config, weights)
 
 
-def _check_channels(net: Network, folder: Path, scale: int | None = None, inputs: Inputs = NO_INPUTS) -> None:
+def _check_channels(net: Network, folder: Path, scale: int | None = None, inputs: Inputs | None = None) -> None:
     channels = net.config.out_channels
-    if net.config.in_channels != channels * (1 if scale is None else 2) + inputs.count(channels):
+    more = 0 if inputs is None else inputs.count(channels)
+    if net.config.in_channels != channels * (1 if scale is None else 2) + more:
         raise ValueError(
             f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
             "cannot be sampled here: it needs more than noise; if it enlarges images, save it as a DiffusionModel with "

@@ -72,11 +72,6 @@ class Inputs:
     numbers: Numbers | None = None
 
     @property
-    def is_empty(self) -> bool:
-        """Whether the network takes nothing of all this."""
-        return self.count(1) == 0 and self.numbers is None
-
-    @property
     def has_fields(self) -> bool:
         """Whether it has fields, which have the size of the training images."""
         return self.static is not None or self.seen is not None
@@ -85,6 +80,17 @@ class Inputs:
         """Input channels besides those of a noisy image with so many channels."""
         masks = 0 if self.seen is None else channels + self.channels
         return self.channels + (0 if self.static is None else len(self.static)) + masks
+
+    def split(
+        self, image: Float[Tensor, "b d h w"], channels: int
+    ) -> tuple[Float[Tensor, "b c h w"], Bool[Tensor, "b c h w"] | None, Tensor | None]:
+        """The first `channels` of training images, with 0 for missing values; the mask of what is known, if values may
+        be missing; and the image that is concatenated, from the other channels."""
+        x0, fields = image.tensor_split([channels], dim=1)
+        if self.seen is None:
+            return x0, None, self.beside(fields, None)
+        known = ~x0.isnan()
+        return x0.nan_to_num(nan=0.0), known, self.beside(fields, known)
 
     def beside(self, fields: Float[Tensor, "b d h w"], known: Bool[Tensor, "b c h w"] | None) -> Tensor | None:
         """The image that is concatenated: `fields` are the condition, which may have NaN, and then the static fields;
@@ -179,14 +185,14 @@ def numbers_of(names: Sequence[str], values: Float32[np.ndarray, "n v"]) -> Numb
     return Numbers(names=tuple(names), mean=tuple(values.mean(0).tolist()), std=tuple(values.std(0).tolist()))
 
 
-def read_inputs(document: Mapping[str, Any], folder: Path) -> Inputs:
-    """The inputs in a file diffusion.json, with the fields in its folder.
+def read_inputs(document: Mapping[str, Any], folder: Path) -> Inputs | None:
+    """The inputs in a file diffusion.json, with the fields in its folder; None if there are none.
 
     Raises ValueError for what is incomplete, unknown or damaged.
     """
     found = document.get("inputs")
     if found is None:
-        return Inputs()
+        return None
     try:
         hashes = found["fields_sha256"]
         fields = load_file(folder / FILE) if hashes and is_regular(folder / FILE) else {}
