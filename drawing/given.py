@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion.edits import Projection, grey_values, keep_grey, keep_pixels
+from pictures.units import AnyFormat
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
-from training.data import DataConfig, Images, open_images
+from training.data import DataConfig, Images, open_images, settings_of
 from training.processes import on_main
 
 
@@ -66,13 +67,8 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
 
     If `exact` they must have its size and channels. Raises ValueError if they do not fit.
     """
-    kept, (channels, *size) = model.pixel_format, model.shape
-    settings: dict[str, Any] = {"labels": False, "bits": 16 if kept.dtype == "uint16" else 8}
-    if not exact:
-        settings |= {"channels": channels, "size": (size[0], size[1])}
-    if kept.file == "npy":
-        settings |= {"range": (kept.low, kept.high), "bits": 8}
-    images = _open(option, source, **settings)
+    settings = format_settings(model.pixel_format) | ({} if exact else shape_settings(model.shape))
+    images = open_option(option, source, **settings)
     if images.shape != model.shape:
         raise ValueError(
             f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
@@ -81,10 +77,22 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
     return images
 
 
+def format_settings(pixel_format: AnyFormat) -> dict[str, Any]:
+    """The settings of `DataConfig` that read images in this format."""
+    if pixel_format.file == "npy":
+        return settings_of(pixel_format)
+    return {"bits": 16 if pixel_format.dtype == "uint16" else 8}
+
+
+def shape_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The settings of `DataConfig` that bring pictures to this shape, which arrays must have."""
+    return {"channels": shape[0], "size": shape[1:]}
+
+
 def open_masks(source: str, images: Images) -> Images:
     """The masks of --mask. Raises ValueError if they do not fit the images, and for one that leaves nothing to draw or
     to keep, or has more than two values."""
-    masks = _open("mask", source, labels=False)
+    masks = open_option("mask", source)
     channels, *size = masks.shape
     if channels != 1 or size != list(images.shape[1:]):
         raise ValueError(
@@ -110,9 +118,10 @@ def open_masks(source: str, images: Images) -> Images:
     return masks
 
 
-def _open(option: str, source: str, **settings: Any) -> Images:
+def open_option(option: str, source: str, **settings: Any) -> Images:
+    """The images that an option names, without labels. Raises ValueError, which names the option."""
     try:
-        images = open_images(DataConfig(source=source, **settings), on_main=on_main)
+        images = open_images(DataConfig(source=source, labels=False, **settings), on_main=on_main)
     except ValueError as error:
         raise ValueError(f"{option} {source!r}: {error}") from None
     assert isinstance(images, Images), "they are not streamed"

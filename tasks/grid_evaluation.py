@@ -1,6 +1,6 @@
 """Evaluation that draws a grid of samples, always from the same noise."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -56,9 +56,11 @@ class GridEvaluation(Evaluation):
     """everything but the weights"""
     config: SampleConfig
     every_images: int
+    given: Callable[[Sequence[int]], Mapping[str, Any]] = lambda numbers: {}
+    """conditions of the images, see `DiffusionModel.draw_share`"""
     name: ClassVar[str] = "grid"
     figures: ClassVar[Mapping[str, Figure]] = {
-        name: Figure("pixel values of the grid (-1 to 1)") for name in ("sample_mean", "sample_std")
+        name: Figure("values of the grid, as of the network") for name in ("sample_mean", "sample_std")
     }
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
@@ -75,6 +77,7 @@ class GridEvaluation(Evaluation):
             guidance=config.guidance,
             sampler=config.sampler,
             steps=config.steps,
+            given=self.given,
             device=accelerator.device,
         ):
             if context.interrupted():
@@ -91,5 +94,5 @@ class GridEvaluation(Evaluation):
             grid = draw_samples(trained.pixel_format.from_unit(finished), trained.pixel_format, names)
             replace_file(context.folder / f"{context.images_seen:09d}.png", grid.save, flush=False)
             context.log_image("grid", np.asarray(grid.convert("RGB")))
-        values = to_uint8(finished) / 127.5 - 1
+        values = to_uint8(finished) / 127.5 - 1 if trained.pixel_format.limit == 1 else finished.numpy()
         return {"sample_mean": float(values.mean()), "sample_std": float(values.std())}

@@ -103,7 +103,7 @@ def grid_file(
     choose_split(split, ["train"], setting)
     if columns.labels:
         raise ValueError(f"data.labels is true but data.source {setting!r} has none; leave it out")
-    key = ["grid", list(variables), options.range, stamp_of(path)]
+    key = ["grid", list(variables), options.range, stamp_of(path), *options.key]
     return Source(setting, path.stem, key, partial(read_grid, path, tuple(variables), columns, options))
 
 

@@ -30,6 +30,8 @@ PICTURE_KINDS, TABLE_KINDS, ARRAY_KINDS = (
 )
 USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "range": (ARRAY_KINDS, "the range of pictures is known"),
+    "normalisation": (ARRAY_KINDS, "pictures have a range, which is known"),
+    "missing": (ARRAY_KINDS, "pictures have no missing values"),
     "axes": (("arrays", "npy", "npz"), "only arrays may have their channels last"),
     "variables": (("grids",), "only netCDF files and zarr stores have variables"),
     "image_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
@@ -83,7 +85,15 @@ def find_source(config: DataConfig, *, training: bool = True) -> Source:
         config.preprocessing.pixel_format,
         Columns(config.image_column, config.label_column, config.labels, config.allow_outside, vectors, named),
         LabelOptions(config.labels, label_file, config.label_column, found.metadata, vectors),
-        ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad, channels),
+        ArrayOptions(
+            config.range,
+            config.axes,
+            config.preprocessing,
+            config.max_bad,
+            bounded=config.normalisation == "range",
+            missing=config.missing,
+            condition=channels,
+        ),
         config.variables,
     )
     source = open_found(found, config.source, options)
