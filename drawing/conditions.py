@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drawing.given import format_settings, open_option, shape_settings
+from drawing.given import open_option, shape_settings
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount, require_known, shorten
 from training.data import Images
@@ -71,12 +71,10 @@ def _open(source: str, model: DiffusionModel) -> Images:
     """The conditions in the format of the training; arrays may be coarser than the images of the model."""
     inputs, (_, height, width) = model.inputs, model.shape
     assert inputs is not None, "the caller checks it"
-    settings = format_settings(inputs.pixel_format)
-    if inputs.pixel_format.file == "npy":
-        settings |= {"missing": inputs.seen is not None}
-    else:
-        settings |= shape_settings((inputs.channels, height, width))
-    images = open_option("condition", source, **settings)
+    settings: dict[str, Any] = {"missing": inputs.seen is not None}
+    if inputs.pixel_format.file == "png":
+        settings = shape_settings((inputs.channels, height, width))
+    images = open_option("condition", source, inputs.pixel_format, **settings)
     channels, rows, columns = images.shape
     if channels != inputs.channels or rows > height or columns > width:
         raise ValueError(

@@ -52,7 +52,7 @@ ALL = "all"
 """label for the classes in turn, unless a class has this name"""
 MAX_TEXT = 200
 """characters of a name in the metadata of a picture"""
-RECORD = "samples.json"
+RECORD, NETCDF = "samples.json", "samples.nc"
 NAMES = (
     "images",
     "labels.csv",
@@ -60,6 +60,7 @@ NAMES = (
     "grid.png",
     "animation.gif",
     "samples.npz",
+    NETCDF,
     "between.gif",
     "nearest.png",
     "nearest.csv",

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from drawing.job import Job
+from drawing.job import NETCDF, Job
 from drawing.nearest import write_nearest
+from drawing.netcdf import write_netcdf
 from pictures.files import are_pictures, picture_bytes, read_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
 from pictures.pixel_format import PixelFormat
@@ -47,6 +48,9 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     if job.conditions.images is not None:
         _write_conditions(folder / "conditions.csv", job)
         lines.append(f"conditions: {args.out / 'conditions.csv'}")
+    if model.coordinates is not None:
+        reason = write_netcdf(folder, job, read)
+        lines.append(f"note: {reason}" if reason else f"netcdf: {args.out / NETCDF}")
     if args.npz:
         _write_npz(folder / "samples.npz", job, read)
         lines.append(f"npz: {args.out / 'samples.npz'}")

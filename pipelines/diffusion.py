@@ -39,6 +39,7 @@ from diffusion import (
 )
 from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.guidance import ALL_LEVELS
+from pictures.coordinates import Coordinates
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
@@ -108,6 +109,8 @@ class DiffusionModel:
     """what the network takes besides noisy image, time and label"""
     base: Base | None = None
     """a regression, to whose prediction samples are added; None: samples are the images"""
+    coordinates: Coordinates | None = None
+    """names, values and units of channels and axes, if the training data have them"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     size: tuple[int, int] | None = None
@@ -567,6 +570,8 @@ class DiffusionModel:
         }
         if self.inputs is not None:
             document["inputs"] = self.inputs.document()
+        if self.coordinates is not None:
+            document["coordinates"] = asdict(self.coordinates)
         if self.base is not None:
             document["residual_std"] = self.base.std
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -655,12 +660,24 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
     file = description_file(folder)
     assert file is not None, "read_network has read it"
     try:
-        inputs, base = read_inputs(read_json(file), file.parent), read_base(file)
+        inputs, base, places = read_inputs(read_json(file), file.parent), read_base(file), read_coordinates(file)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from None
     _check_channels(net, folder, scale, inputs)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, scale, inputs, base)
+    return DiffusionModel(
+        net,
+        formulation,
+        classes,
+        null_label,
+        pixel_format,
+        images_seen,
+        counts,
+        upscale=scale,
+        inputs=inputs,
+        base=base,
+        coordinates=places,
+    )
 
 
 def description_file(folder: Path) -> Path | None:
@@ -754,6 +771,12 @@ def read_scale(folder: Path) -> int | None:
     if scale is not None and not (type(scale) is int and 2 <= scale <= MAX_SCALE):
         raise ValueError(f"{path}: upscale={scale!r} is no scale; give a whole number from 2 to {MAX_SCALE}")
     return scale
+
+
+def read_coordinates(file: Path) -> Coordinates | None:
+    """The coordinates in a diffusion.json; None if it has none. Raises ValueError for anything else."""
+    found = read_json(file).get("coordinates")
+    return None if found is None else read_config(Coordinates, found)
 
 
 def read_base(file: Path) -> Base | None:

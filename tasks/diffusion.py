@@ -299,6 +299,7 @@ class DiffusionRun(Run[DiffusionTask]):
             upscale=self.diffusion.upscale,
             inputs=inputs,
             base=base,
+            coordinates=images.coordinates and images.coordinates.of(0, channels),
         )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from pictures.pixel_format import PixelFormat
-from pictures.units import Units
+from pictures.units import AnyFormat, Units
 from training.data.cache.files import load_cache
 from training.data.cache.open import find_cache
 from training.data.config import DataConfig
@@ -85,6 +85,18 @@ def open_images(
     if config.missing:
         images.seen = on_main(lambda: statistics_of(whole, ("none",) * whole.shape[0], folder)).seen
     return images
+
+
+def open_as_trained(values: AnyFormat, *, on_main: OnMain = directly, **settings: Any) -> ImageSet:
+    """Images of these settings of `DataConfig`, in the values of a trained model.
+
+    Arrays have its range or its units, whatever their own statistics are. Raises ValueError as `open_images` does.
+    """
+    if isinstance(values, Units):
+        return open_images(DataConfig(normalisation="mean_std", **settings), on_main=on_main, units=values)
+    if values.file == "npy":
+        settings["range"] = (values.low, values.high)
+    return open_images(DataConfig(**settings), on_main=on_main)
 
 
 def open_validation(config: DataConfig, *, on_main: OnMain = directly) -> ImageSet | None:
