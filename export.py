@@ -17,6 +17,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffusion import DDPM, SCHEDULERS
 from pictures.files import are_saved_as_bytes
+from pictures.pixel_format import PixelFormat
 from pipelines import classification
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, load_model
@@ -129,11 +130,18 @@ def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
 
 
 def _drawing(model: Model) -> Model:
-    """The model, if others can use it alone. Raises ValueError for one that enlarges pictures."""
+    """The model, if others can use it alone. Raises ValueError for one that enlarges pictures, that needs more than a
+    label, or whose values are standardised."""
     if isinstance(model, DiffusionModel) and model.upscale is not None:
         raise ValueError(
             f"this model enlarges pictures (upscale={model.upscale}), which neither diffusers nor a model card knows; "
             "give its folder, RUN/model, to sample.py --upscale"
+        )
+    if isinstance(model, DiffusionModel) and not (model.inputs.is_empty and model.pixel_format.limit == 1):
+        what = "draws standardised values" if model.inputs.is_empty else "takes more than noise and a label"
+        raise ValueError(
+            f"this model {what}, which neither diffusers nor a model card knows; give its folder, RUN/model, to "
+            "sample.py"
         )
     return model
 
@@ -205,6 +213,7 @@ def card(model: DiffusionModel, label: int | None, place: str = ".") -> str:
     `place` is the folder, or the name on the hub, that the code opens; ".": the current folder.
     """
     pixels, facts, steps = model.pixel_format, model.summary(), min(50, ddpm_of(model).timesteps)
+    assert isinstance(pixels, PixelFormat), "_drawing checks it"
     if model.classes is None or label is not None:
         name = "" if label is None or label == model.null else (model.names([label]) or [""])[0]
         usage = f"{facts} It draws only this class: {markdown(name)}." if name else facts
@@ -235,6 +244,7 @@ def _are_bytes(model: DiffusionModel) -> bool:
 def _pipeline_code(model: DiffusionModel, steps: int, place: str) -> str:
     """Code that draws with a pipeline of diffusers and writes the images as sample.py does."""
     pixels, timesteps = model.pixel_format, ddpm_of(model).timesteps
+    assert isinstance(pixels, PixelFormat), "_drawing checks it"
     if _are_bytes(model):
         return PIPELINE_CODE.format(
             imports="", place=place, timesteps=timesteps, steps=steps, output="",

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.paired import CONTROL, Call, add_options, measure, seconds_of, start
-from training.data import BatchReader, Images, PixelFormat, image_index
+from pictures.units import AnyFormat
+from training.data import BatchReader, Images, image_index
 from training.data.cache.checksums import Checksums, verify
 from training.script import ScriptParser, command
 
@@ -72,7 +73,7 @@ def random_images(path: Path, count: int, side: int) -> Images:
     return Images(np.memmap(path, "uint8", "r", shape=shape))
 
 
-def read_batches(reader: BatchReader, pixel_format: PixelFormat) -> Call:
+def read_batches(reader: BatchReader, pixel_format: AnyFormat) -> Call:
     """The next batch of a reader, as float32 in [-1, 1]."""
     updates = itertools.count()
     return lambda: pixel_format.to_unit(reader.get(next(updates))[0])

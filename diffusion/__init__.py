@@ -5,7 +5,7 @@ from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
 from diffusion.guidance import classifier_free, classifier_guided, guided
 from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
 from diffusion.noise import Formulation, NoiseLevel, Stratified, differences
-from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample
+from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample, unclipped
 from diffusion.seeds import generators, image_seed
 from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
 from diffusion.variance import VariationalBound
@@ -42,4 +42,5 @@ __all__ = [
     "image_seed",
     "late_start",
     "sample",
+    "unclipped",
 ]

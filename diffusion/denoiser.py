@@ -25,7 +25,8 @@ class Condition:
     image: Float[Tensor, "b c h w"] | None = None
     """image that is concatenated to the noisy one"""
     augment: Float[Tensor, "b a"] | None = None
-    """description of how each image was augmented (Karras et al. 2022, appendix F.2)"""
+    """numbers of each image, 0 where they are hidden: continuous conditions, and how it was augmented (Karras et al.
+    2022, appendix F.2)"""
     emb: Float[Tensor, "b e"] | None = None
     """vector that is added to the embedding of the noise level"""
 

@@ -47,7 +47,7 @@ def guided(
 def classifier_free(
     denoise: Denoiser,
     scale: float,
-    null: int,
+    null: int | None,
     formulation: Formulation,
     interval: tuple[float, float] = ALL_LEVELS,
     limit: float = math.inf,
@@ -55,18 +55,19 @@ def classifier_free(
 ) -> Denoiser:
     """`guided` by the same network without its label, both evaluated in one batch of double size.
 
-    `null` is the label that means “no label”. Scale 0 ignores the labels and scale 1 is plain `denoise`; neither needs
-    the second evaluation; at scale 0 the learned variance is the one without labels, too. The denoiser raises
-    ValueError if it is called without labels.
+    `null` is the label that means “no label”, None for networks without labels. Numbers (`Condition.augment`) are 0
+    beside it. Scale 0 ignores the labels and scale 1 is plain `denoise`; neither needs the second evaluation; at scale
+    0 the learned variance is the one without labels, too. The denoiser raises ValueError if it is called without labels
+    and numbers.
     """
 
     def both(x: Images, time: Times, condition: Condition) -> Denoised:
-        if condition.label is None:
+        if condition.label is None and (null is not None or condition.augment is None):
             raise ValueError(f"guidance={scale:g} needs a label for each image; give labels, or guidance 1")
         inside = _inside(formulation, time, interval)
         if inside is False:
             return denoise(x, time, condition)
-        unlabelled = replace(condition, label=torch.full_like(condition.label, null))
+        unlabelled = _unlabelled(condition, null)
         if scale == 0 and inside is True and not rescale:
             return denoise(x, time, unlabelled)
         x0, free = denoise(x.repeat(2, 1, 1, 1), time.repeat(2), _concatenated(condition, unlabelled)).chunk(2)
@@ -108,6 +109,16 @@ def classifier_guided(
         return _finished(given, moved, limit, rescale, inside)
 
     return denoise_guided if scale != 0 else denoise
+
+
+def _unlabelled(condition: Condition, null: int | None) -> Condition:
+    """The condition without label and numbers."""
+    label, augment = condition.label, condition.augment
+    return replace(
+        condition,
+        label=None if label is None or null is None else torch.full_like(label, null),
+        augment=None if augment is None else torch.zeros_like(augment),
+    )
 
 
 def _inside(formulation: Formulation, time: Times, interval: tuple[float, float]) -> bool | torch.Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusion.denoiser import UNCONDITIONED, Condition, run_network
@@ -41,6 +41,7 @@ def denoising_loss(
     condition: Condition = UNCONDITIONED,
     weighting: Weighting | None = None,
     bound: VariationalBound | None = None,
+    known: Bool[Tensor, "b c h w"] | None = None,
 ) -> Float[Tensor, "b"]:
     """Weighted mean squared error of each image, in the dtype of `x0` (float32 in training).
 
@@ -54,6 +55,8 @@ def denoising_loss(
     bound is added: the hybrid loss. Its gradient reaches the variance alone, not the prediction (Nichol & Dhariwal
     2021, section 3.1).
 
+    Values that are not `known` have no error; all known ones of a batch have the same weight.
+
     Raises ValueError for another number of output channels.
     """
     level = formulation.level(time)
@@ -65,7 +68,8 @@ def denoising_loss(
         rule = "as many" if bound is None else "twice as many, for the learned variance"
         raise ValueError(f"the network has {output.shape[1]} output channels for images of {channels}; give {rule}")
     output, fraction = output.to(x0.dtype).split((channels, output.shape[1] - channels), dim=1)
-    error = (output - level.target(x0, noise)).square().mean(dim=(1, 2, 3))
+    error = (output - level.target(x0, noise)).square()
+    error = (error if known is None else torch.where(known, error, 0)).mean(dim=(1, 2, 3))
     if weighting is not None:
         error = (weighting(level) * (level.sigma / level.determinant).square()).flatten() * error
     loss = error if logvar is None else error * (-logvar).exp() + logvar

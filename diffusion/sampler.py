@@ -106,6 +106,8 @@ class FromDiffusers:
     """steps of the whole chain that come before `times`"""
     steps: int | None = None
     """steps of the whole chain; None: it ends with `times`"""
+    clip: bool = True
+    """whether denoised images are clipped to [-1, 1], as far as the scheduler does so"""
 
     def __call__(
         self,
@@ -120,7 +122,10 @@ class FromDiffusers:
         config = formulation.scheduler_config() | {"prediction_type": "sample"}
         if self.learned_variance:
             config["variance_type"] = "learned_range"
-        scheduler = kind(**_accepted(kind.__init__, config), **settings)
+        arguments = _accepted(kind.__init__, config) | dict(settings)
+        if not self.clip:
+            arguments |= dict.fromkeys({"clip_sample", "thresholding"} & arguments.keys(), False)
+        scheduler = kind(**arguments)
         scheduler.set_timesteps(self.skipped + len(times) - 1 if self.steps is None else self.steps)
         options = _accepted(scheduler.step, {"generator": generators, "eta": self.eta})
         for timestep, time in zip(scheduler.timesteps[self.skipped :], times[:-1], strict=False):
@@ -187,6 +192,14 @@ def choose_sampler(
     if learned_variance and getattr(sampler.solver, "learned_variance", None) is not None:
         given["learned_variance"] = True
     return replace(sampler, solver=replace(sampler.solver, **given)) if given else sampler  # type: ignore[type-var]
+
+
+def unclipped(sampler: Sampler) -> Sampler:
+    """The sampler for values without a range, which clips no denoised images."""
+    solver = sampler.solver
+    if isinstance(solver, FromDiffusers):
+        solver = replace(solver, clip=False)
+    return replace(sampler, clip=False, solver=solver)
 
 
 def _check_steps(name: str, formulation: Formulation, steps: int) -> None:

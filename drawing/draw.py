@@ -44,7 +44,12 @@ def choose_batch(model: DiffusionModel, device: torch.device, guided: bool) -> i
     most = BATCH_OF_CPU if device.type == "cpu" else BATCH
     if (free := free_bytes(device)) is None:
         return most
-    inputs = torch.zeros(1, *model.shape), torch.zeros(1), *([] if model.classes is None else [torch.zeros(1).long()])
+    channels, size = model.net.config.in_channels, model.shape[1:]
+    inputs = (
+        torch.zeros(1, channels, *size),
+        torch.zeros(1),
+        *([] if model.classes is None else [torch.zeros(1).long()]),
+    )
     needed = max(1, activation_bytes(model.net, *inputs))
     return max(1, min(most, free // (2 * needed if guided else needed)))
 
@@ -153,7 +158,7 @@ def draw(job: Job) -> Frames:
                 continue
             require_finite(numbers, images, job.options(numbers[0]).guidance)
             written.result()
-            written = writer.submit(save, numbers, images)
+            written = writer.submit(save, numbers, model.hidden(images))
             drawn += [(k, [frame[i] for frame in frames]) for i, k in enumerate(numbers) if k < shown]
             done += len(numbers)
         written.result()

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion.edits import Projection, grey_values, keep_grey, keep_pixels
+from pictures.units import AnyFormat
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
-from training.data import DataConfig, Images, open_images
+from training.data import DataConfig, Images, open_images, settings_of
 from training.processes import on_main
 
 
@@ -66,17 +67,32 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
 
     If `exact` they must have its size and channels. Raises ValueError if they do not fit.
     """
-    kept, (channels, *size) = model.pixel_format, model.shape
-    settings: dict[str, Any] = {"labels": False, "bits": 16 if kept.dtype == "uint16" else 8}
+    return open_as(option, source, model.pixel_format, model.shape, exact=exact)
+
+
+def open_as(
+    option: str,
+    source: str,
+    pixel_format: AnyFormat,
+    shape: tuple[int, int, int],
+    *,
+    exact: bool = False,
+    missing: bool = False,
+) -> Images:
+    """The images that an option names, in this format and of this shape, to which pictures are scaled and cropped
+    unless they have to be `exact`; NaN is `missing`. Raises ValueError if they do not fit.
+    """
+    channels, height, width = shape
+    settings: dict[str, Any] = {"labels": False, "bits": 16 if pixel_format.dtype == "uint16" else 8}
     if not exact:
-        settings |= {"channels": channels, "size": (size[0], size[1])}
-    if kept.file == "npy":
-        settings |= {"range": (kept.low, kept.high), "bits": 8}
+        settings |= {"channels": channels, "size": (height, width)}
+    if pixel_format.file == "npy":
+        settings |= settings_of(pixel_format) | {"bits": 8, "missing": missing}
     images = _open(option, source, **settings)
-    if images.shape != model.shape:
+    if images.shape != shape:
         raise ValueError(
-            f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
-            "give others"
+            f"{option} {source!r}: images of shape {images.shape}, but the model's are {shape}; convert them, or give "
+            "others"
         )
     return images
 

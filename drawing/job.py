@@ -19,6 +19,7 @@ from diffusion.edits import slerp
 from diffusion.guidance import ALL_LEVELS
 from diffusion.sampler import steps_made
 from diffusion.seeds import standard_normal
+from drawing.conditions import Conditions, open_conditions
 from drawing.given import Given, open_given, open_masks
 from drawing.nearest import open_training
 from drawing.options import (
@@ -55,6 +56,7 @@ RECORD = "samples.json"
 NAMES = (
     "images",
     "labels.csv",
+    "conditions.csv",
     "grid.png",
     "animation.gif",
     "samples.npz",
@@ -64,12 +66,12 @@ NAMES = (
 )
 RECORDED = (
     *("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "guide_ema"),
-    *("strength", "resample", "invert", "between", "morph", "sweep"),
+    *("strength", "resample", "invert", "between", "morph", "sweep", "members", "vector"),
 )
 """options that samples.json names"""
 IN_PICTURES = (
     *("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "classifier"),
-    *("strength", "from", "mask", "grey", "resample", "invert", "between", "morph"),
+    *("strength", "from", "mask", "grey", "resample", "invert", "between", "morph", "vector"),
 )
 """options that the metadata of a picture names only where they are given"""
 
@@ -89,6 +91,8 @@ class Job:
     labels: Labels
     device: torch.device
     series: Series
+    conditions: Conditions
+    """those of --condition and --vector"""
     given: Given | None
     """the images of --from or --grey"""
     training: Images | None
@@ -127,6 +131,7 @@ class Job:
         """Draws images of one row: yields where they start, then each of `steps`, last the images."""
         args, columns, labels = self.options(numbers[0]), list(map(self.series.column, numbers)), self.labels(numbers)
         options: dict[str, Any] = denoising_options(args) | {"device": self.device}
+        options |= self.conditions.options(columns)
         if args.invert:
             assert self.given is not None, "RULES"
             for noise in self.model.inverting(self.given.unit(columns), labels, **options):
@@ -150,6 +155,7 @@ class Job:
         if self.given is None:
             return [standard_normal(generators(seed, [0]), self.model.shape, self.device) for seed in self.args.between]
         origin, options = self.given.unit(self.args.between), denoising_options(self.args)
+        options |= self.conditions.options([0, 0])
         noise = deque(self.model.inverting(origin, self.labels([0, 0]), device=self.device, **options), maxlen=1).pop()
         return list(noise.split(1))
 
@@ -182,6 +188,8 @@ class Job:
             },
             "from_sha256": None if self.given is None else self.given.images.fingerprint,
             "mask_sha256": None if self.given is None or self.given.masks is None else self.given.masks.fingerprint,
+            "condition": None if args.condition is None else printable(str(args.condition)),
+            "condition_sha256": None if self.conditions.images is None else self.conditions.images.fingerprint,
             "nearest": args.nearest,
             "nearest_sha256": None if self.training is None else self.training.fingerprint,
             "guide": None if args.guide is None else printable(str(args.guide)),
@@ -233,15 +241,16 @@ def prepare(args: argparse.Namespace) -> Job:
     labels, toward = _labels(args, model, rows)
     device = choose_device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
+    conditions = open_conditions(args.condition, args.members, args.vector, model)
     given = _open_given(args, model)
     training = None if args.nearest is None else open_training(args.nearest, args.model, model)
-    args.num = _number(args, given)
+    args.num = _number(args, given, conditions)
     series = Series(args.num, rows, frames=bool(args.between or args.morph))
     if len(series) > MAX_OF_SEED:
         raise ValueError(f"num={args.num} is more than {MAX_OF_SEED}; draw them in parts, each with its own --seed")
     _check_shown(args, model, series)
     by_column = lambda numbers: labels(list(map(series.column, numbers)))  # noqa: E731
-    return Job(args, model, average, out, by_column, device, series, given, training, toward)
+    return Job(args, model, average, out, by_column, device, series, conditions, given, training, toward)
 
 
 def _complete(args: argparse.Namespace, model: DiffusionModel) -> None:
@@ -259,10 +268,12 @@ def _inverts(args: argparse.Namespace) -> bool:
     return args.invert or bool(args.between and args.origin is not None)
 
 
-def _number(args: argparse.Namespace, given: Given | None) -> int:
+def _number(args: argparse.Namespace, given: Given | None, conditions: Conditions) -> int:
     """The number of images, or of columns."""
     if args.num is not None:
         return args.num
+    if conditions.count is not None:
+        return conditions.count
     if args.between or args.morph:
         return FRAMES
     if args.sweep:

@@ -3,7 +3,6 @@
 import csv
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from drawing.given import open_given
 from drawing.options import OF_RUN
 from metrics.neighbours import nearest
 from pictures.grid import draw_samples
-from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel
 from residual.weights.config import read_config
 from training.data import DataConfig, Images, open_images
@@ -35,17 +33,12 @@ def open_training(source: str, model_name: str, model: DiffusionModel) -> Images
     """The training images of --nearest: those of `source`, or of the run of the model. Raises ValueError without them,
     and for images of another shape or with other values."""
     images = _of_run(model_name, model) if source == OF_RUN else open_given("nearest", source, model)
-    wanted = replace(model.pixel_format, file=images.pixel_format.file)
-    if images.pixel_format != wanted:
+    if (found := images.pixel_format.about) != (wanted := model.pixel_format.about):
         raise ValueError(
-            f"nearest {source or model_name!r}: {_values(images.pixel_format)}, but the model's are {_values(wanted)}; "
-            "convert them, or give others"
+            f"nearest {source or model_name!r}: values are {found}, but the model's are {wanted}; convert them, or "
+            "give others"
         )
     return images
-
-
-def _values(pixels: PixelFormat) -> str:
-    return f"values of {pixels.dtype} from {pixels.low:g} to {pixels.high:g}"
 
 
 def _of_run(model_name: str, model: DiffusionModel) -> Images:

@@ -36,6 +36,8 @@ class Rule:
 
 
 RULES = {
+    "condition": Rule("gives each image a condition", (), ("between", "morph")),
+    "members": Rule("is the number of images for each condition", ("condition",)),
     "strength": Rule("is the share of the steps that change images", ("from",), ("grey", "invert", "between")),
     "mask": Rule("has a part of the images of --from drawn anew", ("from",), ("invert", "between", "morph")),
     "grey": Rule("draws the colours of its own images", (), ("from", "invert", "between", "morph")),
@@ -77,6 +79,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     _add_sampler(p.add_argument_group("sampler"))
     _add_guidance(p.add_argument_group("labels and guidance"))
+    _add_conditions(p.add_argument_group("conditions"))
     _add_given(p.add_argument_group("images to start from"))
     _add_series(p.add_argument_group("series of images"))
     _add_upscaling(p.add_argument_group("pictures to enlarge"))
@@ -173,6 +176,28 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
         "gradient moves images towards their class; with --guidance 0 alone, else in addition",
     )
     group.add_argument("--classifier-scale", type=float, default=1.0, help="strength of that gradient")
+
+
+def _add_conditions(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--condition",
+        metavar="FILES",
+        help="conditions for models that were trained with data.condition: a folder, file or table in the format and "
+        "the units of the training data; without --num as many images as conditions times --members",
+    )
+    group.add_argument(
+        "--members",
+        type=int,
+        metavar="K",
+        help="draw an ensemble of so many images for each condition, one after the other; without it 1",
+    )
+    group.add_argument(
+        "--vector",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="numbers for models that were trained with data.vector_columns, in units of the data; without it they are "
+        "hidden, if the model was also trained without",
+    )
 
 
 def _add_given(group: argparse._ArgumentGroup) -> None:

@@ -15,6 +15,7 @@ from drawing.nearest import write_nearest
 from pictures.files import are_pictures, picture_bytes, read_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
 from pictures.pixel_format import PixelFormat
+from pictures.units import AnyFormat
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
 from storage.show import printable
@@ -43,11 +44,14 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     if model.classes is not None and job.toward is None:
         _write_labels(folder / "labels.csv", job)
         lines.append(f"labels: {args.out / 'labels.csv'}")
+    if job.conditions.images is not None:
+        _write_conditions(folder / "conditions.csv", job)
+        lines.append(f"conditions: {args.out / 'conditions.csv'}")
     if args.npz:
         _write_npz(folder / "samples.npz", job, read)
         lines.append(f"npz: {args.out / 'samples.npz'}")
     found: dict[str, Any] = {"clipped_share": None}
-    if not are_pictures(model.shape[0], model.pixel_format):
+    if isinstance(model.pixel_format, PixelFormat) and not are_pictures(model.shape[0], model.pixel_format):
         found["clipped_share"] = clipped = _clipped_share(len(job), model, read)
         if clipped >= NOTABLE:
             ends = f"{model.pixel_format.low:g} … {model.pixel_format.high:g}"
@@ -89,7 +93,7 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
         print_line(line)
 
 
-def _read(path: Path, pixel_format: PixelFormat) -> np.ndarray:
+def _read(path: Path, pixel_format: AnyFormat) -> np.ndarray:
     """The values of a written image; colour pictures of 16 bits have been written with 8."""
     values = read_image(path)
     return values.astype(np.uint16) * 257 if (values.dtype, pixel_format.dtype) == (np.uint8, "uint16") else values
@@ -109,7 +113,8 @@ def _psnr(job: Job, read: Read) -> tuple[float | None, str]:
     errors = list[float]()
     for number in range(len(job)):
         (original,) = pixels.from_unit(job.given.unit([job.series.column(number)]))
-        difference = (read(number).astype(float) - original) / (pixels.high - pixels.low)
+        span = pixels.high - pixels.low if isinstance(pixels, PixelFormat) else np.ptp(original)
+        difference = (read(number).astype(float) - original) / span
         errors.append(float(np.square(difference).mean()))
     if not any(errors):
         return None, "reconstruction: identical"
@@ -129,6 +134,16 @@ def _write_labels(path: Path, job: Job) -> None:
             for label in job.labels([number]) or []:
                 (name,) = map(printable, job.model.names([label]) or [""])
                 table.writerow([job.file(number), label, f"'{name}" if name.startswith(FORMULA) else name])
+
+
+def _write_conditions(path: Path, job: Job) -> None:
+    """A table of file, number of the condition and member of its ensemble, both from 0."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "condition", "member"])
+        for number in range(len(job)):
+            column = job.series.column(number)
+            table.writerow([job.file(number), job.conditions.number(column), column % job.conditions.members])
 
 
 def _write_npz(path: Path, job: Job, read: Read) -> None:

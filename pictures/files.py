@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from pictures.pixel_format import BYTES, FULL_RANGE, PixelFormat
+from pictures.units import AnyFormat
 from storage.read import read_bytes
 from storage.write import replace_file
 
@@ -25,17 +26,19 @@ def to_picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels))
 
 
-def are_pictures(channels: int, pixel_format: PixelFormat) -> bool:
+def are_pictures(channels: int, pixel_format: AnyFormat) -> bool:
     """Whether such images can be shown as they are: grey or colour, with the full range of 8 or 16 bits."""
-    return channels in (1, 3) and FULL_RANGE.get(pixel_format.dtype) == (pixel_format.low, pixel_format.high)
+    if not isinstance(pixel_format, PixelFormat) or channels not in (1, 3):
+        return False
+    return FULL_RANGE.get(pixel_format.dtype) == (pixel_format.low, pixel_format.high)
 
 
-def are_saved_as_bytes(channels: int, pixel_format: PixelFormat) -> bool:
+def are_saved_as_bytes(channels: int, pixel_format: AnyFormat) -> bool:
     """Whether `save_image` writes such images as PNG files of 8 bits."""
     return pixel_format.file == "png" and (pixel_format.dtype == "uint8" or channels == 3)
 
 
-def check_savable(channels: int, pixel_format: PixelFormat) -> None:
+def check_savable(channels: int, pixel_format: AnyFormat) -> None:
     """Raises ValueError unless images with this number of channels can be written in this format."""
     if pixel_format.file == "png" and channels not in (1, 3):
         raise ValueError(f"images with {channels} channels cannot be PNG files, which are grey (1) or colour (3)")
@@ -43,12 +46,13 @@ def check_savable(channels: int, pixel_format: PixelFormat) -> None:
 
 def save_image(
     image: Float[Tensor, "c h w"],
-    pixel_format: PixelFormat,
+    pixel_format: AnyFormat,
     path: Path,
     text: Mapping[str, str] | None = None,
     known: Shaped[np.ma.MaskedArray, "c h w"] | None = None,
 ) -> None:
-    """Writes one image in [-1, 1] in its format, at once: an array (c, h, w), or a picture with `text` as metadata.
+    """Writes one image, as networks draw it, in its format, at once: an array (c, h, w), or a picture with `text` as
+    metadata.
 
     The values of `known` that are not masked replace those of an array, which are rounded otherwise.
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from pictures.files import are_pictures, picture_bytes, to_picture
-from pictures.pixel_format import PixelFormat
+from pictures.units import AnyFormat
 from storage.show import printable
 
 MIN_TILE_PX, MIN_FIELD_PX, MAX_FIELD_PX = 64, 96, 512
@@ -30,7 +30,7 @@ COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (
 
 def draw_samples(
     values: Shaped[np.ndarray, "n c h w"],
-    pixel_format: PixelFormat,
+    pixel_format: AnyFormat,
     names: Sequence[str] | None = None,
     ranges: Float[np.ndarray, "c 2"] | None = None,
     columns: int | None = None,
@@ -44,13 +44,13 @@ def draw_samples(
     values, names = values[:count], None if names is None else names[:count]
     if are_pictures(values.shape[1], pixel_format):
         return draw_grid(np.stack([picture_bytes(image) for image in values]), names, columns)
-    values = np.nan_to_num(values[:, :MAX_CHANNELS].astype(float))
+    values = values[:, :MAX_CHANNELS].astype(float)
     ranges = value_ranges(values) if ranges is None else ranges[:MAX_CHANNELS]
     strips = _strips(values, ranges)
     return _with_bars(draw_grid(strips, names, columns=1 if len(ranges) > 1 else columns), strips.shape[2], ranges)
 
 
-def grid_size(count: int, shape: Sequence[int], pixel_format: PixelFormat) -> int:
+def grid_size(count: int, shape: Sequence[int], pixel_format: AnyFormat) -> int:
     """Number of images, of `count` with `shape` (c, h, w), that a grid shows: as many as fit into `MAX_PX`."""
     channels, height, width = shape
     panel = height * width
@@ -60,7 +60,7 @@ def grid_size(count: int, shape: Sequence[int], pixel_format: PixelFormat) -> in
     return min(count, max(1, MAX_PX // panel))
 
 
-def hidden_note(count: int, shape: Sequence[int], pixel_format: PixelFormat, most: int | None = None) -> str | None:
+def hidden_note(count: int, shape: Sequence[int], pixel_format: AnyFormat, most: int | None = None) -> str | None:
     """A note about images and channels that a grid of `count` images, or of the first `most`, does not show; None if it
     shows all."""
     hidden = []
@@ -72,8 +72,9 @@ def hidden_note(count: int, shape: Sequence[int], pixel_format: PixelFormat, mos
 
 
 def value_ranges(values: Shaped[np.ndarray, "n c h w"]) -> Float[np.ndarray, "c 2"]:
-    """The lowest and the highest value of each channel."""
-    return np.stack([values.min((0, 2, 3)), values.max((0, 2, 3))], axis=1).astype(float)
+    """The lowest and the highest value of each channel, without NaN; 0 if all are NaN."""
+    values = values.astype(float)
+    return np.nan_to_num(np.stack([np.fmin.reduce(values, (0, 2, 3)), np.fmax.reduce(values, (0, 2, 3))], axis=1))
 
 
 def draw_grid(
@@ -140,9 +141,10 @@ def _strips(
 
 
 def _coloured(level: Float[np.ndarray, "*any"]) -> UInt8[np.ndarray, "*any 3"]:
-    """The colours of levels from 0 to 1."""
+    """The colours of levels from 0 to 1; NaN is white."""
     spaced = np.linspace(0, 1, len(COLOURS))
-    return np.stack([np.interp(level, spaced, column) for column in COLOURS.T], axis=-1).round().astype(np.uint8)
+    colours = np.stack([np.interp(level, spaced, column) for column in COLOURS.T], axis=-1)
+    return np.nan_to_num(colours, nan=255).round().astype(np.uint8)
 
 
 def _with_bars(picture: Image.Image, width: int, ranges: Float[np.ndarray, "c 2"]) -> Image.Image:

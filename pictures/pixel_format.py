@@ -46,6 +46,20 @@ class PixelFormat:
         """Distance of neighbouring integers in units of [-1, 1]; None for real numbers."""
         return 2 / (self.high - self.low) if np.issubdtype(self.dtype, np.integer) else None
 
+    @property
+    def limit(self) -> float:
+        """The largest absolute value in [-1, 1]; samples are clipped to it."""
+        return 1.0
+
+    @property
+    def about(self) -> str:
+        """The values in words."""
+        return f"{self.dtype} from {self.low:g} to {self.high:g}"
+
+    def channels(self, start: int, stop: int) -> "PixelFormat":
+        """The format of some of the channels, which all have the same."""
+        return self
+
     def to_unit(self, image: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Stored pixels as float32 in [-1, 1]."""
         return image.float().sub_(self.low).div_((self.high - self.low) / 2).sub_(1)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from diffusion import Formulation
 from pictures.decode import decode
-from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
-from pipelines.folder import check_counts, check_finite, find_model, read_counts, replace_weights
+from pictures.units import AnyFormat
+from pipelines.folder import check_counts, check_finite, find_model, read_counts, read_format, replace_weights
 from pipelines.formulation import describe_formulation, read_formulation
 from residual.names import amount
 from residual.weights.config import read_config, read_json, require_version
@@ -32,7 +32,7 @@ PREDICT_BATCH = 64
 """images per forward pass of `predict`"""
 CLEAN = 0.01
 """noise level (sigma / alpha) at which classifiers of noisy images receive clean ones"""
-Description = tuple[tuple[str, ...], Preprocessing, PixelFormat, tuple[int, ...] | None, Formulation | None]
+Description = tuple[tuple[str, ...], Preprocessing, AnyFormat, tuple[int, ...] | None, Formulation | None]
 """classes, preprocessing, pixel format, training images of each class, formulation of the noise"""
 
 
@@ -45,8 +45,8 @@ class ImageClassifier:
     """names of the classes"""
     preprocessing: Preprocessing
     """how pictures are decoded, without random crops; its size and channels are set"""
-    pixel_format: PixelFormat
-    """the values that -1 and 1 stand for in the training data's files"""
+    pixel_format: AnyFormat
+    """how the values of the training data's files become those of the network"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
     class_counts: tuple[int, ...] | None = None
@@ -220,7 +220,7 @@ def read_description(path: Path) -> Description:
         preprocessing = read_config(Preprocessing, document["preprocessing"])
         if preprocessing.size is None or preprocessing.channels is None:
             raise ValueError("preprocessing has no size or channels; save the model again")
-        pixel_format = read_config(PixelFormat, document["pixel_format"])
+        pixel_format = read_format(document)
         labels = read_config(_Labels, {"classes": document["classes"]})
         noise = document.get("noise")  # files from before lack it
         formulation = None if noise is None else read_formulation(noise)

@@ -4,6 +4,7 @@ The folder holds config.json and model.safetensors, which are the network's own,
 """
 
 import json
+import math
 import shlex
 import unicodedata
 from collections import deque
@@ -34,13 +35,15 @@ from diffusion import (
     generators,
     guided,
     sample,
+    unclipped,
 )
 from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.guidance import ALL_LEVELS
 from pictures.files import are_saved_as_bytes
-from pictures.pixel_format import BYTES, PixelFormat
+from pictures.pixel_format import BYTES
+from pictures.units import AnyFormat
 from pipelines.classification import ImageClassifier
-from pipelines.folder import check_counts, check_finite, find_model, read_counts, replace_weights
+from pipelines.folder import check_counts, check_finite, find_model, read_counts, read_format, replace_weights
 from pipelines.formulation import describe_formulation, read_formulation
 from pipelines.from_diffusers import (
     average_beside,
@@ -49,6 +52,7 @@ from pipelines.from_diffusers import (
     has_learned_range,
     pipeline_folder,
 )
+from pipelines.inputs import Inputs, read_inputs
 from residual.names import amount, require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import local_folder, upload
@@ -74,8 +78,9 @@ STEPS = 50
 """steps of a sampler, unless others are given"""
 GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale")
 """options of `DiffusionModel.denoiser`, besides those of a classifier"""
-Description = tuple[Formulation, tuple[str, ...] | None, bool, PixelFormat, tuple[int, ...] | None]
+Description = tuple[Formulation, tuple[str, ...] | None, bool, AnyFormat, tuple[int, ...] | None]
 """formulation, names of the classes, whether there is a null label, pixel format, training images of each class"""
+NO_INPUTS = Inputs()
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
 
 
@@ -88,15 +93,17 @@ class DiffusionModel:
     classes: tuple[str, ...] | None = None
     """names of its classes; None: it takes no labels"""
     null_label: bool = False
-    """whether it was also trained without labels"""
-    pixel_format: PixelFormat = BYTES
-    """the values that -1 and 1 stand for in the training data's files, and the type of those files"""
+    """whether it was also trained without labels and numbers"""
+    pixel_format: AnyFormat = BYTES
+    """how the values of the training data's files become those of the network, and the type of those files"""
     images_seen: int | None = None
     """images seen in training, where that is known"""
     class_counts: tuple[int, ...] | None = None
     """training images of each class, where that is known"""
     upscale: int | None = None
     """how many times as high and wide its images are as the small ones that it enlarges; None: it draws from noise"""
+    inputs: Inputs = NO_INPUTS
+    """what the network takes besides noisy image, time and label"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     size: tuple[int, int] | None = None
@@ -113,6 +120,8 @@ class DiffusionModel:
         for name in ("formulation", "shape", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
+        if (mine := self.inputs.document()) != (its := other.inputs.document()):
+            raise ValueError(f"guide has inputs={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
 
     def sized(self, height: int, width: int) -> "DiffusionModel":
@@ -121,6 +130,9 @@ class DiffusionModel:
         Raises ValueError, with the number that it must be a multiple of, for a size that its levels cannot halve, and
         for one that its config refuses, such as one that is too small for padding by reflection.
         """
+        if self.inputs.has_fields and (height, width) != self.net.config.size:
+            own = "x".join(map(str, self.net.config.size))
+            raise ValueError(f"size={height}x{width}: this model has fields of {own}; leave the size out")
         for net in (self.net,) if self.guide is None else (self.net, self.guide):
             if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
                 raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
@@ -178,6 +190,10 @@ class DiffusionModel:
         """ddim for the timesteps of DDPM, heun for continuous noise levels."""
         return "ddim" if isinstance(self.formulation, DDPM) else "heun"
 
+    def hidden(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Images with NaN where no training image had a value."""
+        return x if self.inputs.seen is None else x.where(self.inputs.seen.to(x.device), math.nan)
+
     def check(
         self,
         *,
@@ -193,6 +209,7 @@ class DiffusionModel:
         """The sampler (None: `default_sampler`), if all options suit this model. Raises ValueError otherwise."""
         name = self.default_sampler if sampler is None else sampler
         chosen = choose_sampler(name, self.formulation, steps, self.net.config.learned_variance, **options)
+        chosen = chosen if self.pixel_format.limit == 1 else unclipped(chosen)
         low, high = guidance_interval
         if not 0 <= low < high:
             raise ValueError(f"guidance_interval={low:g},{high:g} is empty; give two noise levels, the lower one first")
@@ -221,11 +238,11 @@ class DiffusionModel:
             raise ValueError(f"guidance={guidance:g} is out of range; give at most {MAX_GUIDANCE:,}, such as 2")
         if self.guide is not None:
             return chosen
-        if self.classes is None:
+        if self.classes is None and self.inputs.numbers is None:
             raise ValueError(
                 f"guidance={guidance:g} needs a model with classes, or a guide; this one has none, leave guidance at 1"
             )
-        if self.null is None:
+        if not self.null_label:
             raise ValueError(
                 f"guidance={guidance:g} needs a model that was also trained without labels; "
                 f"leave guidance at 1, or {_DROPOUT}"
@@ -297,8 +314,9 @@ class DiffusionModel:
     ) -> Denoiser:
         """The denoiser of the network, in the dtype of its weights. Guidance moves it away from that of the guide, or
         else from the network without labels; a classifier moves the result towards the labels. Images that guidance
-        extrapolates are clipped to [-1, 1]."""
-        options: Any = {"interval": guidance_interval, "limit": 1.0, "rescale": guidance_rescale}
+        extrapolates are clipped to [-1, 1], if their values have a range."""
+        limit = self.pixel_format.limit
+        options: Any = {"interval": guidance_interval, "limit": limit, "rescale": guidance_rescale}
         denoise = self._guided(guidance, learned_variance, options)
         if self.classifier is None:
             return denoise
@@ -310,7 +328,7 @@ class DiffusionModel:
         if self.guide is not None:
             worse = NetworkDenoiser(self.guide, self.formulation, dtype=dtype)
             return guided(denoise, worse, guidance, self.formulation, **options)
-        if self.null is None or guidance == 1:
+        if guidance == 1 or not self.null_label or (self.classes is None and self.inputs.numbers is None):
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
 
@@ -340,6 +358,8 @@ class DiffusionModel:
         project: Projection | None = None,
         resample: int = 1,
         toward: tuple[Sequence[int], Sequence[float]] | None = None,
+        image: Float[Tensor, "b k h w"] | None = None,
+        vector: Sequence[Sequence[float]] | None = None,
         **options: Any,
     ) -> Iterator[Float[Tensor, "b c h w"]]:
         """Draws the images with these numbers under `seed`: yields their noise, then each step, last the images.
@@ -349,8 +369,10 @@ class DiffusionModel:
         number, the share `strength` of the steps changes these images; `noise` replaces that of the numbers; see
         `diffusion.sample`, also for `resample`. `project` keeps what is known of each image: `keep_pixels` or
         `keep_grey` of `diffusion.edits`. `toward` has another label per image, and how near to it the image is, from 0
-        to 1: `between_labels`. Raises ValueError as `check` does, for labels that the model does not have, and for
-        images that do not fit.
+        to 1: `between_labels`. `image` has the condition of each image, in the values of the network
+        (`inputs.pixel_format`), and `vector` its numbers (`inputs.numbers`), in units of the data; without them a model
+        that was also trained without draws for hidden numbers. Raises ValueError as `check` does, for labels that the
+        model does not have, and for images and numbers that do not fit.
         """
         guiding: Any = {
             "guidance": guidance,
@@ -373,7 +395,7 @@ class DiffusionModel:
             share = torch.tensor(toward[1], device=device)
             denoise = between_labels(denoise, torch.tensor(toward[0], device=device), share)
         denoise = denoise if project is None else projected(denoise, project)
-        condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
+        condition = self._condition(len(images), labels, device, image, vector)
         sources = generators(seed, images)
         origin = None if origin is None else origin.to(device)
         return sample(
@@ -398,25 +420,30 @@ class DiffusionModel:
         *,
         device: torch.device | str = "cpu",
         steps: int = STEPS,
+        image: Float[Tensor, "b k h w"] | None = None,
+        vector: Sequence[Sequence[float]] | None = None,
         **options: Any,
     ) -> Iterator[Float[Tensor, "b c h w"]]:
         """Inverts images in [-1, 1]: the last yielded are the `noise` from which `denoising` reconstructs them with the
-        same labels and options. See `diffusion.edits.invert`.
+        same labels, conditions and options. See `diffusion.edits.invert`.
 
         Raises ValueError as `check_inversion` does.
         """
         chosen = self.check_inversion(steps=steps, **options)
         guiding = {name: value for name, value in options.items() if name in (*GUIDANCE, "classifier_scale")}
         self._check_labels(range(len(origin)), labels)
-        condition = Condition(label=None if labels is None else torch.tensor(labels, device=device))
+        condition = self._condition(len(origin), labels, device, image, vector)
         denoise, images = self.denoiser(**guiding), origin.to(device)
         return invert(denoise, self.formulation, chosen, images, condition, steps=steps)
 
     def draw(self, images: Sequence[int], labels: Sequence[int] | None, **options: Any) -> Float[Tensor, "b c h w"]:
-        """The images at the end of `denoising`, in [-1, 1]. Raises ValueError if they are not finite."""
+        """The images at the end of `denoising`, in [-1, 1] or, in units, without a limit.
+
+        Raises ValueError if they are not finite.
+        """
         x = deque(self.denoising(images, labels, **options), maxlen=1).pop()
         require_finite(images, x, options.get("guidance", 1.0))
-        return x.clamp(-1, 1)
+        return x.clamp(-self.pixel_format.limit, self.pixel_format.limit)
 
     def draw_share(
         self,
@@ -427,19 +454,42 @@ class DiffusionModel:
         rank: int = 0,
         ranks: int = 1,
         steps: int = STEPS,
+        given: Callable[[Sequence[int]], Mapping[str, Any]] = lambda numbers: {},
         **options: Any,
     ) -> Iterator[tuple[Sequence[int], int, Float[Tensor, "b c h w"]]]:
         """One process's share of the images 0 to `count` - 1, `batch` at a time.
 
         Yields (numbers, step, images) for the noise (step 0) and after every step; at step `steps` the images are
         finished. All processes yield equally often, so that they can stop together. Numbers of `count` and more fill
-        up the last share. `labels` gives the labels of image numbers, such as `cycle`; `options` as in `denoising`.
+        up the last share. `labels` gives the labels of image numbers, such as `cycle`, and `given` their conditions
+        (`image` and `vector`); `options` as in `denoising`.
         """
         mine = range(rank, -(-count // ranks) * ranks, ranks)
         for start in range(0, len(mine), batch):
             numbers = mine[start : start + batch]
-            for step, x in enumerate(self.denoising(numbers, labels(numbers), steps=steps, **options)):
+            for step, x in enumerate(
+                self.denoising(numbers, labels(numbers), steps=steps, **given(numbers), **options)
+            ):
                 yield numbers, step, x
+
+    def _condition(
+        self,
+        count: int,
+        labels: Sequence[int] | None,
+        device: torch.device | str,
+        image: Float[Tensor, "b k h w"] | None,
+        vector: Sequence[Sequence[float]] | None,
+    ) -> Condition:
+        """What `count` images are drawn under. Raises ValueError for what is missing, or does not fit."""
+        if vector is None and self.inputs.numbers is not None and not self.null_label:
+            names = shorten(self.inputs.numbers.names)
+            raise ValueError(f"this model was not trained without its numbers; give vector: {names} of each image")
+        width = getattr(self.net.config, "augment_channels", None)
+        return Condition(
+            label=None if labels is None else torch.tensor(labels, device=device),
+            image=self.inputs.image(image, (count, *self.shape), device),
+            augment=self.inputs.label(vector, count, width, device),
+        )
 
     def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:
         if not len(images):
@@ -463,6 +513,7 @@ class DiffusionModel:
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
         self.net.save_pretrained(folder)
+        self.inputs.save(folder)
         self.write_description(folder)
 
     def write_description(self, folder: Path) -> None:
@@ -476,6 +527,8 @@ class DiffusionModel:
             "pixel_format": asdict(self.pixel_format),
             "upscale": self.upscale,
         }
+        if not self.inputs.is_empty:
+            document["inputs"] = self.inputs.document()
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload model") -> str:
@@ -514,8 +567,7 @@ class DiffusionModel:
             case other:
                 text += f"its formulation is {describe_formulation(other)['kind']}."
         if not are_saved_as_bytes(channels, self.pixel_format):
-            pixels = self.pixel_format
-            text += f" Its values are {pixels.dtype} from {pixels.low:g} to {pixels.high:g}."
+            text += f" Its values are {self.pixel_format.about}."
         return text
 
     def list_labels(self) -> str:
@@ -560,9 +612,15 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
     formulation, classes, null_label, pixel_format, counts = description
     check_finite(net, folder)
     scale = read_scale(folder)
-    _check_channels(net, folder, scale)
+    file = description_file(folder)
+    assert file is not None, "read_network has read it"
+    try:
+        inputs = read_inputs(read_json(file), file.parent)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be used: {error}") from None
+    _check_channels(net, folder, scale, inputs)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, upscale=scale)
+    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, scale, inputs)
 
 
 def description_file(folder: Path) -> Path | None:
@@ -634,8 +692,9 @@ def _without_variance(net: Network, folder: Path) -> Network:
     return _rebuilt(config, weights)
 
 
-def _check_channels(net: Network, folder: Path, scale: int | None = None) -> None:
-    if net.config.in_channels != net.config.out_channels * (1 if scale is None else 2):
+def _check_channels(net: Network, folder: Path, scale: int | None = None, inputs: Inputs = NO_INPUTS) -> None:
+    channels = net.config.out_channels
+    if net.config.in_channels != channels * (1 if scale is None else 2) + inputs.count(channels):
         raise ValueError(
             f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
             "cannot be sampled here: it needs more than noise; if it enlarges images, save it as a DiffusionModel with "
@@ -672,7 +731,7 @@ def read_description(path: Path) -> Description:
         require_version(document["format_version"], FORMAT_VERSION)
         formulation = read_formulation(document["formulation"])
         labels = read_config(_Labels, {name: document[name] for name in ("classes", "null_label")})
-        pixel_format = read_config(PixelFormat, document["pixel_format"])
+        pixel_format = read_format(document)
         return formulation, labels.classes, labels.null_label, pixel_format, read_counts(document)
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; it is incomplete") from None

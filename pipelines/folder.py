@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pictures.pixel_format import PixelFormat
+from pictures.units import AnyFormat, Units
 from residual.names import amount
-from residual.weights.config import convert, read_json
+from residual.weights.config import convert, read_config, read_json
 from residual.weights.keymap import check_state
 from residual.weights.pretrained import local_folder
 from storage.read import is_regular
@@ -63,6 +65,13 @@ def check_finite(net: nn.Module, folder: Path) -> None:
     """Raises ValueError for weights that are not finite."""
     if broken := next((name for name, weight in net.named_parameters() if not weight.isfinite().all()), None):
         raise ValueError(f"{folder}: the weight {broken} is not finite, so its training diverged; use an older one")
+
+
+def read_format(document: Mapping[str, Any]) -> AnyFormat:
+    """The pixel format or the units in the description of a model. Raises ValueError for anything else."""
+    found = document["pixel_format"]
+    is_standardised = isinstance(found, Mapping) and "mean" in found
+    return read_config(Units if is_standardised else PixelFormat, found)
 
 
 def read_counts(document: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -22,18 +22,25 @@ TRIAL_SECONDS = 0.5
 
 
 def seconds_per_image(
-    denoising: Callable[..., Iterator[Tensor]], labels: Sequence[int] | None, batch: int, steps: int, **options: Any
+    denoising: Callable[..., Iterator[Tensor]],
+    labels: Sequence[int] | None,
+    batch: int,
+    steps: int,
+    given: Callable[[Sequence[int]], Mapping[str, Any]] = lambda numbers: {},
+    **options: Any,
 ) -> float:
     """How long the slowest process takes to draw an image, in batches of `batch`; to be called on every process.
 
     Times the first two steps of the sampler for more and more images, each number twice because the first trial may
     load kernels. The slower step counts: a first step from pure noise may need fewer evaluations of the network than
-    the others. `labels` has at least `batch` of them; `denoising` and `options` are those of a `DiffusionModel`.
+    the others. `labels` has at least `batch` of them; `denoising`, `given` and `options` are those of a
+    `DiffusionModel`.
     """
     device, count = process_state().device, 1
     while True:
         for _ in range(2):
-            drawing = denoising(range(count), labels and labels[:count], steps=steps, device=device, **options)
+            numbers, some = range(count), labels and labels[:count]
+            drawing = denoising(numbers, some, steps=steps, device=device, **given(numbers), **options)
             next(drawing).sum().item()  # the noise
             moments = [time.perf_counter()]
             for _ in range(min(2, steps)):

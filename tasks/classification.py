@@ -13,13 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffusion import FORMULATIONS, Formulation
+from pictures.units import AnyFormat
 from pipelines.classification import ImageClassifier
 from residual.model_info import ConfigClasses
 from resnet import NETWORKS, Classifier, ClassifierConfig, ResNetConfig, build, list_models, model_info
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
+from tasks.examples import require_plain
 from tasks.init_classifier import init_config, load_init
-from training.data import ImageSet, PixelFormat, open_validation
+from training.data import ImageSet, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
 from training.run import Run
@@ -256,6 +258,7 @@ class ClassificationRun(Run[ClassificationTask]):
         processes = process_state().num_processes
         share = self.train.batch // processes // self.train.accumulation(processes)
         self._check_pairs(share, f"what a process takes of train.batch at a time, {share} images,")
+        require_plain(images, self.data)
         if images.classes is None:
             raise ValueError(
                 f"images of {self.data.source} have no labels, which a classifier needs; put them into sub-folders, "
@@ -305,7 +308,7 @@ def _for_channels(given: tuple[float, ...] | None, channels: int) -> tuple[float
 
 
 def as_trained(
-    shape: tuple[int, int, int], pixel_format: PixelFormat, classes: tuple[str, ...], images: ImageSet
+    shape: tuple[int, int, int], pixel_format: AnyFormat, classes: tuple[str, ...], images: ImageSet
 ) -> ImageSet:
     """The images of an evaluation, with their classes numbered as in training: by name, and some may be missing.
 

@@ -19,7 +19,7 @@ from metrics import (
     memorised,
     precision_recall,
 )
-from pictures.pixel_format import PixelFormat
+from pictures.units import AnyFormat
 from pipelines.diffusion import gather_drawn
 from storage.write import expand_home
 from tasks.judge import Input, open_judge, pixels_of
@@ -181,7 +181,7 @@ class Comparison:
             found += zip(numbers.tolist(), rows, strict=True)
         return torch.from_numpy(np.stack(gather_drawn(found, len(images))))
 
-    def of_pixels(self, stored: np.ndarray, pixel_format: PixelFormat) -> Float[np.ndarray, "b d"]:
+    def of_pixels(self, stored: np.ndarray, pixel_format: AnyFormat) -> Float[np.ndarray, "b d"]:
         """The judge's features of pixels as they are in files."""
         unit = pixel_format.to_unit(torch.from_numpy(stored).to(process_state().device))
         return self.judge.features(unit).cpu().numpy()

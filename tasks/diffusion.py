@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,12 +25,14 @@ from diffusion import (
 from pictures.grid import hidden_note
 from pictures.pixel_format import BYTES
 from pipelines.diffusion import MAX_SCALE, DiffusionModel, Network
+from pipelines.inputs import Inputs, numbers_of, standardised
 from pipelines.superresolution import blurred, diffusion_upscaler, shrunk
 from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
 from tasks.augment import random_crop, random_flip
 from tasks.comparison import QualityConfig
 from tasks.enlargement import EnlargementEvaluation, check_measurable
+from tasks.examples import Examples
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.nonleaky import non_leaky
@@ -117,30 +120,42 @@ class DiffusionTask(Task[DiffusionBatch]):
             self.bound = VariationalBound(model.formulation, model.pixel_format.spacing)
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
-        """The batch with its images cropped, flipped or changed by EDM's augmentations."""
-        image, label = batch.image, None
+        """The batch with the static fields behind the channels of its images, which are cropped, flipped or changed by
+        EDM's augmentations together."""
+        image, label = self.diffusion.inputs.with_static(batch.image), None
         if (side := self.augment.crop_px) is not None:
             image = random_crop(image, random, (side, side))
         if self.augment.flip:
             image = random_flip(image, random)
         if self.augment.non_leaky > 0:
             image, label = non_leaky(image, random, self.augment.non_leaky)
-        return DiffusionBatch(image, batch.label, label)
+        return DiffusionBatch(image, batch.label, label, vector=batch.vector)
 
     def loss(self, model: nn.Module, batch: DiffusionBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
-        """The denoising loss of each image at a random noise level; some labels are dropped."""
-        trained, label = self.diffusion, None
+        """The denoising loss of each image at a random noise level; some labels and numbers are dropped."""
+        trained, inputs, label = self.diffusion, self.diffusion.inputs, None
+        x0, fields = batch.image.tensor_split([self.shape[0]], dim=1)
+        known = None if inputs.seen is None else ~x0.isnan()
+        x0 = x0 if known is None else x0.nan_to_num(nan=0.0)
         source = Stratified(random.stratified) if self.config.stratified else random
         time, noise = trained.formulation.draw_time(source), random.normal(*self.shape)
-        if trained.classes is not None:
-            assert batch.label is not None, "the images were checked when the task was built"
-            label = drop_labels(batch.label, random.uniform(), self.config.label_dropout, null=len(trained.classes))
+        numbers = None if inputs.numbers is None or batch.vector is None else inputs.numbers.label(batch.vector)
+        if trained.classes is not None or numbers is not None:
+            uniform, share = random.uniform(), self.config.label_dropout
+            if trained.classes is not None:
+                assert batch.label is not None, "the images were checked when the task was built"
+                label = drop_labels(batch.label, uniform, share, null=len(trained.classes))
+            if numbers is not None:
+                numbers = numbers * (uniform >= share)[:, None]
         net = model if trained.net.config.logvar_channels is None else partial(model, return_logvar=True)
-        scale = trained.upscale
-        small = None if scale is None else blurred(shrunk(batch.image, scale), scale)
-        condition = Condition(label=label, image=small, augment=batch.augment)
+        if trained.upscale is None:
+            image = inputs.beside(fields, known)
+        else:
+            image = blurred(shrunk(x0, trained.upscale), trained.upscale)
+        augment = [each for each in (numbers, batch.augment) if each is not None]
+        condition = Condition(label=label, image=image, augment=torch.cat(augment, dim=1) if augment else None)
         weighting = WEIGHTINGS[self.config.weighting]
-        return denoising_loss(net, trained.formulation, batch.image, noise, time, condition, weighting, self.bound)
+        return denoising_loss(net, trained.formulation, x0, noise, time, condition, weighting, self.bound, known)
 
     def after_update(self, model: nn.Module) -> None:
         """Weights of EDM2's network go back to unit magnitude, unless they are frozen (Karras et al. 2024, eq. 66)."""
@@ -256,13 +271,13 @@ class DiffusionRun(Run[DiffusionTask]):
             arrays = "arrays are read as (channels, height, width) and are not resized"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
-        classes = None if images.classes is None else len(images.classes)
-        inputs = channels if self.diffusion.upscale is None else 2 * channels
-        config = replace(self.model, in_channels=inputs, out_channels=channels, size=(height, width), classes=classes)
+        classes, inputs = None if images.classes is None else len(images.classes), self._inputs(images)
+        count = 2 * channels if self.diffusion.upscale is not None else channels + inputs.count(channels)
+        config = replace(self.model, in_channels=count, out_channels=channels, size=(height, width), classes=classes)
         with seeded(self.train.seed, "model"):
-            net = build(self._with_inputs(config))
+            net = build(self._with_inputs(config, inputs))
         null_label = self.diffusion.label_dropout > 0
-        pixel_format, counts = images.pixel_format, images.class_counts
+        pixel_format, counts = images.pixel_format.channels(0, channels), images.class_counts
         model = DiffusionModel(
             net,
             self.objective,
@@ -271,6 +286,7 @@ class DiffusionRun(Run[DiffusionTask]):
             pixel_format,
             class_counts=counts,
             upscale=self.diffusion.upscale,
+            inputs=inputs,
         )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
@@ -278,7 +294,9 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(f"sample: {error}") from None
         if model.upscale is not None:
             return DiffusionTask(model, self.diffusion, self.augment, self._enlargements(model))
-        evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images)]
+        held_out = open_validation(self.data, on_main=on_main) if inputs.channels or inputs.numbers else None
+        examples = Examples(images if held_out is None else held_out)
+        evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images, examples)]
         if (quality := self.open_quality(model, images)) is not None:
             evaluations.append(quality)
         return DiffusionTask(model, self.diffusion, self.augment, tuple(evaluations))
@@ -290,6 +308,7 @@ class DiffusionRun(Run[DiffusionTask]):
     def _trained_shape(self, images: ImageSet) -> tuple[int, int, int]:
         """Channels, height and width of what is trained on. Raises ValueError for crops that do not fit the images."""
         channels, height, width = images.shape
+        channels -= images.conditions
         if (side := self.augment.crop_px) is not None:
             if side > min(height, width):
                 raise ValueError(
@@ -323,9 +342,45 @@ class DiffusionRun(Run[DiffusionTask]):
         interval, count = self.train.eval_every_images, self.sample.num
         return (EnlargementEvaluation(upscaler.with_network, upscaler.scale, held_out, interval, count),)
 
-    def _with_inputs(self, config: UNetConfig | EDM2Config) -> UNetConfig | EDM2Config:
+    def _inputs(self, images: ImageSet) -> Inputs:
+        """What the network takes besides noisy images, times and labels. Raises ValueError for what cannot be trained
+        together."""
+        channels = images.shape[0] - images.conditions
+        seen = None
+        if self.data.missing:
+            known = np.ones(images.shape, bool) if images.seen is None else images.seen
+            seen = torch.from_numpy(known[:channels].copy())
+        static = None if images.static is None else standardised(torch.from_numpy(images.static))
+        inputs = Inputs(
+            channels=images.conditions,
+            pixel_format=images.pixel_format.channels(channels, images.shape[0]) if images.conditions else BYTES,
+            static=static,
+            seen=seen,
+            numbers=None if images.vectors is None else numbers_of(images.vector_columns, images.vectors),
+        )
+        if self.diffusion.upscale is not None and not inputs.is_empty:
+            raise ValueError(
+                f"diffusion.upscale={self.diffusion.upscale} has images alone, but data has conditions, static fields, "
+                "vectors or missing values; leave one of them out"
+            )
+        if self.quality.judge is not None and inputs.channels:
+            raise ValueError(
+                f"quality.judge={self.quality.judge} compares images that have no condition, but data.condition gives "
+                "one to each; leave one of them out"
+            )
+        if seen is not None and (self.augment.non_leaky > 0 or self.model.learned_variance):
+            name = "augment.non_leaky" if self.augment.non_leaky > 0 else "model.learned_variance"
+            raise ValueError(f"{name} does not suit missing values, but data.missing is true; leave one of them out")
+        return inputs
+
+    def _with_inputs(self, config: UNetConfig | EDM2Config, inputs: Inputs) -> UNetConfig | EDM2Config:
         """The config with the inputs that the run's settings need. Raises ValueError for what cannot be trained."""
         if isinstance(config, EDM2Config):
+            if inputs.numbers is not None:
+                raise ValueError(
+                    f"data.vector_columns {list(inputs.numbers.names)} need a network that takes numbers, which "
+                    "model.kind=edm2 is not; give model.kind=unet"
+                )
             if self.augment.non_leaky > 0:
                 raise ValueError(
                     f"augment.non_leaky={self.augment.non_leaky} needs a network with an augmentation label, which "
@@ -336,5 +391,6 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(
                 "model.time_embedding=log_fourier takes the logarithm of c_noise, which may be 0 or less; give fourier"
             )
-        augment_channels = 9 if self.augment.non_leaky > 0 else None
+        numbers = 0 if inputs.numbers is None else inputs.numbers.width
+        augment_channels = numbers + (9 if self.augment.non_leaky > 0 else 0) or None
         return replace(config, null_label=self.diffusion.label_dropout > 0, augment_channels=augment_channels)

@@ -13,6 +13,7 @@ from diffusion.formulations import DDPM
 from pipelines.diffusion import DiffusionModel, Network, load_model
 from tasks.comparison import QualityConfig
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
+from tasks.examples import require_plain
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet
@@ -130,6 +131,8 @@ class DistillationRun(Run[DistillationTask]):
                 raise ValueError("it predicts the noise, from which no image follows in one step; give one of v or x0")
             if model.upscale is not None:
                 raise ValueError("it enlarges images, which students do not learn; give one that draws from noise")
+            if not (model.inputs.is_empty and model.pixel_format.limit == 1):
+                raise ValueError("it has conditions or standardised values, which students do not learn; give another")
             if model.net.config.learned_variance:
                 raise ValueError("it has a learned variance, which a student has no use for; train one without")
             guidance = self.distillation.guidance
@@ -147,6 +150,7 @@ class DistillationRun(Run[DistillationTask]):
 
     def build(self, images: ImageSet) -> DistillationTask:
         """The task, with a student that has the teacher's weights. Raises ValueError for images of another kind."""
+        require_plain(images, self.data)
         teacher = self.loaded
         for name in ("shape", "pixel_format", "classes"):
             if name == "classes" and teacher.classes is None:

@@ -8,7 +8,7 @@ import numpy as np
 from residual.names import amount, shorten
 from storage.read import is_regular
 from tasks.comparison import class_names
-from training.data import DataConfig, Images, open_images
+from training.data import DataConfig, Images, open_images, settings_of
 from training.data.images import listing
 from training.data.sources.listing import Listing
 from training.processes import on_main
@@ -71,8 +71,7 @@ def _read_folder(path: Path, data: DataConfig, held_out: Images) -> Images:
     if is_regular(path / LABELS) and source != path:
         fields = {"label_file": path / LABELS, "label_column": "class"}
     if "arrays" in Listing.of(source).files:
-        kept = held_out.pixel_format
-        return _read(source, data, range=(kept.low, kept.high), **fields)
+        return _read(source, data, **settings_of(held_out.pixel_format), **fields)
     channels = 3 if held_out.shape[0] == 3 else None  # colour pictures may all be grey by chance
     return _read(source, data, channels=channels, bits=data.bits, **fields)
 

@@ -1,6 +1,6 @@
 """Evaluation that draws a grid of samples, always from the same noise."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -56,6 +56,8 @@ class GridEvaluation(Evaluation):
     """everything but the weights"""
     config: SampleConfig
     every_images: int
+    given: Callable[[Sequence[int]], Mapping[str, Any]] = lambda numbers: {}
+    """conditions of the images, see `DiffusionModel.draw_share`"""
     name: ClassVar[str] = "grid"
     figures: ClassVar[Mapping[str, Figure]] = {
         name: Figure("pixel values of the grid (-1 to 1)") for name in ("sample_mean", "sample_std")
@@ -75,6 +77,7 @@ class GridEvaluation(Evaluation):
             guidance=config.guidance,
             sampler=config.sampler,
             steps=config.steps,
+            given=self.given,
             device=accelerator.device,
         ):
             if context.interrupted():

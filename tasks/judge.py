@@ -170,8 +170,7 @@ def _scripted(path: Path, images: Images, prepare: Preparation) -> Judge:
 
 def pixels_of(images: Images | ImageClassifier | DiffusionModel) -> str:
     """Shape and values of images, or of those that a model takes or draws; equal texts mean that they go together."""
-    kept = images.pixel_format
-    return f"{images.shape} (channels, height, width) of {kept.dtype} from {kept.low:g} to {kept.high:g}"
+    return f"{images.shape} (channels, height, width) of {images.pixel_format.about}"
 
 
 def _sha256(facts: Any) -> str:

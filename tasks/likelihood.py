@@ -9,6 +9,7 @@ from jaxtyping import Float
 from diffusion import Condition, generators
 from diffusion.likelihood import log_likelihood
 from pictures.pixel_format import PixelFormat
+from pictures.units import AnyFormat
 from pipelines.diffusion import DiffusionModel, gather_drawn
 from tasks.comparison import QualityConfig, class_names
 from tasks.judge import pixels_of
@@ -63,8 +64,10 @@ def _labels(model: DiffusionModel, images: Images, what: str) -> list[int] | Non
     return [model.classes.index(name) for name in names]
 
 
-def describe_noise(pixel_format: PixelFormat) -> str:
+def describe_noise(pixel_format: AnyFormat) -> str:
     """How images are dequantised, in words."""
+    if not isinstance(pixel_format, PixelFormat):
+        return "bits of the density of standardised values"
     if pixel_format.spacing is None:
         return "bits of the density in units of [-1, 1]"
     return f"uniform noise of one unit of {pixel_format.low:g} … {pixel_format.high:g}"

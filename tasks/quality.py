@@ -13,6 +13,7 @@ from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_f
 from residual.names import shorten
 from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, class_names
+from tasks.examples import Examples
 from tasks.judge import pixels_of
 from training.data import DataConfig, Images, ImageSet, open_validation
 from training.processes import on_main, process_state
@@ -58,7 +59,7 @@ class Quality(Evaluation):
             )
         if names is None and model.classes is not None and model.null is None:
             raise ValueError("the model draws only with labels, but the images of data.validation have none")
-        self._names = names
+        self._names, self._given = names, Examples(self.comparison.held_out)
 
     @torch.no_grad()
     def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:
@@ -68,7 +69,7 @@ class Quality(Evaluation):
         batch = min(config.batch, -(-most // ranks))
         labels, options = self._labels(range(batch)), {"sampler": config.sampler, "guidance": config.guidance}
         denoising = replace(self.model, net=model).denoising
-        each = seconds_per_image(denoising, labels, batch, config.steps, **options)
+        each = seconds_per_image(denoising, labels, batch, config.steps, self._given, **options)
         count, text = most, f"{most:,} images"
         if config.seconds is not None:
             images = {name: self.conditions[name] for name in ("judge", "data", "quality_images")}
@@ -108,6 +109,7 @@ class Quality(Evaluation):
             rank=state.process_index,
             ranks=state.num_processes,
             steps=config.steps,
+            given=self._given,
             sampler=config.sampler,
             guidance=config.guidance,
             seed=config.seed,

@@ -15,6 +15,7 @@ from residual.names import amount
 from resnet import EDSR, EDSRConfig, build, list_models, model_info
 from tasks.augment import random_crop, random_turn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
+from tasks.examples import require_plain
 from training.data import ImageSet, open_validation
 from training.processes import on_main
 from training.random import GlobalRandom, seeded
@@ -96,6 +97,7 @@ class SuperResolutionRun(Run[SuperResolutionTask]):
 
     def build(self, images: ImageSet) -> SuperResolutionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
+        require_plain(images, self.data)
         channels = amount(images.shape[0], "channel")
         if images.pixel_format != BYTES or images.shape[0] != 3:
             raise ValueError(

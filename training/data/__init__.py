@@ -2,7 +2,7 @@
 
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
-from training.data.config import DataConfig
+from training.data.config import DataConfig, settings_of
 from training.data.images import Images
 from training.data.open import open_images, open_validation
 from training.data.order import image_index
@@ -20,4 +20,5 @@ __all__ = [
     "image_index",
     "open_images",
     "open_validation",
+    "settings_of",
 ]

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pictures.pixel_format import is_range
+from pictures.pixel_format import PixelFormat, is_range
 from pictures.preprocessing import Preprocessing
+from pictures.units import TRANSFORMS, AnyFormat, Units
 from training.settings import setting
 
 MAX_SIDE_PX = 8192
@@ -48,6 +49,19 @@ class DataConfig:
     """8 scales pictures of 16 bits to 8; 16 keeps them and scales those of 8 bits up"""
     range: tuple[float, float] | None = None
     """values of arrays that become -1 and 1; null is the full range of uint8 and uint16, other dtypes require it"""
+    normalisation: Literal["range", "mean_std"] = "range"
+    """how values of arrays become those of the network: range maps data.range to -1 to 1, and values outside are
+    errors; mean_std subtracts the mean of each channel and divides by its standard deviation, without any limit"""
+    mean: tuple[float, ...] | None = None
+    """mean of each channel for mean_std, after data.transform; null: computed from the training images"""
+    std: tuple[float, ...] | None = None
+    """standard deviation of each channel for mean_std, after data.transform; null: computed from the training images"""
+    transform: tuple[str, ...] = ("none",)
+    """function of the values before mean_std: none, or for heavy tails log1p or arcsinh; one for all channels, or one
+    for each. Samples have its inverse"""
+    missing: bool = False
+    """true: NaN in arrays is a missing value, which has no loss, and the network receives the mask of the known ones;
+    false: an array with NaN is unreadable"""
     axes: Literal["chw", "hwc"] | None = None
     """order of channels, height and width in arrays; null is chw, but an error if the shape looks like hwc"""
     background: tuple[int, int, int] = (255, 255, 255)
@@ -95,6 +109,7 @@ class DataConfig:
             raise ValueError(f"data.size {self.size} is too large; give at most {MAX_SIDE_PX} pixels a side")
         if self.range is not None and not is_range(*self.range):
             raise ValueError(f"data.range {self.range} must be two numbers of float32, the lower one first")
+        self._check_normalisation()
         if self.max_bad < 0:
             raise ValueError(f"data.max_bad {self.max_bad} must be 0 or more")
         if self.stream_shards < 1:
@@ -110,6 +125,32 @@ class DataConfig:
         for name, value in (("label_column", self.label_column), ("label_file", self.label_file)):
             if value is not None and self.labels is False:
                 raise ValueError(f"data.{name} is {str(value)!r} but data.labels is false; drop one of them")
+
+    def _check_normalisation(self) -> None:
+        if unknown := [name for name in self.transform if name not in TRANSFORMS]:
+            raise ValueError(f"data.transform {unknown[0]!r} is unknown; give one of {', '.join(TRANSFORMS)}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"data.mean is {self.mean} and data.std is {self.std}; give both, or leave both out")
+        if self.normalisation == "range":
+            for name in ("mean", "std", "transform"):
+                if (value := getattr(self, name)) != getattr(DataConfig, name):
+                    raise ValueError(
+                        f"data.{name} is {value} but data.normalisation is range; set it to mean_std, or leave it out"
+                    )
+            return
+        if self.range is not None:
+            raise ValueError(f"data.range is {self.range} but data.normalisation is mean_std; drop one of them")
+        if self.stream and self.mean is None:
+            raise ValueError(
+                "data.normalisation is mean_std and data.stream is true, so statistics are not computed before "
+                "training: set data.mean and data.std"
+            )
+        if self.mean is not None and self.std is not None:
+            try:
+                transform = self.transform * len(self.mean) if len(self.transform) == 1 else self.transform
+                Units(mean=self.mean, std=self.std, transform=transform)
+            except ValueError as error:
+                raise ValueError(f"data.{error}") from None
 
     def _check_stream(self) -> None:
         if self.cache is not None:
@@ -138,3 +179,11 @@ class DataConfig:
             crop=self.crop,
             center_share=self.center_share,
         )
+
+
+def settings_of(values: AnyFormat) -> dict[str, Any]:
+    """The settings of `DataConfig` that read arrays as those of a trained model were."""
+    if isinstance(values, PixelFormat):
+        return {"range": (values.low, values.high)}
+    names = {name: getattr(values, name) for name in ("mean", "std", "transform")}
+    return {"normalisation": "mean_std", **names}

@@ -9,7 +9,8 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import Float32, Int, Int64, Shaped
 
-from pictures.pixel_format import BYTES, PixelFormat
+from pictures.pixel_format import BYTES
+from pictures.units import AnyFormat
 from residual.names import amount
 from training.data.order import image_index
 from training.data.sources.labels import count_classes, name_classes, summarize
@@ -33,7 +34,7 @@ class Images:
         labels: Int[np.ndarray, "n"] | None = None,
         classes: Sequence[str] | None = None,
         *,
-        pixel_format: PixelFormat = BYTES,
+        pixel_format: AnyFormat = BYTES,
         conditions: int = 0,
         static: Float32[np.ndarray, "k rows columns"] | None = None,
         vectors: Float32[np.ndarray, "m v"] | None = None,
@@ -60,7 +61,9 @@ class Images:
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
         """channels, height, width"""
         self.pixel_format = pixel_format
-        """dtype and range of the stored pixels"""
+        """how stored values become those of networks"""
+        self.seen: np.ndarray | None = None
+        """where at least one training image has a value, bool (c, h, w); None if none may be missing"""
         self.conditions = conditions
         """number of channels that are a condition: the last ones"""
         self.static = static
@@ -180,7 +183,7 @@ def with_static(whole: str, static: Float32[np.ndarray, "k h w"] | None) -> str:
 def describe(
     count: int,
     shape: tuple[int, int, int],
-    pixel_format: PixelFormat,
+    pixel_format: AnyFormat,
     classes: Sequence[str] | None,
     conditions: int = 0,
     vector_columns: Sequence[str] = (),
@@ -222,7 +225,7 @@ def fingerprint(
     shape: tuple[int, ...],
     labels: Int64[np.ndarray, "n"] | None,
     classes: Sequence[str] | None,
-    pixel_format: PixelFormat,
+    pixel_format: AnyFormat,
     conditions: int = 0,
     vectors: Float32[np.ndarray, "n v"] | None = None,
     vector_columns: Sequence[str] = (),

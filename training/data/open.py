@@ -3,32 +3,58 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
+from pictures.pixel_format import PixelFormat
+from pictures.units import Units
 from training.data.cache.files import load_cache
 from training.data.cache.open import find_cache
 from training.data.config import DataConfig
 from training.data.images import Images, check_bad
 from training.data.order import permutation
 from training.data.sources.source import find_source
+from training.data.statistics import check_units, given_units, measured_units, statistics_of, transform_of
 from training.data.stream import ImageSet, StreamedImages
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class OnMain(Protocol):
+    """Calls a function on the main process only, and returns its result on all: `training.processes.on_main`."""
+
+    def __call__(self, function: Callable[[], T], /) -> T: ...
+
+
+def directly(function: Callable[[], T], /) -> T:
+    """As `OnMain`, for a single process."""
+    return function()
 
 
 def open_images(
-    config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find(), training: bool = True
+    config: DataConfig,
+    *,
+    on_main: OnMain = directly,
+    training: bool = True,
+    units: Units | None = None,
 ) -> ImageSet:
     """The images that a run is trained on: memory-mapped from the cache, which is built if needed; or streamed.
 
-    Only streamed images for `training` are cropped at random.
+    Only streamed images for `training` are cropped at random. With `data.normalisation` mean_std their units follow
+    from their own statistics, unless `units` are given, as for images that a trained model is compared with.
 
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
     if config.stream:
         source, shards = find_source(config), config.stream_shards
-        return StreamedImages(source, config.preprocessing, shards, config.max_bad, training=training)
+        streamed = StreamedImages(source, config.preprocessing, shards, config.max_bad, training=training)
+        if config.normalisation == "mean_std":
+            streamed.pixel_format = units or stated_units(config, streamed)
+        return streamed
 
     notes: list[str] = []
 
@@ -43,12 +69,17 @@ def open_images(
     images = load_cache(folder)
     images.notes = (*notes, *images.notes)
     check_bad(images.bad, config.max_bad)
-    return images.part(divided(len(images), config.validation)[0]) if isinstance(config.validation, float) else images
+    if isinstance(config.validation, float):
+        images = images.part(divided(len(images), config.validation)[0])
+    whole = images
+    if config.normalisation == "mean_std":
+        images.pixel_format = units or on_main(lambda: find_units(config, whole, folder))
+    if config.missing:
+        images.seen = on_main(lambda: statistics_of(whole, ("none",) * whole.shape[0], folder)).seen
+    return images
 
 
-def open_validation(
-    config: DataConfig, *, on_main: Callable[[Callable[[], Path]], Path] = lambda find: find()
-) -> ImageSet | None:
+def open_validation(config: DataConfig, *, on_main: OnMain = directly) -> ImageSet | None:
     """The images of `config.validation`, which evaluations use, without random crops; None if it is None.
 
     See `open_images`.
@@ -56,11 +87,42 @@ def open_validation(
     if config.validation is None:
         return None
     whole = replace(config, validation=None, crop=config.preprocessing.deterministic().crop)
+    units = None
+    if config.normalisation == "mean_std":
+        trained = open_images(config, on_main=on_main, training=False).pixel_format
+        assert isinstance(trained, Units), "they are standardised"
+        units = trained
     if isinstance(config.validation, str):
-        return open_images(replace(whole, split=config.validation), on_main=on_main, training=False)
-    images = open_images(whole, on_main=on_main)
+        return open_images(replace(whole, split=config.validation), on_main=on_main, training=False, units=units)
+    images = open_images(whole, on_main=on_main, units=units)
     assert isinstance(images, Images), "DataConfig refuses a share of a streamed set"
     return images.part(divided(len(images), config.validation)[1])
+
+
+def stated_units(config: DataConfig, images: ImageSet) -> Units:
+    """The units that `data.mean` and `data.std` define. Raises ValueError if they do not fit the images."""
+    assert config.mean is not None, "DataConfig requires it while streaming"
+    assert config.std is not None, "DataConfig requires both"
+    channels = images.shape[0]
+    transform = transform_of(config.transform, channels)
+    return given_units(config.mean, config.std, transform, channels, images.pixel_format.dtype)
+
+
+def find_units(config: DataConfig, images: Images, folder: Path) -> Units:
+    """The units of training images: those that are stated, or those of their statistics, kept in the cache `folder`.
+
+    Raises ValueError for a constant channel, and for stated ones that belong to other data.
+    """
+    try:
+        if config.mean is not None:
+            units = stated_units(config, images)
+            check_units(units, images)
+            return units
+        transform = transform_of(config.transform, images.shape[0])
+        assert isinstance(images.pixel_format, PixelFormat), "it is that of the cache"
+        return measured_units(statistics_of(images, transform, folder), transform, images.pixel_format)
+    except ValueError as error:
+        raise ValueError(f"data.source {config.source!r}: {error}") from None
 
 
 def divided(count: int, share: float) -> tuple[Int64[np.ndarray, "rest"], Int64[np.ndarray, "part"]]:

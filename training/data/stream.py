@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int, Int64, Shaped
 from tqdm import tqdm
 
 from pictures.preprocessing import Preprocessing
+from pictures.units import AnyFormat
 from storage.show import printable
 from training.data.images import Images, check_bad, check_parts, describe, with_static
 from training.data.order import ShardOrder, image_random
@@ -54,8 +55,10 @@ class StreamedImages:
             raise ValueError(f"data.source {source.setting!r} holds no image")
         self.shape = records.shape or stated_shape(preprocessing)
         """channels, height, width"""
-        self.pixel_format = records.pixel_format
-        """dtype and range of decoded images"""
+        self.pixel_format: AnyFormat = records.pixel_format
+        """how decoded values become those of networks"""
+        self.seen: np.ndarray | None = None
+        """unknown, as no image has been read; see `Images.seen`"""
         self.conditions = records.condition_channels(self.shape[0])
         """number of channels that are a condition: the last ones"""
         self.static = static

@@ -39,6 +39,7 @@ def array_file(path: Path, setting: str, split: str, columns: Columns, options: 
     """
     choose_split(split, ["train"], setting)
     key = ["array file", columns.image, columns.label, columns.labels, options.range, options.axes, stamp(path)]
+    key += options.key
     return Source(setting, path.stem, key, partial(read_array_file, path, columns, options))
 
 

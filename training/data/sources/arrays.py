@@ -35,6 +35,10 @@ class ArrayImage:
     shape: tuple[int, int, int]
     first: str
     axes: Axes
+    bounded: bool = True
+    """whether values outside the range of the pixel format are errors"""
+    missing: bool = False
+    """whether values may be NaN"""
 
     def of(self, data: Path | np.ndarray) -> "ArrayImage":
         """Another image of the same set."""
@@ -43,8 +47,8 @@ class ArrayImage:
     def read(self) -> Shaped[np.ndarray, "c h w"]:
         """The array in the dtype of the cache (`PixelFormat.stored`).
 
-        Raises ValueError for another shape or dtype, before values are read, and for a value outside the range: values
-        are never clipped.
+        Raises ValueError for another shape or dtype, before values are read, and for a value that is not finite, or
+        outside the range: values are never clipped.
         """
         array = to_chw(map_array(self.data) if isinstance(self.data, Path) else self.data, self.axes or "chw")
         for what, found, wanted in (
@@ -54,11 +58,18 @@ class ArrayImage:
             if found != wanted:
                 raise ValueError(f"{what} {found}, but {self.first} has {wanted}")
         low, high = self.pixel_format.low, self.pixel_format.high
-        inside = in_range(array, low, high)
+        if self.bounded:
+            inside, rule = in_range(array, low, high), f"outside data.range {low:g} to {high:g}"
+        else:
+            with np.errstate(over="ignore"):
+                inside, rule = np.isfinite(array.astype(self.pixel_format.stored)), "no finite float32 numbers"
+        if self.missing:
+            inside |= np.isnan(array)
+        elif not self.bounded and np.isnan(array).any():
+            rule += " (data.missing: true takes NaN for missing values)"
         if not inside.all():
             where = tuple(map(int, np.unravel_index(np.argmin(inside), inside.shape)))
             count = f"{inside.size - np.count_nonzero(inside)} of {array.size} values"
-            rule = f"outside data.range {low:g} to {high:g}"
             raise ValueError(f"{count} are {rule}, such as {array[where]:g} at {where}")
         return np.ascontiguousarray(array, self.pixel_format.stored)
 
@@ -74,6 +85,15 @@ class ArrayOptions:
     """its size and channels must be None or those of the arrays, which are never changed"""
     max_bad: int
     """number of arrays that may be unreadable"""
+    bounded: bool = True
+    """whether values outside the range are errors"""
+    missing: bool = False
+    """whether NaN is a missing value"""
+
+    @property
+    def key(self) -> list:
+        """What the key of a source needs besides range and axes; empty by default."""
+        return [] if self.bounded and not self.missing else [["unbounded", not self.bounded, "missing", self.missing]]
 
 
 def read_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -189,10 +209,12 @@ def describe_array(
         rule = f"{name} has {height} x {width} (height x width), and arrays are not resized"
         raise ValueError(f"data.size is {size} but {rule}; leave it out")
     dtype = array.dtype.name
-    span = options.range or FULL_RANGE.get(dtype)
+    span = options.range or FULL_RANGE.get(dtype) or (None if options.bounded else (-1, 1))
     if span is None:
         raise ValueError(
-            f"data.range is missing: {name} holds {dtype}; give the values that become -1 and 1, such as [-1, 1]"
+            f"data.range is missing: {name} holds {dtype}; give the values that become -1 and 1, such as [-1, 1], or "
+            "set data.normalisation to mean_std"
         )
     pixel_format = PixelFormat(dtype=dtype, low=span[0], high=span[1], file="npy")
-    return ArrayImage(data, pixel_format, (channels, height, width), name, options.axes)
+    shape = channels, height, width
+    return ArrayImage(data, pixel_format, shape, name, options.axes, options.bounded, options.missing)

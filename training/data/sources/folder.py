@@ -121,7 +121,7 @@ def image_folder(
     if label_files and options.required is not False:
         key.append(["labels", options.column, *(part for file in label_files for part in stamp(file))])
     if arrays is not None:
-        key.append(["range", arrays.range, *([] if arrays.axes is None else [arrays.axes])])
+        key.append(["range", arrays.range, *([] if arrays.axes is None else [arrays.axes]), *arrays.key])
     return Source(setting, chosen.name, ["folder", *key], read, notes)
 
 

@@ -26,6 +26,8 @@ PICTURE_KINDS, TABLE_KINDS, ARRAY_KINDS = (
 )
 USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "range": (ARRAY_KINDS, "the range of pictures is known"),
+    "normalisation": (ARRAY_KINDS, "pictures have a range, which is known"),
+    "missing": (ARRAY_KINDS, "pictures have no missing values"),
     "axes": (ARRAY_KINDS, "only arrays may have their channels last"),
     "image_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
     "label_column": ((*TABLE_KINDS, "npz", "images", "arrays"), "only tables, label files and .npz files have columns"),
@@ -80,7 +82,8 @@ def find_source(config: DataConfig) -> Source:
             named = split_of(file.relative_to(found.folder).as_posix()) if whole else None
             splits.setdefault(named or "train", []).append(file)
         return local_tables(config.source, splits, config.split, columns, pixel_format, notes)
-    arrays = ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad)
+    bounded = config.normalisation == "range"
+    arrays = ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad, bounded, config.missing)
     if kind in ("npy", "npz"):
         return array_file(files[0], config.source, config.split, columns, arrays)
     labels = LabelOptions(config.labels, label_file, config.label_column, found.metadata)

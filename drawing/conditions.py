@@ -1,0 +1,95 @@
+"""The conditions that images are drawn under: those of --condition, several members for each, and --vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from drawing.given import open_as
+from pipelines.diffusion import DiffusionModel
+from residual.names import amount, require_known, shorten
+from training.data import Images
+
+MAX_MEMBERS = 10_000
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A condition per column of a series: `members` columns in a row have the same one. And numbers for all images."""
+
+    images: Images | None = None
+    members: int = 1
+    vector: tuple[float, ...] | None = None
+
+    @property
+    def count(self) -> int | None:
+        """The number of columns that have different conditions or noise; None without conditions."""
+        return None if self.images is None else len(self.images) * self.members
+
+    def number(self, column: int) -> int:
+        """The condition of a column; the first one follows the last one."""
+        assert self.images is not None, "the caller checks it"
+        return column // self.members % len(self.images)
+
+    def options(self, columns: Sequence[int]) -> dict[str, Any]:
+        """`image` and `vector` of `DiffusionModel.denoising` for these columns."""
+        options: dict[str, Any] = {}
+        if self.images is not None:
+            stored = self.images.read(np.array([self.number(column) for column in columns]))
+            options["image"] = self.images.pixel_format.to_unit(torch.from_numpy(stored))
+        if self.vector is not None:
+            options["vector"] = [self.vector] * len(columns)
+        return options
+
+
+def open_conditions(
+    source: str | None, members: int | None, vector: Sequence[str] | None, model: DiffusionModel
+) -> Conditions:
+    """What --condition, --members and --vector give. Raises ValueError for what the model does not take or lacks."""
+    inputs = model.inputs
+    if source is None:
+        if inputs.channels:
+            raise ValueError(
+                f"condition is missing: this model draws images for a condition of {amount(inputs.channels, 'channel')}"
+                "; give --condition FILES"
+            )
+        return Conditions(vector=_vector(vector, model))
+    if not inputs.channels:
+        raise ValueError(f"condition={source}: this model takes no condition; leave it out")
+    if members is not None and not 1 <= members <= MAX_MEMBERS:
+        raise ValueError(f"members={members} is out of range; give 1 to {MAX_MEMBERS:,}")
+    shape = (inputs.channels, *model.shape[1:])
+    images = open_as("condition", source, inputs.pixel_format, shape, missing=inputs.seen is not None)
+    return Conditions(images, members or 1, _vector(vector, model))
+
+
+def _vector(words: Sequence[str] | None, model: DiffusionModel) -> tuple[float, ...] | None:
+    """The numbers in words such as strain=0.3, in the order of the model. Raises ValueError for others."""
+    numbers = model.inputs.numbers
+    if words is None:
+        if numbers is not None and not model.null_label:
+            raise ValueError(
+                f"vector is missing: this model was not trained without {shorten(numbers.names)}; give --vector "
+                f"{' '.join(f'{name}=VALUE' for name in numbers.names[:3])}"
+            )
+        return None
+    if numbers is None:
+        raise ValueError(f"vector={' '.join(words)}: this model takes no numbers; leave it out")
+    found = dict[str, float]()
+    for word in words:
+        name, _, text = word.partition("=")
+        require_known("vector", name, numbers.names)
+        try:
+            value = float(text)
+        except ValueError:
+            value = np.nan
+        if not np.isfinite(value):
+            raise ValueError(f"vector {word!r}: {text!r} is not a finite number; give {name}=VALUE")
+        if name in found:
+            raise ValueError(f"vector {name} is given twice; give it once")
+        found[name] = value
+    if missing := [name for name in numbers.names if name not in found]:
+        raise ValueError(f"vector lacks {shorten(missing)}; give all of {shorten(numbers.names)}")
+    return tuple(found[name] for name in numbers.names)
