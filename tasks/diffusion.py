@@ -25,7 +25,7 @@ from diffusion import (
 from pictures.grid import hidden_note
 from pictures.pixel_format import BYTES
 from pipelines.diffusion import MAX_SCALE, DiffusionModel, Network
-from pipelines.inputs import Inputs, numbers_of, standardised
+from pipelines.inputs import Inputs, numbers_of, positions, standardised
 from pipelines.superresolution import blurred, diffusion_upscaler, shrunk
 from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
@@ -77,6 +77,10 @@ class DiffusionAugment:
 
     crop_px: int | None = None
     """train on squares of this side in pixels, which are cut from the images at random places; null: on whole images"""
+    crop_positions: Literal["plane", "periodic_width"] | None = None
+    """with crop_px: further inputs with the place of each pixel in the whole image. `plane`: y and x from -1 to 1;
+    `periodic_width`: y, and sine and cosine of the longitude, with squares that go on across the left and right border.
+    The model then draws whole images, in windows of that side. null: the network does not know the place"""
     flip: bool = False
     """mirror each image left to right with probability 1/2"""
     non_leaky: float = 0.0
@@ -86,6 +90,16 @@ class DiffusionAugment:
     def __post_init__(self) -> None:
         if self.crop_px is not None and self.crop_px < 1:
             raise ValueError(f"augment.crop_px={self.crop_px} is out of range; give at least 1, or null")
+        if self.crop_positions is not None and self.crop_px is None:
+            raise ValueError(
+                f"augment.crop_positions={self.crop_positions} is the place of squares; give augment.crop_px, too"
+            )
+        if self.crop_positions is not None and (self.flip or self.non_leaky > 0):
+            name = "flip=true" if self.flip else f"non_leaky={self.non_leaky}"
+            raise ValueError(
+                f"augment.{name} moves what is at a place, which augment.crop_positions={self.crop_positions} gives "
+                "to the network; leave one of them out"
+            )
         if not 0 <= self.non_leaky <= 1:
             raise ValueError(f"augment.non_leaky={self.non_leaky} is not a probability; give 0 to 1")
         if self.non_leaky > 0 and self.flip:
@@ -113,7 +127,9 @@ class DiffusionTask(Task[DiffusionBatch]):
         evaluations: tuple[Evaluation, ...] = (),
     ) -> None:
         super().__init__(model.net, evaluations)
-        self.diffusion, self.config, self.augment, self.shape = model, config, augment, model.shape
+        self.diffusion, self.config, self.augment = model, config, augment
+        self.shape = (model.shape[0], *model.net.config.size)
+        """of the images that are trained on, which may be patches of those that the model draws"""
         self.bound = None
         if model.net.config.learned_variance:
             assert isinstance(model.formulation, DDPM), "DiffusionRun checks it"
@@ -124,7 +140,7 @@ class DiffusionTask(Task[DiffusionBatch]):
         EDM's augmentations together."""
         image, label = self.diffusion.inputs.with_static(batch.image), None
         if (side := self.augment.crop_px) is not None:
-            image = random_crop(image, random, (side, side))
+            image = random_crop(image, random, (side, side), self.diffusion.inputs.periodic_width)
         if self.augment.flip:
             image = random_flip(image, random)
         if self.augment.non_leaky > 0:
@@ -220,6 +236,12 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(
                 f"quality.judge={self.quality.judge} compares drawn images, but diffusion.upscale="
                 f"{self.diffusion.upscale} enlarges them; leave one of them out"
+            )
+        padding = getattr(self.model, "padding", "zeros")
+        if self.augment.crop_positions is not None and padding in ("periodic", "periodic_width"):
+            raise ValueError(
+                f"model.padding={padding} closes each square of augment.crop_px on itself, where the image goes on; "
+                "give model.padding=zeros, with augment.crop_positions=periodic_width for images that are periodic"
             )
         require_validation(self.quality, self.data)
 
@@ -351,17 +373,24 @@ class DiffusionRun(Run[DiffusionTask]):
             known = np.ones(images.shape, bool) if images.seen is None else images.seen
             seen = torch.from_numpy(known[:channels].copy())
         static = None if images.static is None else standardised(torch.from_numpy(images.static))
+        size, augment = (images.shape[1], images.shape[2]), self.augment
+        if augment.crop_positions is not None:
+            places = positions(*size, periodic_width=augment.crop_positions == "periodic_width")
+            static = places if static is None else torch.cat([static, places])
+        has_whole = images.conditions or static is not None or seen is not None
         inputs = Inputs(
             channels=images.conditions,
             pixel_format=images.pixel_format.channels(channels, images.shape[0]) if images.conditions else BYTES,
             static=static,
             seen=seen,
             numbers=None if images.vectors is None else numbers_of(images.vector_columns, images.vectors),
+            whole=size if augment.crop_px is not None and augment.crop_px < max(size) and has_whole else None,
+            periodic_width=augment.crop_positions == "periodic_width",
         )
         if self.diffusion.upscale is not None and not inputs.is_empty:
             raise ValueError(
-                f"diffusion.upscale={self.diffusion.upscale} has images alone, but data has conditions, static fields, "
-                "vectors or missing values; leave one of them out"
+                f"diffusion.upscale={self.diffusion.upscale} has images alone, but there are conditions, static "
+                "fields, positions, vectors or missing values; leave one of them out"
             )
         if self.quality.judge is not None and inputs.channels:
             raise ValueError(
