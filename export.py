@@ -137,8 +137,8 @@ def _drawing(model: Model) -> Model:
             f"this model enlarges pictures (upscale={model.upscale}), which neither diffusers nor a model card knows; "
             "give its folder, RUN/model, to sample.py --upscale"
         )
-    if isinstance(model, DiffusionModel) and not (model.inputs.is_empty and model.pixel_format.limit == 1):
-        what = "draws standardised values" if model.inputs.is_empty else "takes more than noise and a label"
+    if isinstance(model, DiffusionModel) and (model.inputs is not None or model.pixel_format.limit != 1):
+        what = "draws standardised values" if model.inputs is None else "takes more than noise and a label"
         raise ValueError(
             f"this model {what}, which neither diffusers nor a model card knows; give its folder, RUN/model, to "
             "sample.py"

@@ -5,6 +5,12 @@ python -m benchmarks.gaussian_fields FOLDER --train 4000 --test 500
 writes FOLDER/train and FOLDER/test, each with target.npy (images, 5, 24, 40) and input.npy (images, 5, 12, 20), and
 prints the scores that the exact conditional law reaches.
 
+python sample.py RUN --condition FOLDER/test/input.npy --members 8 --num 800 --out DRAWN
+python -m benchmarks.gaussian_fields FOLDER --drawn DRAWN [DRAWN ...]
+
+compares drawn ensembles with that law: a row for each, below that of exact members of equal number. The lowest and the
+highest value of all channels are shown, and those of all wave numbers of the spectrum.
+
 A field is a sum of modes: cosines in height (DCT-II), which a mirror at the edges continues, and waves around the
 width, which is periodic. Each mode has an independent normal amplitude, correlated between the channels. So the law is
 stationary in width, and the variance is larger near the upper and the lower edge. The input is the field after a
@@ -12,6 +18,7 @@ Gaussian blur, the mean of 2x2 pixels, and white noise. Blur keeps the modes apa
 them. So the field given the input is Gaussian, and couples groups of four modes of all channels: small linear systems.
 """
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +30,9 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from metrics import crps, ensemble_rmse, power_spectrum, spread_skill
 from metrics.spectrum import by_wave_number
+from storage.read import is_regular
 from storage.write import replace_file
 from training.script import ScriptParser, command
 
@@ -36,6 +45,7 @@ CHANNELS = {
 }
 """mean, standard deviation, and correlation length in pixels"""
 MEANS, DEVIATIONS, LENGTHS = zip(*CHANNELS.values(), strict=True)
+COLUMNS = ("CRPS / optimum", "RMSE / optimum", "spread / error", "spectrum / exact")
 PERIODIC = (False, True)
 """height and width; see `metrics.power_spectrum`"""
 Axis = tuple[Complex[Tensor, "side side"], Float[Tensor, "side"]]
@@ -94,12 +104,10 @@ class GaussianFields:
     @cached_property
     def posterior_deviation(self) -> Float[Tensor, "c h w"]:
         """Standard deviation of each pixel, which is the same for all inputs."""
-        own = torch.diag_embed(self._amplitudes[:, *self._groups].square()).movedim(0, 2)
-        covariance = own - torch.einsum("abcjd,abckd->abcjk", self._gain, self._shared.conj())
         rows, columns = self._groups
         (height, _), (width, _) = self._axes
         basis = (height[rows][..., :, None] * width[columns][..., None, :]).conj()
-        half = torch.einsum("abcjk,abkyx->abcjyx", covariance, basis.conj())
+        half = torch.einsum("abcjk,abkyx->abcjyx", self._covariance, basis.conj())
         return torch.einsum("abjyx,abcjyx->cyx", basis, half).real.sqrt()
 
     @cached_property
@@ -114,8 +122,17 @@ class GaussianFields:
 
     @cached_property
     def spectrum(self) -> Float[Tensor, "c waves"]:
-        """The expected `metrics.power_spectrum` of fields with axes as in `PERIODIC`; exact members have it, too."""
-        power, shorter = self._amplitudes.square() / math.prod(self.size), min(self.size)
+        """The expected `power_spectrum` of fields, with axes as in `PERIODIC`."""
+        return self._by_wave_number(self._amplitudes.square())
+
+    def posterior_spectrum(self, inputs: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "c waves"]:
+        """The expected `power_spectrum` of fields with these inputs: that of their mean, and that of their spread."""
+        spread = torch.zeros_like(self._amplitudes)
+        spread[:, *self._groups] = self._covariance.diagonal(dim1=3, dim2=4).real.movedim(2, 0)
+        return power_spectrum(self.posterior_mean(inputs), PERIODIC) + self._by_wave_number(spread)
+
+    def _by_wave_number(self, variance: Float[Tensor, "c h w"]) -> Float[Tensor, "c waves"]:
+        power, shorter = variance / math.prod(self.size), min(self.size)
         power[:, 0, 0] = 0
         return by_wave_number(power, shorter * self._frequency, shorter // 2)
 
@@ -200,6 +217,12 @@ class GaussianFields:
         seen = seen + torch.diag(self._noise.flatten().square())
         return self._shared @ torch.linalg.inv(seen)[:, :, None]
 
+    @cached_property
+    def _covariance(self) -> Complex[Tensor, "a b c 4 4"]:
+        """Covariance of the modes of a group in each channel, of fields with the same input."""
+        own = torch.diag_embed(self._amplitudes[:, *self._groups].square()).movedim(0, 2)
+        return own - torch.einsum("abcjd,abckd->abcjk", self._gain, self._shared.conj())
+
 
 def _cosines(side: int) -> Axis:
     """Modes of an axis that a mirror continues at both ends: the orthonormal DCT-II."""
@@ -236,28 +259,61 @@ def _from_modes(modes: Complex[Tensor, "n c h w"], axes: tuple[Axis, Axis]) -> F
     return (height.mH @ modes @ width.conj()).real
 
 
-@command
-def main(argv: Sequence[str]) -> None:
-    """Writes both sets and prints what the exact law reaches."""
-    p = ScriptParser(description=__doc__.splitlines()[0])
-    p.add_argument("folder", type=Path, help="where the folders train and test are written")
-    p.add_argument("--train", type=int, default=4000, help="pairs for training")
-    p.add_argument("--test", type=int, default=500, help="pairs for the scores")
-    p.add_argument("--seed", type=int, default=0, help="seed of the fields and of the noise")
-    args = p.parse_args(argv)
-    law, generator = GaussianFields(), torch.Generator().manual_seed(args.seed)
-    for name in ("train", "test"):
-        if (count := getattr(args, name)) < 1:
-            raise ValueError(f"--{name}={count} is too small; give at least 1 pair")
-    for name in ("train", "test"):
-        fields = law.draw(getattr(args, name), generator)
-        folder = args.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, values in (("target", fields), ("input", law.observe(fields, generator))):
-            write_array(folder / f"{file}.npy", values)
-    print("| channel | CRPS | RMSE of the mean | deviation |\n|---|---|---|---|")
-    for row in zip(CHANNELS, law.optimal_crps.tolist(), law.optimal_rmse.tolist(), law.deviations, strict=True):
-        print("| {} | {:.4g} | {:.4g} | {:.4g} |".format(*row))
+def read_members(folder: Path) -> Float[Tensor, "m n c h w"]:
+    """The images that sample.py drew for conditions, by their member and condition.
+
+    Raises ValueError for a folder that has no complete ensembles.
+    """
+    if not is_regular(table := folder / "conditions.csv"):
+        raise ValueError(f"{table} is missing; give a folder of sample.py --condition --members")
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = {(int(row["member"]), int(row["condition"])): row["file"] for row in csv.DictReader(file)}
+    members, conditions = (1 + max(key[place] for key in rows) for place in (0, 1))
+    if len(rows) != members * conditions:
+        raise ValueError(
+            f"{table} has {len(rows)} images, which are no {members} members of {conditions} conditions; give a --num "
+            "that --members divides"
+        )
+    images = [[np.load(folder / "images" / rows[m, n]) for n in range(conditions)] for m in range(members)]
+    return torch.from_numpy(np.array(images)).double()
+
+
+def compare(
+    law: GaussianFields,
+    inputs: Float[Tensor, "n c h2 w2"],
+    truth: Float[Tensor, "n c h w"],
+    members: Float[Tensor, "m _ _ _ _"],
+) -> dict[str, Float[Tensor, "..."]]:
+    """Scores of members for these inputs in units of the optimum. Raises ValueError as `metrics.crps` does."""
+    m = len(members)
+    found = {"CRPS / optimum": crps(members, truth) / law.optimal_crps}
+    found["RMSE / optimum"] = ensemble_rmse(members, truth) / (math.sqrt((m + 1) / m) * law.optimal_rmse)
+    if m > 1:
+        found["spread / error"] = spread_skill(members, truth)
+    exact = law.posterior_spectrum(inputs)
+    return found | {"spectrum / exact": (power_spectrum(members.flatten(0, 1), PERIODIC) / exact)[:, 1:]}
+
+
+def print_comparison(law: GaussianFields, folder: Path, drawn: Sequence[Path], generator: torch.Generator) -> None:
+    """A table of the ensembles in folders of sample.py, for the first pairs of `folder`."""
+    inputs, truth = (torch.from_numpy(np.load(folder / f"{name}.npy")).double() for name in ("input", "target"))
+    print(f"| members | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}")
+    for path in drawn:
+        members = read_members(path)
+        m, n = members.shape[:2]
+        exact = law.posterior_samples(inputs[:n], m, generator)
+        for name, each in ((f"exact, {m} x {n}", exact), (f"{path.name}, {m} x {n}", members)):
+            found = compare(law, inputs[:n], truth[:n], each)
+            texts = (f"{found[x].min():.3f} to {found[x].max():.3f}" if x in found else "" for x in COLUMNS)
+            print(f"| {name} | {' | '.join(texts)} |", flush=True)
+
+
+def write_pairs(law: GaussianFields, folder: Path, count: int, generator: torch.Generator) -> None:
+    """Writes target.npy and input.npy."""
+    fields = law.draw(count, generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_array(folder / "target.npy", fields)
+    write_array(folder / "input.npy", law.observe(fields, generator))
 
 
 def write_array(path: Path, values: Float[Tensor, "n c h w"]) -> None:
@@ -268,6 +324,30 @@ def write_array(path: Path, values: Float[Tensor, "n c h w"]) -> None:
             np.save(file, values.float().numpy())
 
     replace_file(path, write, flush=False)
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """Writes both sets and prints what the exact law reaches, or compares ensembles."""
+    p = ScriptParser(description=__doc__.splitlines()[0])
+    p.add_argument("folder", type=Path, help="folder of the pairs")
+    p.add_argument("--train", type=int, default=4000, help="pairs for training")
+    p.add_argument("--test", type=int, default=500, help="pairs for the scores")
+    p.add_argument("--seed", type=int, default=0, help="seed of the fields and of the noise")
+    p.add_argument("--drawn", type=Path, nargs="+", help="compare folders of sample.py instead of writing pairs")
+    args = p.parse_args(argv)
+    law, generator = GaussianFields(), torch.Generator().manual_seed(args.seed)
+    if args.drawn is not None:
+        print_comparison(law, args.folder / "test", args.drawn, generator)
+        return
+    for name in ("train", "test"):
+        if (count := getattr(args, name)) < 1:
+            raise ValueError(f"--{name}={count} is too small; give at least 1 pair")
+    for name in ("train", "test"):
+        write_pairs(law, args.folder / name, getattr(args, name), generator)
+    print("| channel | CRPS | RMSE of the mean | deviation |\n|---|---|---|---|")
+    for row in zip(CHANNELS, law.optimal_crps.tolist(), law.optimal_rmse.tolist(), law.deviations, strict=True):
+        print("| {} | {:.4g} | {:.4g} | {:.4g} |".format(*row))
 
 
 if __name__ == "__main__":

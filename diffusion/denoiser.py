@@ -25,10 +25,12 @@ class Condition:
     image: Float[Tensor, "b c h w"] | None = None
     """image that is concatenated to the noisy one"""
     augment: Float[Tensor, "b a"] | None = None
-    """numbers of each image, 0 where they are hidden: continuous conditions, and how it was augmented (Karras et al.
-    2022, appendix F.2)"""
+    """description of how each image was augmented (Karras et al. 2022, appendix F.2)"""
     emb: Float[Tensor, "b e"] | None = None
     """vector that is added to the embedding of the noise level"""
+    numbers: Float[Tensor, "b n"] | None = None
+    """continuous conditions of each image, all 0 where they are hidden; they enter the network before `augment`, as one
+    vector with it"""
 
 
 UNCONDITIONED = Condition()
@@ -53,7 +55,10 @@ def run_network(
     if condition.image is not None:
         x = torch.cat([x, condition.image], dim=1)
     x = x.to(dtype)
-    given = {"emb": condition.emb, "augment": condition.augment}
+    numbers, augment = condition.numbers, condition.augment
+    if numbers is not None:
+        augment = numbers if augment is None else torch.cat([numbers, augment], dim=1)
+    given = {"emb": condition.emb, "augment": augment}
     return net(x, c_noise, condition.label, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -55,14 +55,14 @@ def classifier_free(
 ) -> Denoiser:
     """`guided` by the same network without its label, both evaluated in one batch of double size.
 
-    `null` is the label that means “no label”, None for networks without labels. Numbers (`Condition.augment`) are 0
+    `null` is the label that means “no label”, None for networks without labels. Numbers (`Condition.numbers`) are 0
     beside it. Scale 0 ignores the labels and scale 1 is plain `denoise`; neither needs the second evaluation; at scale
     0 the learned variance is the one without labels, too. The denoiser raises ValueError if it is called without labels
     and numbers.
     """
 
     def both(x: Images, time: Times, condition: Condition) -> Denoised:
-        if condition.label is None and (null is not None or condition.augment is None):
+        if condition.label is None and (null is not None or condition.numbers is None):
             raise ValueError(f"guidance={scale:g} needs a label for each image; give labels, or guidance 1")
         inside = _inside(formulation, time, interval)
         if inside is False:
@@ -113,11 +113,11 @@ def classifier_guided(
 
 def _unlabelled(condition: Condition, null: int | None) -> Condition:
     """The condition without label and numbers."""
-    label, augment = condition.label, condition.augment
+    label, numbers = condition.label, condition.numbers
     return replace(
         condition,
         label=None if label is None or null is None else torch.full_like(label, null),
-        augment=None if augment is None else torch.zeros_like(augment),
+        numbers=None if numbers is None else torch.zeros_like(numbers),
     )
 
 

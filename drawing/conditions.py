@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from drawing.given import open_as
+from drawing.given import format_settings, open_option, shape_settings
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount, require_known, shorten
 from training.data import Images
+from training.data.decode import enlarge
 
 MAX_MEMBERS = 10_000
 
@@ -20,6 +21,8 @@ class Conditions:
     """A condition per column of a series: `members` columns in a row have the same one. And numbers for all images."""
 
     images: Images | None = None
+    size: tuple[int, int] = (1, 1)
+    """height and width of the images that are drawn, to which coarser conditions are interpolated"""
     members: int = 1
     vector: tuple[float, ...] | None = None
 
@@ -38,7 +41,8 @@ class Conditions:
         options: dict[str, Any] = {}
         if self.images is not None:
             stored = self.images.read(np.array([self.number(column) for column in columns]))
-            options["image"] = self.images.pixel_format.to_unit(torch.from_numpy(stored))
+            enlarged = np.stack([enlarge(each, self.size) for each in stored])
+            options["image"] = self.images.pixel_format.to_unit(torch.from_numpy(enlarged))
         if self.vector is not None:
             options["vector"] = [self.vector] * len(columns)
         return options
@@ -48,26 +52,43 @@ def open_conditions(
     source: str | None, members: int | None, vector: Sequence[str] | None, model: DiffusionModel
 ) -> Conditions:
     """What --condition, --members and --vector give. Raises ValueError for what the model does not take or lacks."""
-    inputs = model.inputs
+    channels = 0 if model.inputs is None else model.inputs.channels
     if source is None:
-        if inputs.channels:
+        if channels:
             raise ValueError(
-                f"condition is missing: this model draws images for a condition of {amount(inputs.channels, 'channel')}"
-                "; give --condition FILES"
+                f"condition is missing: this model draws images for a condition of {amount(channels, 'channel')}; give "
+                "--condition FILES"
             )
         return Conditions(vector=_vector(vector, model))
-    if not inputs.channels:
+    if not channels:
         raise ValueError(f"condition={source}: this model takes no condition; leave it out")
     if members is not None and not 1 <= members <= MAX_MEMBERS:
         raise ValueError(f"members={members} is out of range; give 1 to {MAX_MEMBERS:,}")
-    shape = (inputs.channels, *model.shape[1:])
-    images = open_as("condition", source, inputs.pixel_format, shape, missing=inputs.seen is not None)
-    return Conditions(images, members or 1, _vector(vector, model))
+    return Conditions(_open(source, model), model.shape[1:], members or 1, _vector(vector, model))
+
+
+def _open(source: str, model: DiffusionModel) -> Images:
+    """The conditions in the format of the training; arrays may be coarser than the images of the model."""
+    inputs, (_, height, width) = model.inputs, model.shape
+    assert inputs is not None, "the caller checks it"
+    settings = format_settings(inputs.pixel_format)
+    if inputs.pixel_format.file == "npy":
+        settings |= {"missing": inputs.seen is not None}
+    else:
+        settings |= shape_settings((inputs.channels, height, width))
+    images = open_option("condition", source, **settings)
+    channels, rows, columns = images.shape
+    if channels != inputs.channels or rows > height or columns > width:
+        raise ValueError(
+            f"condition {source!r}: images of shape {images.shape}, but the model takes {inputs.channels} channels of "
+            f"at most {height} x {width} (height x width); give others"
+        )
+    return images
 
 
 def _vector(words: Sequence[str] | None, model: DiffusionModel) -> tuple[float, ...] | None:
     """The numbers in words such as strain=0.3, in the order of the model. Raises ValueError for others."""
-    numbers = model.inputs.numbers
+    numbers = None if model.inputs is None else model.inputs.numbers
     if words is None:
         if numbers is not None and not model.null_label:
             raise ValueError(

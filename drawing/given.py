@@ -67,40 +67,32 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
 
     If `exact` they must have its size and channels. Raises ValueError if they do not fit.
     """
-    return open_as(option, source, model.pixel_format, model.shape, exact=exact)
-
-
-def open_as(
-    option: str,
-    source: str,
-    pixel_format: AnyFormat,
-    shape: tuple[int, int, int],
-    *,
-    exact: bool = False,
-    missing: bool = False,
-) -> Images:
-    """The images that an option names, in this format and of this shape, to which pictures are scaled and cropped
-    unless they have to be `exact`; NaN is `missing`. Raises ValueError if they do not fit.
-    """
-    channels, height, width = shape
-    settings: dict[str, Any] = {"labels": False, "bits": 16 if pixel_format.dtype == "uint16" else 8}
-    if not exact:
-        settings |= {"channels": channels, "size": (height, width)}
-    if pixel_format.file == "npy":
-        settings |= settings_of(pixel_format) | {"bits": 8, "missing": missing}
-    images = _open(option, source, **settings)
-    if images.shape != shape:
+    settings = format_settings(model.pixel_format) | ({} if exact else shape_settings(model.shape))
+    images = open_option(option, source, **settings)
+    if images.shape != model.shape:
         raise ValueError(
-            f"{option} {source!r}: images of shape {images.shape}, but the model's are {shape}; convert them, or give "
-            "others"
+            f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
+            "give others"
         )
     return images
+
+
+def format_settings(pixel_format: AnyFormat) -> dict[str, Any]:
+    """The settings of `DataConfig` that read images in this format."""
+    if pixel_format.file == "npy":
+        return settings_of(pixel_format)
+    return {"bits": 16 if pixel_format.dtype == "uint16" else 8}
+
+
+def shape_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The settings of `DataConfig` that bring pictures to this shape, which arrays must have."""
+    return {"channels": shape[0], "size": shape[1:]}
 
 
 def open_masks(source: str, images: Images) -> Images:
     """The masks of --mask. Raises ValueError if they do not fit the images, and for one that leaves nothing to draw or
     to keep, or has more than two values."""
-    masks = _open("mask", source, labels=False)
+    masks = open_option("mask", source)
     channels, *size = masks.shape
     if channels != 1 or size != list(images.shape[1:]):
         raise ValueError(
@@ -126,9 +118,10 @@ def open_masks(source: str, images: Images) -> Images:
     return masks
 
 
-def _open(option: str, source: str, **settings: Any) -> Images:
+def open_option(option: str, source: str, **settings: Any) -> Images:
+    """The images that an option names, without labels. Raises ValueError, which names the option."""
     try:
-        images = open_images(DataConfig(source=source, **settings), on_main=on_main)
+        images = open_images(DataConfig(source=source, labels=False, **settings), on_main=on_main)
     except ValueError as error:
         raise ValueError(f"{option} {source!r}: {error}") from None
     assert isinstance(images, Images), "they are not streamed"

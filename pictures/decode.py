@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -75,6 +76,16 @@ class Postponed(Exception):
     """An image is not decoded now, because the memory for decoded images is full."""
 
 
+class DecodedFile(NamedTuple):
+    """The pixels of one image, and what its file holds."""
+
+    pixels: Shaped[np.ndarray, "c h w"]
+    several: bool
+    """whether there are several pictures (an animation, pages)"""
+    size: tuple[int, int]
+    """width and height before preprocessing, upright"""
+
+
 def decode(
     data: Path | bytes | np.ndarray, preprocessing: Preprocessing, random: np.random.Generator | None = None
 ) -> Shaped[np.ndarray, "c h w"]:
@@ -87,7 +98,7 @@ def decode(
     `random`; without it, the crop is in the center.
     Raises ValueError, with the reason in one line, if the image cannot be read.
     """
-    return decode_file(data, preprocessing, random)[0]
+    return decode_file(data, preprocessing, random).pixels
 
 
 def decode_file(
@@ -95,22 +106,29 @@ def decode_file(
     preprocessing: Preprocessing,
     random: np.random.Generator | None = None,
     may_start: Callable[[], bool] = lambda: True,
-) -> tuple[Shaped[np.ndarray, "c h w"], bool]:
-    """`decode`, and whether the file holds several pictures (an animation, pages).
+    size: tuple[int, int] | None = None,
+) -> DecodedFile:
+    """`decode`, with further properties of the file. A picture is brought to the width and height `size` first, if
+    given, so that a smaller one of the same scene is cropped alike.
 
     Waits until fewer images are decoded by other threads, if those are large. Raises Postponed if `may_start` is false
-    then.
+    then, and ValueError also if the picture has another aspect ratio than `size`.
     """
     try:
-        size = require_regular(data).st_size if isinstance(data, Path) else 0
-        with OPEN_BYTES.hold(size), open_image(data) as image:
+        file_bytes = require_regular(data).st_size if isinstance(data, Path) else 0
+        with OPEN_BYTES.hold(file_bytes), open_image(data) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} px is more than {MAX_PIXELS:,} pixels")
-            with IN_FLIGHT.hold(max(image.width * image.height, math.prod(preprocessing.size or ()))):
+            with IN_FLIGHT.hold(
+                max(image.width * image.height, *map(math.prod, (preprocessing.size or (), size or ())))
+            ):
                 if not may_start():
                     raise Postponed
                 several = getattr(image, "is_animated", False)
-                return to_pixels(to_plain(image, preprocessing, data), preprocessing, random), several
+                plain = to_plain(image, preprocessing, data)
+                if size is not None:
+                    plain = same_scene(plain, size)
+                return DecodedFile(to_pixels(plain, preprocessing, random), several, plain.size)
     except (MemoryError, Postponed):
         raise
     except UnidentifiedImageError:  # its text repeats the path
@@ -118,6 +136,15 @@ def decode_file(
     except Exception as error:  # a damaged file raises OSError, SyntaxError, struct.error, …
         lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
         raise ValueError(lines[0] if lines else type(error).__name__) from error
+
+
+def same_scene(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture at this width and height, by a bicubic filter. Raises ValueError if its aspect ratio differs by more
+    than the rounding of its sides to pixels."""
+    (width, height), (image_width, image_height) = size, image.size
+    if abs(image_width * height - image_height * width) >= max(width, height):
+        raise ValueError(f"{image_width} x {image_height} px have another aspect ratio than {width} x {height}")
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def to_pixels(

@@ -1,6 +1,7 @@
 """Pixel formats: the dtype and range of stored pixels, converted to [-1, 1] for networks and back."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -26,6 +27,9 @@ class PixelFormat:
     file: str = "png"
     """file type of samples: "png" for pictures, "npy" for arrays (c, h, w)"""
 
+    limit: ClassVar[float] = 1.0
+    """largest absolute value that networks should draw; samples are clipped to it"""
+
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is not supported; give one of {', '.join(DTYPES)}")
@@ -45,11 +49,6 @@ class PixelFormat:
     def spacing(self) -> float | None:
         """Distance of neighbouring integers in units of [-1, 1]; None for real numbers."""
         return 2 / (self.high - self.low) if np.issubdtype(self.dtype, np.integer) else None
-
-    @property
-    def limit(self) -> float:
-        """The largest absolute value in [-1, 1]; samples are clipped to it."""
-        return 1.0
 
     @property
     def about(self) -> str:

@@ -12,7 +12,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from pictures.pixel_format import DTYPES, FULL_RANGE, PixelFormat
-from residual.names import require_known, shorten
 
 Function = Callable[[Tensor], Tensor]
 TRANSFORMS: dict[str, tuple[Function, Function]] = {
@@ -55,8 +54,8 @@ class Units:
                 f"mean, std and transform have {len(self.mean)}, {len(self.std)} and {len(self.transform)} channels; "
                 "give one number per channel"
             )
-        for name in self.transform:
-            require_known("transform", name, TRANSFORMS)
+        if unknown := [name for name in self.transform if name not in TRANSFORMS]:
+            raise ValueError(f"transform={unknown[0]!r} is unknown; give one of {', '.join(TRANSFORMS)}")
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             if not (abs(mean) <= np.finfo(np.float32).max and np.finfo(np.float32).tiny <= std < math.inf):
                 raise ValueError(
@@ -73,8 +72,8 @@ class Units:
     def about(self) -> str:
         """The values in words."""
         rows = zip(self.transform, self.mean, self.std, strict=True)
-        texts = (f"{'' if name == 'none' else f'{name}, '}{mean:.6g} ± {std:.6g}" for name, mean, std in rows)
-        return f"{self.dtype} standardised per channel ({shorten(list(texts), 5)})"
+        texts = (f"{mean:.6g} ± {std:.6g}{'' if name == 'none' else f' of {name}'}" for name, mean, std in rows)
+        return f"{self.dtype} standardised per channel ({', '.join(texts)})"
 
     def channels(self, start: int, stop: int) -> "Units":
         """The units of some of the channels."""

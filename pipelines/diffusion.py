@@ -53,7 +53,7 @@ from pipelines.from_diffusers import (
     has_learned_range,
     pipeline_folder,
 )
-from pipelines.inputs import Inputs, read_inputs
+from pipelines.inputs import Inputs, Numbers, read_inputs
 from residual.names import amount, require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import local_folder, upload
@@ -81,7 +81,6 @@ GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale")
 """options of `DiffusionModel.denoiser`, besides those of a classifier"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, AnyFormat, tuple[int, ...] | None]
 """formulation, names of the classes, whether there is a null label, pixel format, training images of each class"""
-NO_INPUTS = Inputs()
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
 
 
@@ -103,7 +102,7 @@ class DiffusionModel:
     """training images of each class, where that is known"""
     upscale: int | None = None
     """how many times as high and wide its images are as the small ones that it enlarges; None: it draws from noise"""
-    inputs: Inputs = NO_INPUTS
+    inputs: Inputs | None = None
     """what the network takes besides noisy image, time and label"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
@@ -123,7 +122,8 @@ class DiffusionModel:
         for name in ("formulation", "shape", "windows", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
-        if (mine := self.inputs.document()) != (its := other.inputs.document()):
+        mine, its = (model.inputs and model.inputs.document() for model in (self, other))
+        if mine != its:
             raise ValueError(f"guide has inputs={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
 
@@ -134,8 +134,8 @@ class DiffusionModel:
         for one that its config refuses, such as one that is too small for padding by reflection. If it draws in
         windows, it raises ValueError for a size that is smaller than a window.
         """
-        trained = self.inputs.whole or self.net.config.size
-        if self.inputs.has_fields and (height, width) != trained:
+        trained = self._whole or self.net.config.size
+        if self.inputs is not None and self.inputs.has_fields and (height, width) != trained:
             own = "x".join(map(str, trained))
             raise ValueError(f"size={height}x{width}: this model has fields of {own}; leave the size out")
         for net in (self.net,) if self.guide is None else (self.net, self.guide):
@@ -176,7 +176,7 @@ class DiffusionModel:
     def windows(self) -> tuple[Size, Size] | None:
         """Height and width of the windows in which it draws, and of what they share at least; None: the network takes
         the whole image at once."""
-        if self.overlap is None and self.inputs.whole is None:
+        if self.overlap is None and self._whole is None:
             return None
         window = self.net.config.size
         return window, self.overlap or _half(window)
@@ -209,7 +209,15 @@ class DiffusionModel:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of its images."""
-        return (self.net.config.out_channels, *(self.size or self.inputs.whole or self.net.config.size))
+        return (self.net.config.out_channels, *(self.size or self._whole or self.net.config.size))
+
+    @property
+    def _whole(self) -> Size | None:
+        return None if self.inputs is None else self.inputs.whole
+
+    @property
+    def _numbers(self) -> Numbers | None:
+        return None if self.inputs is None else self.inputs.numbers
 
     @property
     def null(self) -> int | None:
@@ -223,7 +231,8 @@ class DiffusionModel:
 
     def hidden(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images with NaN where no training image had a value."""
-        return x if self.inputs.seen is None else x.where(self.inputs.seen.to(x.device), math.nan)
+        seen = None if self.inputs is None else self.inputs.seen
+        return x if seen is None else x.where(seen.to(x.device), math.nan)
 
     def check(
         self,
@@ -269,7 +278,7 @@ class DiffusionModel:
             raise ValueError(f"guidance={guidance:g} is out of range; give at most {MAX_GUIDANCE:,}, such as 2")
         if self.guide is not None:
             return chosen
-        if self.classes is None and self.inputs.numbers is None:
+        if self.classes is None and self._numbers is None:
             raise ValueError(
                 f"guidance={guidance:g} needs a model with classes, or a guide; this one has none, leave guidance at 1"
             )
@@ -359,12 +368,13 @@ class DiffusionModel:
         if self.guide is not None:
             worse = self._in_windows(NetworkDenoiser(self.guide, self.formulation, dtype=dtype))
             return guided(denoise, worse, guidance, self.formulation, **options)
-        if guidance == 1 or not self.null_label or (self.classes is None and self.inputs.numbers is None):
+        if guidance == 1 or not self.null_label or (self.classes is None and self._numbers is None):
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
 
     def _in_windows(self, denoise: Denoiser) -> Denoiser:
-        return denoise if self.windows is None else windowed(denoise, *self.windows, self.inputs.periodic_width)
+        is_periodic = self.inputs is not None and self.inputs.periodic_width
+        return denoise if self.windows is None else windowed(denoise, *self.windows, is_periodic)
 
     def _log_probability(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
@@ -515,14 +525,24 @@ class DiffusionModel:
         vector: Sequence[Sequence[float]] | None,
     ) -> Condition:
         """What `count` images are drawn under. Raises ValueError for what is missing, or does not fit."""
-        if vector is None and self.inputs.numbers is not None and not self.null_label:
-            names = shorten(self.inputs.numbers.names)
+        label = None if labels is None else torch.tensor(labels, device=device)
+        if self.inputs is None:
+            if image is not None or vector is not None:
+                name = "vector" if image is None else "image"
+                raise ValueError(f"this model was trained without conditions, but {name} is given; leave it out")
+            return Condition(label)
+        if vector is None and self._numbers is not None and not self.null_label:
+            names = shorten(self._numbers.names)
             raise ValueError(f"this model was not trained without its numbers; give vector: {names} of each image")
-        width = getattr(self.net.config, "augment_channels", None)
+        numbers = self.inputs.label(vector, count, device)
+        augment = None
+        if numbers is not None and isinstance(config := self.net.config, UNetConfig):  # EDM2's takes no numbers
+            augment = torch.zeros(count, (config.augment_channels or 0) - numbers.shape[1], device=device)
         return Condition(
-            label=None if labels is None else torch.tensor(labels, device=device),
+            label=label,
             image=self.inputs.image(image, (count, *self.shape), device),
-            augment=self.inputs.label(vector, count, width, device),
+            augment=augment,
+            numbers=numbers,
         )
 
     def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:
@@ -547,7 +567,8 @@ class DiffusionModel:
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as diffusion.json."""
         self.net.save_pretrained(folder)
-        self.inputs.save(folder)
+        if self.inputs is not None:
+            self.inputs.save(folder)
         self.write_description(folder)
 
     def write_description(self, folder: Path) -> None:
@@ -561,7 +582,7 @@ class DiffusionModel:
             "pixel_format": asdict(self.pixel_format),
             "upscale": self.upscale,
         }
-        if not self.inputs.is_empty:
+        if self.inputs is not None:
             document["inputs"] = self.inputs.document()
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -730,9 +751,10 @@ def _without_variance(net: Network, folder: Path) -> Network:
     return _rebuilt(config, weights)
 
 
-def _check_channels(net: Network, folder: Path, scale: int | None = None, inputs: Inputs = NO_INPUTS) -> None:
+def _check_channels(net: Network, folder: Path, scale: int | None = None, inputs: Inputs | None = None) -> None:
     channels = net.config.out_channels
-    if net.config.in_channels != channels * (1 if scale is None else 2) + inputs.count(channels):
+    more = 0 if inputs is None else inputs.count(channels)
+    if net.config.in_channels != channels * (1 if scale is None else 2) + more:
         raise ValueError(
             f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
             "cannot be sampled here: it needs more than noise; if it enlarges images, save it as a DiffusionModel with "

@@ -83,11 +83,6 @@ class Inputs:
     """whether patches go on across the left and right border of these images"""
 
     @property
-    def is_empty(self) -> bool:
-        """Whether the network takes nothing of all this."""
-        return self.count(1) == 0 and self.numbers is None
-
-    @property
     def has_fields(self) -> bool:
         """Whether it has fields, which have the size of the training images."""
         return self.static is not None or self.seen is not None
@@ -96,6 +91,17 @@ class Inputs:
         """Input channels besides those of a noisy image with so many channels."""
         masks = 0 if self.seen is None else channels + self.channels
         return self.channels + (0 if self.static is None else len(self.static)) + masks
+
+    def split(
+        self, image: Float[Tensor, "b d h w"], channels: int
+    ) -> tuple[Float[Tensor, "b c h w"], Bool[Tensor, "b c h w"] | None, Tensor | None]:
+        """The first `channels` of training images, with 0 for missing values; the mask of what is known, if values may
+        be missing; and the image that is concatenated, from the other channels."""
+        x0, fields = image.tensor_split([channels], dim=1)
+        if self.seen is None:
+            return x0, None, self.beside(fields, None)
+        known = ~x0.isnan()
+        return x0.nan_to_num(nan=0.0), known, self.beside(fields, known)
 
     def beside(self, fields: Float[Tensor, "b d h w"], known: Bool[Tensor, "b c h w"] | None) -> Tensor | None:
         """The image that is concatenated: `fields` are the condition, which may have NaN, and then the static fields;
@@ -137,10 +143,9 @@ class Inputs:
         return torch.cat([image, static], dim=1)
 
     def label(
-        self, values: Sequence[Sequence[float]] | None, count: int, width: int | None, device: torch.device | str
+        self, values: Sequence[Sequence[float]] | None, count: int, device: torch.device | str
     ) -> Float[Tensor, "b w"] | None:
-        """The numbers of `count` images as the network takes them, `width` of them with those of its augmentation,
-        which are 0 in images that are drawn. Without `values` the numbers are hidden.
+        """The numbers of `count` images as the network takes them. Without `values` they are hidden.
 
         Raises ValueError for values of another shape, and for those that the model does not take.
         """
@@ -148,18 +153,15 @@ class Inputs:
             if values is not None:
                 raise ValueError("this model takes no numbers (vector); leave them out")
             return None
-        assert width is not None, "the network was built with them"
-        label = torch.zeros(count, width, device=device)
-        if values is not None:
-            given = torch.tensor(values, dtype=torch.float64)
-            if given.shape != (count, len(self.numbers.names)):
-                raise ValueError(
-                    f"vector has the shape {tuple(given.shape)}; give {shorten(self.numbers.names)} of each of "
-                    f"{amount(count, 'image')}"
-                )
-            own = self.numbers.label(given).to(device)
-            label[:, : own.shape[1]] = own
-        return label
+        if values is None:
+            return torch.zeros(count, self.numbers.width, device=device)
+        given = torch.tensor(values, dtype=torch.float64)
+        if given.shape != (count, len(self.numbers.names)):
+            raise ValueError(
+                f"vector has the shape {tuple(given.shape)}; give {shorten(self.numbers.names)} of each of "
+                f"{amount(count, 'image')}"
+            )
+        return self.numbers.label(given).to(device)
 
     def document(self) -> dict[str, Any]:
         """The plain values of a model folder, with a hash of its fields."""
@@ -204,14 +206,14 @@ def numbers_of(names: Sequence[str], values: Float32[np.ndarray, "n v"]) -> Numb
     return Numbers(names=tuple(names), mean=tuple(values.mean(0).tolist()), std=tuple(values.std(0).tolist()))
 
 
-def read_inputs(document: Mapping[str, Any], folder: Path) -> Inputs:
-    """The inputs in a file diffusion.json, with the fields in its folder.
+def read_inputs(document: Mapping[str, Any], folder: Path) -> Inputs | None:
+    """The inputs in a file diffusion.json, with the fields in its folder; None if there are none.
 
     Raises ValueError for what is incomplete, unknown or damaged.
     """
     found = document.get("inputs")
     if found is None:
-        return Inputs()
+        return None
     try:
         hashes = found["fields_sha256"]
         fields = load_file(folder / FILE) if hashes and is_regular(folder / FILE) else {}

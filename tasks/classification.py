@@ -19,8 +19,8 @@ from residual.model_info import ConfigClasses
 from resnet import NETWORKS, Classifier, ClassifierConfig, ResNetConfig, build, list_models, model_info
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
-from tasks.examples import require_plain
 from tasks.init_classifier import init_config, load_init
+from tasks.inputs import require_plain
 from training.data import ImageSet, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded

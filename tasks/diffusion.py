@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,16 +24,16 @@ from diffusion import (
 from pictures.grid import hidden_note
 from pictures.pixel_format import BYTES
 from pipelines.diffusion import MAX_SCALE, DiffusionModel, Network
-from pipelines.inputs import Inputs, numbers_of, positions, standardised
+from pipelines.inputs import Inputs, Numbers
 from pipelines.superresolution import blurred, diffusion_upscaler, shrunk
 from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
 from tasks.augment import random_crop, random_flip
 from tasks.comparison import QualityConfig
 from tasks.enlargement import EnlargementEvaluation, check_measurable
-from tasks.examples import Examples
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
+from tasks.inputs import Examples, inputs_of
 from tasks.nonleaky import non_leaky
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet, open_validation
@@ -138,9 +137,12 @@ class DiffusionTask(Task[DiffusionBatch]):
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
         """The batch with the static fields behind the channels of its images, which are cropped, flipped or changed by
         EDM's augmentations together."""
-        image, label = self.diffusion.inputs.with_static(batch.image), None
+        image, label = batch.image, None
+        if self.diffusion.inputs is not None:
+            image = self.diffusion.inputs.with_static(image)
         if (side := self.augment.crop_px) is not None:
-            image = random_crop(image, random, (side, side), self.diffusion.inputs.periodic_width)
+            is_periodic = self.augment.crop_positions == "periodic_width"
+            image = random_crop(image, random, (side, side), is_periodic)
         if self.augment.flip:
             image = random_flip(image, random)
         if self.augment.non_leaky > 0:
@@ -149,13 +151,13 @@ class DiffusionTask(Task[DiffusionBatch]):
 
     def loss(self, model: nn.Module, batch: DiffusionBatch, random: GlobalRandom) -> Float[Tensor, "b"]:
         """The denoising loss of each image at a random noise level; some labels and numbers are dropped."""
-        trained, inputs, label = self.diffusion, self.diffusion.inputs, None
-        x0, fields = batch.image.tensor_split([self.shape[0]], dim=1)
-        known = None if inputs.seen is None else ~x0.isnan()
-        x0 = x0 if known is None else x0.nan_to_num(nan=0.0)
+        trained, x0, known, image, numbers, label = self.diffusion, batch.image, None, None, None, None
+        if trained.inputs is not None:
+            x0, known, image = trained.inputs.split(x0, self.shape[0])
+            if trained.inputs.numbers is not None and batch.vector is not None:
+                numbers = trained.inputs.numbers.label(batch.vector)
         source = Stratified(random.stratified) if self.config.stratified else random
         time, noise = trained.formulation.draw_time(source), random.normal(*self.shape)
-        numbers = None if inputs.numbers is None or batch.vector is None else inputs.numbers.label(batch.vector)
         if trained.classes is not None or numbers is not None:
             uniform, share = random.uniform(), self.config.label_dropout
             if trained.classes is not None:
@@ -164,12 +166,9 @@ class DiffusionTask(Task[DiffusionBatch]):
             if numbers is not None:
                 numbers = numbers * (uniform >= share)[:, None]
         net = model if trained.net.config.logvar_channels is None else partial(model, return_logvar=True)
-        if trained.upscale is None:
-            image = inputs.beside(fields, known)
-        else:
+        if trained.upscale is not None:
             image = blurred(shrunk(x0, trained.upscale), trained.upscale)
-        augment = [each for each in (numbers, batch.augment) if each is not None]
-        condition = Condition(label=label, image=image, augment=torch.cat(augment, dim=1) if augment else None)
+        condition = Condition(label=label, image=image, augment=batch.augment, numbers=numbers)
         weighting = WEIGHTINGS[self.config.weighting]
         return denoising_loss(net, trained.formulation, x0, noise, time, condition, weighting, self.bound, known)
 
@@ -252,7 +251,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def outline(self) -> Network:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
-        side = self.model.skeleton.stride
+        side = 2 * self.model.skeleton.stride  # the least that every padding takes
         with torch.device("meta"):
             return build(replace(self.model, size=(side, side)))
 
@@ -293,11 +292,15 @@ class DiffusionRun(Run[DiffusionTask]):
             arrays = "arrays are read as (channels, height, width) and are not resized"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
-        classes, inputs = None if images.classes is None else len(images.classes), self._inputs(images)
-        count = 2 * channels if self.diffusion.upscale is not None else channels + inputs.count(channels)
+        classes = None if images.classes is None else len(images.classes)
+        inputs = inputs_of(images, self.data.missing, self.augment.crop_px, self.augment.crop_positions)
+        count = channels if self.diffusion.upscale is None else 2 * channels
+        if inputs is not None:
+            self._check_inputs(inputs)
+            count += inputs.count(channels)
         config = replace(self.model, in_channels=count, out_channels=channels, size=(height, width), classes=classes)
         with seeded(self.train.seed, "model"):
-            net = build(self._with_inputs(config, inputs))
+            net = build(self._with_inputs(config, None if inputs is None else inputs.numbers))
         null_label = self.diffusion.label_dropout > 0
         pixel_format, counts = images.pixel_format.channels(0, channels), images.class_counts
         model = DiffusionModel(
@@ -316,7 +319,7 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(f"sample: {error}") from None
         if model.upscale is not None:
             return DiffusionTask(model, self.diffusion, self.augment, self._enlargements(model))
-        held_out = open_validation(self.data, on_main=on_main) if inputs.channels or inputs.numbers else None
+        held_out = None if inputs is None else open_validation(self.data, on_main=on_main)
         examples = Examples(images if held_out is None else held_out)
         evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images, examples)]
         if (quality := self.open_quality(model, images)) is not None:
@@ -364,30 +367,9 @@ class DiffusionRun(Run[DiffusionTask]):
         interval, count = self.train.eval_every_images, self.sample.num
         return (EnlargementEvaluation(upscaler.with_network, upscaler.scale, held_out, interval, count),)
 
-    def _inputs(self, images: ImageSet) -> Inputs:
-        """What the network takes besides noisy images, times and labels. Raises ValueError for what cannot be trained
-        together."""
-        channels = images.shape[0] - images.conditions
-        seen = None
-        if self.data.missing:
-            known = np.ones(images.shape, bool) if images.seen is None else images.seen
-            seen = torch.from_numpy(known[:channels].copy())
-        static = None if images.static is None else standardised(torch.from_numpy(images.static))
-        size, augment = (images.shape[1], images.shape[2]), self.augment
-        if augment.crop_positions is not None:
-            places = positions(*size, periodic_width=augment.crop_positions == "periodic_width")
-            static = places if static is None else torch.cat([static, places])
-        has_whole = images.conditions or static is not None or seen is not None
-        inputs = Inputs(
-            channels=images.conditions,
-            pixel_format=images.pixel_format.channels(channels, images.shape[0]) if images.conditions else BYTES,
-            static=static,
-            seen=seen,
-            numbers=None if images.vectors is None else numbers_of(images.vector_columns, images.vectors),
-            whole=size if augment.crop_px is not None and augment.crop_px < max(size) and has_whole else None,
-            periodic_width=augment.crop_positions == "periodic_width",
-        )
-        if self.diffusion.upscale is not None and not inputs.is_empty:
+    def _check_inputs(self, inputs: Inputs) -> None:
+        """Raises ValueError for settings that do not suit conditions, numbers or missing values."""
+        if self.diffusion.upscale is not None:
             raise ValueError(
                 f"diffusion.upscale={self.diffusion.upscale} has images alone, but there are conditions, static "
                 "fields, positions, vectors or missing values; leave one of them out"
@@ -397,17 +379,16 @@ class DiffusionRun(Run[DiffusionTask]):
                 f"quality.judge={self.quality.judge} compares images that have no condition, but data.condition gives "
                 "one to each; leave one of them out"
             )
-        if seen is not None and (self.augment.non_leaky > 0 or self.model.learned_variance):
+        if inputs.seen is not None and (self.augment.non_leaky > 0 or self.model.learned_variance):
             name = "augment.non_leaky" if self.augment.non_leaky > 0 else "model.learned_variance"
             raise ValueError(f"{name} does not suit missing values, but data.missing is true; leave one of them out")
-        return inputs
 
-    def _with_inputs(self, config: UNetConfig | EDM2Config, inputs: Inputs) -> UNetConfig | EDM2Config:
+    def _with_inputs(self, config: UNetConfig | EDM2Config, numbers: Numbers | None) -> UNetConfig | EDM2Config:
         """The config with the inputs that the run's settings need. Raises ValueError for what cannot be trained."""
         if isinstance(config, EDM2Config):
-            if inputs.numbers is not None:
+            if numbers is not None:
                 raise ValueError(
-                    f"data.vector_columns {list(inputs.numbers.names)} need a network that takes numbers, which "
+                    f"data.vector_columns {list(numbers.names)} need a network that takes numbers, which "
                     "model.kind=edm2 is not; give model.kind=unet"
                 )
             if self.augment.non_leaky > 0:
@@ -420,6 +401,5 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(
                 "model.time_embedding=log_fourier takes the logarithm of c_noise, which may be 0 or less; give fourier"
             )
-        numbers = 0 if inputs.numbers is None else inputs.numbers.width
-        augment_channels = numbers + (9 if self.augment.non_leaky > 0 else 0) or None
-        return replace(config, null_label=self.diffusion.label_dropout > 0, augment_channels=augment_channels)
+        width = (0 if numbers is None else numbers.width) + (9 if self.augment.non_leaky > 0 else 0)
+        return replace(config, null_label=self.diffusion.label_dropout > 0, augment_channels=width or None)

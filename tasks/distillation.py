@@ -13,8 +13,8 @@ from diffusion.formulations import DDPM
 from pipelines.diffusion import DiffusionModel, Network, load_model
 from tasks.comparison import QualityConfig
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
-from tasks.examples import require_plain
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
+from tasks.inputs import require_plain
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet
 from training.precision import choose_precision, place
@@ -131,7 +131,7 @@ class DistillationRun(Run[DistillationTask]):
                 raise ValueError("it predicts the noise, from which no image follows in one step; give one of v or x0")
             if model.upscale is not None:
                 raise ValueError("it enlarges images, which students do not learn; give one that draws from noise")
-            if not (model.inputs.is_empty and model.pixel_format.limit == 1):
+            if model.inputs is not None or model.pixel_format.limit != 1:
                 raise ValueError("it has conditions or standardised values, which students do not learn; give another")
             if model.net.config.learned_variance:
                 raise ValueError("it has a learned variance, which a student has no use for; train one without")

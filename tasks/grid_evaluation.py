@@ -60,7 +60,7 @@ class GridEvaluation(Evaluation):
     """conditions of the images, see `DiffusionModel.draw_share`"""
     name: ClassVar[str] = "grid"
     figures: ClassVar[Mapping[str, Figure]] = {
-        name: Figure("pixel values of the grid (-1 to 1)") for name in ("sample_mean", "sample_std")
+        name: Figure("values of the grid, as of the network") for name in ("sample_mean", "sample_std")
     }
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
@@ -94,5 +94,5 @@ class GridEvaluation(Evaluation):
             grid = draw_samples(trained.pixel_format.from_unit(finished), trained.pixel_format, names)
             replace_file(context.folder / f"{context.images_seen:09d}.png", grid.save, flush=False)
             context.log_image("grid", np.asarray(grid.convert("RGB")))
-        values = to_uint8(finished) / 127.5 - 1
+        values = to_uint8(finished) / 127.5 - 1 if trained.pixel_format.limit == 1 else finished.numpy()
         return {"sample_mean": float(values.mean()), "sample_std": float(values.std())}

@@ -13,7 +13,7 @@ from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_f
 from residual.names import shorten
 from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, class_names
-from tasks.examples import Examples
+from tasks.inputs import Examples
 from tasks.judge import pixels_of
 from training.data import DataConfig, Images, ImageSet, open_validation
 from training.processes import on_main, process_state

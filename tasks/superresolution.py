@@ -15,7 +15,7 @@ from residual.names import amount
 from resnet import EDSR, EDSRConfig, build, list_models, model_info
 from tasks.augment import random_crop, random_turn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
-from tasks.examples import require_plain
+from tasks.inputs import require_plain
 from training.data import ImageSet, open_validation
 from training.processes import on_main
 from training.random import GlobalRandom, seeded

@@ -27,7 +27,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "pipelines": (
         {"residual", "resnet", "unet", "diffusion", "pictures", "storage"},
-        BASE | {"accelerate"},
+        BASE | {"accelerate", "safetensors"},
     ),
     "tasks": (
         {"residual", "resnet", "unet", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},

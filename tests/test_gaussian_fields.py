@@ -1,6 +1,7 @@
 """The synthetic fields against a dense computation, and exact members against the scores that they must reach."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from benchmarks.gaussian_fields import PERIODIC, GaussianFields, main
+from benchmarks.gaussian_fields import PERIODIC, GaussianFields, main, read_members
 from metrics import crps, ensemble_rmse, power_spectrum, rank_histogram, spread_skill
 
 SMALL = GaussianFields(
@@ -104,6 +105,38 @@ def test_fields_and_exact_members_have_the_spectrum(exact: tuple[GaussianFields,
     law, members, _ = exact
     assert_close(power_spectrum(law.draw(300, random(3)), PERIODIC)[:, 1:], law.spectrum[:, 1:], rtol=0.1, atol=0)
     assert_close(power_spectrum(members.flatten(0, 1), PERIODIC)[:, 1:], law.spectrum[:, 1:], rtol=0.1, atol=0)
+
+
+def test_the_spectrum_of_members_depends_on_the_inputs(exact: tuple[GaussianFields, Tensor, Tensor]) -> None:
+    law, members, truth = exact
+    inputs = law.observe(truth, random(1))
+    expected = law.posterior_spectrum(inputs)
+    assert_close(power_spectrum(members.flatten(0, 1), PERIODIC)[:, 1:], expected[:, 1:], rtol=0.03, atol=0)
+    assert not torch.allclose(law.spectrum[:, 1], expected[:, 1], rtol=0.01, atol=0)
+
+
+def test_drawn_ensembles_are_compared_with_the_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(tmp_path), "--train", "1", "--test", "60"])
+    law, drawn = GaussianFields(), tmp_path / "drawn"
+    inputs = torch.from_numpy(np.load(tmp_path / "test" / "input.npy")).double()
+    members = law.posterior_samples(inputs[:50], 3, random(5))
+    (drawn / "images").mkdir(parents=True)
+    lines = ["file,condition,member"]
+    for number in range(150):
+        np.save(drawn / "images" / f"{number:06d}.npy", members[number % 3, number // 3].numpy())
+        lines.append(f"{number:06d}.npy,{number // 3},{number % 3}")
+    (drawn / "conditions.csv").write_text("\n".join(lines))
+    assert_close(read_members(drawn), members)
+    capsys.readouterr()
+    main([str(tmp_path), "--drawn", str(drawn)])
+    exact, ours = (re.findall(r"\d\.\d{3}", line) for line in capsys.readouterr().out.splitlines()[2:])
+    for row in (exact, ours):
+        assert len(row) == 8
+        assert [float(value) for value in row] == pytest.approx([1] * 8, abs=0.05)
+    (drawn / "conditions.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--drawn", str(drawn)])
+    assert "149 images" in capsys.readouterr().err
 
 
 def test_the_script_writes_pairs_and_the_optimum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,25 @@ def test_every_part_of_the_condition_reaches_both() -> None:
     assert seen[0].label.tolist() == [0, 1, 2, 4, 4, 4]
     assert_close(seen[0].emb, condition.emb.repeat(2, 1))
     assert_close(seen[0].augment, condition.augment.repeat(2, 1))
+    assert seen[0].numbers is None
+
+
+def test_numbers_are_hidden_beside_the_null_label_and_without_labels() -> None:
+    seen = []
+
+    def remembering(x, time, condition):
+        seen.append(condition)
+        return x
+
+    numbers = torch.arange(1.0, 7.0).view(3, 2)
+    classifier_free(remembering, 2.0, NULL, EDM())(X, T, Condition(LABEL.label, numbers=numbers))
+    classifier_free(remembering, 2.0, None, EDM())(X, T, Condition(numbers=numbers))
+    for condition in seen:
+        assert_close(condition.numbers, torch.cat([numbers, torch.zeros(3, 2)]))
+    assert seen[0].label.tolist() == [0, 1, 2, 4, 4, 4]
+    assert seen[1].label is None
+    with pytest.raises(ValueError, match="guidance=2"):
+        classifier_free(remembering, 2.0, None, EDM())(X, T, Condition())
     assert seen[0].image is None
 
 

@@ -236,14 +236,14 @@ def test_a_damaged_orientation_is_ignored(name: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
 def test_the_first_picture_of_several_is_used(kind: str) -> None:
     frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue")]
-    pixels, several = decode_file(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), FOUND)
+    pixels, several, _ = decode_file(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), FOUND)
     assert several
     np.testing.assert_allclose(pixels[:, 4, 4], [255, 0, 0], atol=4)
 
 
 def test_a_multi_picture_jpeg_and_an_icon_of_several_sizes() -> None:
     frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue")]
-    pixels, several = decode_file(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]), FOUND)
+    pixels, several, _ = decode_file(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]), FOUND)
     assert (several, pixels.shape) == (True, (3, 8, 16))
     icon = encoded(Image.new("RGB", (64, 64), "red"), "ICO", sizes=[(16, 16), (64, 64), (32, 32)])
     assert decode(icon, FOUND).shape == (3, 64, 64)

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from diffusion import EDM, Condition
+from diffusion import EDM
 from pictures.units import Units
 from pipelines.diffusion import DiffusionModel, load_model
-from pipelines.inputs import FILE, Inputs, Numbers, standardised
+from pipelines.inputs import FILE, Numbers, standardised
 from tasks.augment import random_flip
-from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
+from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionTask
 from tests.tasks.small import SMALL, shaken, small_run
 from training.data import DataConfig, Images
 from training.random import GlobalRandom
@@ -90,6 +90,7 @@ def test_the_network_takes_the_condition_the_static_fields_and_the_numbers() -> 
     assert (config.in_channels, config.out_channels, config.augment_channels) == (2 + 1 + 2, 2, 3)
     assert task.diffusion.shape == (2, 8, 8)
     assert task.diffusion.pixel_format == UNITS.channels(0, 2)
+    assert task.diffusion.inputs is not None
     assert task.diffusion.inputs.pixel_format == UNITS.channels(2, 3)
     batch = batch_of(found)
     loss = losses(task, batch)
@@ -178,6 +179,7 @@ def test_numbers_of_a_share_of_the_images_are_hidden_in_training() -> None:
     task.loss(net, task.prepare(batch, random(16)), random(16))
     hidden = (net.augment == 0).all(dim=1)
     assert 0 < hidden.sum() < 16
+    assert task.diffusion.inputs is not None
     numbers = task.diffusion.inputs.numbers
     assert numbers is not None
     assert batch.vector is not None
@@ -189,6 +191,8 @@ def test_a_model_folder_keeps_everything(tmp_path: Path) -> None:
     model = built(images(missing=True)).diffusion
     model.save(tmp_path)
     again = load_model(tmp_path)
+    assert again.inputs is not None
+    assert model.inputs is not None
     assert again.inputs.document() == model.inputs.document()
     assert again.pixel_format == model.pixel_format
     given = {"image": torch.randn(2, 1, 8, 8), "vector": [(1.0, 2.0)] * 2, "steps": 2}
@@ -253,11 +257,3 @@ def test_fields_have_the_size_of_their_training() -> None:
 def test_numbers_that_are_none_are_refused(numbers: dict) -> None:
     with pytest.raises(ValueError, match="std"):
         Numbers(**numbers)
-
-
-def test_an_empty_set_of_inputs_adds_no_channel() -> None:
-    assert Inputs().is_empty
-    assert Inputs().count(3) == 0
-    assert Inputs().image(None, (2, 3, 8, 8), "cpu") is None
-    assert Condition(image=Inputs().image(None, (2, 3, 8, 8), "cpu")) == Condition()
-    assert isinstance(DiffusionBatch(torch.zeros(1, 1, 8, 8), None).vector, type(None))

@@ -47,6 +47,16 @@ class DataConfig:
     """1 (grey) or 3 (RGB); null is as found: 1 if every image is grey, else 3. Arrays: how many they must have"""
     bits: Literal[8, 16] = 8
     """8 scales pictures of 16 bits to 8; 16 keeps them and scales those of 8 bits up"""
+    condition: str | tuple[int, ...] | None = setting(None, may_change=True)
+    """input of which data.source is the output: a folder with the same relative names without suffix (or, for a .npy
+    file, another one), a column of the same table, an array of the same .npz file, or the numbers of those channels of
+    an array, such as [3, 4]. Conditions of lower resolution are brought to the size of their targets"""
+    static: Path | None = setting(None, may_change=True)
+    """.npy file (channels, height, width) or (height, width) with fields that are a condition of every image, such as
+    an elevation; their size is that of the images"""
+    vector_columns: tuple[str, ...] = ()
+    """columns of numbers that are a condition of each image, such as [strain, porosity]: of the table, of
+    data.label_file or the metadata beside a folder, or arrays of an .npz file"""
     range: tuple[float, float] | None = None
     """values of arrays that become -1 and 1; null is the full range of uint8 and uint16, other dtypes require it"""
     normalisation: Literal["range", "mean_std"] = "range"
@@ -81,9 +91,9 @@ class DataConfig:
     allow_outside: bool = setting(False, may_change=True)
     """true allows tables to name image files that are not below their own folder"""
     label_file: Path | None = setting(None, may_change=True)
-    """labels for a folder: CSV, JSON, lines such as {"file_name": "a/b.png", "label": "cat"}, or a table; names are
-    relative to data.source or to the file. null: metadata.csv, metadata.jsonl, metadata.parquet or EDM's dataset.json
-    beside the images, else sub-folders"""
+    """labels for a folder, and its data.vector_columns: CSV, JSON, lines such as {"file_name": "a/b.png", "label":
+    "cat"}, or a table; names are relative to data.source or to the file. null: metadata.csv, metadata.jsonl,
+    metadata.parquet or EDM's dataset.json beside the images, else sub-folders"""
     labels: bool | None = setting(None, may_change=True)
     """true requires labels, false ignores them, null uses them if there are any"""
     cache: Path | None = setting(None, may_change=True)
@@ -122,8 +132,12 @@ class DataConfig:
             )
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(f"data.validation {self.validation} must be a share between 0 and 1, or name a split")
+        if self.condition in ("", ()):
+            raise ValueError("data.condition is empty; give a folder, a column or channels, or leave it out")
+        if len(set(self.vector_columns)) < len(self.vector_columns):
+            raise ValueError(f"data.vector_columns {list(self.vector_columns)} has a column twice; name each once")
         for name, value in (("label_column", self.label_column), ("label_file", self.label_file)):
-            if value is not None and self.labels is False:
+            if value is not None and self.labels is False and not (name == "label_file" and self.vector_columns):
                 raise ValueError(f"data.{name} is {str(value)!r} but data.labels is false; drop one of them")
 
     def _check_normalisation(self) -> None:

@@ -1,5 +1,6 @@
 """Decodes the items of a source in order, in threads where that helps; errors become text."""
 
+import copy
 import math
 import os
 import threading
@@ -13,11 +14,14 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Shaped
 
-from pictures.decode import IN_FLIGHT, Postponed, decode_file
+from pictures.decode import IN_FLIGHT, DecodedFile, Postponed, decode_file
 from pictures.preprocessing import Preprocessing
 from training.data.sources.arrays import ArrayImage
-from training.data.sources.records import Item
+from training.data.sources.records import Content, Item
 from training.data.sources.table_files import first_line
 
 T = TypeVar("T")
@@ -113,7 +117,7 @@ def take(todo: Iterable[Item], limit: int) -> list[Item]:
     chunk, size = [], 0
     for item in islice(todo, CHUNK):
         chunk.append(item)
-        size += len(item.data) if isinstance(item.data, bytes) else 0
+        size += sum(len(content) for content in item.contents if isinstance(content, bytes))
         if size >= limit:
             break
     return chunk
@@ -126,13 +130,52 @@ def attempt(
     preprocessing: Preprocessing,
     random: np.random.Generator | None = None,
 ) -> Decoded:
-    """`decode_file` of an item, with an error as text."""
+    """`decode_file` of an item, with an error as text. The channels of a pair are those of its target, then those of
+    its condition."""
+    again, part = copy.deepcopy(random), ""  # a condition is cropped as its target
+    target, *conditions = item.contents
     try:
-        if isinstance(item.data, ArrayImage):
-            with IN_FLIGHT.hold(math.prod(item.data.shape) // 3):  # as a colour picture with so many values
-                if not may_start():
-                    raise Postponed
-                return item, item.data.read(), False
-        return item, *decode_file(item.data, preprocessing, random, may_start)
+        pixels, several, size = decode_content(target, preprocessing, random, may_start)
+        for condition in conditions:
+            part = "its condition: "
+            more = decode_content(condition, preprocessing, again, may_start, size).pixels
+            pixels = np.concatenate([pixels, more] if isinstance(target, ArrayImage) else equal_channels(pixels, more))
     except (OSError, ValueError) as error:
-        return item, getattr(error, "strerror", None) or first_line(error), False
+        return item, part + (getattr(error, "strerror", None) or first_line(error)), False
+    return item, pixels, several
+
+
+def decode_content(
+    content: Content,
+    preprocessing: Preprocessing,
+    random: np.random.Generator | None,
+    may_start: Callable[[], bool],
+    size: tuple[int, int] | None = None,
+) -> DecodedFile:
+    """`decode_file` for pictures, and alike for arrays, which `enlarge` brings to the width and height `size`."""
+    if not isinstance(content, ArrayImage):
+        return decode_file(content, preprocessing, random, may_start, size)
+    with IN_FLIGHT.hold(math.prod(content.shape) // 3):  # as a colour picture with so many values
+        if not may_start():
+            raise Postponed
+        array = content.read()
+    if size is not None:
+        array = enlarge(array, size[::-1])
+    return DecodedFile(array, False, (array.shape[2], array.shape[1]))
+
+
+def equal_channels(*pictures: Shaped[np.ndarray, "_ h w"]) -> list[Shaped[np.ndarray, "_ h w"]]:
+    """Pictures with as many channels as the one with the most: grey ones among pictures in colour become RGB."""
+    most = max(map(len, pictures))
+    return [np.repeat(picture, most // len(picture), axis=0) for picture in pictures]
+
+
+def enlarge(array: Shaped[np.ndarray, "c h w"], size: tuple[int, int]) -> Shaped[np.ndarray, "c height width"]:
+    """An array on a grid of this height and width: bilinear interpolation between the centres of its cells, constant
+    beyond the outermost centres (torch's `interpolate` with `align_corners=False`). Integers are rounded.
+    """
+    if array.shape[1:] == size:
+        return array
+    coarse = torch.from_numpy(array.astype(np.float32))[None]
+    values = F.interpolate(coarse, size, mode="bilinear", align_corners=False)[0].numpy()
+    return (np.rint(values) if np.issubdtype(array.dtype, np.integer) else values).astype(array.dtype)

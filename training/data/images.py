@@ -190,13 +190,13 @@ def describe(
     static: int = 0,
 ) -> str:
     """Number, kind and size of images, of which channels, what comes with them, and number of classes, in one line."""
-    channels, height, width = shape
+    channels, height, width = shape[0] - conditions, *shape[1:]
     if pixel_format.file == "npy":
         kind = f"{channels}-channel {pixel_format.dtype} array"
     else:
         deep = "16-bit " if pixel_format.dtype == "uint16" else ""
         kind = deep + {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel") + " image"
-    more = f", the last {amount(conditions, 'channel')} a condition" if conditions else ""
+    more = f", with a condition of {amount(conditions, 'channel')}" if conditions else ""
     more += f", {amount(static, 'static field')}" if static else ""
     more += f", vectors of {', '.join(vector_columns)}" if vector_columns else ""
     labels = "no labels" if classes is None else amount(len(classes), "class")

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from pictures.pixel_format import PixelFormat
 from pictures.units import Units
 from training.data.cache.files import load_cache
 from training.data.cache.open import find_cache
 from training.data.config import DataConfig
-from training.data.images import Images, check_bad
+from training.data.images import Images, check_bad, check_parts
 from training.data.order import permutation
+from training.data.sources.records import Records, Source
 from training.data.sources.source import find_source
+from training.data.sources.static_fields import read_static
 from training.data.statistics import check_units, given_units, measured_units, statistics_of, transform_of
 from training.data.stream import ImageSet, StreamedImages
 
@@ -49,9 +52,12 @@ def open_images(
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
+    static = None if config.static is None else read_static(config.static)
     if config.stream:
-        source, shards = find_source(config), config.stream_shards
-        streamed = StreamedImages(source, config.preprocessing, shards, config.max_bad, training=training)
+        source, shards = find_source(config, training=training), config.stream_shards
+        streamed = StreamedImages(
+            source, config.preprocessing, shards, config.max_bad, static=static, training=training
+        )
         if config.normalisation == "mean_std":
             streamed.pixel_format = units or stated_units(config, streamed)
         return streamed
@@ -59,14 +65,16 @@ def open_images(
     notes: list[str] = []
 
     def find() -> Path:
-        source = find_source(config)
+        source = find_source(config, training=training)
+        if static is not None:
+            source = replace(source, open=partial(open_fitting, source, config.preprocessing.size, static))
         notes.extend(source.notes)
         return find_cache(source, config.preprocessing, config.cache, config.max_bad)
 
     folder = on_main(find)
     if not folder.exists():  # the main process is on another machine, with its own disk
         folder = find()
-    images = load_cache(folder)
+    images = load_cache(folder, static)
     images.notes = (*notes, *images.notes)
     check_bad(images.bad, config.max_bad)
     if isinstance(config.validation, float):
@@ -123,6 +131,16 @@ def find_units(config: DataConfig, images: Images, folder: Path) -> Units:
         return measured_units(statistics_of(images, transform, folder), transform, images.pixel_format)
     except ValueError as error:
         raise ValueError(f"data.source {config.source!r}: {error}") from None
+
+
+def open_fitting(
+    source: Source, size: tuple[int, int] | None, static: Float32[np.ndarray, "k rows columns"]
+) -> Records:
+    """Opens a source. Raises ValueError if its images, as far as their size is known, do not have that of `static`."""
+    records = source.open()
+    if known := records.shape or (size and (1, *size)):
+        check_parts(known, 0, static)
+    return records
 
 
 def divided(count: int, share: float) -> tuple[Int64[np.ndarray, "rest"], Int64[np.ndarray, "part"]]:

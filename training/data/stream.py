@@ -53,7 +53,7 @@ class StreamedImages:
         records = source.open()
         if records.count == 0:
             raise ValueError(f"data.source {source.setting!r} holds no image")
-        self.shape = records.shape or stated_shape(preprocessing)
+        self.shape = records.shape or stated_shape(preprocessing, pictures=2 if records.conditions is None else 1)
         """channels, height, width"""
         self.pixel_format: AnyFormat = records.pixel_format
         """how decoded values become those of networks"""
@@ -189,14 +189,14 @@ ImageSet = Images | StreamedImages
 """images of a run"""
 
 
-def stated_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    """Channels, height and width. Raises ValueError if one of them is not set."""
+def stated_shape(preprocessing: Preprocessing, pictures: int = 1) -> tuple[int, int, int]:
+    """Channels, height and width of so many pictures. Raises ValueError if one of them is not set."""
     if preprocessing.size is None or preprocessing.channels is None:
         raise ValueError(
             "data.stream is true, so images are not inspected before training: set data.size and data.channels, such as"
             " --data.size 64 --data.channels 3"
         )
-    return (preprocessing.channels, *preprocessing.size)
+    return (preprocessing.channels * pictures, *preprocessing.size)
 
 
 def check_memory(records: Records, group: int) -> None:

@@ -18,11 +18,12 @@ from storage.read import open_regular
 from storage.show import printable
 from training.data.config import DataConfig
 from training.data.decode import attempt, in_threads
-from training.data.images import describe
+from training.data.images import check_parts, describe
 from training.data.sources.arrays import ArrayImage
 from training.data.sources.labels import MAX_CLASSES, check_label
 from training.data.sources.records import Item, Records
 from training.data.sources.source import find_source
+from training.data.sources.static_fields import read_static
 
 MAX_LISTED = 10
 """entries at each end of a long list"""
@@ -35,6 +36,7 @@ def validate(config: DataConfig) -> None:
     Raises ValueError if an image or its label is invalid, or if images differ in size and `data.size` is not set.
     """
     source = find_source(config)
+    static = None if config.static is None else read_static(config.static)
     records = source.open()
     report = SetReport(records)
     inspect = partial(ImageReport.of, preprocessing=config.preprocessing)
@@ -59,6 +61,8 @@ def validate(config: DataConfig) -> None:
         raise ValueError(
             f"images have {len(report.sizes):,} different sizes; set data.size to bring all of them to one size"
         )
+    for size in report.sizes:
+        check_parts((1, *size), 0, static)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class ImageReport:
     shape: tuple[int, ...] = ()
     """channels, height, width of the decoded image"""
     mode: str = ""
-    """Pillow's mode, or the dtype of an array"""
+    """Pillow's mode, or the dtype of an array; of a pair, as the rest, that of the target"""
     size: tuple[int, ...] = ()
     """height and width in the file, in pixels"""
     content: bytes = b""
@@ -86,11 +90,12 @@ class ImageReport:
             return cls(item.name, decoded)
         shape = decoded.shape
         del decoded  # before another thread decodes a large one
-        data = item.data.data if isinstance(item.data, ArrayImage) else item.data
-        content = content_hash(data)
-        if isinstance(item.data, ArrayImage):
-            return cls(item.name, "", shape, item.data.pixel_format.dtype, shape[1:], content)
-        with open_image(data) as image:
+        data = [content.data if isinstance(content, ArrayImage) else content for content in item.contents]
+        content = b"".join(map(content_hash, data))
+        target = item.contents[0]
+        if isinstance(target, ArrayImage):
+            return cls(item.name, "", shape, target.pixel_format.dtype, shape[1:], content)
+        with open_image(target) as image:
             traits = {
                 "animated": getattr(image, "is_animated", False),
                 "transparent": image.has_transparency_data,
@@ -119,7 +124,7 @@ class SetReport:
         self.records, self.count, self.invalid, self.channels = records, 0, 0, 1
         self.modes, self.file_sizes = Counter[str](), Counter[str]()
         self.classes = Counter[str](dict.fromkeys(records.classes or (), 0))
-        self.sizes: set[tuple[int, ...]] = set()
+        self.sizes: set[tuple[int, int]] = set()
         """height and width of decoded images"""
         self.names: defaultdict[str, list[str]] = defaultdict(list)
         """images with each further property"""
@@ -143,7 +148,7 @@ class SetReport:
             return problem
         self.modes[image.mode] += 1
         self.file_sizes["{} x {}".format(*image.size)] += 1
-        self.sizes.add(image.shape[1:])
+        self.sizes.add((image.shape[1], image.shape[2]))
         self.channels = max(self.channels, image.shape[0])
         for trait in image.traits:
             self.names[trait].append(image.name)
@@ -163,7 +168,10 @@ class SetReport:
         if len(self.sizes) == 1:
             ((height, width),) = self.sizes
             shape = (self.channels, height, width)
-            rows["used in a run"] = describe(valid, shape, self.records.pixel_format, classes)
+            conditions = self.records.condition_channels(self.channels)
+            rows["used in a run"] = describe(
+                valid, shape, self.records.pixel_format, classes, conditions, self.records.vector_columns
+            )
         rows |= {"modes": counts(self.modes), "height x width": counts(self.file_sizes)}
         rows |= {} if classes is None else {"classes": counts(self.classes)}
         for trait, names in sorted(self.names.items()):

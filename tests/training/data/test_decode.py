@@ -213,7 +213,7 @@ def test_the_first_of_several_pictures_is_used_and_reported(kind: str) -> None:
     frames = [Image.new("L", (3, 2), level) for level in (10, 200, 90)]
     options = {"lossless": True} if kind == "webp" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    pixels, several = decode_file(data, FOUND)
+    pixels, several, _ = decode_file(data, FOUND)
     assert (pixels == 10).all()
     assert several
     assert not decode_file(encoded(frames[0], kind), FOUND)[1]

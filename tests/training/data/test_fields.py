@@ -100,7 +100,7 @@ def test_parts_that_do_not_fit_the_images_are_errors(fields: dict, message: str)
 
 def test_the_summary_names_them() -> None:
     text = str(whole(conditions=1, static=STATIC, vectors=VECTORS, vector_columns=COLUMNS))
-    assert "the last 1 channel a condition, 2 static fields, vectors of strain, porosity" in text
+    assert "with a condition of 1 channel, 2 static fields, vectors of strain, porosity" in text
 
 
 def test_a_cache_has_the_vectors_of_its_readable_images(tmp_path: Path, capsys) -> None:

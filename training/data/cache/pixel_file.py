@@ -1,4 +1,4 @@
-"""The growing file of decoded images, which becomes RGB with the first image in colour."""
+"""The growing file of decoded images, in which grey pictures become RGB with the first one in colour."""
 
 import math
 import os
@@ -64,7 +64,7 @@ class PixelFile:
         if len(image) > channels:
             self._widen(len(image))
         elif len(image) < channels:
-            image = np.repeat(image, channels, axis=0)
+            image = np.repeat(image, channels // len(image), axis=0)
         self._write(np.ascontiguousarray(image).reshape(-1).view(np.uint8).data)
         progress.count += 1
 
@@ -104,15 +104,16 @@ class PixelFile:
         self.checksums.add(data)
 
     def _widen(self, channels: int) -> None:
-        """Copies the grey images written so far to a file in which each has `channels` equal channels."""
+        """Copies the grey images (of a pair: two) written so far to a file in which they have `channels`, equal ones of
+        each."""
         assert self.progress.shape is not None
         assert self._file is not None
         self._file.close()
-        grey, (_, height, width) = self.path, self.progress.shape
+        grey, (before, height, width) = self.path, self.progress.shape
         self._open((channels, height, width), 0)
         with open(grey, "rb") as file:
-            for _ in range(self.progress.count):
-                self._write(file.read(height * width * self.dtype.itemsize) * channels)
+            for _ in range(self.progress.count * before):
+                self._write(file.read(height * width * self.dtype.itemsize) * (channels // before))
         self.progress.shape = (channels, height, width)
         self.save()
         grey.unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 
 from residual.names import require_known
 from storage.read import open_regular
@@ -47,9 +47,9 @@ def read_array_file(path: Path, columns: Columns, options: ArrayOptions) -> Reco
     """The images of a file, not read yet if it is .npy, and their labels. Raises ValueError for all that is wrong."""
     try:
         if path.suffix.lower() == ".npz":
-            images, labels = read_npz(path, columns)
+            images, labels, vectors = read_npz(path, columns)
         else:
-            images, labels = map_array(path), None
+            images, labels, vectors = map_array(path), None, None
         if images.ndim not in (3, 4):
             raise ValueError(
                 f"shape {images.shape} is neither (images, channels, height, width) nor (images, height, width); give"
@@ -77,11 +77,19 @@ def read_array_file(path: Path, columns: Columns, options: ArrayOptions) -> Reco
         pixel_format=first.pixel_format,
         stamp=lambda: [path.name, path.stat().st_size, list(images.shape)],
         shape=first.shape,
+        conditions=len(options.condition),
+        vectors=vectors,
+        vector_columns=columns.vectors.names,
     )
 
 
-def read_npz(path: Path, columns: Columns) -> tuple[Shaped[np.ndarray, "n ..."], list[Label] | None]:
-    """The images in an .npz file, and their labels if any. Raises ValueError, which lists the arrays, if it cannot."""
+def read_npz(
+    path: Path, columns: Columns
+) -> tuple[Shaped[np.ndarray, "n ..."], list[Label] | None, Float32[np.ndarray, "n v"] | None]:
+    """The images in an .npz file, and their labels and vectors if any.
+
+    Raises ValueError, which lists the arrays, if it cannot.
+    """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             headers = {}
@@ -92,12 +100,17 @@ def read_npz(path: Path, columns: Columns) -> tuple[Shaped[np.ndarray, "n ..."],
             image = choose("image", columns.image, shapes, [name for name in shapes if len(shapes[name]) in (3, 4)])
             images = read_member(archive, image, headers[image])
             count = len(images)
-            possible = [name for name, shape in shapes.items() if shape in ((count,), (count, 1))]
+            single = [name for name, shape in shapes.items() if shape in ((count,), (count, 1))]
+            for name in columns.vectors.names:
+                require_known(f"data.vector_columns of {count:,} numbers", name, single)
+            numbers = {name: read_member(archive, name, headers[name]).ravel() for name in columns.vectors.names}
+            vectors = columns.vectors.stack(numbers, path.name)
+            possible = [name for name in single if name not in numbers]
             if columns.labels is False or not (columns.label or columns.labels or len(possible) == 1):
-                return images, None
+                return images, None, vectors
             label = choose("label", columns.label, shapes, possible)
             check_labels(label, headers[label], count)
-            return images, to_labels(label, read_member(archive, label, headers[label]))
+            return images, to_labels(label, read_member(archive, label, headers[label])), vectors
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"not a readable .npz file ({error}); write it again by numpy.savez") from None
 

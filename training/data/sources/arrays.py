@@ -39,6 +39,8 @@ class ArrayImage:
     """whether values outside the range of the pixel format are errors"""
     missing: bool = False
     """whether values may be NaN"""
+    order: tuple[int, ...] = ()
+    """numbers of the channels in the order of the image, if that is another than in the file"""
 
     def of(self, data: Path | np.ndarray) -> "ArrayImage":
         """Another image of the same set."""
@@ -71,7 +73,7 @@ class ArrayImage:
             where = tuple(map(int, np.unravel_index(np.argmin(inside), inside.shape)))
             count = f"{inside.size - np.count_nonzero(inside)} of {array.size} values"
             raise ValueError(f"{count} are {rule}, such as {array[where]:g} at {where}")
-        return np.ascontiguousarray(array, self.pixel_format.stored)
+        return np.ascontiguousarray(array[list(self.order)] if self.order else array, self.pixel_format.stored)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class ArrayOptions:
     """whether values outside the range are errors"""
     missing: bool = False
     """whether NaN is a missing value"""
+    condition: tuple[int, ...] = ()
+    """numbers of the channels that are a condition, in their order"""
 
     @property
     def key(self) -> list:
@@ -216,5 +220,23 @@ def describe_array(
             "set data.normalisation to mean_std"
         )
     pixel_format = PixelFormat(dtype=dtype, low=span[0], high=span[1], file="npy")
+    order = condition_last(channels, options.condition, name)
     shape = channels, height, width
-    return ArrayImage(data, pixel_format, shape, name, options.axes, options.bounded, options.missing)
+    return ArrayImage(data, pixel_format, shape, name, options.axes, options.bounded, options.missing, order)
+
+
+def condition_last(channels: int, condition: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The numbers of the channels with those of a condition last; empty without one.
+
+    Raises ValueError, with the `name` of the array, for a number that is no channel or is repeated, and if no channel
+    is left as a target.
+    """
+    if not condition:
+        return ()
+    target = [number for number in range(channels) if number not in condition]
+    if not target or len(target) + len(condition) != channels:
+        raise ValueError(
+            f"data.condition {list(condition)} must be different channels of {name}, which has 0 to {channels - 1}, and"
+            " leave one as a target"
+        )
+    return (*target, *condition)

@@ -4,15 +4,20 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float32
+
 from pictures.pixel_format import PixelFormat
-from residual.names import shorten
+from residual.names import amount, shorten
 from training.data.sources.arrays import ArrayOptions, first_array
-from training.data.sources.label_file import NoLabels, Unlabelled, read_label_file
+from training.data.sources.label_file import NoLabels, Unlabelled, read_label_file, read_numbers
 from training.data.sources.labels import normalize
 from training.data.sources.records import SPLITS, Item, Records, Source, choose_split, split_of, stamp
+from training.data.sources.vectors import NO_VECTORS, VectorColumns
 
 SPLIT_FOLDERS = {name: split for split, names in SPLITS.items() for name in names}
 PARALLEL = {
@@ -43,6 +48,8 @@ class LabelOptions:
     """its column with the labels; None finds it by usual names"""
     metadata: Sequence[Path]
     """files beside the images that may have labels"""
+    vectors: VectorColumns = NO_VECTORS
+    """columns of numbers, in the same files"""
 
 
 def image_folder(
@@ -76,10 +83,11 @@ def image_folder(
     names = [file.relative_to(chosen).as_posix() for file in members]
     label_files = list(options.metadata) if options.file is None else [options.file]
     found: Labelled | None = None
-    if options.file is not None:
+    if options.file is not None and options.required is not False:
         whole = [file.relative_to(folder).as_posix() for file in files]
-        given = read_label_file(options.file, whole, folder, options.column)
-        found = file_labels(given, folder, members, f"data.label_file {str(options.file)!r}")
+        with suppress(NoLabels) if options.vectors.names and not options.required else nullcontext():
+            given = read_label_file(options.file, whole, folder, options.column)
+            found = file_labels(given, folder, members, f"data.label_file {str(options.file)!r}")
     elif options.required is not False:
         labels, more = metadata_labels(options, folder, files)
         notes += more
@@ -102,6 +110,8 @@ def image_folder(
             " data.label_file, or set data.labels to false"
         )
 
+    vectors = folder_vectors(options, label_files, folder, files, members)
+
     def read() -> Records:
         first = None if arrays is None else first_array(members, names, arrays, setting)
         items = [
@@ -115,14 +125,51 @@ def image_folder(
             pixel_format=pixel_format if first is None else first.pixel_format,
             stamp=lambda: [[name, file.stat().st_size] for name, file in zip(names, members, strict=True)],
             shape=None if first is None else first.shape,
+            conditions=0 if arrays is None else len(arrays.condition),
+            vectors=vectors,
+            vector_columns=options.vectors.names,
         )
 
     key: list = [classes, *([name, *stamp(file)] for name, file in zip(names, members, strict=True))]
-    if label_files and options.required is not False:
-        key.append(["labels", options.column, *(part for file in label_files for part in stamp(file))])
+    if label_files and (options.required is not False or options.vectors.names):
+        kind = "numbers" if options.required is False else "labels"
+        key.append([kind, options.column, *(part for file in label_files for part in stamp(file))])
     if arrays is not None:
         key.append(["range", arrays.range, *([] if arrays.axes is None else [arrays.axes]), *arrays.key])
     return Source(setting, chosen.name, ["folder", *key], read, notes)
+
+
+def folder_vectors(
+    options: LabelOptions, tables: Sequence[Path], folder: Path, files: list[Path], members: list[Path]
+) -> Float32[np.ndarray, "n v"] | None:
+    """The numbers of `members`, the files of a split, from the label file or the metadata `tables`; None without any.
+
+    Raises ValueError for an image without a number, for a column that no table has, and as `read_numbers` does.
+    """
+    columns: dict[str, list[float]] = {}
+    names = [file.relative_to(folder).as_posix() for file in files]
+    for column in options.vectors.names:
+        found: dict[str, float] = {}
+        faults = []
+        for table in tables:
+            place = folder if options.file is not None else table.parent
+            prefix = "" if place == folder else f"{place.relative_to(folder).as_posix()}/"
+            own = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+            try:
+                found |= {prefix + name: number for name, number in read_numbers(table, own, place, column, "").items()}
+            except ValueError as error:
+                faults.append(str(error))
+        if not tables:
+            faults.append("there is neither data.label_file nor metadata.csv, .jsonl or .parquet")
+        needed = [file.relative_to(folder).as_posix() for file in members]
+        if missing := [name for name in needed if name not in found]:
+            why = f" ({faults[0]})" if faults else ""
+            raise ValueError(
+                f"data.vector_columns: {amount(len(missing), 'image')} of data.source {str(folder)!r}, such as"
+                f" {missing[0]!r}, have no number {column!r}{why}"
+            )
+        columns[column] = [found[name] for name in needed]
+    return options.vectors.stack(columns, f"data.source {str(folder)!r}")
 
 
 def find_splits(setting: str, tops: Collection[str], options: LabelOptions) -> dict[str, str]:
@@ -264,5 +311,6 @@ def metadata_labels(
     if len({type(label) for label in labels.values()}) > 1:
         raise ValueError(f"data.source: {shorten(used)} hold names as well as numbers of classes; give one kind")
     notes = [("labels", f"from {shorten(used, 3)}")] if used else []
-    notes += [("metadata", f"not used: {'; '.join(unused[:3])}")] if unused else []
+    if unused and not options.vectors.names:
+        notes.append(("metadata", f"not used: {'; '.join(unused[:3])}"))
     return labels if labels or unlabelled else None, tuple(map(": ".join, notes))

@@ -4,11 +4,11 @@ import csv
 import os
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from residual.names import amount, closest, require_known, shorten
 from storage.read import MAX_TEXT, is_regular, parse_json, read_text
@@ -33,6 +33,7 @@ NAMES_TO_TRY = 10_000
 FORM = 'not of the form {"file_name": "a/b.png", "label": "cat"}'
 LEADING_ZERO = re.compile(r"0\d+")
 
+T = TypeVar("T")
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
@@ -43,6 +44,14 @@ class NoLabels(ValueError):
 
 class Unlabelled(NoLabels):
     """A file that states that images have no labels."""
+
+
+class Column(NamedTuple):
+    """A column of a label file, as a setting names it."""
+
+    setting: str
+    name: str | None
+    """None finds the labels by usual names"""
 
 
 class Entry(NamedTuple):
@@ -67,6 +76,28 @@ def read_label_file(
     that has another form, names no existing image, leaves the folder, or repeats an image; if class names and numbers
     are mixed; and for a file that cannot be read. `title` describes the file in the message.
     """
+    return read_values(path, names, folder, Column("data.label_column", column), title, checked_labels)
+
+
+def read_numbers(
+    path: Path, names: Collection[str], folder: Path, column: str, title: str = "data.label_file"
+) -> dict[str, float]:
+    """The number in a column for each image in the file by the image's name, as `read_label_file` reads labels.
+
+    Raises ValueError as it does, for a value that is not a number, and, with the nearest names, for an unknown column.
+    """
+    return read_values(path, names, folder, Column("data.vector_columns", column), title, checked_numbers)
+
+
+def read_values(
+    path: Path,
+    names: Collection[str],
+    folder: Path,
+    column: Column,
+    title: str,
+    checked: Callable[[Sequence[Any], bool], Iterator[T]],
+) -> dict[str, T]:
+    """See `read_label_file`; `checked` makes values of the cells, given whether the file has types."""
     what, place = f"{title} {str(path)!r}".lstrip(), ""
     is_table = path.suffix.lower() in TABLES
     try:
@@ -77,7 +108,7 @@ def read_label_file(
         raise ValueError(f"{what} cannot be read ({error}){hint}") from error
     typed = is_table or is_json(path, document)
     read = partial(read_table, most=len(names)) if is_table else read_json if typed else read_delimited
-    labels: dict[str, int | str] = {}
+    labels: dict[str, T] = {}
     place_of: dict[str, str] = {}
     try:
         entries = list(islice(read(path, document, column), len(names) + 1))  # one more than images has an error
@@ -88,17 +119,14 @@ def read_label_file(
         header = "; if this line names the columns, call them file_name and label" if is_first else ""
         if not any(found):
             raise NoLabels(f"{entries[0].place}: {unknown_image(entries[0].name, names)}{header}")
-        given = [entry.label for entry in entries]
-        for entry, name, label in zip(entries, found, given if typed else from_texts(given), strict=True):
+        values = checked([entry.label for entry in entries], typed)
+        for entry, name in zip(entries, found, strict=True):
             place = f"{entry.place}: "
             if name is None:
                 raise ValueError(unknown_image(entry.name, names) + (header if not labels else ""))
             if name in labels:
                 raise ValueError(f"{_repr.repr(name)} has a label already, in {place_of[name]}")
-            labels[name], place_of[name] = checked(label), entry.place
-            if type(labels[name]) is not type(next(iter(labels.values()))):
-                rule = "is not of the type of those before; give names or numbers, not both"
-                raise ValueError(f"label {_repr.repr(label)} {rule}")
+            labels[name], place_of[name] = next(values), entry.place
     except ValueError as error:
         kind = type(error) if isinstance(error, NoLabels) else ValueError
         raise kind(f"{what}, {place}{error}") from error
@@ -110,7 +138,7 @@ def is_json(file: Path, text: str) -> bool:
     return file.suffix.lower() in (".json", ".jsonl", ".ndjson") or text.lstrip()[:1] in ("{", "[")
 
 
-def read_table(file: Path, text: str, column: str | None, most: int) -> Iterator[Entry]:
+def read_table(file: Path, text: str, column: Column, most: int) -> Iterator[Entry]:
     """The rows of a parquet or arrow file. Raises ValueError for more than `most` of them, before any is read."""
     from datasets import ClassLabel
 
@@ -126,7 +154,7 @@ def read_table(file: Path, text: str, column: str | None, most: int) -> Iterator
         yield Entry(f"row {next(rows)}", image, named)
 
 
-def read_json(file: Path, text: str, column: str | None) -> Iterator[Entry]:
+def read_json(file: Path, text: str, column: Column) -> Iterator[Entry]:
     """The entries of one JSON value, or of JSON lines.
 
     A value is a list of objects or pairs, an object with such a list as `labels` (as EDM's dataset.json), or an object
@@ -190,7 +218,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def from_value(value: Any, column: str | None) -> Iterator[Entry]:
+def from_value(value: Any, column: Column) -> Iterator[Entry]:
     """The entries of one JSON value, see `read_json`."""
     if isinstance(value, dict) and "labels" in value and (value["labels"] is None or isinstance(value["labels"], list)):
         if value["labels"] is None:
@@ -210,7 +238,7 @@ def from_value(value: Any, column: str | None) -> Iterator[Entry]:
     return from_records(places, column)
 
 
-def from_records(records: Iterable[tuple[str, Any]], column: str | None) -> Iterator[Entry]:
+def from_records(records: Iterable[tuple[str, Any]], column: Column) -> Iterator[Entry]:
     """The entries of objects, each with its place. Raises ValueError for one without name or label."""
     columns: dict[tuple[str, ...], tuple[str, str]] = {}
     for place, record in records:
@@ -226,7 +254,7 @@ def from_records(records: Iterable[tuple[str, Any]], column: str | None) -> Iter
         yield Entry(place, record[name], record[label])
 
 
-def read_delimited(file: Path, text: str, column: str | None) -> Iterator[Entry]:
+def read_delimited(file: Path, text: str, column: Column) -> Iterator[Entry]:
     """The rows of a text with two or more columns, as CSV; the first row may hold their names."""
     delimiter = find_delimiter(text)
     reader = csv.reader(lines_of(text), delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -255,10 +283,10 @@ def read_delimited(file: Path, text: str, column: str | None) -> Iterator[Entry]
         yield Entry(f"line {start}", row[where[0]], row[where[1]])
 
 
-def row_columns(row: Sequence[str], column: str | None) -> tuple[tuple[int, int], bool]:
+def row_columns(row: Sequence[str], column: Column) -> tuple[tuple[int, int], bool]:
     """The columns of names and of labels, and whether the first row names them. Raises NoLabels if they are unclear."""
     usual = {*NAME_NAMES, *LABEL_NAMES}
-    if column is not None or any(normalize(cell).casefold() in usual for cell in row):
+    if column.name is not None or any(normalize(cell).casefold() in usual for cell in row):
         name, label = find_columns(row, column)
         return (row.index(name), row.index(label)), True
     if len(row) != 2:
@@ -282,15 +310,17 @@ def find_delimiter(text: str) -> str:
     return ","
 
 
-def find_columns(keys: Sequence[str], column: str | None) -> tuple[str, str]:
-    """The columns with the names of images and with labels: `column`, else usual names, in any case.
+def find_columns(keys: Sequence[str], column: Column) -> tuple[str, str]:
+    """The columns with the names of images and with values: `column`, else usual names of labels, in any case.
 
     Of two columns, one is enough. Raises NoLabels, with all columns, if one is not found.
     """
     folded = {normalize(key).casefold(): key for key in reversed(keys)}
-    if column is not None:
-        require_known("data.label_column", column, keys)
-    label = column if column is not None else next((folded[name] for name in LABEL_NAMES if name in folded), None)
+    if column.name is not None:
+        require_known(column.setting, column.name, keys)
+    label = (
+        column.name if column.name is not None else next((folded[name] for name in LABEL_NAMES if name in folded), None)
+    )
     names = [folded[name] for name in NAME_NAMES if name in folded and folded[name] != label]
     others = [key for key in keys if key != label]
     name = names[0] if names else others[0] if len(keys) == 2 and label is not None else None
@@ -312,6 +342,29 @@ def from_texts(texts: Sequence[str]) -> list[Any]:
     if any(LEADING_ZERO.fullmatch(text) or "_" in text for text in numbers):  # Python takes 1_0 as 10
         return list(cleaned)
     return [numbers.get(text, text) for text in cleaned]
+
+
+def checked_labels(cells: Sequence[Any], typed: bool) -> Iterator[int | str]:
+    """Labels, all names or all numbers. Raises ValueError for another."""
+    first: int | str | None = None
+    for cell in cells if typed else from_texts(cells):
+        label = checked(cell)
+        first = label if first is None else first
+        if type(label) is not type(first):
+            rule = "is not of the type of those before; give names or numbers, not both"
+            raise ValueError(f"label {_repr.repr(cell)} {rule}")
+        yield label
+
+
+def checked_numbers(cells: Sequence[Any], typed: bool) -> Iterator[float]:
+    """Numbers. Raises ValueError for anything else."""
+    for cell in cells:
+        try:
+            if typed and not isinstance(cell, int | float):
+                raise ValueError
+            yield float(cell)
+        except (ValueError, OverflowError):
+            raise ValueError(f"{_repr.repr(cell)} is not a number; correct it, or leave out the column") from None
 
 
 def checked(label: Any) -> int | str:

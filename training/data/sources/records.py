@@ -21,12 +21,29 @@ SPLITS = {
 }
 
 
+Content = Path | bytes | np.ndarray | ArrayImage
+"""one image before decoding: the file or the bytes of a picture, uint8 pixels (h, w), or an array"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and its condition, two pictures or two arrays, which are decoded to the channels of one image."""
+
+    target: Content
+    condition: Content
+
+
 @dataclass(frozen=True)
 class Item:
-    """One image before decoding: the file or the bytes of a picture, uint8 pixels (h, w), or an array."""
+    """One image before decoding, or two that form one."""
 
     name: str
-    data: Path | bytes | np.ndarray | ArrayImage
+    data: Content | Pair
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """The one image, or the two of a pair."""
+        return (self.data.target, self.data.condition) if isinstance(self.data, Pair) else (self.data,)
 
 
 @dataclass(frozen=True, kw_only=True)

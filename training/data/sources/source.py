@@ -4,20 +4,23 @@ import glob
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from pictures.pixel_format import PixelFormat
+from pictures.preprocessing import Preprocessing
 from storage.read import require_regular
 from training.data.config import HUB, DataConfig
 from training.data.sources.array_file import array_file
 from training.data.sources.arrays import ArrayOptions
 from training.data.sources.folder import LabelOptions, image_folder
 from training.data.sources.listing import KINDS, Listing
+from training.data.sources.pairs import paired
 from training.data.sources.records import Item, Records, Source, choose_split, split_of
 from training.data.sources.tables import Columns, hub_tables, local_tables
+from training.data.sources.vectors import VectorColumns
 
 PICTURE_KINDS, TABLE_KINDS, ARRAY_KINDS = (
     ("named", "hub", "tables", "images"),
@@ -33,6 +36,8 @@ USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "label_column": ((*TABLE_KINDS, "npz", "images", "arrays"), "only tables, label files and .npz files have columns"),
     "allow_outside": (TABLE_KINDS, "only tables name files"),
     "label_file": (("images", "arrays"), "it is for folders of images; a table has data.label_column"),
+    "condition": ((*TABLE_KINDS, *ARRAY_KINDS, "images"), "the images of a named source have none"),
+    "vector_columns": ((*TABLE_KINDS, "npz", "images", "arrays"), "its images have no columns of numbers"),
     "bits": (PICTURE_KINDS, "arrays keep their dtype"),
     "crop": (PICTURE_KINDS, "arrays are not cropped"),
 }
@@ -53,14 +58,15 @@ class Found:
     """files beside the images that may have their labels"""
 
 
-def find_source(config: DataConfig) -> Source:
-    """Finds what `config.source` names, without reading an image.
+def find_source(config: DataConfig, *, training: bool = True) -> Source:
+    """Finds what `config.source` names, with the conditions of its images, without reading an image.
 
-    Raises ValueError if there is no such source, and for fields that contradict it or have no effect on it.
+    Raises ValueError if there is no such source, and for fields that contradict it or have no effect on it. In a source
+    for `training`, a column of vectors must not be constant.
     """
     label_file = None if config.label_file is None else Path(os.path.expanduser(config.label_file))
     found = find_files(config.source, label_file)
-    kind, files = found.kind, found.files
+    kind = found.kind
     for name, (kinds, reason) in USED_BY.items():
         value = getattr(config, name)
         if value != getattr(DataConfig, name) and kind not in kinds:
@@ -68,27 +74,96 @@ def find_source(config: DataConfig) -> Source:
             raise ValueError(f"data.{name} is {shown!r} but {reason}; leave it out")
     if kind not in ARRAY_KINDS and config.channels not in (None, 1, 3):
         raise ValueError(f"data.channels {config.channels} must be 1 (grey), 3 (RGB) or null (as found) for pictures")
-    columns = Columns(config.image_column, config.label_column, config.labels, config.allow_outside)
-    pixel_format = config.preprocessing.pixel_format
+    vectors = VectorColumns(config.vector_columns, training)
+    channels = config.condition if isinstance(config.condition, tuple) else ()
+    options = Options(
+        config.split,
+        config.preprocessing.pixel_format,
+        Columns(config.image_column, config.label_column, config.labels, config.allow_outside, vectors),
+        LabelOptions(config.labels, label_file, config.label_column, found.metadata, vectors),
+        ArrayOptions(
+            config.range,
+            config.axes,
+            config.preprocessing,
+            config.max_bad,
+            bounded=config.normalisation == "range",
+            missing=config.missing,
+            condition=channels,
+        ),
+    )
+    source = open_found(found, config.source, options)
+    if config.vector_columns:
+        source = replace(source, key=[*source.key, ["vectors", config.vector_columns]])
+    if isinstance(config.condition, str):
+        condition = find_condition(config.condition, found, config.source, options)
+        return paired(source, condition, by_name=kind in ("images", "arrays"))
+    if config.condition:
+        if kind not in ARRAY_KINDS:
+            given = f"data.condition {list(config.condition)} is the numbers of channels"
+            raise ValueError(f"{given}, which are for arrays; give a folder, or a column of the table")
+        return replace(source, key=[*source.key, ["condition", config.condition]])
+    return source
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings that a source may need, by the kind of source."""
+
+    split: str
+    pixel_format: PixelFormat
+    """of pictures"""
+    columns: Columns
+    labels: LabelOptions
+    arrays: ArrayOptions
+
+    def of_condition(self, column: str) -> "Options":
+        """Those of the conditions, which have neither labels nor vectors, in the column or array of this name."""
+        columns = Columns(column, None, False, self.columns.allow_outside)
+        arrays = replace(self.arrays, preprocessing=Preprocessing(), condition=())
+        return replace(self, columns=columns, labels=LabelOptions(False, None, None, ()), arrays=arrays)
+
+
+def open_found(found: Found, setting: str, options: Options) -> Source:
+    """The source that a setting names, without conditions in another place."""
+    kind, files, split, columns = found.kind, found.files, options.split, options.columns
     notes = (found.left_out,) if found.left_out else ()
     if kind == "named":
-        return NAMED[key_of(config.source)](config.source, config.split, config.labels, pixel_format)
+        return NAMED[key_of(setting)](setting, split, columns.labels, options.pixel_format)
     if kind == "hub":
-        return hub_tables(config.source, config.split, columns, pixel_format)
+        return hub_tables(setting, split, columns, options.pixel_format)
     if kind == "tables":
         splits: dict[str, list[Path]] = {}
-        whole = os.path.isdir(os.path.expanduser(config.source))
+        whole = os.path.isdir(os.path.expanduser(setting))
         for file in files:
             named = split_of(file.relative_to(found.folder).as_posix()) if whole else None
             splits.setdefault(named or "train", []).append(file)
-        return local_tables(config.source, splits, config.split, columns, pixel_format, notes)
-    bounded = config.normalisation == "range"
-    arrays = ArrayOptions(config.range, config.axes, config.preprocessing, config.max_bad, bounded, config.missing)
+        return local_tables(setting, splits, split, columns, options.pixel_format, notes)
     if kind in ("npy", "npz"):
-        return array_file(files[0], config.source, config.split, columns, arrays)
-    labels = LabelOptions(config.labels, label_file, config.label_column, found.metadata)
-    options = arrays if kind == "arrays" else None
-    return image_folder(found.folder, files, config.split, labels, pixel_format, options, notes)
+        return array_file(files[0], setting, split, columns, options.arrays)
+    arrays = options.arrays if kind == "arrays" else None
+    return image_folder(found.folder, files, split, options.labels, options.pixel_format, arrays, notes)
+
+
+def find_condition(condition: str, found: Found, setting: str, options: Options) -> Source:
+    """The source that the text `condition` of data.condition names, for the images `found` at data.source, `setting`.
+
+    Raises ValueError if there is none, or if its images are of another kind.
+    """
+    own = options.of_condition(condition)
+    if found.kind in (*TABLE_KINDS, "npz"):
+        if condition == options.columns.image:
+            raise ValueError(f"data.condition is {condition!r}, as data.image_column; give another column")
+        return replace(open_found(found, setting, own), setting=condition)
+    try:
+        other = find_files(condition, None)
+        if other.kind == found.kind:
+            return open_found(other, condition, own)
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.source", "data.condition")) from None
+    raise ValueError(
+        f"data.condition {condition!r} has {other.kind}, but data.source {setting!r} has {found.kind}; give files"
+        " of the same kind"
+    )
 
 
 def find_files(setting: str, label_file: Path | None) -> Found:

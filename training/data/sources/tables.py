@@ -19,6 +19,7 @@ from training.data.config import HUB, split_hub
 from training.data.sources.labels import LABEL_NAMES, Label, normalize_labels, short_labels
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
 from training.data.sources.table_files import features_of, first_line, held_column, open_table, whole_column
+from training.data.sources.vectors import NO_VECTORS, VectorColumns
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "jpg", "png", "webp")
 
@@ -40,6 +41,8 @@ class Columns:
     """True requires labels, False ignores them, None uses them if there are any"""
     allow_outside: bool = False
     """whether tables may name files outside their folders"""
+    vectors: VectorColumns = NO_VECTORS
+    """columns of numbers"""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,10 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     groups = [(table, group) for table in tables for group in range(len(table.sizes))]
     sizes = [table.sizes[group] for table, group in groups]
     first_rows = np.cumsum([0, *sizes]).tolist()
+    for name in columns.vectors.names:
+        for table in tables:
+            require_known(f"data.vector_columns of {table.file.name}", name, table.schema.names)
+    numbers = {name: [v for table in tables for v in whole_column(table, name)] for name in columns.vectors.names}
     labels: list[Label] | None = None if label is None else []
     for table in tables:
         if label is not None and labels is not None:
@@ -140,6 +147,8 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
         pixel_format=pixel_format,
         stamp=lambda: [image, *([table.file.name, table.file.stat().st_size, list(table.sizes)] for table in tables)],
         bytes=[table.bytes(image, group) for table, group in groups],
+        vectors=columns.vectors.stack(numbers, files[0].name),
+        vector_columns=columns.vectors.names,
     )
 
 
@@ -181,6 +190,9 @@ def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFo
             start = starts[shard]
             return Rows(pictures[start : start + HUB_ROWS][image].chunks, start, below)
 
+        for name in columns.vectors.names:
+            require_known("data.vector_columns", name, table.features)
+        numbers = {name: table.select_columns([name])[:][name] for name in columns.vectors.names}
         return Records(
             sizes=[min(HUB_ROWS, len(table) - start) for start in starts],
             load=load,
@@ -188,6 +200,8 @@ def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFo
             classes=class_names(label, table.features),
             pixel_format=pixel_format,
             stamp=list,
+            vectors=columns.vectors.stack(numbers, setting),
+            vector_columns=columns.vectors.names,
         )
 
     key = ["hub", repository, revision, split, columns.image, columns.label, columns.labels]
