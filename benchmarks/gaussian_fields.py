@@ -101,6 +101,26 @@ class GaussianFields:
         other = self.posterior_mean(self.observe(fields, generator))
         return (fields - other).unflatten(0, (m, len(inputs))) + self.posterior_mean(inputs)
 
+    def denoise(
+        self, noisy: Float[Tensor, "n c h w"], noise: Float[Tensor, "c 1 1"] | float
+    ) -> Float[Tensor, "n c h w"]:
+        """The mean of all fields that are `noisy` with white noise of this deviation, in deviations of the channels."""
+        clean = self._mixing * (self._amplitudes[:, None] * self._amplitudes).movedim((0, 1), (2, 3))
+        scale = self._column(self.deviations)
+        spread = torch.diag((noise * scale).flatten().square())
+        gain = torch.linalg.solve(clean + spread, clean).to(torch.complex128)
+        modes = torch.einsum("yxdc,ndyx->ncyx", gain, _to_modes(noisy - self._mean, self._axes))
+        return self._mean + _from_modes(modes, self._axes)
+
+    def covariance(self) -> Float[Tensor, "p p"]:
+        """Of all values of a field, in the order of `flatten`."""
+        (height, _), (width, _) = self._axes
+        modes = torch.kron(height, width)
+        amplitudes = self._amplitudes.flatten(1)
+        rows = [[((modes.mH * (mine * its)) @ modes).real for its in amplitudes] for mine in amplitudes]
+        blocks = torch.stack([torch.stack(row) for row in rows]) * self._mixing[:, :, None, None]
+        return blocks.movedim(2, 1).flatten(2).flatten(0, 1)
+
     @cached_property
     def posterior_deviation(self) -> Float[Tensor, "c h w"]:
         """Standard deviation of each pixel, which is the same for all inputs."""

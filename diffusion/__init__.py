@@ -5,6 +5,7 @@ from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
 from diffusion.guidance import classifier_free, classifier_guided, guided
 from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
 from diffusion.noise import Formulation, NoiseLevel, Stratified, differences
+from diffusion.posterior import Blur, Downsample, Observation, posterior
 from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample, unclipped
 from diffusion.seeds import generators, image_seed
 from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
@@ -17,9 +18,11 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULERS",
     "WEIGHTINGS",
+    "Blur",
     "Condition",
     "DPMSolverPP2M",
     "Denoiser",
+    "Downsample",
     "Euler",
     "EulerAncestral",
     "Flow",
@@ -27,6 +30,7 @@ __all__ = [
     "Heun",
     "NetworkDenoiser",
     "NoiseLevel",
+    "Observation",
     "Sampler",
     "Stratified",
     "VariationalBound",
@@ -41,6 +45,7 @@ __all__ = [
     "guided",
     "image_seed",
     "late_start",
+    "posterior",
     "sample",
     "unclipped",
 ]

@@ -61,6 +61,15 @@ def test_the_law_given_an_input_is_that_of_dense_gaussian_conditioning() -> None
     assert_close(SMALL.posterior_deviation, torch.from_numpy(np.sqrt(variance)))
 
 
+def test_covariance_and_denoised_fields_are_those_of_dense_algebra() -> None:
+    prior = torch.from_numpy(dense(SMALL)[0])
+    assert_close(SMALL.covariance(), prior)
+    noisy, means = SMALL.draw(3, random()), torch.tensor(SMALL.means, dtype=torch.float64).view(-1, 1, 1)
+    spread = (0.3 * torch.tensor(SMALL.deviations, dtype=torch.float64)).square().repeat_interleave(48).diag()
+    expected = (noisy - means).flatten(1) @ torch.linalg.solve(prior + spread, prior)
+    assert_close((SMALL.denoise(noisy, 0.3) - means).flatten(1), expected)
+
+
 def test_fields_and_inputs_have_their_covariance() -> None:
     prior, seen, noise = dense(SMALL)
     fields = SMALL.draw(20_000, random())

@@ -1,6 +1,8 @@
 """Gaussian data, for which the ideal denoiser and the sampling equation have closed forms."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from diffusion import DDPM, EDM, Condition, Flow, Formulation
 from diffusion.noise import Images, NoiseLevel, Times
@@ -35,3 +37,23 @@ def interior_times(formulation: Formulation, count: int) -> Times:
     """Float64 times without pure noise and the clean image, spread over the formulation's own grid."""
     times = formulation.times(100, "leading").double()[10:-10]
     return times[torch.linspace(0, len(times) - 1, count).long()]
+
+
+def ideal_for(formulation: Formulation, covariance: Float[Tensor, "n n"]):
+    """The denoiser of images whose pixels are jointly normal with mean 0 and a covariance."""
+
+    def denoise(x: Images, time: Times, condition: Condition) -> Images:
+        level = formulation.level(time[:1])
+        noisy = level.alpha.square()[0, 0] * covariance + level.sigma.square()[0, 0] * torch.eye(len(covariance))
+        gain = level.alpha[0, 0] * torch.linalg.solve(noisy, covariance)
+        return (x.flatten(1) @ gain.to(x)).view_as(x)
+
+    return denoise
+
+
+def posterior_of(
+    covariance: Float[Tensor, "n n"], matrix: Float[Tensor, "m n"], values: Float[Tensor, "b m"], noise: float
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, "n n"]]:
+    """Mean and covariance of normal x with mean 0, given `values = matrix x + noise`."""
+    gain = torch.linalg.solve(matrix @ covariance @ matrix.T + noise**2 * torch.eye(len(matrix)), matrix @ covariance)
+    return values @ gain, covariance - (matrix @ covariance).T @ gain

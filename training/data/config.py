@@ -33,8 +33,8 @@ class DataConfig:
     source: str = setting("digits", may_change=True)
     """digits (embedded: 1,797 grey 8x8 images), photographs (embedded: the left halves of two; split test: the right
     ones), a folder of images or of arrays (.npy, channels x height x width), a parquet or arrow file, a folder of such
-    files, a glob for any of these, a .npy or .npz file with many images, or hub:OWNER/NAME[:CONFIGURATION][@REVISION]
-    for a data set of the Hugging Face hub"""
+    files, a glob for any of these, a .npy or .npz file with many images, a netCDF file (.nc) or zarr store (.zarr), or
+    hub:OWNER/NAME[:CONFIGURATION][@REVISION] for a data set of the Hugging Face hub"""
     split: str = setting("train", may_change=True)
     """split to train on, where the source has splits (files or sub-folders named train, validation, test; splits of the
     hub)"""
@@ -47,16 +47,20 @@ class DataConfig:
     """1 (grey) or 3 (RGB); null is as found: 1 if every image is grey, else 3. Arrays: how many they must have"""
     bits: Literal[8, 16] = 8
     """8 scales pictures of 16 bits to 8; 16 keeps them and scales those of 8 bits up"""
-    condition: str | tuple[int, ...] | None = setting(None, may_change=True)
+    variables: tuple[str, ...] = setting((), may_change=True)
+    """variables of a netCDF file or zarr store that become the channels, such as [t2m, u10]; [] finds the only one"""
+    condition: str | tuple[int, ...] | tuple[str, ...] | None = setting(None, may_change=True)
     """input of which data.source is the output: a folder with the same relative names without suffix (or, for a .npy
-    file, another one), a column of the same table, an array of the same .npz file, or the numbers of those channels of
-    an array, such as [3, 4]. Conditions of lower resolution are brought to the size of their targets"""
+    file, another one), a column of the same table, an array of the same .npz file, further variables of the same netCDF
+    file, such as [t2m_coarse], or the numbers of those channels of an array, such as [3, 4]. Conditions of lower
+    resolution are brought to the size of their targets"""
     static: Path | None = setting(None, may_change=True)
     """.npy file (channels, height, width) or (height, width) with fields that are a condition of every image, such as
     an elevation; their size is that of the images"""
     vector_columns: tuple[str, ...] = ()
     """columns of numbers that are a condition of each image, such as [strain, porosity]: of the table, of
-    data.label_file or the metadata beside a folder, or arrays of an .npz file"""
+    data.label_file or the metadata beside a folder, arrays of an .npz file, or variables of a netCDF file with one
+    number per image"""
     range: tuple[float, float] | None = None
     """values of arrays that become -1 and 1; null is the full range of uint8 and uint16, other dtypes require it"""
     normalisation: Literal["range", "mean_std"] = "range"

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import Float32, Int, Int64, Shaped
 
+from pictures.coordinates import Coordinates
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
 from residual.names import amount
@@ -39,6 +40,7 @@ class Images:
         static: Float32[np.ndarray, "k rows columns"] | None = None,
         vectors: Float32[np.ndarray, "m v"] | None = None,
         vector_columns: Sequence[str] = (),
+        coordinates: Coordinates | None = None,
         fingerprint: str | None = None,
         bad: Sequence[str] = (),
         notes: Sequence[str] = (),
@@ -72,6 +74,8 @@ class Images:
         """numbers of each image, unscaled, float32 (n, v), or None"""
         self.vector_columns = tuple(vector_columns)
         """names of the columns of `vectors`"""
+        self.coordinates = coordinates
+        """names and units of the channels and axes, or None"""
         check_parts(self.shape, conditions, static)
         if (None if vectors is None else vectors.shape) != (
             (len(array), len(vector_columns)) if vector_columns else None

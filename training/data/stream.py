@@ -65,6 +65,8 @@ class StreamedImages:
         """channels (k, h, w) that all images share, unscaled, or None"""
         self.vectors, self.vector_columns = records.vectors, records.vector_columns
         """numbers of each image, unscaled, float32 (n, v), or None, and the names of these columns"""
+        self.coordinates = records.coordinates
+        """names and units of the channels and axes, or None"""
         check_parts(self.shape, self.conditions, static)
         check_memory(records, group)
         self._order = ShardOrder(records.sizes, group)

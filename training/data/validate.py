@@ -21,7 +21,7 @@ from training.data.decode import attempt, in_threads
 from training.data.images import check_parts, describe
 from training.data.sources.arrays import ArrayImage
 from training.data.sources.labels import MAX_CLASSES, check_label
-from training.data.sources.records import Item, Records
+from training.data.sources.records import Content, Item, Records
 from training.data.sources.source import find_source
 from training.data.sources.static_fields import read_static
 
@@ -90,8 +90,7 @@ class ImageReport:
             return cls(item.name, decoded)
         shape = decoded.shape
         del decoded  # before another thread decodes a large one
-        data = [content.data if isinstance(content, ArrayImage) else content for content in item.contents]
-        content = b"".join(map(content_hash, data))
+        content = b"".join(map(content_hash, item.contents))
         target = item.contents[0]
         if isinstance(target, ArrayImage):
             return cls(item.name, "", shape, target.pixel_format.dtype, shape[1:], content)
@@ -105,9 +104,11 @@ class ImageReport:
             return cls(item.name, "", shape, image.mode, (image.height, image.width), content, present)
 
 
-def content_hash(data: Path | bytes | np.ndarray) -> bytes:
+def content_hash(data: Content) -> bytes:
     """A hash of bytes or pixels, or of a file, which is read in parts."""
     digest = hashlib.blake2b(digest_size=16)
+    if isinstance(data, ArrayImage):
+        data = data.data if isinstance(data.data, Path) else data.values
     if isinstance(data, Path):
         with open_regular(data) as file:
             while part := file.read(PART_BYTES):

@@ -119,6 +119,8 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
         replace_file(folder / VECTORS, lambda new: np.save(new, vectors))
         blocks[VECTORS] = Checksums.of(folder / VECTORS).blocks
         parts["vector_columns"] = records.vector_columns
+    if records.coordinates is not None:
+        parts["coordinates"] = asdict(records.coordinates)
     info = {
         "format_version": FORMAT_VERSION,
         "shape": shape,

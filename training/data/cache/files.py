@@ -4,12 +4,14 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from pictures.coordinates import Coordinates
 from pictures.pixel_format import PixelFormat
+from residual.weights.config import convert
 from storage.read import read_json, require_regular
 from training.data.cache.checksums import BLOCK_BYTES, verify
 from training.data.cache.journal import crc32
@@ -32,8 +34,9 @@ class NoChecksums(ValueError):
 def read_info(folder: Path) -> dict[str, Any]:
     """The description of a cache; `pixel_format` is a `PixelFormat`, `shape` a tuple.
 
-    In caches without conditions or vectors, `conditions` (0) and `vector_columns` (none) are added. Raises ValueError
-    if it is damaged or does not fit to the size of the images, and OSError if it cannot be read.
+    `coordinates` are `Coordinates`. Where it lacks `conditions` (0), `vector_columns` (none) or `coordinates` (None),
+    they are added. Raises ValueError if it is damaged or does not fit to the size of the images, and OSError if it
+    cannot be read.
     """
     info = read_json(folder / INFO, MAX_INFO)
     if "format_version" in info and not {"crc32", "blocks"} & info.keys():
@@ -56,11 +59,14 @@ def read_info(folder: Path) -> dict[str, Any]:
         conditions, columns = info.setdefault("conditions", 0), info.setdefault("vector_columns", [])
         if type(conditions) is not int or not 0 <= conditions < shape[1]:
             raise ValueError(f"conditions {conditions} of {shape[1]} channels")
+        places = info.get("coordinates")
+        hints = get_type_hints(Coordinates)
+        coordinates = None if places is None else Coordinates(**{k: convert(v, hints[k]) for k, v in places.items()})
         if not all(isinstance(name, str) for name in columns) or bool(columns) != (VECTORS in info["blocks"]):
             raise ValueError("it has vector_columns without vectors, or vectors without vector_columns")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{INFO} is damaged: {type(error).__name__} {error}") from None
-    return info | {"shape": shape, "pixel_format": pixel_format}
+    return info | {"shape": shape, "pixel_format": pixel_format, "coordinates": coordinates}
 
 
 def load_cache(folder: Path, static: Float32[np.ndarray, "k h w"] | None = None) -> Images:
@@ -80,6 +86,7 @@ def load_cache(folder: Path, static: Float32[np.ndarray, "k h w"] | None = None)
         static=static,
         vectors=load_numbers(folder / VECTORS, (len(array), len(columns)), np.float32) if columns else None,
         vector_columns=columns,
+        coordinates=info["coordinates"],
         fingerprint=info["fingerprint"],
         bad=info["bad"],
         notes=info["notes"],

@@ -1,7 +1,7 @@
 """Arrays as images: of one shape and dtype, with values in a given range; .npy files are memory-mapped."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -30,7 +30,8 @@ Axes = Literal["chw", "hwc"] | None
 class ArrayImage:
     """One array, or the file of one, and the properties that all arrays of its set share with the array `first`."""
 
-    data: Path | np.ndarray
+    data: Path | np.ndarray | Callable[[], np.ndarray]
+    """a file, values, or what reads them"""
     pixel_format: PixelFormat
     shape: tuple[int, int, int]
     first: str
@@ -42,9 +43,16 @@ class ArrayImage:
     order: tuple[int, ...] = ()
     """numbers of the channels in the order of the image, if that is another than in the file"""
 
-    def of(self, data: Path | np.ndarray) -> "ArrayImage":
+    def of(self, data: Path | np.ndarray | Callable[[], np.ndarray]) -> "ArrayImage":
         """Another image of the same set."""
         return replace(self, data=data)
+
+    @property
+    def values(self) -> Shaped[np.ndarray, "..."]:
+        """The array as its source has it, memory-mapped if it is a file."""
+        if isinstance(self.data, Path):
+            return map_array(self.data)
+        return self.data if isinstance(self.data, np.ndarray) else self.data()
 
     def read(self) -> Shaped[np.ndarray, "c h w"]:
         """The array in the dtype of the cache (`PixelFormat.stored`).
@@ -52,7 +60,7 @@ class ArrayImage:
         Raises ValueError for another shape or dtype, before values are read, and for a value that is not finite, or
         outside the range: values are never clipped.
         """
-        array = to_chw(map_array(self.data) if isinstance(self.data, Path) else self.data, self.axes or "chw")
+        array = to_chw(self.values, self.axes or "chw")
         for what, found, wanted in (
             ("shape", array.shape, self.shape),
             ("dtype", array.dtype.name, self.pixel_format.dtype),

@@ -1,5 +1,6 @@
 """Pairs: two sources whose images belong together, a target and its condition, as one source."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -21,7 +22,7 @@ def paired(target: Source, condition: Source, by_name: bool) -> Source:
         try:
             other = condition.open()
         except ValueError as error:
-            text = str(error).replace("data.source", "data.condition").replace("data.image_column", "data.condition")
+            text = re.sub(r"data\.(source|image_column|variables)", "data.condition", str(error))
             raise ValueError(text) from None
         return joined(target.open(), other, target.setting, condition.setting, by_name)
 
@@ -57,6 +58,10 @@ def joined(target: Records, condition: Records, source: str, other: str, by_name
                 " reduce it, as arrays are only interpolated to a finer grid"
             )
         shape = channels + count, height, width
+    coordinates = target.coordinates
+    if coordinates is not None and condition.coordinates is not None:
+        coordinates = coordinates.beside(condition.coordinates)
+    joint = replace(joint, coordinates=coordinates)
     return replace(joint, shape=shape, conditions=count, stamp=lambda: [target.stamp(), condition.stamp()])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from pictures.coordinates import Coordinates
 from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayImage
 from training.data.sources.labels import Label
@@ -78,6 +79,8 @@ class Records:
     """numbers of every item"""
     vector_columns: tuple[str, ...] = ()
     """names of the columns of `vectors`"""
+    coordinates: Coordinates | None = None
+    """of the channels and axes, if the source has them"""
 
     @property
     def count(self) -> int:

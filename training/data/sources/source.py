@@ -16,6 +16,7 @@ from training.data.config import HUB, DataConfig
 from training.data.sources.array_file import array_file
 from training.data.sources.arrays import ArrayOptions
 from training.data.sources.folder import LabelOptions, image_folder
+from training.data.sources.grids import SUFFIXES, grid_file
 from training.data.sources.listing import KINDS, Listing
 from training.data.sources.pairs import paired
 from training.data.sources.records import Item, Records, Source, choose_split, split_of
@@ -25,19 +26,20 @@ from training.data.sources.vectors import VectorColumns
 PICTURE_KINDS, TABLE_KINDS, ARRAY_KINDS = (
     ("named", "hub", "tables", "images"),
     ("hub", "tables"),
-    ("arrays", "npy", "npz"),
+    ("arrays", "npy", "npz", "grids"),
 )
 USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "range": (ARRAY_KINDS, "the range of pictures is known"),
     "normalisation": (ARRAY_KINDS, "pictures have a range, which is known"),
     "missing": (ARRAY_KINDS, "pictures have no missing values"),
-    "axes": (ARRAY_KINDS, "only arrays may have their channels last"),
+    "axes": (("arrays", "npy", "npz"), "only arrays may have their channels last"),
+    "variables": (("grids",), "only netCDF files and zarr stores have variables"),
     "image_column": ((*TABLE_KINDS, "npz"), "only tables and .npz files have columns"),
     "label_column": ((*TABLE_KINDS, "npz", "images", "arrays"), "only tables, label files and .npz files have columns"),
     "allow_outside": (TABLE_KINDS, "only tables name files"),
     "label_file": (("images", "arrays"), "it is for folders of images; a table has data.label_column"),
     "condition": ((*TABLE_KINDS, *ARRAY_KINDS, "images"), "the images of a named source have none"),
-    "vector_columns": ((*TABLE_KINDS, "npz", "images", "arrays"), "its images have no columns of numbers"),
+    "vector_columns": ((*TABLE_KINDS, "npz", "grids", "images", "arrays"), "its images have no columns of numbers"),
     "bits": (PICTURE_KINDS, "arrays keep their dtype"),
     "crop": (PICTURE_KINDS, "arrays are not cropped"),
 }
@@ -75,7 +77,8 @@ def find_source(config: DataConfig, *, training: bool = True) -> Source:
     if kind not in ARRAY_KINDS and config.channels not in (None, 1, 3):
         raise ValueError(f"data.channels {config.channels} must be 1 (grey), 3 (RGB) or null (as found) for pictures")
     vectors = VectorColumns(config.vector_columns, training)
-    channels = config.condition if isinstance(config.condition, tuple) else ()
+    condition = config.condition
+    channels = tuple(each for each in condition if isinstance(each, int)) if isinstance(condition, tuple) else ()
     options = Options(
         config.split,
         config.preprocessing.pixel_format,
@@ -90,19 +93,20 @@ def find_source(config: DataConfig, *, training: bool = True) -> Source:
             missing=config.missing,
             condition=channels,
         ),
+        config.variables,
     )
     source = open_found(found, config.source, options)
     if config.vector_columns:
         source = replace(source, key=[*source.key, ["vectors", config.vector_columns]])
-    if isinstance(config.condition, str):
-        condition = find_condition(config.condition, found, config.source, options)
-        return paired(source, condition, by_name=kind in ("images", "arrays"))
-    if config.condition:
-        if kind not in ARRAY_KINDS:
-            given = f"data.condition {list(config.condition)} is the numbers of channels"
-            raise ValueError(f"{given}, which are for arrays; give a folder, or a column of the table")
-        return replace(source, key=[*source.key, ["condition", config.condition]])
-    return source
+    if channels:
+        if kind not in ("arrays", "npy", "npz"):
+            given = f"data.condition {list(channels)} is the numbers of channels"
+            raise ValueError(f"{given}, which are for arrays; give a folder, a column or variables")
+        return replace(source, key=[*source.key, ["condition", channels]])
+    if condition is None:
+        return source
+    names = (condition,) if isinstance(condition, str) else tuple(map(str, condition))
+    return paired(source, find_condition(names, found, config.source, options), kind in ("images", "arrays"))
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,14 @@ class Options:
     columns: Columns
     labels: LabelOptions
     arrays: ArrayOptions
+    variables: tuple[str, ...]
 
-    def of_condition(self, column: str) -> "Options":
-        """Those of the conditions, which have neither labels nor vectors, in the column or array of this name."""
-        columns = Columns(column, None, False, self.columns.allow_outside)
+    def of_condition(self, names: tuple[str, ...]) -> "Options":
+        """Those of the conditions, in the columns or variables of these names; they have neither labels nor vectors."""
+        columns = Columns(names[0], None, False, self.columns.allow_outside)
         arrays = replace(self.arrays, preprocessing=Preprocessing(), condition=())
-        return replace(self, columns=columns, labels=LabelOptions(False, None, None, ()), arrays=arrays)
+        labels = LabelOptions(False, None, None, ())
+        return replace(self, columns=columns, labels=labels, arrays=arrays, variables=names)
 
 
 def open_found(found: Found, setting: str, options: Options) -> Source:
@@ -140,16 +146,22 @@ def open_found(found: Found, setting: str, options: Options) -> Source:
         return local_tables(setting, splits, split, columns, options.pixel_format, notes)
     if kind in ("npy", "npz"):
         return array_file(files[0], setting, split, columns, options.arrays)
+    if kind == "grids":
+        return grid_file(files[0], setting, split, options.variables, columns, options.arrays)
     arrays = options.arrays if kind == "arrays" else None
     return image_folder(found.folder, files, split, options.labels, options.pixel_format, arrays, notes)
 
 
-def find_condition(condition: str, found: Found, setting: str, options: Options) -> Source:
-    """The source that the text `condition` of data.condition names, for the images `found` at data.source, `setting`.
+def find_condition(names: tuple[str, ...], found: Found, setting: str, options: Options) -> Source:
+    """The source that the `names` in data.condition mean, for the images `found` at data.source, `setting`.
 
     Raises ValueError if there is none, or if its images are of another kind.
     """
-    own = options.of_condition(condition)
+    own, condition = options.of_condition(names), ", ".join(names)
+    if found.kind == "grids":
+        return replace(open_found(found, setting, own), setting=condition)
+    if len(names) > 1:
+        raise ValueError(f"data.condition {list(names)} names several, but only netCDF files have variables; give one")
     if found.kind in (*TABLE_KINDS, "npz"):
         if condition == options.columns.image:
             raise ValueError(f"data.condition is {condition!r}, as data.image_column; give another column")
@@ -182,6 +194,10 @@ def find_files(setting: str, label_file: Path | None) -> Found:
         raise ValueError(
             f"data.source {setting!r} cannot be read ({reason}); make it readable, or give another"
         ) from None
+    if path.suffix.lower() in SUFFIXES and os.path.lexists(path):
+        if not path.is_dir():
+            require_regular(path)
+        return Found("grids", path.parent, [path])
     if path.is_dir():
         return one_kind(setting, path, Listing.of(path, None, label_file))
     if os.path.lexists(path):
@@ -197,8 +213,8 @@ def find_files(setting: str, label_file: Path | None) -> Found:
             raise ValueError(f"data.source {setting!r} is an archive; unpack it, and give the folder")
         hint = "; give a file of labels as data.label_file" if suffix in LISTS else ""
         raise ValueError(
-            f"data.source {setting!r} is neither a table ({' or '.join(KINDS['tables'])}) nor arrays (.npy or .npz);"
-            f" give such a file, or the folder of the pictures{hint}"
+            f"data.source {setting!r} is neither a table ({' or '.join(KINDS['tables'])}) nor arrays (.npy or .npz) nor"
+            f" grids (.nc or .zarr); give such a file, or the folder of the pictures{hint}"
         )
     if glob.has_magic(setting):
         if matches := [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]:
