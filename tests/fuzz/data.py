@@ -178,8 +178,11 @@ def use_data(folder: Path, options: Mapping[str, Any]) -> None:
     fields = dict(options)
     root, mode = folder.parent, fields.pop("mode", "open")
     where = str(folder / fields.pop("source", "")).replace("OUTSIDE", str(root / OUTSIDE))
-    if fields.get("label_file"):
-        fields["label_file"] = folder / fields["label_file"]
+    for name in ("label_file", "static"):
+        if fields.get(name):
+            fields[name] = folder / fields[name]
+    if str(fields.get("condition")).startswith("HERE"):
+        fields["condition"] = fields["condition"].replace("HERE", str(folder))
     if mode != "stream":
         fields["cache"] = root / SCRATCH
     config = DataConfig(source=where, stream=mode == "stream", **fields)
@@ -233,7 +236,10 @@ def folders(draw: DrawFn) -> Case:
     tree |= dict(good[: draw(st.integers(0, 4))])
     for _ in range(draw(st.integers(1, 5))):
         tree[draw(names())] = draw(st.one_of(any_picture(), odd_entries()))
-    return Case(tree, draw(data_options()))
+    options = draw(data_options(condition=st.sampled_from(("HERE/dog", "HERE", "HERE/no such", "\0"))))
+    if "condition" in options and "cat/0.png" in tree:
+        options["source"] = "cat"
+    return Case(tree, options)
 
 
 @st.composite
@@ -267,7 +273,7 @@ def labelled(draw: DrawFn) -> Case:
         text = draw(damaged_bytes(text))
     place = {"jsonl": "metadata.jsonl", "csv": "metadata.csv", "tsv": "labels.tsv"}.get(kind, kind)
     tree[place] = draw(st.one_of(st.just(text), st.just(text), st.just(text), odd_entries()))
-    options = draw(data_options())
+    options = draw(data_options(vector_columns=st.sampled_from(((label,), (key,), ("no such",)))))
     if options.get("labels") is not False and draw(st.booleans()):
         options["label_file"] = place
     return Case(tree, options)
@@ -302,6 +308,9 @@ def arrays(draw: DrawFn) -> Case:
         data_options(
             range=st.sampled_from(((0.0, 1.0), (-1e30, 1e30), (0.0, 255.0))),
             axes=st.sampled_from(("chw", "hwc")),
+            condition=st.sampled_from(((0,), (2, 0), (9,), "images", "HERE/all.npy", "HERE")),
+            static=st.sampled_from(("0.npy", "all.npz")),
+            vector_columns=st.sampled_from((("labels",), ("names",), ("no such",))),
         )
     )
     options.pop("crop", None)
@@ -373,6 +382,8 @@ def tables(draw: DrawFn) -> Case:
             label_column=st.sampled_from(("label", "image", "no such")),
             allow_outside=st.booleans(),
             stream_shards=st.sampled_from((1, 2)),
+            condition=st.sampled_from(("label", "other", "img", "no such")),
+            vector_columns=st.sampled_from((("label",), ("other",), ("image",), ("no such",))),
         )
     )
     place = draw(st.sampled_from((f"0.{end}", f"*.{end}")))

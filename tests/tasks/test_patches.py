@@ -16,6 +16,7 @@ from pictures.units import Units
 from pipelines.diffusion import DiffusionModel, load_model
 from pipelines.inputs import positions
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
+from tasks.regression import RegressionRun
 from tests.tasks.small import SMALL, shaken, small_run
 from training.data import DataConfig, Images
 from training.random import GlobalRandom
@@ -96,6 +97,24 @@ def test_patches_with_a_condition_alone_are_drawn_at_any_larger_size() -> None:
     assert model.sized(16, 9).draw([0], None, image=torch.zeros(1, 1, 16, 9), steps=2).shape == (1, 1, 16, 9)
     with pytest.raises(ValueError, match=r"size=7x20.*8x8"):
         model.sized(7, 20)
+
+
+def test_patches_have_the_residual_of_whole_fields(tmp_path: Path) -> None:
+    images = fields(static=True)
+    task = RegressionRun(model=NARROW).build(images)
+    for weight in task.model.parameters():
+        weight.data.add_(torch.randn_like(weight), alpha=0.05)
+    task.model.eval()
+    task.save(task.model, tmp_path)
+    both = built(images, PLANE, diffusion=DiffusionConfig(regression=str(tmp_path)))
+    base = both.diffusion.base
+    assert base is not None
+    found = prepared(both, images, 4).image
+    whole = both.diffusion.inputs.with_static(images.pixel_format.to_unit(torch.from_numpy(images.read(np.arange(1)))))
+    residual = base.residual(whole[:, :1], whole[:, 1:3], None).flatten()
+    number = (found[:, 1] * UNITS.std[1]).round().long()
+    assert_close(found[:, 0], residual[number])
+    assert both.diffusion.draw([0], None, image=torch.zeros(1, 1, 12, 20), steps=2).shape == (1, 1, 12, 20)
 
 
 def test_patches_alone_are_drawn_as_before() -> None:

@@ -161,13 +161,23 @@ def test_columns_of_a_table(stream: bool, tmp_path: Path, png, pixels, config) -
         open_images(config(**options | {"condition": "blured"}))
 
 
+def test_columns_with_usual_names_of_labels(tmp_path: Path, png, pixels, config) -> None:
+    file = tmp_path / "t.parquet"
+    columns = {name: [png(pixels(i, 4, 4)) for i in range(2)] for name in ("target", "label")}
+    pq.write_table(pa.table(columns), file)
+    images = open_images(config(source=file, image_column="target", condition="label"))
+    assert (images.shape, images.labels) == ((2, 4, 4), None)
+    with pytest.raises(ValueError, match=r"data\.label_column.*lable"):
+        open_images(config(source=file, image_column="target", condition="label", label_column="lable"))
+
+
 def test_arrays_of_a_file_and_of_two_files(tmp_path: Path, config) -> None:
     fine, coarse = field(0, COUNT, 1, 4, 4), field(1, COUNT, 1, 2, 2)
     np.savez(tmp_path / "set.npz", fine=fine, coarse=coarse)
     np.save(tmp_path / "fine.npy", fine)
     np.save(tmp_path / "coarse.npy", coarse)
     options = {"range": (-1, 1)}
-    one = open_images(config(source=tmp_path / "set.npz", image_column="fine", condition="coarse", **options))
+    one = open_images(config(source=tmp_path / "set.npz", condition="coarse", **options))
     two = open_images(config(source=tmp_path / "fine.npy", condition=str(tmp_path / "coarse.npy"), **options))
     assert (one.shape, one.conditions) == (two.shape, two.conditions) == ((2, 4, 4), 1)
     np.testing.assert_array_equal(whole(one), whole(two))

@@ -97,7 +97,12 @@ def read_npz(
                 with archive.open(name) as member:
                     headers[name.removesuffix(".npy")] = read_header(member.read(MAX_HEADER))
             shapes = {name: shape for name, (shape, *_) in headers.items()}
-            image = choose("image", columns.image, shapes, [name for name in shapes if len(shapes[name]) in (3, 4)])
+            image = choose(
+                "image",
+                columns.image,
+                shapes,
+                [name for name in shapes if len(shapes[name]) in (3, 4) and name != columns.condition],
+            )
             images = read_member(archive, image, headers[image])
             count = len(images)
             single = [name for name, shape in shapes.items() if shape in ((count,), (count, 1))]

@@ -79,10 +79,11 @@ def find_source(config: DataConfig, *, training: bool = True) -> Source:
     vectors = VectorColumns(config.vector_columns, training)
     condition = config.condition
     channels = tuple(each for each in condition if isinstance(each, int)) if isinstance(condition, tuple) else ()
+    named = condition if isinstance(condition, str) else None
     options = Options(
         config.split,
         config.preprocessing.pixel_format,
-        Columns(config.image_column, config.label_column, config.labels, config.allow_outside, vectors),
+        Columns(config.image_column, config.label_column, config.labels, config.allow_outside, vectors, named),
         LabelOptions(config.labels, label_file, config.label_column, found.metadata, vectors),
         ArrayOptions(
             config.range,

@@ -43,6 +43,8 @@ class Columns:
     """whether tables may name files outside their folders"""
     vectors: VectorColumns = NO_VECTORS
     """columns of numbers"""
+    condition: str | None = None
+    """column with the conditions of the images"""
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,15 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
     """The image column of table files, not read yet; the label column is read."""
     tables = [open_table(file) for file in files]
     features = features_of(tables[0])
-    image, label = image_column(columns, features), label_column(columns, features)
+    image = image_column(columns, features)
+    label = label_column(columns, features, image)
     for table in tables:
         if missing := [name for name in (image, label) if name is not None and name not in table.schema.names]:
             raise ValueError(f"{table.file} has no column {missing[0]!r}, which {files[0].name} has; write it again")
         others = features_of(table)
         try:
             image_column(replace(columns, image=image), others)
-            label_column(replace(columns, label=label), others)
+            label_column(replace(columns, label=label), others, image)
         except ValueError as error:
             raise ValueError(f"{table.file}: {error}") from None
         if label is not None and label_kind(label, others) != label_kind(label, features):
@@ -178,7 +181,8 @@ def hub_tables(setting: str, split: str, columns: Columns, pixel_format: PixelFo
                 ) from error
             hint = "" if split in str(error) else "; check the name and the connection to the hub"
             raise ValueError(f"data.source {setting!r} cannot be read: {first_line(error)}{hint}") from error
-        image, label = image_column(columns, table.features), label_column(columns, table.features)
+        image = image_column(columns, table.features)
+        label = label_column(columns, table.features, image)
         pictures = table.select_columns([image])
         local = Path(repository).expanduser()
         below = FilesBelow(local if local.is_dir() else caches[0], columns.allow_outside, caches)
@@ -307,13 +311,16 @@ def check_paths(column: str, values: Iterable[tuple[FilesBelow, Any]], features:
         )
 
 
-def label_column(columns: Columns, features: Mapping[str, Any]) -> str | None:
-    """The label column, or None. Raises ValueError if one is required but missing, or holds no labels."""
+def label_column(columns: Columns, features: Mapping[str, Any], image: str) -> str | None:
+    """The label column, or None; those of images and conditions are not found as one. Raises ValueError if one is
+    required but missing, or holds no labels."""
     from datasets import ClassLabel, Value
 
     if columns.labels is False:
         return None
-    column = find_column("label", columns.label, features, ClassLabel, LABEL_NAMES)
+    taken = () if columns.label is not None else (image, columns.condition)
+    others = {name: feature for name, feature in features.items() if name not in taken}
+    column = find_column("label", columns.label, others, ClassLabel, LABEL_NAMES)
     if column is None:
         if columns.labels:
             raise ValueError(
