@@ -32,6 +32,7 @@ from residual.model_info import ConfigClasses
 from tasks.augment import random_crop, random_flip
 from tasks.comparison import QualityConfig
 from tasks.enlargement import EnlargementEvaluation, check_measurable
+from tasks.ensemble import Ensemble, EnsembleConfig
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.inputs import Examples, check_predicts, inputs_of, residual_std
@@ -221,6 +222,7 @@ class DiffusionRun(Run[DiffusionTask]):
     augment: DiffusionAugment = field(default_factory=DiffusionAugment)
     sample: SampleConfig = field(default_factory=SampleConfig, metadata={"may_change": True})
     quality: QualityConfig = field(default_factory=QualityConfig, metadata={"may_change": True})
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig, metadata={"may_change": True})
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": _FROM_IMAGES,
@@ -252,6 +254,22 @@ class DiffusionRun(Run[DiffusionTask]):
                 "give model.padding=zeros, with augment.crop_positions=periodic_width for images that are periodic"
             )
         require_validation(self.quality, self.data)
+        self._check_ensemble()
+
+    def _check_ensemble(self) -> None:
+        if (members := self.ensemble.members) is None:
+            return
+        others = {
+            "quality.judge": self.quality.judge is not None,
+            "diffusion.upscale": self.diffusion.upscale is not None,
+        }
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise ValueError(f"ensemble.members={members} is another evaluation than that of {given[0]}; give only one")
+        if self.data.validation is None:
+            raise ValueError(
+                f"ensemble.members={members} are drawn for held-out pairs, but data.validation is null; give a share, "
+                "such as 0.1, or the name of a split"
+            )
 
     @classmethod
     def init_config(cls, init: str) -> UNetConfig | EDM2Config | None:
@@ -331,11 +349,15 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(f"sample: {error}") from None
         if model.upscale is not None:
             return DiffusionTask(model, self.diffusion, self.augment, self._enlargements(model))
-        held_out = None if inputs is None else open_validation(self.data, on_main=on_main)
+        needed = inputs is not None or self.ensemble.members is not None
+        held_out = open_validation(self.data, on_main=on_main) if needed else None
         examples = Examples(images if held_out is None else held_out)
         evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images, examples)]
         if (quality := self.open_quality(model, images)) is not None:
             evaluations.append(quality)
+        if self.ensemble.members is not None:
+            assert held_out is not None, "it was opened above"
+            evaluations.append(Ensemble(model, self.ensemble, held_out, self.train.eval_every_images))
         return DiffusionTask(model, self.diffusion, self.augment, tuple(evaluations))
 
     def open_quality(self, model: DiffusionModel, training: ImageSet) -> Quality | None:
