@@ -45,6 +45,7 @@ from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
 from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.regression import RegressionModel, load_regression
 from pipelines.superresolution import Upscaler, diffusion_upscaler, is_edsr, load_upscaler
 from residual.names import amount, require_known
 from storage.read import is_regular
@@ -60,6 +61,7 @@ from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.enlargement import measure as measure_enlarged
 from tasks.likelihood import Bits, bits_per_dimension, describe_noise
 from tasks.quality import Quality
+from tasks.regression import RegressionRun, prediction_error
 from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
@@ -78,7 +80,7 @@ USAGE = (
 )
 Figures = dict[str, float]
 DrawingRun = DiffusionRun | DistillationRun
-AnyRun = DrawingRun | ClassificationRun | SuperResolutionRun
+AnyRun = DrawingRun | ClassificationRun | SuperResolutionRun | RegressionRun
 ALLOWED = ("data.", "quality.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
@@ -176,6 +178,8 @@ def _loader(run: AnyRun) -> Callable[..., Any]:
     """What loads the models of a run."""
     if isinstance(run, DrawingRun):
         return load_model
+    if isinstance(run, RegressionRun):
+        return load_regression
     return load_classifier if isinstance(run, ClassificationRun) else load_upscaler
 
 
@@ -185,6 +189,8 @@ def _evaluated(given: str, run: AnyRun, model: Any) -> Evaluated:
         return _enlargement(given, run, model, lambda each: diffusion_upscaler(each, options=run.sample.options))
     if isinstance(run, DrawingRun):
         return _quality(given, run, model)
+    if isinstance(run, RegressionRun):
+        return _error(given, run)
     return (
         _accuracy(given, run, model)
         if isinstance(run, ClassificationRun)
@@ -211,6 +217,17 @@ def _enlargement(given: str, run: AnyRun, model: Any, upscaling: Callable[[Any],
 
     about = f"images: {images}, enlarged {upscaler.scale} times from the bicubic filter of Pillow"
     return Evaluated(measure, lambda found: [about], lambda name, value: " dB" if name.endswith("psnr") else "")
+
+
+def _error(given: str, run: RegressionRun) -> Evaluated:
+    """How regressions are evaluated."""
+    images = _held_out(given, run)
+
+    def measure(model: RegressionModel) -> Figures | None:
+        _place(model.net)
+        return prediction_error(model, images)
+
+    return Evaluated(measure, lambda found: [f"images: {images}"], lambda name, value: " (values of the network)")
 
 
 def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -> Evaluated:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     if args.batch is None:
         guided = any(row.get("guidance", args.guidance) != 1 for row in job.series.rows)
         args.batch = choose_batch(job.model, job.device, guided or job.model.classifier is not None)
-    for net in (job.model.net,) if job.model.guide is None else (job.model.net, job.model.guide):
+    for net in job.model.networks:
         lines += place(net, job.device, args.precision, args.compile)
         if args.compile:
             compile_for_drawing(net, job.device)

@@ -53,6 +53,7 @@ from pipelines.from_diffusers import (
     pipeline_folder,
 )
 from pipelines.inputs import Inputs, Numbers, read_inputs
+from pipelines.regression import Base, load_regression
 from residual.names import amount, require_known, shorten
 from residual.weights.config import read_config, read_json, require_version
 from residual.weights.pretrained import local_folder, upload
@@ -67,6 +68,8 @@ Network = UNet | EDM2UNet
 
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "diffusion.json"
+REGRESSION = "regression"
+"""folder of the regression in a model folder"""
 NO_LABEL = "none"
 MAX_GUIDANCE = 1_000
 """A larger value is almost certainly a typo."""
@@ -103,6 +106,8 @@ class DiffusionModel:
     """how many times as high and wide its images are as the small ones that it enlarges; None: it draws from noise"""
     inputs: Inputs | None = None
     """what the network takes besides noisy image, time and label"""
+    base: Base | None = None
+    """a regression, to whose prediction samples are added; None: samples are the images"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     size: tuple[int, int] | None = None
@@ -179,6 +184,12 @@ class DiffusionModel:
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of its images."""
         return (self.net.config.out_channels, *(self.size or self.net.config.size))
+
+    @property
+    def networks(self) -> list[Network]:
+        """All networks that take part in drawing, besides a classifier."""
+        others = (self.guide, None if self.base is None else self.base.model.net)
+        return [self.net, *(net for net in others if net is not None)]
 
     @property
     def _numbers(self) -> Numbers | None:
@@ -403,7 +414,7 @@ class DiffusionModel:
         condition = self._condition(len(images), labels, device, image, vector)
         sources = generators(seed, images)
         origin = None if origin is None else origin.to(device)
-        return sample(
+        drawn = sample(
             denoise,
             self.formulation,
             chosen,
@@ -417,6 +428,12 @@ class DiffusionModel:
             noise=noise,
             resample=resample,
         )
+        if self.base is None:
+            return drawn
+        if origin is not None or project is not None:
+            raise ValueError("this model draws the residual of a regression; it starts from no image and keeps none")
+        base, mean = self.base, self.base.model.predict(image, vector, len(images), self.shape[1:], device)
+        return (base.added(mean, x) for x in drawn)
 
     def inverting(
         self,
@@ -435,6 +452,8 @@ class DiffusionModel:
         Raises ValueError as `check_inversion` does.
         """
         chosen = self.check_inversion(steps=steps, **options)
+        if self.base is not None:
+            raise ValueError("this model draws the residual of a regression, and inverts no image")
         guiding = {name: value for name, value in options.items() if name in (*GUIDANCE, "classifier_scale")}
         self._check_labels(range(len(origin)), labels)
         condition = self._condition(len(origin), labels, device, image, vector)
@@ -530,6 +549,9 @@ class DiffusionModel:
         self.net.save_pretrained(folder)
         if self.inputs is not None:
             self.inputs.save(folder)
+        if self.base is not None:
+            (folder / REGRESSION).mkdir()
+            self.base.model.save(folder / REGRESSION)
         self.write_description(folder)
 
     def write_description(self, folder: Path) -> None:
@@ -545,6 +567,8 @@ class DiffusionModel:
         }
         if self.inputs is not None:
             document["inputs"] = self.inputs.document()
+        if self.base is not None:
+            document["residual_std"] = self.base.std
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload model") -> str:
@@ -631,12 +655,12 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
     file = description_file(folder)
     assert file is not None, "read_network has read it"
     try:
-        inputs = read_inputs(read_json(file), file.parent)
+        inputs, base = read_inputs(read_json(file), file.parent), read_base(file)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from None
     _check_channels(net, folder, scale, inputs)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, scale, inputs)
+    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, scale, inputs, base)
 
 
 def description_file(folder: Path) -> Path | None:
@@ -730,6 +754,18 @@ def read_scale(folder: Path) -> int | None:
     if scale is not None and not (type(scale) is int and 2 <= scale <= MAX_SCALE):
         raise ValueError(f"{path}: upscale={scale!r} is no scale; give a whole number from 2 to {MAX_SCALE}")
     return scale
+
+
+def read_base(file: Path) -> Base | None:
+    """The regression of a model folder with this diffusion.json; None if it has none. Raises ValueError if it is
+    damaged."""
+    std = read_json(file).get("residual_std")
+    if std is None:
+        return None
+    model = load_regression(file.parent / REGRESSION)
+    if not (isinstance(std, list) and len(std) == model.shape[0] and all(type(x) is float and x > 0 for x in std)):
+        raise ValueError(f"residual_std={std!r} should be {amount(model.shape[0], 'positive number')}")
+    return Base(model, tuple(std))
 
 
 @dataclass(frozen=True)

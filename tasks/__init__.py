@@ -3,6 +3,7 @@
 from tasks.classification import ClassificationRun
 from tasks.diffusion import DiffusionRun
 from tasks.distillation import DistillationRun
+from tasks.regression import RegressionRun
 from tasks.superresolution import SuperResolutionRun
 from training.run import Run
 
@@ -11,6 +12,7 @@ RUNS: dict[str, type[Run]] = {
     "classification": ClassificationRun,
     "superresolution": SuperResolutionRun,
     "distillation": DistillationRun,
+    "regression": RegressionRun,
 }
 
-__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "DistillationRun", "SuperResolutionRun"]
+__all__ = ["RUNS", "ClassificationRun", "DiffusionRun", "DistillationRun", "RegressionRun", "SuperResolutionRun"]

@@ -25,6 +25,7 @@ from pictures.grid import hidden_note
 from pictures.pixel_format import BYTES
 from pipelines.diffusion import MAX_SCALE, DiffusionModel, Network
 from pipelines.inputs import Inputs, Numbers
+from pipelines.regression import Base, load_regression
 from pipelines.superresolution import blurred, diffusion_upscaler, shrunk
 from residual.magnitude import normalize_weights
 from residual.model_info import ConfigClasses
@@ -33,11 +34,12 @@ from tasks.comparison import QualityConfig
 from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
-from tasks.inputs import Examples, inputs_of
+from tasks.inputs import Examples, check_predicts, inputs_of, residual_std
 from tasks.nonleaky import non_leaky
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet, open_validation
-from training.processes import on_main
+from training.precision import place
+from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
 from training.run import Run
 from training.settings import variants
@@ -62,6 +64,10 @@ class DiffusionConfig:
     """train to enlarge images so many times: the network also takes the small image, made by the bicubic filter and
     enlarged linearly (Saharia et al. 2021, SR3). The evaluation enlarges the first sample.num images of
     data.validation. null: it draws from noise"""
+
+    regression: str | None = None
+    """a trained regression model (run folder or model folder): the network learns the residual of its prediction, to
+    which samples are added (Mardani et al. 2023, CorrDiff). null: it learns the images"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
@@ -139,6 +145,8 @@ class DiffusionTask(Task[DiffusionBatch]):
             x0, known, image = trained.inputs.split(x0, self.shape[0])
             if trained.inputs.numbers is not None and batch.vector is not None:
                 numbers = trained.inputs.numbers.label(batch.vector)
+            if trained.base is not None:
+                x0 = trained.base.residual(x0, batch.image[:, self.shape[0] :], batch.vector)
         source = Stratified(random.stratified) if self.config.stratified else random
         time, noise = trained.formulation.draw_time(source), random.normal(*self.shape)
         if trained.classes is not None or numbers is not None:
@@ -273,6 +281,8 @@ class DiffusionRun(Run[DiffusionTask]):
         count = channels if self.diffusion.upscale is None else 2 * channels
         if inputs is not None:
             self._check_inputs(inputs)
+        base = None if self.diffusion.regression is None else self._base(images, self.diffusion.regression)
+        if inputs is not None:
             count += inputs.count(channels)
         config = replace(self.model, in_channels=count, out_channels=channels, size=(height, width), classes=classes)
         with seeded(self.train.seed, "model"):
@@ -288,6 +298,7 @@ class DiffusionRun(Run[DiffusionTask]):
             class_counts=counts,
             upscale=self.diffusion.upscale,
             inputs=inputs,
+            base=base,
         )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
@@ -342,6 +353,16 @@ class DiffusionRun(Run[DiffusionTask]):
         check_measurable(held_out, upscaler.channels, upscaler.scale)
         interval, count = self.train.eval_every_images, self.sample.num
         return (EnlargementEvaluation(upscaler.with_network, upscaler.scale, held_out, interval, count),)
+
+    def _base(self, images: ImageSet, path: str) -> Base:
+        """The regression whose residual is learned. Raises ValueError if it predicts from other data."""
+        try:
+            model = load_regression(path)
+            check_predicts(model, images, self.data.missing)
+        except ValueError as error:
+            raise ValueError(f"diffusion.regression={path}: {error}") from None
+        place(model.net.requires_grad_(False), process_state().device)
+        return Base(model, on_main(lambda: residual_std(model, images)))
 
     def _check_inputs(self, inputs: Inputs) -> None:
         """Raises ValueError for settings that do not suit conditions, numbers or missing values."""

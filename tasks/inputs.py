@@ -9,8 +9,12 @@ import torch
 
 from pictures.pixel_format import BYTES
 from pipelines.inputs import Inputs, numbers_of, standardised
+from pipelines.regression import RegressionModel
 from residual.names import amount
 from training.data import DataConfig, ImageSet
+
+SAMPLE = 256
+"""images by which the residual of a regression is scaled"""
 
 
 def inputs_of(images: ImageSet, missing: bool) -> Inputs | None:
@@ -29,6 +33,46 @@ def inputs_of(images: ImageSet, missing: bool) -> Inputs | None:
         numbers=None if images.vectors is None else numbers_of(images.vector_columns, images.vectors),
     )
     return inputs if inputs.count(channels) or inputs.numbers else None
+
+
+def check_predicts(model: RegressionModel, images: ImageSet, missing: bool) -> None:
+    """Raises ValueError if a regression was not trained on images like these, with the same units and inputs."""
+    inputs, channels = inputs_of(images, missing), images.shape[0] - images.conditions
+    if inputs is None or not inputs.channels:
+        raise ValueError("the images have no condition from which they could be predicted; give data.condition")
+    pairs = {
+        "images": (model.shape[0], channels),
+        "pixel_format": (model.pixel_format, images.pixel_format.channels(0, channels)),
+    }
+    wanted = inputs.document() | {"fields_sha256": None}
+    found = model.inputs.document() | {"fields_sha256": None}
+    pairs |= {name: (found[name], wanted[name]) for name in wanted}
+    for name, (its, given) in pairs.items():
+        if its != given:
+            raise ValueError(
+                f"it was trained with {name}={its}, but the images have {given}; train one on these images"
+            )
+
+
+def residual_std(model: RegressionModel, images: ImageSet) -> tuple[float, ...]:
+    """The standard deviation of what a regression does not predict, per channel, over a sample of the images."""
+    numbers = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int))
+    channels, device = images.shape[0] - images.conditions, next(model.net.parameters()).device
+    squares, count = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    for some in np.array_split(numbers, max(1, len(numbers) // 32)):
+        stored = np.empty((len(some), *images.shape), images.pixel_format.stored)
+        images.read(some, stored)
+        image = images.pixel_format.to_unit(torch.from_numpy(stored).to(device))
+        vector = None if images.vectors is None else torch.from_numpy(images.vectors[some]).to(device)
+        fields = model.inputs.with_static(image[:, channels:])
+        with torch.no_grad():
+            error = (image[:, :channels] - model(*model.training(fields, vector))).double().cpu()
+        squares += error.nan_to_num().square().sum(dim=(0, 2, 3))
+        count += (~error.isnan()).sum(dim=(0, 2, 3))
+    found = (squares / count).sqrt()
+    if bad := [channel for channel, std in enumerate(found.tolist()) if not std > 0]:
+        raise ValueError(f"channel {bad[0]} is predicted exactly, so nothing is left to draw; leave it out")
+    return tuple(found.tolist())
 
 
 @dataclass(frozen=True)

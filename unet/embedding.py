@@ -82,7 +82,7 @@ class Embedding(nn.Module):
         if augment is not None:
             if self.augment is None:
                 raise ValueError("this network takes no augmentation label (augment_channels is not set)")
-            h = h + self.augment(augment)
+            h = h + self.augment(augment.to(h.dtype))
         vector = self._vector(t, label)
         if vector is not None and self.label_first:
             h = h + vector
