@@ -67,6 +67,9 @@ def _announce(job: Job, lines: Sequence[str]) -> None:
     seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
     options = f"{amount(len(job), 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
     print_line(f"model: {args.model}{seen}{f', {job.average.about}' if job.average else ''}; {options}")
+    if model.windows is not None:
+        window, shared = ("x".join(map(str, size)) for size in model.windows)
+        print_line(f"windows: {window} px, which share {shared} px or more")
     if job.given is not None:
         print_line(f"from: {job.given.images}; {amount(job.steps(0), 'step')}{' change them' if args.strength else ''}")
     elif warning := late_start(args.sampler, model.formulation, args.steps):

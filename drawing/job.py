@@ -199,6 +199,7 @@ class Job:
             "classifier_scale": None if model.classifier is None else args.classifier_scale,
             "classes": None if model.classes is None else len(model.classes),
             "shape": list(model.shape),
+            "windows": None if model.windows is None else list(map(list, model.windows)),
             "pixel_format": asdict(model.pixel_format),
             "device": self.device.type,
             "precision": args.precision,
@@ -230,8 +231,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.guide is not None:
         worse = None if args.guide_ema is None else RunAverages(args.guide).choose(args.guide_ema)
         model = model.guided_by(load_average(load_model, args.guide, worse))
-    if args.size is not None:
-        model = model.sized(*args.size)
+    model = _sized(args, model)
     if args.classifier is not None:
         model = model.classified_by(load_classifier(args.classifier))
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
@@ -251,6 +251,19 @@ def prepare(args: argparse.Namespace) -> Job:
     _check_shown(args, model, series)
     by_column = lambda numbers: labels(list(map(series.column, numbers)))  # noqa: E731
     return Job(args, model, average, out, by_column, device, series, conditions, given, training, toward)
+
+
+def _sized(args: argparse.Namespace, model: DiffusionModel) -> DiffusionModel:
+    """The model with the size and the windows of --size, --window and --overlap. Raises ValueError for those that it
+    does not have."""
+    if args.overlap is not None and not args.window and model.windows is None:
+        raise ValueError(f"overlap={args.overlap} is that of windows, or of pictures to enlarge; give --window, too")
+    if args.window and args.size is None and model.windows is None:
+        own = "x".join(map(str, model.shape[1:]))
+        raise ValueError(f"window draws images that are larger than the {own} px of the training; give --size, too")
+    if args.window or args.overlap is not None:
+        model = model.in_windows(args.overlap)
+    return model if args.size is None else model.sized(*args.size)
 
 
 def _complete(args: argparse.Namespace, model: DiffusionModel) -> None:

@@ -76,6 +76,13 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         help="another size than that of the training: multiples of what the levels of the network can halve, or any "
         "size if it was trained with model.pad",
     )
+    p.add_argument(
+        "--window",
+        action="store_true",
+        help="draw images of --size, which may be any larger one, in windows of the size of the training that agree at "
+        "every step; a model of patches with positions, fields or conditions does so without it, at the size of its "
+        "data",
+    )
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     _add_sampler(p.add_argument_group("sampler"))
     _add_guidance(p.add_argument_group("labels and guidance"))
@@ -276,7 +283,11 @@ def _add_upscaling(group: argparse._ArgumentGroup) -> None:
         help="side of the tiles that are enlarged one by one, in pixels of the small picture; without it the model's",
     )
     group.add_argument(
-        "--overlap", type=int, metavar="PX", help="pixels that neighbouring tiles share, in which they are blended"
+        "--overlap",
+        type=int,
+        metavar="PX",
+        help="pixels that neighbouring tiles or windows share, in which they are blended; without it a quarter of a "
+        "tile, half of a window",
     )
 
 

@@ -39,6 +39,7 @@ from diffusion import (
 )
 from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.guidance import ALL_LEVELS
+from diffusion.windows import Size, check_windows, windowed
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
@@ -112,6 +113,8 @@ class DiffusionModel:
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     size: tuple[int, int] | None = None
     """height and width of the images that it draws, if another than that of its training; see `sized`"""
+    overlap: Size | None = None
+    """pixels in height and width that windows share at least, where `in_windows` sets them"""
     classifier: ImageClassifier | None = None
     """a classifier of noisy images, along whose gradient images are moved; see `classified_by`"""
 
@@ -121,7 +124,7 @@ class DiffusionModel:
 
         Raises ValueError if the other model differs in formulation, images or classes.
         """
-        for name in ("formulation", "shape", "classes", "null_label", "pixel_format", "upscale"):
+        for name in ("formulation", "shape", "windows", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
         mine, its = (model.inputs and model.inputs.document() for model in (self, other))
@@ -133,19 +136,24 @@ class DiffusionModel:
         """This model, drawing images of another size than it was trained with.
 
         Raises ValueError, with the number that it must be a multiple of, for a size that its levels cannot halve, and
-        for one that its config refuses, such as one that is too small for padding by reflection.
+        for one that its config refuses, such as one that is too small for padding by reflection. If it draws in
+        windows, it raises ValueError for a size that is smaller than a window.
         """
-        if self.inputs is not None and self.inputs.has_fields and (height, width) != self.net.config.size:
-            own = "x".join(map(str, self.net.config.size))
+        trained = self._whole or self.net.config.size
+        if self.inputs is not None and self.inputs.has_fields and (height, width) != trained:
+            own = "x".join(map(str, trained))
             raise ValueError(f"size={height}x{width}: this model has fields of {own}; leave the size out")
         for net in (self.net,) if self.guide is None else (self.net, self.guide):
             if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
                 raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
+            if self.windows is not None:
+                check_windows(*self.windows, (height, width))
+                continue
             if net.config.size_error(height, width):
                 multiple = net.config.skeleton.stride
-                trained = " without model.pad" if isinstance(net, UNet) else ""
+                padded = " without model.pad" if isinstance(net, UNet) else ""
                 raise ValueError(
-                    f"size={height}x{width}: the levels of this model{trained} need multiples of {multiple} pixels"
+                    f"size={height}x{width}: the levels of this model{padded} need multiples of {multiple} pixels"
                 )
             try:
                 replace(net.config, size=(height, width))
@@ -154,6 +162,29 @@ class DiffusionModel:
                     f"size={height}x{width} does not suit this model; give a larger one: {error}"
                 ) from None
         return replace(self, size=(height, width))
+
+    def in_windows(self, overlap_px: int | None = None) -> "DiffusionModel":
+        """This model, drawing images that are larger than those that its network was trained on, in windows of that
+        size that agree at every step: see `diffusion.windows`. Windows share `overlap_px` pixels, or half of their own.
+
+        A model of patches with fields or conditions draws in windows of itself. Raises ValueError for an overlap that
+        leaves no step from one window to the next, and for a model that enlarges images, which has tiles.
+        """
+        if self.upscale is not None:
+            raise ValueError("this model enlarges images, tile by tile, and has no windows; leave the windows out")
+        window = self.net.config.size
+        overlap = _half(window) if overlap_px is None else (overlap_px, overlap_px)
+        check_windows(window, overlap)
+        return replace(self, overlap=overlap)
+
+    @property
+    def windows(self) -> tuple[Size, Size] | None:
+        """Height and width of the windows in which it draws, and of what they share at least; None: the network takes
+        the whole image at once."""
+        if self.overlap is None and self._whole is None:
+            return None
+        window = self.net.config.size
+        return window, self.overlap or _half(window)
 
     def classified_by(self, classifier: ImageClassifier) -> "DiffusionModel":
         """This model with a classifier of noisy images that guides it (Dhariwal & Nichol 2021, section 4).
@@ -183,7 +214,11 @@ class DiffusionModel:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of its images."""
-        return (self.net.config.out_channels, *(self.size or self.net.config.size))
+        return (self.net.config.out_channels, *(self.size or self._whole or self.net.config.size))
+
+    @property
+    def _whole(self) -> Size | None:
+        return None if self.inputs is None else self.inputs.whole
 
     @property
     def networks(self) -> list[Network]:
@@ -340,13 +375,17 @@ class DiffusionModel:
 
     def _guided(self, guidance: float, learned_variance: bool, options: Mapping[str, Any]) -> Denoiser:
         dtype = next(self.net.parameters()).dtype
-        denoise: Denoiser = NetworkDenoiser(self.net, self.formulation, learned_variance, dtype)
+        denoise = self._in_windows(NetworkDenoiser(self.net, self.formulation, learned_variance, dtype))
         if self.guide is not None:
-            worse = NetworkDenoiser(self.guide, self.formulation, dtype=dtype)
+            worse = self._in_windows(NetworkDenoiser(self.guide, self.formulation, dtype=dtype))
             return guided(denoise, worse, guidance, self.formulation, **options)
         if guidance == 1 or not self.null_label or (self.classes is None and self._numbers is None):
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
+
+    def _in_windows(self, denoise: Denoiser) -> Denoiser:
+        is_periodic = self.inputs is not None and self.inputs.periodic_width
+        return denoise if self.windows is None else windowed(denoise, *self.windows, is_periodic)
 
     def _log_probability(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
@@ -614,6 +653,10 @@ class DiffusionModel:
         """The labels and the names of their classes, as a list in Markdown."""
         rows = [f"- {number}: {markdown(name)}" for number, name in enumerate(self.classes or ())]
         return "\n".join(rows if self.null is None else [*rows, f"- {self.null}: no label"])
+
+
+def _half(size: Size) -> Size:
+    return size[0] // 2, size[1] // 2
 
 
 def require_finite(images: Sequence[int], x: Float[Tensor, "b c h w"], guidance: float) -> None:
