@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipelines.diffusion import DiffusionModel
 from residual.names import amount, require_known, shorten
 from training.data import Images
 from training.data.decode import enlarge
+from training.data.sources.grids import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def _open(source: str, model: DiffusionModel) -> Images:
     settings: dict[str, Any] = {"missing": inputs.seen is not None}
     if inputs.pixel_format.file == "png":
         settings = shape_settings((inputs.channels, height, width))
+    if model.coordinates is not None and Path(source).suffix.lower() in SUFFIXES:
+        names = model.coordinates.channels[model.shape[0] :]  # such as "t2m level=500"
+        settings["variables"] = tuple(dict.fromkeys(name.partition(" ")[0] for name in names))
     images = open_option("condition", source, inputs.pixel_format, **settings)
     channels, rows, columns = images.shape
     if channels != inputs.channels or rows > height or columns > width:

@@ -19,8 +19,9 @@ def write_netcdf(folder: Path, job: Job, read: Callable[[int], np.ndarray]) -> s
 
     `read` gives the values of a number.
     """
-    places, model = job.model.coordinates, job.model
-    assert places is not None, "the caller checks it"
+    model = job.model
+    assert model.coordinates is not None, "the caller checks it"
+    places = model.coordinates.of(0, model.shape[0])
     if model.shape[1:] != (size := tuple(map(len, places.values))):
         return f"{NETCDF} is not written, because the coordinates are those of {size[0]} rows and {size[1]} columns"
     try:

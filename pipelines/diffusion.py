@@ -113,7 +113,7 @@ class DiffusionModel:
     base: Base | None = None
     """a regression, to whose prediction samples are added; None: samples are the images"""
     coordinates: Coordinates | None = None
-    """names, values and units of channels and axes, if the training data have them"""
+    """names, values and units of channels (those of a condition last) and axes, if the training data have them"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     size: tuple[int, int] | None = None

@@ -342,7 +342,7 @@ class DiffusionRun(Run[DiffusionTask]):
             upscale=self.diffusion.upscale,
             inputs=inputs,
             base=base,
-            coordinates=images.coordinates and images.coordinates.of(0, channels),
+            coordinates=images.coordinates,
         )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)

@@ -93,6 +93,17 @@ def test_the_share_of_a_process_and_the_batch_change_no_condition(model, conditi
         np.testing.assert_allclose(np.arcsinh(one), np.arcsinh(six), rtol=1e-4, atol=1e-3)
 
 
+def test_conditions_of_a_netcdf_file_are_the_variables_of_the_training(model, conditions, tmp_path) -> None:
+    values = read(conditions)[:, 0]
+    data = {"other": (("time", "y", "x"), values + 1), "coarse": (("time", "y", "x"), values)}
+    xarray.Dataset(data).to_netcdf(tmp_path / "input.nc")
+    draw(model, tmp_path / "npy", "--condition", str(conditions))
+    draw(model, tmp_path / "nc", "--condition", str(tmp_path / "input.nc"))
+    for k in range(3):
+        one, other = (read(tmp_path / name / "images" / f"{k:06d}.npy") for name in ("npy", "nc"))
+        np.testing.assert_array_equal(one, other)
+
+
 def refused(model: Path, tmp_path: Path, capsys, *words: str) -> str:
     with pytest.raises(SystemExit) as exit:
         draw(model, tmp_path / "out", *words)
