@@ -2,9 +2,11 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pictures.units import Units
 from residual.names import amount, shorten
 from storage.read import is_regular
 from tasks.comparison import class_names
@@ -55,9 +57,9 @@ def _has_labels(path: Path) -> bool:
         return False  # reading the images says what is wrong
 
 
-def _read(source: Path, data: DataConfig, **fields: object) -> Images:
-    config = DataConfig(source=str(source.absolute()), cache=data.cache, max_bad=ANY, **fields)  # type: ignore[arg-type]
-    images = open_images(config, on_main=on_main)
+def _read(source: Path, data: DataConfig, units: Units | None = None, **fields: Any) -> Images:
+    config = DataConfig(source=str(source.absolute()), cache=data.cache, max_bad=ANY, **fields)
+    images = open_images(config, on_main=on_main, units=units)
     assert isinstance(images, Images), "they are not streamed"
     if images.bad:
         bad = f"{amount(len(images.bad), 'image')} cannot be read{listing(images.bad)}"
@@ -66,12 +68,15 @@ def _read(source: Path, data: DataConfig, **fields: object) -> Images:
 
 
 def _read_folder(path: Path, data: DataConfig, held_out: Images) -> Images:
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     source = path / "images" if is_regular(path / RECORD) else path
     if is_regular(path / LABELS) and source != path:
         fields = {"label_file": path / LABELS, "label_column": "class"}
     if "arrays" in Listing.of(source).files:
-        return _read(source, data, **settings_of(held_out.pixel_format), **fields)
+        targets = held_out.pixel_format.channels(0, held_out.shape[0] - held_out.conditions)
+        if isinstance(targets, Units):  # whatever the statistics of the drawn images
+            return _read(source, data, targets, normalisation="mean_std", missing=data.missing, **fields)
+        return _read(source, data, **settings_of(targets), **fields)
     channels = 3 if held_out.shape[0] == 3 else None  # colour pictures may all be grey by chance
     return _read(source, data, channels=channels, bits=data.bits, **fields)
 
