@@ -46,8 +46,9 @@ def open_images(
 ) -> ImageSet:
     """The images that a run is trained on: memory-mapped from the cache, which is built if needed; or streamed.
 
-    Only streamed images for `training` are cropped at random. With `data.normalisation` mean_std their units follow
-    from their own statistics, unless `units` are given, as for images that a trained model is compared with.
+    Only streamed images for `training` are cropped at random, and `Images.seen` is found for it alone. With
+    `data.normalisation` mean_std their units follow from their own statistics, unless `units` are given, as for images
+    that a trained model is compared with.
 
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
@@ -83,7 +84,7 @@ def open_images(
     if config.normalisation == "mean_std":
         stated = config.mean, config.std, config.transform
         images.pixel_format = units or on_main(lambda: find_units(*stated, whole, folder, config.source))
-    if config.missing:
+    if config.missing and training:
         images.seen = on_main(lambda: statistics_of(whole, ("none",) * whole.shape[0], folder)).seen
     return images
 
