@@ -13,8 +13,6 @@ from residual.names import amount, require_known, shorten
 from training.data import Images
 from training.data.decode import enlarge
 
-MAX_MEMBERS = 10_000
-
 
 @dataclass(frozen=True)
 class Conditions:
@@ -49,7 +47,7 @@ class Conditions:
 
 
 def open_conditions(
-    source: str | None, members: int | None, vector: Sequence[str] | None, model: DiffusionModel
+    source: str | None, members: int, vector: Sequence[str] | None, model: DiffusionModel
 ) -> Conditions:
     """What --condition, --members and --vector give. Raises ValueError for what the model does not take or lacks."""
     channels = 0 if model.inputs is None else model.inputs.channels
@@ -62,9 +60,7 @@ def open_conditions(
         return Conditions(vector=_vector(vector, model))
     if not channels:
         raise ValueError(f"condition={source}: this model takes no condition; leave it out")
-    if members is not None and not 1 <= members <= MAX_MEMBERS:
-        raise ValueError(f"members={members} is out of range; give 1 to {MAX_MEMBERS:,}")
-    return Conditions(_open(source, model), model.shape[1:], members or 1, _vector(vector, model))
+    return Conditions(_open(source, model), model.shape[1:], members, _vector(vector, model))
 
 
 def _open(source: str, model: DiffusionModel) -> Images:

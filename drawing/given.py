@@ -121,7 +121,7 @@ def open_masks(source: str, images: Images) -> Images:
 def open_option(option: str, source: str, **settings: Any) -> Images:
     """The images that an option names, without labels. Raises ValueError, which names the option."""
     try:
-        images = open_images(DataConfig(source=source, labels=False, **settings), on_main=on_main)
+        images = open_images(DataConfig(source=source, labels=False, **settings), on_main=on_main, training=False)
     except ValueError as error:
         raise ValueError(f"{option} {source!r}: {error}") from None
     assert isinstance(images, Images), "they are not streamed"

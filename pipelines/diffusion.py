@@ -27,6 +27,7 @@ from diffusion import (
     Euler,
     Formulation,
     NetworkDenoiser,
+    Observation,
     Sampler,
     choose_sampler,
     classifier_free,
@@ -34,6 +35,7 @@ from diffusion import (
     differences,
     generators,
     guided,
+    posterior,
     sample,
     unclipped,
 )
@@ -413,6 +415,7 @@ class DiffusionModel:
         project: Projection | None = None,
         resample: int = 1,
         toward: tuple[Sequence[int], Sequence[float]] | None = None,
+        observation: Observation | None = None,
         image: Float[Tensor, "b k h w"] | None = None,
         vector: Sequence[Sequence[float]] | None = None,
         **options: Any,
@@ -424,10 +427,11 @@ class DiffusionModel:
         number, the share `strength` of the steps changes these images; `noise` replaces that of the numbers; see
         `diffusion.sample`, also for `resample`. `project` keeps what is known of each image: `keep_pixels` or
         `keep_grey` of `diffusion.edits`. `toward` has another label per image, and how near to it the image is, from 0
-        to 1: `between_labels`. `image` has the condition of each image, in the values of the network
-        (`inputs.pixel_format`), and `vector` its numbers (`inputs.numbers`), in units of the data; without them a model
-        that was also trained without draws for hidden numbers. Raises ValueError as `check` does, for labels that the
-        model does not have, and for images and numbers that do not fit.
+        to 1: `between_labels`. `observation` is what is known of each image through an operator: `posterior`. `image`
+        has the condition of each image, in the values of the network (`inputs.pixel_format`), and `vector` its numbers
+        (`inputs.numbers`), in units of the data; without them a model that was also trained without draws for hidden
+        numbers. Raises ValueError as `check` does, for labels that the model does not have, and for images and numbers
+        that do not fit.
         """
         guiding: Any = {
             "guidance": guidance,
@@ -449,6 +453,9 @@ class DiffusionModel:
             self._check_labels(images, toward[0])
             share = torch.tensor(toward[1], device=device)
             denoise = between_labels(denoise, torch.tensor(toward[0], device=device), share)
+        if observation is not None:
+            self._check_observation(observation, len(images))
+            denoise = posterior(denoise, observation.to(device), self.formulation, self.pixel_format.limit)
         denoise = denoise if project is None else projected(denoise, project)
         condition = self._condition(len(images), labels, device, image, vector)
         sources = generators(seed, images)
@@ -469,8 +476,10 @@ class DiffusionModel:
         )
         if self.base is None:
             return drawn
-        if origin is not None or project is not None:
-            raise ValueError("this model draws the residual of a regression; it starts from no image and keeps none")
+        if origin is not None or project is not None or observation is not None:
+            raise ValueError(
+                "this model draws the residual of a regression; it starts from no image, and none is kept or observed"
+            )
         base, mean = self.base, self.base.model.predict(image, vector, len(images), self.shape[1:], device)
         return (base.added(mean, x) for x in drawn)
 
@@ -563,6 +572,13 @@ class DiffusionModel:
             augment=augment,
             numbers=numbers,
         )
+
+    def _check_observation(self, observation: Observation, count: int) -> None:
+        seen = observation.observe(torch.zeros(1, *self.shape)).shape[1:]
+        if (found := tuple(observation.values.shape)) != (wanted := (count, *seen)):
+            raise ValueError(
+                f"observation has the shape {found}, but images are observed as {wanted}; give such values"
+            )
 
     def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:
         if not len(images):
