@@ -24,7 +24,7 @@ figure of training images in place of drawn ones.
 --ensemble.members K prints the scores of ensembles: a diffusion model draws K images for each held-out pair, with its
 condition, class and numbers. CRPS, error of the mean, ratio of spread and error, and error of the spectrum are printed
 over all channels, in standard deviations of the truth, and of each channel, in its units. A regression is scored as an
-ensemble of one member.
+ensemble of one member. DRAWN is then a folder of sample.py --condition --members K, for the first held-out pairs.
 
 --ema gives other averages of the run: a number below 1 is a width (relative standard deviation), reconstructed from the
 snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked. Of several, the best is marked:
@@ -65,7 +65,7 @@ from tasks.distillation import DistillationRun
 from tasks.drawn_images import are_images, open_drawn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.enlargement import measure as measure_enlarged
-from tasks.ensemble import Ensemble, score_prediction
+from tasks.ensemble import Ensemble, require_cached, score_drawn, score_prediction
 from tasks.likelihood import Bits, bits_per_dimension, describe_noise
 from tasks.quality import Quality
 from tasks.regression import ErrorEvaluation, RegressionRun, prediction_error
@@ -354,6 +354,8 @@ def _drawn(given: str, run: AnyRun) -> Evaluated:
     """How images are evaluated that were drawn before."""
     if not isinstance(run, DrawingRun):
         raise ValueError(f"{given} holds images, but its run draws none; move them out of its folder")
+    if isinstance(run, DiffusionRun) and run.ensemble.members is not None:
+        return _drawn_ensembles(given, run, run.ensemble.members)
     training, held_out = _training_images(given, run), open_validation(run.data, on_main=on_main)
     if not (isinstance(held_out, Images) and isinstance(training, Images)):
         raise ValueError("images are compared from a cache, but data.stream is true; give false")
@@ -363,6 +365,21 @@ def _drawn(given: str, run: AnyRun) -> Evaluated:
     assert drawn is not None, "the images were given"
     line = f"drawn: {printable(given)}, {images}"
     return _compared([line], lambda _: comparison.compare(comparison.features(drawn), class_names(drawn)), comparison)
+
+
+def _drawn_ensembles(given: str, run: DiffusionRun, members: int) -> Evaluated:
+    """How ensembles are evaluated that were drawn before, for conditions in the order of the held-out pairs."""
+    held_out, picture = require_cached(_held_out(given, run)), _picture_of(given)
+    images = open_drawn(Path(given), run.data, held_out)
+    padding = getattr(run.model, "padding", "zeros")
+
+    def measure(_: None) -> Figures:
+        scores = on_main(lambda: score_drawn(images, held_out, members, padding))
+        on_main(lambda: scores.draw(picture))
+        return scores.figures
+
+    lines = [f"drawn: {printable(given)}, {images}; see {printable(str(picture))}", f"images: {held_out}"]
+    return Evaluated(measure, lambda found: lines, lambda name, value: "", ".4g")
 
 
 def _training_images(given: str, run: DrawingRun) -> ImageSet:

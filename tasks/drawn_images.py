@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def _has_labels(path: Path) -> bool:
         return False  # reading the images says what is wrong
 
 
-def _read(source: Path, data: DataConfig, values: AnyFormat, **fields: object) -> Images:
+def _read(source: Path, data: DataConfig, values: AnyFormat, **fields: Any) -> Images:
     settings = {"source": str(source.absolute()), "cache": data.cache, "max_bad": ANY, **fields}
     images = open_as_trained(values, on_main=on_main, **settings)
     assert isinstance(images, Images), "they are not streamed"
@@ -68,12 +69,13 @@ def _read(source: Path, data: DataConfig, values: AnyFormat, **fields: object) -
 
 
 def _read_folder(path: Path, data: DataConfig, held_out: Images) -> Images:
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     source = path / "images" if is_regular(path / RECORD) else path
     if is_regular(path / LABELS) and source != path:
         fields = {"label_file": path / LABELS, "label_column": "class"}
     if "arrays" in Listing.of(source).files:
-        return _read(source, data, held_out.pixel_format, **fields)
+        targets = held_out.pixel_format.channels(0, held_out.shape[0] - held_out.conditions)
+        return _read(source, data, targets, missing=data.missing, **fields)
     channels = 3 if held_out.shape[0] == 3 else None  # colour pictures may all be grey by chance
     return _read(source, data, BYTES, channels=channels, bits=data.bits, **fields)
 

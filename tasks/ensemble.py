@@ -180,6 +180,23 @@ def score_prediction(model: RegressionModel, held_out: ImageSet) -> EnsembleScor
     return score_ensemble(images[None], truth_of(model, pairs), periodic_axes(model))
 
 
+def score_drawn(images: Images, held_out: Images, members: int, padding: str) -> EnsembleScores:
+    """The scores of ensembles that were drawn before: image k · members + j is member j of pair k.
+
+    `padding` is that of the network. Raises ValueError for images that are no ensembles of the first pairs.
+    """
+    count, rest = divmod(len(images), members)
+    if rest or count > len(held_out):
+        raise ValueError(
+            f"ensemble.members={members} for each of {amount(len(held_out), 'pair')} at most do not give "
+            f"{amount(len(images), 'drawn image')}; give the --members and the pairs with which they were drawn"
+        )
+    drawn = torch.from_numpy(as_floats(images.read(np.arange(len(images))))).unflatten(0, (count, members))
+    channels = held_out.shape[0] - held_out.conditions
+    truth = torch.from_numpy(as_floats(held_out.read(np.arange(count))[:, :channels]))
+    return score_ensemble(drawn.transpose(0, 1), truth, PERIODIC.get(padding, (False, False)))
+
+
 def given_of(model: DiffusionModel | RegressionModel, pairs: Images, numbers: np.ndarray) -> dict[str, Any]:
     """The condition and the numbers of pairs: `image`, in the values that the model was trained with, and `vector`."""
     inputs, given = model.inputs, dict[str, Any]()
@@ -206,11 +223,17 @@ def as_floats(values: np.ndarray) -> np.ndarray:
     return values.astype(np.result_type(values.dtype, np.float32))
 
 
-def require_pairs(model: DiffusionModel | RegressionModel, pairs: ImageSet) -> Images:
-    """Raises ValueError for pairs that are streamed, and whose targets or conditions are of another kind than those of
-    the model."""
+def require_cached(pairs: ImageSet) -> Images:
+    """Raises ValueError for pairs that are streamed."""
     if not isinstance(pairs, Images):
-        raise ValueError("ensembles need images in a cache, but data.stream is true; give false")
+        raise ValueError("ensembles are scored with images in a cache, but data.stream is true; give false")
+    return pairs
+
+
+def require_pairs(model: DiffusionModel | RegressionModel, held_out: ImageSet) -> Images:
+    """Raises ValueError for pairs that are streamed, or whose targets or conditions are of another kind than those of
+    the model."""
+    pairs = require_cached(held_out)
     channels = pairs.shape[0] - pairs.conditions
     inputs = model.inputs or Inputs()
     numbers = () if inputs.numbers is None else inputs.numbers.names

@@ -11,7 +11,7 @@ from pictures.pixel_format import BYTES
 from pipelines.inputs import Inputs, numbers_of, positions, standardised
 from pipelines.regression import RegressionModel
 from residual.names import amount
-from training.data import DataConfig, ImageSet
+from training.data import ImageSet
 
 SAMPLE = 256
 """images by which the residual of a regression is scaled"""
@@ -102,13 +102,14 @@ class Examples:
         return given
 
 
-def require_plain(images: ImageSet, config: DataConfig) -> None:
-    """Raises ValueError, for tasks that take images alone, for those with conditions or missing values."""
+def require_plain(images: ImageSet, missing: bool) -> None:
+    """Raises ValueError, for tasks that take images alone, for those with conditions or, if `missing`, without some
+    values."""
     found = {
         "data.condition": amount(images.conditions, "channel") if images.conditions else None,
         "data.static": None if images.static is None else amount(len(images.static), "field"),
         "data.vector_columns": ", ".join(images.vector_columns) or None,
-        "data.missing": True if config.missing else None,
+        "data.missing": True if missing else None,
     }
     for name, value in found.items():
         if value is not None:

@@ -11,6 +11,7 @@ import torch
 from torch.testing import assert_close
 
 import evaluate
+import sample
 import train
 from diffusion import EDM
 from pictures.units import Units
@@ -250,6 +251,31 @@ def test_a_model_folder_is_evaluated_on_pairs(tmp_path: Path, monkeypatch, capsy
             evaluate.main(["model", *words])
         error = capsys.readouterr().err.splitlines()
         assert re.search(match, error[-1])
+
+
+def test_drawn_ensembles_are_evaluated(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Members of sample.py have the scores of the same images in `Ensemble`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    images = pairs(vectors=None, vector_columns=())
+    model(images).save(Path("model"))
+    np.save("pairs.npy", images.read(np.arange(7)))
+    np.save("input.npy", images.read(np.arange(7))[:, 2:])
+    words = ["--condition", "input.npy", "--members", "2", "--num", "10", "--steps", "2", "--seed", "1"]
+    sample.main(["model", *words, "--out", "drawn", "--no-grid"])
+    data = {"source": "pairs.npy", "condition": "[2]", "cache": "cache", "normalisation": "mean_std"}
+    flags = [word for name, value in data.items() for word in (f"--data.{name}", value)]
+    flags += ["--data.validation", "train"]
+    capsys.readouterr()
+    evaluate.main(["drawn", *flags, "--ensemble.members", "2"])
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    expected = figures(ensemble(images, members=2, num=5))
+    for name in set(expected) - {"spectrum_error", "spectrum_error_0", "spectrum_error_1"}:  # of another padding
+        assert float(printed[name]) == pytest.approx(expected[name], rel=1e-3)
+    assert Path("drawn/samples/ensemble.png").is_file()
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["drawn", *flags, "--ensemble.members", "3"])
+    assert re.search(r"ensemble\.members=3.*7 pairs.*10 drawn images", capsys.readouterr().err)
 
 
 def test_conditions_of_a_run_are_not_those_of_other_images(tmp_path: Path, monkeypatch) -> None:

@@ -60,7 +60,7 @@ def open_images(
             source, config.preprocessing, shards, config.max_bad, static=static, training=training
         )
         if config.normalisation == "mean_std":
-            streamed.pixel_format = units or stated_units(config, streamed)
+            streamed.pixel_format = units or stated_units(config.mean, config.std, config.transform, streamed)
         return streamed
 
     notes: list[str] = []
@@ -82,7 +82,8 @@ def open_images(
         images = images.part(divided(len(images), config.validation)[0])
     whole = images
     if config.normalisation == "mean_std":
-        images.pixel_format = units or on_main(lambda: find_units(config, whole, folder))
+        stated = config.mean, config.std, config.transform
+        images.pixel_format = units or on_main(lambda: find_units(*stated, whole, folder, config.source))
     if config.missing and training:
         images.seen = on_main(lambda: statistics_of(whole, ("none",) * whole.shape[0], folder)).seen
     return images
@@ -121,30 +122,39 @@ def open_validation(config: DataConfig, *, on_main: OnMain = directly) -> ImageS
     return images.part(divided(len(images), config.validation)[1])
 
 
-def stated_units(config: DataConfig, images: ImageSet) -> Units:
+def stated_units(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, transform: tuple[str, ...], images: ImageSet
+) -> Units:
     """The units that `data.mean` and `data.std` define. Raises ValueError if they do not fit the images."""
-    assert config.mean is not None, "DataConfig requires it while streaming"
-    assert config.std is not None, "DataConfig requires both"
+    assert mean is not None, "DataConfig requires it while streaming"
+    assert std is not None, "DataConfig requires both"
     channels = images.shape[0]
-    transform = transform_of(config.transform, channels)
-    return given_units(config.mean, config.std, transform, channels, images.pixel_format.dtype)
+    return given_units(mean, std, transform_of(transform, channels), channels, images.pixel_format.dtype)
 
 
-def find_units(config: DataConfig, images: Images, folder: Path) -> Units:
+def find_units(
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    transform: tuple[str, ...],
+    images: Images,
+    folder: Path,
+    source: str,
+) -> Units:
     """The units of training images: those that are stated, or those of their statistics, kept in the cache `folder`.
 
-    Raises ValueError for a constant channel, and for stated ones that belong to other data.
+    `source` is the value of data.source. Raises ValueError for a constant channel, and for stated ones that belong to
+    other data.
     """
     try:
-        if config.mean is not None:
-            units = stated_units(config, images)
+        if mean is not None:
+            units = stated_units(mean, std, transform, images)
             check_units(units, images)
             return units
-        transform = transform_of(config.transform, images.shape[0])
+        transform = transform_of(transform, images.shape[0])
         assert isinstance(images.pixel_format, PixelFormat), "it is that of the cache"
         return measured_units(statistics_of(images, transform, folder), transform, images.pixel_format)
     except ValueError as error:
-        raise ValueError(f"data.source {config.source!r}: {error}") from None
+        raise ValueError(f"data.source {source!r}: {error}") from None
 
 
 def open_fitting(
