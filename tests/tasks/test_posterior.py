@@ -199,6 +199,14 @@ def test_residuals_of_a_regression_are_not_observed(grey_model, given):
         open_observations(str(given / "points.npy"), (), [1.0], 1, model)
 
 
+def test_a_large_image_in_windows_agrees_with_its_observation(grey_model):
+    model = load_model(grey_model).sized(8, 16).in_windows()
+    observation = Observation(torch.zeros(1, 1, 8, 16).index_fill(3, torch.arange(0, 16, 2), NAN), 0.05)
+    found = [model.draw([0], None, steps=3, observation=given) for given in (None, observation)]
+    errors = [observation.error(x).square().sum() for x in found]
+    assert errors[1] < errors[0] / 4
+
+
 def test_values_of_another_shape_are_refused_from_python(grey_model):
     model, values = load_model(grey_model), torch.zeros(2, 1, 8, 8)
     for observation in (Observation(values[:1], 0.1), Observation(values, 0.1, (Downsample(2),))):
