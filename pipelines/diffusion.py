@@ -127,7 +127,8 @@ class DiffusionModel:
         """This model with a worse one as its guide: a smaller, less trained or earlier one (Karras et al. 2024,
         autoguidance).
 
-        Raises ValueError if the other model differs in formulation, images or classes.
+        Raises ValueError if the other model differs in formulation, images, classes or inputs, or if only one draws a
+        residual, or both do but at another scale.
         """
         for name in ("formulation", "shape", "windows", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
@@ -135,6 +136,9 @@ class DiffusionModel:
         mine, its = (model.inputs and model.inputs.document() for model in (self, other))
         if mine != its:
             raise ValueError(f"guide has inputs={its}, but the model has {mine}; give a model of the same kind")
+        mine, its = (model.base and model.base.std for model in (self, other))
+        if mine != its:
+            raise ValueError(f"guide has residual_std={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
 
     def sized(self, height: int, width: int) -> "DiffusionModel":
@@ -148,12 +152,12 @@ class DiffusionModel:
         if self.inputs is not None and self.inputs.has_fields and (height, width) != trained:
             own = "x".join(map(str, trained))
             raise ValueError(f"size={height}x{width}: this model has fields of {own}; leave the size out")
-        for net in (self.net,) if self.guide is None else (self.net, self.guide):
-            if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
-                raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
-            if self.windows is not None:
-                check_windows(*self.windows, (height, width))
-                continue
+        if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
+            raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
+        if self.windows is not None:
+            check_windows(*self.windows, (height, width))
+        whole = self.networks if self.windows is None else () if self.base is None else (self.base.model.net,)
+        for net in whole:
             if net.config.size_error(height, width):
                 multiple = net.config.skeleton.stride
                 padded = " without model.pad" if isinstance(net, UNet) else ""
@@ -194,8 +198,13 @@ class DiffusionModel:
     def classified_by(self, classifier: ImageClassifier) -> "DiffusionModel":
         """This model with a classifier of noisy images that guides it (Dhariwal & Nichol 2021, section 4).
 
-        Raises ValueError if the classifier was not trained on noisy images, and if noise, images or classes differ.
+        Raises ValueError if the classifier was not trained on noisy images, if noise, images or classes differ, and if
+        this model draws a residual.
         """
+        if self.base is not None:
+            raise ValueError(
+                "classifier guides images, but this model draws the residual of a regression; leave it out"
+            )
         if classifier.formulation is None:
             raise ValueError(
                 "classifier was trained on images without noise, and its gradient means nothing for noisy ones; train "
@@ -380,17 +389,22 @@ class DiffusionModel:
 
     def _guided(self, guidance: float, learned_variance: bool, options: Mapping[str, Any]) -> Denoiser:
         dtype = next(self.net.parameters()).dtype
-        denoise = self._in_windows(NetworkDenoiser(self.net, self.formulation, learned_variance, dtype))
+        denoise = self._whole_images(NetworkDenoiser(self.net, self.formulation, learned_variance, dtype))
         if self.guide is not None:
-            worse = self._in_windows(NetworkDenoiser(self.guide, self.formulation, dtype=dtype))
+            worse = self._whole_images(NetworkDenoiser(self.guide, self.formulation, dtype=dtype))
             return guided(denoise, worse, guidance, self.formulation, **options)
         if guidance == 1 or not self.null_label or (self.classes is None and self._numbers is None):
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
 
-    def _in_windows(self, denoise: Denoiser) -> Denoiser:
+    def _whole_images(self, denoise: Denoiser) -> Denoiser:
+        """The denoiser of whole images, in windows if there are any, which are 0, as in training, where no training
+        image had a value."""
         is_periodic = self.inputs is not None and self.inputs.periodic_width
-        return denoise if self.windows is None else windowed(denoise, *self.windows, is_periodic)
+        denoise = denoise if self.windows is None else windowed(denoise, *self.windows, is_periodic)
+        if self.inputs is None or (seen := self.inputs.seen) is None:
+            return denoise
+        return lambda x, time, condition: denoise(x, time, condition).where(seen.to(x.device), 0)
 
     def _log_probability(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
@@ -444,6 +458,8 @@ class DiffusionModel:
         }
         chosen = self.check(steps=steps, strength=strength, **guiding, **options)
         self._check_labels(images, labels)
+        if guidance != 1 and self.guide is None and self.classes is None and vector is None:
+            raise ValueError(f"guidance={guidance:g} strengthens numbers (vector), but none are given; give them")
         if self.upscale is not None:
             raise ValueError("this model enlarges images and draws none; see pipelines/superresolution.py")
         for name, given in (("origin", origin), ("noise", noise)):
