@@ -142,7 +142,16 @@ def test_the_model_folder_holds_both(tmp_path: Path) -> None:
     description.write_text(json.dumps(document | {"residual_std": [1.0]}))
     with pytest.raises(ValueError, match="residual_std"):
         load_model(tmp_path / "model")
-    (tmp_path / "model" / REGRESSION / DESCRIPTION_FILE).unlink()
+    description.write_text(json.dumps({name: each for name, each in document.items() if name != "residual_std"}))
+    with pytest.raises(ValueError, match="residual_std"):
+        load_model(tmp_path / "model")
+    description.write_text(json.dumps(document))
+    other = tmp_path / "model" / REGRESSION / DESCRIPTION_FILE
+    text = other.read_text()
+    other.write_text(text.replace("280.0", "281.0"))
+    with pytest.raises(ValueError, match=REGRESSION):
+        load_model(tmp_path / "model")
+    other.unlink()
     with pytest.raises(ValueError, match=REGRESSION):
         load_model(tmp_path / "model")
 
