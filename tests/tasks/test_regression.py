@@ -65,6 +65,16 @@ def test_the_loss_is_the_error_of_the_known_values() -> None:
     assert_close(loss, expected)
 
 
+def test_missing_values_have_no_gradient() -> None:
+    found = images(missing=True)
+    task, batch = regression(found), batch_of(found, 6)
+    assert batch.image[:, :2].isnan().any()
+    task.loss(task.model, batch, random(6)).mean().backward()
+    for name, weight in task.model.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+
+
 def test_the_evaluation_is_over_all_known_values() -> None:
     found = images(missing=True)
     task = regression(found)
