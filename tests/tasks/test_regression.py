@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from diffusion import EDM
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
-from pipelines.diffusion import REGRESSION, load_model
+from pipelines.diffusion import REGRESSION
+from pipelines.diffusion_folder import load_model
 from pipelines.regression import DESCRIPTION_FILE, load_regression
 from resnet import create_model
 from tasks.diffusion import DiffusionConfig, DiffusionTask
