@@ -50,7 +50,8 @@ from tqdm import tqdm
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.regression import DESCRIPTION_FILE as REGRESSION
 from pipelines.regression import RegressionModel, load_regression
 from pipelines.superresolution import Upscaler, diffusion_upscaler, is_edsr, load_upscaler

@@ -57,8 +57,10 @@ def squared_error(trained: RegressionModel, net: nn.Module, batch: Batch) -> Ima
     """The squared error of each value; 0 where it is missing."""
     target, fields = batch.image.tensor_split([trained.shape[0]], dim=1)
     beside, numbers = trained.training(trained.inputs.with_static(fields), batch.vector)
-    error = (regress(net, beside, numbers) - target).square()
-    return error if trained.inputs.seen is None else error.where(~target.isnan(), 0)
+    error = regress(net, beside, numbers) - target
+    if trained.inputs.seen is not None:
+        error = error.where(~target.isnan(), 0)  # before the square, whose gradient would be NaN
+    return error.square()
 
 
 @dataclass(frozen=True)

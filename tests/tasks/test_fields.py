@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from diffusion import EDM
 from drawing.nearest import open_training
 from pictures.units import Units
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.inputs import FILE, Numbers, standardised
 from tasks.augment import random_flip
 from tasks.comparison import QualityConfig

@@ -13,7 +13,8 @@ from diffusion.posterior import Blur, Downsample, Observation
 from drawing.observed import open_observations, read_operator
 from pictures.pixel_format import PixelFormat
 from pictures.units import Units
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.inputs import Inputs
 from pipelines.regression import Base, RegressionModel
 from tests.tasks.test_modes import CLASSES, model_folder, pictures, record

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from diffusion import EDM
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
-from pipelines.diffusion import REGRESSION, load_model
+from pipelines.diffusion import REGRESSION
+from pipelines.diffusion_folder import load_model
 from pipelines.regression import DESCRIPTION_FILE, load_regression
 from resnet import create_model
 from tasks.diffusion import DiffusionConfig, DiffusionTask
@@ -62,6 +63,16 @@ def test_the_loss_is_the_error_of_the_known_values() -> None:
     error = (predicted - batch.image[:, :2]).square()
     expected = torch.where(batch.image[:, :2].isnan(), 0.0, error).mean((1, 2, 3))
     assert_close(loss, expected)
+
+
+def test_missing_values_have_no_gradient() -> None:
+    found = images(missing=True)
+    task, batch = regression(found), batch_of(found, 6)
+    assert batch.image[:, :2].isnan().any()
+    task.loss(task.model, batch, random(6)).mean().backward()
+    for name, weight in task.model.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
 
 
 def test_the_evaluation_is_over_all_known_values() -> None:
