@@ -175,6 +175,11 @@ def test_a_residual_starts_from_no_image(tmp_path: Path) -> None:
         model.inverting(torch.zeros(2, 2, 8, 8), None, sampler="euler", **given)
 
 
+def test_the_time_of_a_regression_has_no_logarithm() -> None:
+    with pytest.raises(ValueError, match=r"model\.time_embedding=log_fourier"):
+        RegressionRun(model=replace(NARROW, time_embedding="log_fourier"))
+
+
 def test_a_guide_draws_the_same_residual(tmp_path: Path) -> None:
     found = images()
     model = two_stages(found, saved(found, tmp_path / "first")).diffusion
