@@ -4,6 +4,7 @@ python evaluate.py RUN
 python evaluate.py RUN --data.source my_images
 python evaluate.py RUN --quality.judge CLASSIFIER --quality.steps 18
 python evaluate.py RUN --ema 0.02 0.05 0.1
+python evaluate.py RUN --ensemble.members 8 --ensemble.num 100
 python evaluate.py RUN --likelihood --other IMAGES --quality.num 256 --quality.steps 50
 python evaluate.py MODEL --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
 python evaluate.py DRAWN --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
@@ -20,9 +21,14 @@ are held out, with the same labels; their distances from the held-out ones are p
 classifier of such images, trained by train.py --task classification, or a file of TorchScript. The floor is the same
 figure of training images in place of drawn ones.
 
+--ensemble.members K prints the scores of ensembles: a diffusion model draws K images for each held-out pair, with its
+condition, class and numbers. CRPS, error of the mean, ratio of spread and error, and error of the spectrum are printed
+over all channels, in standard deviations of the truth, and of each channel, in its units. A regression is scored as an
+ensemble of one member. DRAWN is then a folder of sample.py --condition --members K, for the first held-out pairs.
+
 --ema gives other averages of the run: a number below 1 is a width (relative standard deviation), reconstructed from the
 snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked. Of several, the best is marked:
-that with the lowest Fréchet distance, or the highest accuracy.
+that with the lowest Fréchet distance or CRPS, or the highest accuracy.
 
 --likelihood prints the bits per dimension that a diffusion model needs for held-out images, for those that it was
 trained on, and for those of --other, by the probability-flow equation, and draws their histograms in
@@ -59,9 +65,10 @@ from tasks.distillation import DistillationRun
 from tasks.drawn_images import are_images, open_drawn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.enlargement import measure as measure_enlarged
+from tasks.ensemble import Ensemble, require_cached, score_drawn, score_prediction
 from tasks.likelihood import Bits, bits_per_dimension, describe_noise
 from tasks.quality import Quality
-from tasks.regression import RegressionRun, prediction_error
+from tasks.regression import ErrorEvaluation, RegressionRun, prediction_error
 from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
@@ -76,15 +83,17 @@ from training.yaml_file import read_settings
 
 USAGE = (
     "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--likelihood [--other IMAGES]] [--data.KEY VALUE ...] "
-    "[--quality.KEY VALUE ...] [--classification.validation_batch N]"
+    "[--quality.KEY VALUE ...] [--ensemble.KEY VALUE ...] [--classification.validation_batch N]"
 )
 Figures = dict[str, float]
 DrawingRun = DiffusionRun | DistillationRun
 AnyRun = DrawingRun | ClassificationRun | SuperResolutionRun | RegressionRun
-ALLOWED = ("data.", "quality.", "classification.validation_batch")
+ALLOWED = ("data.", "quality.", "ensemble.", "classification.validation_batch")
 OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
-TOO_LARGE = "give a smaller --quality.batch, --quality.judge_size or --classification.validation_batch"
+TOO_LARGE = (
+    "give a smaller --quality.batch, --ensemble.batch, --quality.judge_size or --classification.validation_batch"
+)
 BASELINES = {
     name for kind in (EnlargementEvaluation, Quality) for name, figure in kind.figures.items() if figure.dashed
 }
@@ -103,6 +112,8 @@ class Evaluated:
     """lines about what was evaluated, from the figures"""
     remark: Callable[[str, float], str]
     """what is printed after a figure, from its name and value"""
+    digits: str = ".4f"
+    """format of the figures"""
 
 
 @command
@@ -147,12 +158,12 @@ def main(argv: Sequence[str]) -> None:
             print(f"model: {printable(given)} at {model.images_seen or 0:,} images seen")
         print("\n".join(about))
         if len(rows) > 1:
-            print("\n".join(_table(averages, rows)))
+            print("\n".join(_table(averages, rows, evaluated.digits)))
         else:
             if averages[0] is not None:
                 print(f"ema: {averages[0].about}")
             for name, value in rows[0].items():
-                print(f"{name}: {value:.4f}{evaluated.remark(name, value)}")
+                print(f"{name}: {value:{evaluated.digits}}{evaluated.remark(name, value)}")
         require_printed()
     if wrong := [(name, value) for row in rows for name, value in row.items() if not math.isfinite(value)]:
         name, value = wrong[0]
@@ -187,7 +198,11 @@ def _evaluated(given: str, run: AnyRun, model: Any) -> Evaluated:
     """How the models of a run are evaluated."""
     if isinstance(run, DiffusionRun) and model.upscale is not None:
         return _enlargement(given, run, model, lambda each: diffusion_upscaler(each, options=run.sample.options))
+    if isinstance(run, DiffusionRun) and run.ensemble.members is not None:
+        return _ensemble(given, run, model)
     if isinstance(run, DrawingRun):
+        if model.inputs is not None and model.inputs.channels:
+            raise ValueError(f"{given} draws images for conditions; give --ensemble.members, such as 8")
         return _quality(given, run, model)
     if isinstance(run, RegressionRun):
         return _error(given, run)
@@ -221,13 +236,42 @@ def _enlargement(given: str, run: AnyRun, model: Any, upscaling: Callable[[Any],
 
 def _error(given: str, run: RegressionRun) -> Evaluated:
     """How regressions are evaluated."""
-    images = _held_out(given, run)
+    images, picture = _held_out(given, run), _picture_of(given)
 
     def measure(model: RegressionModel) -> Figures | None:
         _place(model.net)
-        return prediction_error(model, images)
+        error, scores = prediction_error(model, images), score_prediction(model, images)
+        assert error is not None, "no interrupt callback was given"
+        on_main(lambda: scores.draw(picture))
+        return {**scores.figures, **error}
 
-    return Evaluated(measure, lambda found: [f"images: {images}"], lambda name, value: " (values of the network)")
+    def remark(name: str, value: float) -> str:
+        return " (values of the network)" if name in ErrorEvaluation.figures else ""
+
+    return Evaluated(measure, lambda found: [f"images: {images}; see {printable(str(picture))}"], remark, ".4g")
+
+
+def _ensemble(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
+    """How models are evaluated that draw ensembles for conditions."""
+    ensemble = Ensemble(model, run.ensemble, _held_out(given, run), run.train.eval_every_images)
+    picture = _picture_of(given)
+
+    def measure(model: DiffusionModel) -> Figures | None:
+        for net in (model.net, *ensemble.model.networks):
+            _place(net)
+        scores = ensemble.measure(model.net)
+        assert scores is not None, "no interrupt callback was given"
+        on_main(lambda: scores.draw(picture))
+        return scores.figures
+
+    drawn = f"drawn: {ensemble.about}, seed {run.ensemble.seed}; see {printable(str(picture))}"
+    about = [f"images: {ensemble.pairs}", drawn]
+    return Evaluated(measure, lambda found: about, lambda name, value: "", ".4g")
+
+
+def _picture_of(given: str) -> Path:
+    """The picture of the scores of ensembles and predictions."""
+    return _folder_of(given) / "samples" / "ensemble.png"
 
 
 def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -> Evaluated:
@@ -281,8 +325,7 @@ def _likelihood(given: str, run: AnyRun, model: DiffusionModel, other: str | Non
         sets["other"] = open_images(data, on_main=on_main)
     if not sets:
         raise ValueError(f"{given} held out no images; give --data.validation, such as 0.5, or --other IMAGES")
-    folder = config.parent if config is not None else Path(given) if Path(given).is_dir() else Path()
-    picture, errors = folder / "samples" / "likelihood.png", Figures()
+    picture, errors = _folder_of(given) / "samples" / "likelihood.png", Figures()
 
     def measure(model: DiffusionModel) -> Figures:
         _place(model.net)
@@ -311,6 +354,8 @@ def _drawn(given: str, run: AnyRun) -> Evaluated:
     """How images are evaluated that were drawn before."""
     if not isinstance(run, DrawingRun):
         raise ValueError(f"{given} holds images, but its run draws none; move them out of its folder")
+    if isinstance(run, DiffusionRun) and run.ensemble.members is not None:
+        return _drawn_ensembles(given, run, run.ensemble.members)
     training, held_out = _training_images(given, run), open_validation(run.data, on_main=on_main)
     if not (isinstance(held_out, Images) and isinstance(training, Images)):
         raise ValueError("images are compared from a cache, but data.stream is true; give false")
@@ -320,6 +365,21 @@ def _drawn(given: str, run: AnyRun) -> Evaluated:
     assert drawn is not None, "the images were given"
     line = f"drawn: {printable(given)}, {images}"
     return _compared([line], lambda _: comparison.compare(comparison.features(drawn), class_names(drawn)), comparison)
+
+
+def _drawn_ensembles(given: str, run: DiffusionRun, members: int) -> Evaluated:
+    """How ensembles are evaluated that were drawn before, for conditions in the order of the held-out pairs."""
+    held_out, picture = require_cached(_held_out(given, run)), _picture_of(given)
+    images = open_drawn(Path(given), run.data, held_out)
+    padding = getattr(run.model, "padding", "zeros")
+
+    def measure(_: None) -> Figures:
+        scores = on_main(lambda: score_drawn(images, held_out, members, padding))
+        on_main(lambda: scores.draw(picture))
+        return scores.figures
+
+    lines = [f"drawn: {printable(given)}, {images}; see {printable(str(picture))}", f"images: {held_out}"]
+    return Evaluated(measure, lambda found: lines, lambda name, value: "", ".4g")
 
 
 def _training_images(given: str, run: DrawingRun) -> ImageSet:
@@ -364,15 +424,17 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
     return Evaluated(measure, about, remark)
 
 
-def _table(averages: Sequence[Average | None], rows: Sequence[Figures]) -> list[str]:
+def _table(averages: Sequence[Average | None], rows: Sequence[Figures], digits: str) -> list[str]:
     """One line for each average, with the best one marked."""
-    figures = {**Quality.figures, **AccuracyEvaluation.figures, **EnlargementEvaluation.figures}
+    kinds = (Quality, Ensemble, ErrorEvaluation, AccuracyEvaluation, EnlargementEvaluation)
+    figures = {name: figure for kind in kinds for name, figure in kind.figures.items()}
     name = next(name for name in rows[0] if name in figures and figures[name].best)
     best = figures[name].choose(range(len(rows)), key=lambda row: rows[row][name])
     lines = [["ema", "images seen", "error", *rows[0]]]
     for average, row in zip(averages, rows, strict=True):
         assert average is not None, "there are several"
-        lines.append([average.name, f"{average.images:,}", f"{average.error:.2%}", *(f"{row[key]:.4f}" for key in row)])
+        values = (f"{value:{digits}}" for value in row.values())
+        lines.append([average.name, f"{average.images:,}", f"{average.error:.2%}", *values])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
     return [f"{text}  best" if number == best + 1 else text for number, text in enumerate(texts)]
@@ -446,6 +508,12 @@ def _config_of(given: str) -> Path | None:
     return next((config for folder in (path, path.parent) if is_regular(config := folder / "config.yaml")), None)
 
 
+def _folder_of(given: str) -> Path:
+    """Where pictures of an evaluation are written: the folder of the run or model; here, for a model on the hub."""
+    config = _config_of(given)
+    return config.parent if config is not None else Path(given) if Path(given).is_dir() else Path()
+
+
 def _task_of(given: str) -> str:
     if is_regular(Path(given, CLASSIFIER)):
         return "classification"
@@ -479,6 +547,9 @@ def read_run(given: str, flags: Sequence[str]) -> AnyRun:
     moved = _is_moved(run.data, own_data)
     if (moved or run.data.split != own_data.split) and "data.validation" not in settings:
         run = replace(run, data=replace(run.data, validation=run.data.split))
+    condition = run.data.condition
+    if moved and isinstance(condition, str) and "data.condition" not in settings and os.path.lexists(condition):
+        raise ValueError(f"data.condition={condition} belongs to the images of {given}; give --data.condition, too")
     if moved and "data.label_file" not in settings:
         run = replace(run, data=replace(run.data, label_file=None))
     return run

@@ -12,6 +12,7 @@ from diffusion import late_start
 from drawing.draw import begin, choose_batch, draw, keeping
 from drawing.job import Job, prepare
 from drawing.options import make_parser
+from drawing.series import show
 from drawing.upscale import require_upscale, upscale
 from drawing.write import write
 from pipelines.diffusion import gather_drawn
@@ -44,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
     facts = job.facts()
     if args.batch is None:
         guided = any(row.get("guidance", args.guidance) != 1 for row in job.series.rows)
-        args.batch = choose_batch(job.model, job.device, guided or job.model.classifier is not None)
+        guided = guided or job.model.classifier is not None or job.observations is not None
+        args.batch = choose_batch(job.model, job.device, guided)
     for net in job.model.networks:
         lines += place(net, job.device, args.precision, args.compile)
         if args.compile:
@@ -67,10 +69,16 @@ def _announce(job: Job, lines: Sequence[str]) -> None:
     seen = "" if model.images_seen is None else f" at {model.images_seen:,} images seen"
     options = f"{amount(len(job), 'image')}, {args.sampler}, {amount(args.steps, 'step')}, seed {args.seed}"
     print_line(f"model: {args.model}{seen}{f', {job.average.about}' if job.average else ''}; {options}")
+    if model.windows is not None:
+        window, shared = ("x".join(map(str, size)) for size in model.windows)
+        print_line(f"windows: {window} px, which share {shared} px or more")
     if job.given is not None:
         print_line(f"from: {job.given.images}; {amount(job.steps(0), 'step')}{' change them' if args.strength else ''}")
     elif warning := late_start(args.sampler, model.formulation, args.steps):
         print_line(f"note: {warning}")
+    if job.observations is not None:
+        through = f" through {show(args.operator)}" if args.operator else ""
+        print_line(f"observe: {job.observations.images}{through}, noise {show(args.observe_noise)}")
     for line in dict.fromkeys(lines):
         print_line(line)
 

@@ -8,6 +8,7 @@ The models are those of `MODELS`, in runs/; what is missing is trained first (tw
 """
 
 import argparse
+import math
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from diffusion import Blur, Downsample
 from storage.write import expand_home
 from training.script import ScriptParser, command
 
@@ -29,6 +32,8 @@ MODELS = {
     "classifier-digits-noisy": "--config configs/classifier-digits-noisy.yaml",
 }
 """name of a run in runs/, and the options of train.py that train it"""
+OBSERVED = 6
+"""digits that are observed"""
 SMALL = "--train.images 640 --train.eval_every_images 640 --train.checkpoint_every_images 640"
 SMALL_UNET = "--sample.num 0 --model.base_channels 16 --model.head_channels 8"
 
@@ -51,6 +56,11 @@ ROWS = {
     "seeds": Row("sample.py runs/digits --between 1 4 --label 3", "between.gif"),
     "pictures": Row("sample.py runs/digits --from digits --between 0 6"),
     "morph": Row("sample.py runs/digits --morph 3 8 --seed 2"),
+    "points": Row("sample.py runs/digits --observe docs/gallery/points.npy --observe-noise 8 --members 4"),
+    "blurred": Row(
+        "sample.py runs/digits --observe docs/gallery/blurred.npy --operator blur:0.5 downsample:2 --observe-noise 8 "
+        "--members 4"
+    ),
     "sweep": Row("sample.py runs/digits --sweep guidance 0 1 2 4 --num 10"),
     "classifier": Row(
         "sample.py runs/digits --guidance 0 --classifier runs/classifier-digits-noisy --classifier-scale 4 --num 40"
@@ -87,10 +97,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write_inputs(out: Path, runs: Path) -> None:
-    """Writes mask.png, whose right half is white, and the folder tinted-images: the digits in random colours."""
+    """Writes mask.png, whose right half is white, observations of digits (points.npy, blurred.npy), and the folder
+    tinted-images: the digits in random colours."""
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 255
     Image.fromarray(mask).save(out / "mask.png")
+    digits = torch.from_numpy(load_digits().images[:OBSERVED, None] * (255 / 16)).float()
+    generator = torch.Generator().manual_seed(0)
+    known = torch.rand(digits.shape, generator=generator) < 0.15
+    for name, seen in (("points", digits.where(known, math.nan)), ("blurred", Downsample(2)(Blur(0.5)(digits)))):
+        noise = 8 * torch.randn(seen.shape, generator=generator)
+        np.save(out / f"{name}.npy", (seen + noise).round().numpy())
     random, folder = np.random.default_rng(0), runs / "tinted-images"
     folder.mkdir(parents=True, exist_ok=True)
     for k, digit in enumerate(load_digits().images / 16):

@@ -101,10 +101,8 @@ class GaussianFields:
         other = self.posterior_mean(self.observe(fields, generator))
         return (fields - other).unflatten(0, (m, len(inputs))) + self.posterior_mean(inputs)
 
-    def denoise(
-        self, noisy: Float[Tensor, "n c h w"], noise: Float[Tensor, "c 1 1"] | float
-    ) -> Float[Tensor, "n c h w"]:
-        """The mean of all fields that are `noisy` with white noise of this deviation, in deviations of the channels."""
+    def denoise(self, noisy: Float[Tensor, "n c h w"], noise: float) -> Float[Tensor, "n c h w"]:
+        """The mean of all fields that white noise makes `noisy`. `noise` is its deviation in those of the channels."""
         clean = self._mixing * (self._amplitudes[:, None] * self._amplitudes).movedim((0, 1), (2, 3))
         scale = self._column(self.deviations)
         spread = torch.diag((noise * scale).flatten().square())

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from drawing.given import format_settings, open_option, shape_settings
+from drawing.given import open_option, shape_settings
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount, require_known, shorten
 from training.data import Images
 from training.data.decode import enlarge
-
-MAX_MEMBERS = 10_000
+from training.data.sources.grids import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Conditions:
 
 
 def open_conditions(
-    source: str | None, members: int | None, vector: Sequence[str] | None, model: DiffusionModel
+    source: str | None, members: int, vector: Sequence[str] | None, model: DiffusionModel
 ) -> Conditions:
     """What --condition, --members and --vector give. Raises ValueError for what the model does not take or lacks."""
     channels = 0 if model.inputs is None else model.inputs.channels
@@ -62,21 +62,20 @@ def open_conditions(
         return Conditions(vector=_vector(vector, model))
     if not channels:
         raise ValueError(f"condition={source}: this model takes no condition; leave it out")
-    if members is not None and not 1 <= members <= MAX_MEMBERS:
-        raise ValueError(f"members={members} is out of range; give 1 to {MAX_MEMBERS:,}")
-    return Conditions(_open(source, model), model.shape[1:], members or 1, _vector(vector, model))
+    return Conditions(_open(source, model), model.shape[1:], members, _vector(vector, model))
 
 
 def _open(source: str, model: DiffusionModel) -> Images:
     """The conditions in the format of the training; arrays may be coarser than the images of the model."""
     inputs, (_, height, width) = model.inputs, model.shape
     assert inputs is not None, "the caller checks it"
-    settings = format_settings(inputs.pixel_format)
-    if inputs.pixel_format.file == "npy":
-        settings |= {"missing": inputs.seen is not None}
-    else:
-        settings |= shape_settings((inputs.channels, height, width))
-    images = open_option("condition", source, **settings)
+    settings: dict[str, Any] = {"missing": inputs.seen is not None}
+    if inputs.pixel_format.file == "png":
+        settings = shape_settings((inputs.channels, height, width))
+    if model.coordinates is not None and Path(source).suffix.lower() in SUFFIXES:
+        names = model.coordinates.channels[model.shape[0] :]  # such as "t2m level=500"
+        settings["variables"] = tuple(dict.fromkeys(name.partition(" ")[0] for name in names))
+    images = open_option("condition", source, inputs.pixel_format, **settings)
     channels, rows, columns = images.shape
     if channels != inputs.channels or rows > height or columns > width:
         raise ValueError(

@@ -44,7 +44,7 @@ def choose_batch(model: DiffusionModel, device: torch.device, guided: bool) -> i
     most = BATCH_OF_CPU if device.type == "cpu" else BATCH
     if (free := free_bytes(device)) is None:
         return most
-    channels, size = model.net.config.in_channels, model.shape[1:]
+    channels, size = model.net.config.in_channels, model.shape[1:] if model.windows is None else model.windows[0]
     inputs = (
         torch.zeros(1, channels, *size),
         torch.zeros(1),

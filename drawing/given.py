@@ -10,10 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion.edits import Projection, grey_values, keep_grey, keep_pixels
+from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
-from training.data import DataConfig, Images, open_images, settings_of
+from training.data import Images, open_as_trained
 from training.processes import on_main
 
 
@@ -67,21 +68,13 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
 
     If `exact` they must have its size and channels. Raises ValueError if they do not fit.
     """
-    settings = format_settings(model.pixel_format) | ({} if exact else shape_settings(model.shape))
-    images = open_option(option, source, **settings)
+    images = open_option(option, source, model.pixel_format, **({} if exact else shape_settings(model.shape)))
     if images.shape != model.shape:
         raise ValueError(
             f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
             "give others"
         )
     return images
-
-
-def format_settings(pixel_format: AnyFormat) -> dict[str, Any]:
-    """The settings of `DataConfig` that read images in this format."""
-    if pixel_format.file == "npy":
-        return settings_of(pixel_format)
-    return {"bits": 16 if pixel_format.dtype == "uint16" else 8}
 
 
 def shape_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -92,7 +85,7 @@ def shape_settings(shape: tuple[int, int, int]) -> dict[str, Any]:
 def open_masks(source: str, images: Images) -> Images:
     """The masks of --mask. Raises ValueError if they do not fit the images, and for one that leaves nothing to draw or
     to keep, or has more than two values."""
-    masks = open_option("mask", source)
+    masks = open_option("mask", source, BYTES)
     channels, *size = masks.shape
     if channels != 1 or size != list(images.shape[1:]):
         raise ValueError(
@@ -118,10 +111,12 @@ def open_masks(source: str, images: Images) -> Images:
     return masks
 
 
-def open_option(option: str, source: str, **settings: Any) -> Images:
-    """The images that an option names, without labels. Raises ValueError, which names the option."""
+def open_option(option: str, source: str, values: AnyFormat, **settings: Any) -> Images:
+    """The images that an option names, in these values, without labels. Raises ValueError, which names the option."""
+    if values.file == "png":
+        settings["bits"] = 16 if values.dtype == "uint16" else 8
     try:
-        images = open_images(DataConfig(source=source, labels=False, **settings), on_main=on_main)
+        images = open_as_trained(values, on_main=on_main, source=source, labels=False, **settings)
     except ValueError as error:
         raise ValueError(f"{option} {source!r}: {error}") from None
     assert isinstance(images, Images), "they are not streamed"

@@ -22,6 +22,7 @@ from diffusion.seeds import standard_normal
 from drawing.conditions import Conditions, open_conditions
 from drawing.given import Given, open_given, open_masks
 from drawing.nearest import open_training
+from drawing.observed import Observations, open_observations
 from drawing.options import (
     COLUMNS,
     FRAMES,
@@ -52,7 +53,7 @@ ALL = "all"
 """label for the classes in turn, unless a class has this name"""
 MAX_TEXT = 200
 """characters of a name in the metadata of a picture"""
-RECORD = "samples.json"
+RECORD, NETCDF = "samples.json", "samples.nc"
 NAMES = (
     "images",
     "labels.csv",
@@ -60,18 +61,20 @@ NAMES = (
     "grid.png",
     "animation.gif",
     "samples.npz",
+    NETCDF,
     "between.gif",
     "nearest.png",
     "nearest.csv",
 )
 RECORDED = (
     *("num", "seed", "label", "sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "guide_ema"),
-    *("strength", "resample", "invert", "between", "morph", "sweep", "members", "vector"),
+    *("strength", "resample", "invert", "between", "morph", "sweep", "members", "vector", "operator", "observe_noise"),
 )
 """options that samples.json names"""
 IN_PICTURES = (
     *("eta", "churn", "ema", "guidance_rescale", "guide", "guide_ema", "classifier"),
     *("strength", "from", "mask", "grey", "resample", "invert", "between", "morph", "vector"),
+    *("observe", "operator", "observe_noise"),
 )
 """options that the metadata of a picture names only where they are given"""
 
@@ -95,6 +98,8 @@ class Job:
     """those of --condition and --vector"""
     given: Given | None
     """the images of --from or --grey"""
+    observations: Observations | None
+    """those of --observe"""
     training: Images | None
     """those of --nearest"""
     toward: int | None
@@ -143,6 +148,8 @@ class Job:
         if self.given is not None:
             options["origin"] = None if args.strength is None else self.given.unit(columns)
             options["project"] = self.given.projection(columns, self.device)
+        if self.observations is not None:
+            options["observation"] = self.observations.of(columns)
         if self.toward is not None:
             options["toward"] = [self.toward] * len(numbers), self.series.shares(numbers)
         seeds, resample = self.series.seeds(numbers), args.resample or 1
@@ -165,6 +172,8 @@ class Job:
 
     def beside(self, number: int) -> list[np.ndarray]:
         """The values (c, h, w) of images that the grid shows before an image: what was known of it."""
+        if self.observations is not None:
+            return list(self.model.pixel_format.from_unit(self.observations.shown([self.series.column(number)])))
         if self.given is None or self.args.between or not (self.args.mask or self.args.grey or self.args.invert):
             return []
         return list(self.model.pixel_format.from_unit(self.given.known([self.series.column(number)])))
@@ -184,10 +193,16 @@ class Job:
             "guidance_interval": interval,
             **{
                 name: None if value is None else printable(str(value))
-                for name, value in {"from": args.origin, "mask": args.mask, "grey": args.grey}.items()
+                for name, value in {
+                    "from": args.origin,
+                    "mask": args.mask,
+                    "grey": args.grey,
+                    "observe": args.observe,
+                }.items()
             },
             "from_sha256": None if self.given is None else self.given.images.fingerprint,
             "mask_sha256": None if self.given is None or self.given.masks is None else self.given.masks.fingerprint,
+            "observe_sha256": None if self.observations is None else self.observations.images.fingerprint,
             "condition": None if args.condition is None else printable(str(args.condition)),
             "condition_sha256": None if self.conditions.images is None else self.conditions.images.fingerprint,
             "nearest": args.nearest,
@@ -199,6 +214,7 @@ class Job:
             "classifier_scale": None if model.classifier is None else args.classifier_scale,
             "classes": None if model.classes is None else len(model.classes),
             "shape": list(model.shape),
+            "windows": None if model.windows is None else list(map(list, model.windows)),
             "pixel_format": asdict(model.pixel_format),
             "device": self.device.type,
             "precision": args.precision,
@@ -230,8 +246,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.guide is not None:
         worse = None if args.guide_ema is None else RunAverages(args.guide).choose(args.guide_ema)
         model = model.guided_by(load_average(load_model, args.guide, worse))
-    if args.size is not None:
-        model = model.sized(*args.size)
+    model = _sized(args, model)
     if args.classifier is not None:
         model = model.classified_by(load_classifier(args.classifier))
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
@@ -241,16 +256,34 @@ def prepare(args: argparse.Namespace) -> Job:
     labels, toward = _labels(args, model, rows)
     device = choose_device(args.device)
     args.precision, _ = choose_precision(args.precision, device, "precision")
-    conditions = open_conditions(args.condition, args.members, args.vector, model)
+    conditions = open_conditions(args.condition, args.members or 1, args.vector, model)
     given = _open_given(args, model)
+    observations = None
+    if args.observe is not None:
+        words, members = args.operator or (), args.members or 1
+        observations = open_observations(args.observe, words, args.observe_noise, members, model)
     training = None if args.nearest is None else open_training(args.nearest, args.model, model)
-    args.num = _number(args, given, conditions)
+    args.num = _number(args, given, conditions, observations)
     series = Series(args.num, rows, frames=bool(args.between or args.morph))
     if len(series) > MAX_OF_SEED:
         raise ValueError(f"num={args.num} is more than {MAX_OF_SEED}; draw them in parts, each with its own --seed")
     _check_shown(args, model, series)
     by_column = lambda numbers: labels(list(map(series.column, numbers)))  # noqa: E731
-    return Job(args, model, average, out, by_column, device, series, conditions, given, training, toward)
+    opened = conditions, given, observations, training
+    return Job(args, model, average, out, by_column, device, series, *opened, toward)
+
+
+def _sized(args: argparse.Namespace, model: DiffusionModel) -> DiffusionModel:
+    """The model with the size and the windows of --size, --window and --overlap. Raises ValueError for those that it
+    does not have."""
+    if args.overlap is not None and not args.window and model.windows is None:
+        raise ValueError(f"overlap={args.overlap} is that of windows, or of pictures to enlarge; give --window, too")
+    if args.window and args.size is None and model.windows is None:
+        own = "x".join(map(str, model.shape[1:]))
+        raise ValueError(f"window draws images that are larger than the {own} px of the training; give --size, too")
+    if args.window or args.overlap is not None:
+        model = model.in_windows(args.overlap)
+    return model if args.size is None else model.sized(*args.size)
 
 
 def _complete(args: argparse.Namespace, model: DiffusionModel) -> None:
@@ -268,7 +301,9 @@ def _inverts(args: argparse.Namespace) -> bool:
     return args.invert or bool(args.between and args.origin is not None)
 
 
-def _number(args: argparse.Namespace, given: Given | None, conditions: Conditions) -> int:
+def _number(
+    args: argparse.Namespace, given: Given | None, conditions: Conditions, observations: Observations | None
+) -> int:
     """The number of images, or of columns."""
     if args.num is not None:
         return args.num
@@ -278,6 +313,8 @@ def _number(args: argparse.Namespace, given: Given | None, conditions: Condition
         return FRAMES
     if args.sweep:
         return COLUMNS
+    if observations is not None:
+        return observations.count
     return len(given.images) if given is not None and (args.grey or args.invert) else NUM
 
 
@@ -299,7 +336,7 @@ def _open_given(args: argparse.Namespace, model: DiffusionModel) -> Given | None
 
 def _check(args: argparse.Namespace, model: DiffusionModel) -> tuple[dict[str, Any], ...]:
     """The rows of --sweep. Raises ValueError for options that do not suit the model, or each other."""
-    for name in ("num", "batch"):
+    for name in ("num", "batch", "members"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name}={value} draws no image; give at least 1")
     for name, seed in [("seed", args.seed), *(("between", k) for k in args.between or () if args.origin is None)]:
@@ -345,7 +382,7 @@ def _labels(
         if model.classifier is not None and model.null in (first, second):
             raise ValueError(f"classifier guides towards classes, but morph={show(args.morph)}; give two classes")
         return lambda columns: [first] * len(columns), second
-    fixed = args.mask or args.grey or args.invert or args.between
+    fixed = args.mask or args.grey or args.invert or args.between or args.observe
     way_out = "give --label" if args.label is None else "leave one of them out"
     if fixed and args.label is None and model.classes is not None:
         if model.null is None:

@@ -37,7 +37,7 @@ class Rule:
 
 RULES = {
     "condition": Rule("gives each image a condition", (), ("between", "morph")),
-    "members": Rule("is the number of images for each condition", ("condition",)),
+    "members": Rule("is the number of images for each condition or observation", ("condition", "observe")),
     "strength": Rule("is the share of the steps that change images", ("from",), ("grey", "invert", "between")),
     "mask": Rule("has a part of the images of --from drawn anew", ("from",), ("invert", "between", "morph")),
     "grey": Rule("draws the colours of its own images", (), ("from", "invert", "between", "morph")),
@@ -46,6 +46,13 @@ RULES = {
     "between": Rule("draws the images between two", (), ("sweep",)),
     "sweep": Rule("has another number of steps or order of images in each row", (), ("animation",)),
     "morph": Rule("draws the images between two classes", (), ("sweep", "from", "label")),
+    "observe": Rule(
+        "draws images that agree with observations",
+        ("observe_noise",),
+        ("from", "grey", "between", "morph", "compile"),
+    ),
+    "operator": Rule("is what the images are observed through", ("observe",)),
+    "observe_noise": Rule("is the noise of observations", ("observe",)),
     "guide_ema": Rule("is an average of the guide", ("guide",)),
 }
 
@@ -66,7 +73,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         "--num",
         type=int,
         help=f"number of images, or of columns with --sweep; without it {NUM}, with --between and --morph {FRAMES}, "
-        f"with --sweep {COLUMNS}, with --grey and --invert as many as are given",
+        f"with --sweep {COLUMNS}, with --grey, --invert and --observe as many as are given",
     )
     p.add_argument(
         "--size",
@@ -76,11 +83,19 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         help="another size than that of the training: multiples of what the levels of the network can halve, or any "
         "size if it was trained with model.pad",
     )
+    p.add_argument(
+        "--window",
+        action="store_true",
+        help="draw images of --size, which may be any larger one, in windows of the size of the training that agree at "
+        "every step; a model of patches with positions, fields or conditions does so without it, at the size of its "
+        "data",
+    )
     p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
     _add_sampler(p.add_argument_group("sampler"))
     _add_guidance(p.add_argument_group("labels and guidance"))
     _add_conditions(p.add_argument_group("conditions"))
     _add_given(p.add_argument_group("images to start from"))
+    _add_observed(p.add_argument_group("observations that images agree with"))
     _add_series(p.add_argument_group("series of images"))
     _add_upscaling(p.add_argument_group("pictures to enlarge"))
     _add_output(p.add_argument_group("output"))
@@ -104,7 +119,8 @@ def check_together(args: argparse.Namespace) -> None:
             continue
         value = "" if given[name] is True else f"={show(given[name])}"
         if rule.needs and not any(other in given for other in rule.needs):
-            raise ValueError(f"{name}{value} {rule.about}; give {' or '.join(f'--{need}' for need in rule.needs)}, too")
+            needs = " or ".join(f"--{need.replace('_', '-')}" for need in rule.needs)
+            raise ValueError(f"{name}{value} {rule.about}; give {needs}, too")
         if wrong := [other for other in rule.excludes if other in given]:
             raise ValueError(
                 f"{name}{value} {rule.about}, which has no meaning with --{wrong[0]}; leave one of them out"
@@ -139,8 +155,8 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--label",
         help="a class, by its name, or by its number if no name is a number; all: the classes in turn, as by default; "
-        "none: no label, as by default with --mask, --grey, --invert and --between. A class that is called all or none "
-        "comes first",
+        "none: no label, as by default with --mask, --grey, --invert, --observe and --between. A class that is called "
+        "all or none comes first",
     )
     group.add_argument(
         "--guidance",
@@ -189,7 +205,7 @@ def _add_conditions(group: argparse._ArgumentGroup) -> None:
         "--members",
         type=int,
         metavar="K",
-        help="draw an ensemble of so many images for each condition, one after the other; without it 1",
+        help="draw an ensemble of so many images for each condition or observation, one after the other; without it 1",
     )
     group.add_argument(
         "--vector",
@@ -239,6 +255,31 @@ def _add_given(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_observed(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--observe",
+        metavar="OBSERVATIONS",
+        help="posterior sampling: draws images that agree with noisy observations, in the units of the data: arrays "
+        "(.npy), in which NaN is a value that was not observed, or pictures. Image k belongs to observation k, or "
+        "k // --members, and after the last one to the first one again",
+    )
+    group.add_argument(
+        "--operator",
+        nargs="+",
+        metavar="NAME:NUMBER",
+        help="what images are observed through, in this order: blur:SIGMA, a Gaussian of SIGMA pixels that continues "
+        "images as the network does (zeros: reflects them), and downsample:FACTOR, the mean of each square of pixels; "
+        "without it each pixel",
+    )
+    group.add_argument(
+        "--observe-noise",
+        type=float,
+        nargs="+",
+        metavar="STD",
+        help="standard deviation of the noise of observations, in their units: one for all channels, or one for each",
+    )
+
+
 def _add_series(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--between",
@@ -276,7 +317,11 @@ def _add_upscaling(group: argparse._ArgumentGroup) -> None:
         help="side of the tiles that are enlarged one by one, in pixels of the small picture; without it the model's",
     )
     group.add_argument(
-        "--overlap", type=int, metavar="PX", help="pixels that neighbouring tiles share, in which they are blended"
+        "--overlap",
+        type=int,
+        metavar="PX",
+        help="pixels that neighbouring tiles or windows share, in which they are blended; without it a quarter of a "
+        "tile, half of a window",
     )
 
 

@@ -51,9 +51,8 @@ def require_upscale(args: argparse.Namespace) -> None:
     """Raises ValueError for a model or options that need --upscale, which is not given."""
     if is_upscaler(args.model):
         raise ValueError(f"{args.model} enlarges pictures and draws none; give --upscale IMAGES")
-    for name in ("tile", "overlap"):
-        if (value := getattr(args, name)) is not None:
-            raise ValueError(f"{name}={value} is that of pictures to enlarge; give --upscale, too")
+    if args.tile is not None:
+        raise ValueError(f"tile={args.tile} is that of pictures to enlarge; give --upscale, too")
 
 
 def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:

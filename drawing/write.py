@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from drawing.job import Job
+from drawing.job import NETCDF, Job
 from drawing.nearest import write_nearest
+from drawing.netcdf import write_netcdf
 from pictures.files import are_pictures, picture_bytes, read_image
 from pictures.grid import draw_samples, hidden_note, save_animation, value_ranges
 from pictures.pixel_format import PixelFormat
@@ -47,6 +48,9 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     if job.conditions.images is not None:
         _write_conditions(folder / "conditions.csv", job)
         lines.append(f"conditions: {args.out / 'conditions.csv'}")
+    if model.coordinates is not None:
+        reason = write_netcdf(folder, job, read)
+        lines.append(f"note: {reason}" if reason else f"netcdf: {args.out / NETCDF}")
     if args.npz:
         _write_npz(folder / "samples.npz", job, read)
         lines.append(f"npz: {args.out / 'samples.npz'}")
@@ -60,6 +64,9 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
             )
     if args.invert:
         found["psnr"], line = _psnr(job, read)
+        lines.append(line)
+    if job.observations is not None:
+        found["misfit"], line = _misfit(job, read)
         lines.append(line)
     if args.between or args.morph:
         frames_between = np.stack([read(number) for number in range(job.in_grid)])
@@ -102,7 +109,8 @@ def _read(path: Path, pixel_format: AnyFormat) -> np.ndarray:
 def _columns(job: Job, each: int) -> int | None:
     """Columns of a grid whose images stand beside `each` - 1 others; None: as many as make it about square."""
     if each > 1:
-        return max(1, COLUMNS // each) * each
+        members = job.args.members or 1
+        return (members if 1 < members <= MAX_COLUMNS // each else max(1, COLUMNS // each)) * each
     return min(job.series.columns, MAX_COLUMNS) if job.series.frames or len(job.series.rows) > 1 else None
 
 
@@ -120,6 +128,15 @@ def _psnr(job: Job, read: Read) -> tuple[float | None, str]:
         return None, "reconstruction: identical"
     mean, lowest = (-10 * math.log10(error) for error in (np.mean(errors), max(errors)))
     return mean, f"reconstruction: PSNR {mean:.1f} dB of {amount(len(job), 'image')}, lowest {lowest:.1f} dB"
+
+
+def _misfit(job: Job, read: Read) -> tuple[float, str]:
+    """The root mean square of the misfits of all images, and a line about it."""
+    assert job.observations is not None, "the caller checks it"
+    misfits = [job.observations.misfit(job.series.column(number), read(number)) for number in range(len(job))]
+    mean = math.sqrt(np.square(misfits).mean())
+    of = f"{amount(len(job), 'image')}, largest {max(misfits):.3g}"
+    return mean, f"misfit: {mean:.3g} standard deviations of the noise (root mean square) of {of}; 1 is expected"
 
 
 def _write_labels(path: Path, job: Job) -> None:

@@ -18,6 +18,15 @@ class Coordinates:
     units: tuple[str, str]
     """unit of each axis; empty if it is unknown"""
 
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.channel_units):
+            raise ValueError(f"channels={self.channels} and channel_units={self.channel_units} differ in length")
+
+    def of(self, start: int, stop: int) -> "Coordinates":
+        """These, with the names and units of some of the channels."""
+        rows = slice(start, stop)
+        return replace(self, channels=self.channels[rows], channel_units=self.channel_units[rows])
+
     def beside(self, channels: "Coordinates") -> "Coordinates":
         """These, with the names and units of further channels."""
         return replace(

@@ -44,7 +44,7 @@ def draw_samples(
     values, names = values[:count], None if names is None else names[:count]
     if are_pictures(values.shape[1], pixel_format):
         return draw_grid(np.stack([picture_bytes(image) for image in values]), names, columns)
-    values = values[:, :MAX_CHANNELS].astype(float)
+    values = finite(values[:, :MAX_CHANNELS])
     ranges = value_ranges(values) if ranges is None else ranges[:MAX_CHANNELS]
     strips = _strips(values, ranges)
     return _with_bars(draw_grid(strips, names, columns=1 if len(ranges) > 1 else columns), strips.shape[2], ranges)
@@ -71,9 +71,15 @@ def hidden_note(count: int, shape: Sequence[int], pixel_format: AnyFormat, most:
     return f"grids show the first {' and the first '.join(hidden)}" if hidden else None
 
 
-def value_ranges(values: Shaped[np.ndarray, "n c h w"]) -> Float[np.ndarray, "c 2"]:
-    """The lowest and the highest value of each channel, without NaN; 0 if all are NaN."""
+def finite(values: Shaped[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+    """The values with NaN for infinite ones."""
     values = values.astype(float)
+    return np.where(np.isinf(values), np.nan, values)
+
+
+def value_ranges(values: Shaped[np.ndarray, "n c h w"]) -> Float[np.ndarray, "c 2"]:
+    """The lowest and the highest finite value of each channel; 0 if there is none."""
+    values = finite(values)
     return np.nan_to_num(np.stack([np.fmin.reduce(values, (0, 2, 3)), np.fmax.reduce(values, (0, 2, 3))], axis=1))
 
 

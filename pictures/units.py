@@ -89,7 +89,8 @@ class Units:
     def from_unit(self, image: Float[Tensor, "b c h w"]) -> Shaped[np.ndarray, "b c h w"]:
         """The inverse of `to_unit`, on the CPU, of dtype `dtype`.
 
-        Integers are rounded; those that the dtype cannot hold become its lowest or highest one.
+        Integers are rounded; those that the dtype cannot hold become its lowest or highest one. Real numbers that it
+        cannot hold become infinite.
         """
         image = image.detach().cpu().double()
         device = image.device
@@ -98,7 +99,8 @@ class Units:
         if np.issubdtype(self.dtype, np.integer):
             ends = np.iinfo(self.dtype)
             array = array.round().clip(ends.min, ends.max)
-        return array.astype(self.dtype)
+        with np.errstate(over="ignore"):
+            return array.astype(self.dtype)
 
 
 AnyFormat = PixelFormat | Units

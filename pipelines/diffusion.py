@@ -27,6 +27,7 @@ from diffusion import (
     Euler,
     Formulation,
     NetworkDenoiser,
+    Observation,
     Sampler,
     choose_sampler,
     classifier_free,
@@ -34,11 +35,14 @@ from diffusion import (
     differences,
     generators,
     guided,
+    posterior,
     sample,
     unclipped,
 )
 from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.guidance import ALL_LEVELS
+from diffusion.windows import Size, check_windows, windowed
+from pictures.coordinates import Coordinates
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
@@ -108,10 +112,14 @@ class DiffusionModel:
     """what the network takes besides noisy image, time and label"""
     base: Base | None = None
     """a regression, to whose prediction samples are added; None: samples are the images"""
+    coordinates: Coordinates | None = None
+    """names, values and units of channels (those of a condition last) and axes, if the training data have them"""
     guide: Network | None = None
     """a worse network for the same images, from which guidance moves away; see `guided_by`"""
     size: tuple[int, int] | None = None
     """height and width of the images that it draws, if another than that of its training; see `sized`"""
+    overlap: Size | None = None
+    """pixels in height and width that windows share at least, where `in_windows` sets them"""
     classifier: ImageClassifier | None = None
     """a classifier of noisy images, along whose gradient images are moved; see `classified_by`"""
 
@@ -121,7 +129,7 @@ class DiffusionModel:
 
         Raises ValueError if the other model differs in formulation, images or classes.
         """
-        for name in ("formulation", "shape", "classes", "null_label", "pixel_format", "upscale"):
+        for name in ("formulation", "shape", "windows", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise ValueError(f"guide has {name}={its}, but the model has {mine}; give a model of the same kind")
         mine, its = (model.inputs and model.inputs.document() for model in (self, other))
@@ -133,19 +141,24 @@ class DiffusionModel:
         """This model, drawing images of another size than it was trained with.
 
         Raises ValueError, with the number that it must be a multiple of, for a size that its levels cannot halve, and
-        for one that its config refuses, such as one that is too small for padding by reflection.
+        for one that its config refuses, such as one that is too small for padding by reflection. If it draws in
+        windows, it raises ValueError for a size that is smaller than a window.
         """
-        if self.inputs is not None and self.inputs.has_fields and (height, width) != self.net.config.size:
-            own = "x".join(map(str, self.net.config.size))
+        trained = self._whole or self.net.config.size
+        if self.inputs is not None and self.inputs.has_fields and (height, width) != trained:
+            own = "x".join(map(str, trained))
             raise ValueError(f"size={height}x{width}: this model has fields of {own}; leave the size out")
         for net in (self.net,) if self.guide is None else (self.net, self.guide):
             if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
                 raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
+            if self.windows is not None:
+                check_windows(*self.windows, (height, width))
+                continue
             if net.config.size_error(height, width):
                 multiple = net.config.skeleton.stride
-                trained = " without model.pad" if isinstance(net, UNet) else ""
+                padded = " without model.pad" if isinstance(net, UNet) else ""
                 raise ValueError(
-                    f"size={height}x{width}: the levels of this model{trained} need multiples of {multiple} pixels"
+                    f"size={height}x{width}: the levels of this model{padded} need multiples of {multiple} pixels"
                 )
             try:
                 replace(net.config, size=(height, width))
@@ -154,6 +167,29 @@ class DiffusionModel:
                     f"size={height}x{width} does not suit this model; give a larger one: {error}"
                 ) from None
         return replace(self, size=(height, width))
+
+    def in_windows(self, overlap_px: int | None = None) -> "DiffusionModel":
+        """This model, drawing images that are larger than those that its network was trained on, in windows of that
+        size that agree at every step: see `diffusion.windows`. Windows share `overlap_px` pixels, or half of their own.
+
+        A model of patches with fields or conditions draws in windows of itself. Raises ValueError for an overlap that
+        leaves no step from one window to the next, and for a model that enlarges images, which has tiles.
+        """
+        if self.upscale is not None:
+            raise ValueError("this model enlarges images, tile by tile, and has no windows; leave the windows out")
+        window = self.net.config.size
+        overlap = _half(window) if overlap_px is None else (overlap_px, overlap_px)
+        check_windows(window, overlap)
+        return replace(self, overlap=overlap)
+
+    @property
+    def windows(self) -> tuple[Size, Size] | None:
+        """Height and width of the windows in which it draws, and of what they share at least; None: the network takes
+        the whole image at once."""
+        if self.overlap is None and self._whole is None:
+            return None
+        window = self.net.config.size
+        return window, self.overlap or _half(window)
 
     def classified_by(self, classifier: ImageClassifier) -> "DiffusionModel":
         """This model with a classifier of noisy images that guides it (Dhariwal & Nichol 2021, section 4).
@@ -183,7 +219,11 @@ class DiffusionModel:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of its images."""
-        return (self.net.config.out_channels, *(self.size or self.net.config.size))
+        return (self.net.config.out_channels, *(self.size or self._whole or self.net.config.size))
+
+    @property
+    def _whole(self) -> Size | None:
+        return None if self.inputs is None else self.inputs.whole
 
     @property
     def networks(self) -> list[Network]:
@@ -340,13 +380,17 @@ class DiffusionModel:
 
     def _guided(self, guidance: float, learned_variance: bool, options: Mapping[str, Any]) -> Denoiser:
         dtype = next(self.net.parameters()).dtype
-        denoise: Denoiser = NetworkDenoiser(self.net, self.formulation, learned_variance, dtype)
+        denoise = self._in_windows(NetworkDenoiser(self.net, self.formulation, learned_variance, dtype))
         if self.guide is not None:
-            worse = NetworkDenoiser(self.guide, self.formulation, dtype=dtype)
+            worse = self._in_windows(NetworkDenoiser(self.guide, self.formulation, dtype=dtype))
             return guided(denoise, worse, guidance, self.formulation, **options)
         if guidance == 1 or not self.null_label or (self.classes is None and self._numbers is None):
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
+
+    def _in_windows(self, denoise: Denoiser) -> Denoiser:
+        is_periodic = self.inputs is not None and self.inputs.periodic_width
+        return denoise if self.windows is None else windowed(denoise, *self.windows, is_periodic)
 
     def _log_probability(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
@@ -374,6 +418,7 @@ class DiffusionModel:
         project: Projection | None = None,
         resample: int = 1,
         toward: tuple[Sequence[int], Sequence[float]] | None = None,
+        observation: Observation | None = None,
         image: Float[Tensor, "b k h w"] | None = None,
         vector: Sequence[Sequence[float]] | None = None,
         **options: Any,
@@ -385,10 +430,11 @@ class DiffusionModel:
         number, the share `strength` of the steps changes these images; `noise` replaces that of the numbers; see
         `diffusion.sample`, also for `resample`. `project` keeps what is known of each image: `keep_pixels` or
         `keep_grey` of `diffusion.edits`. `toward` has another label per image, and how near to it the image is, from 0
-        to 1: `between_labels`. `image` has the condition of each image, in the values of the network
-        (`inputs.pixel_format`), and `vector` its numbers (`inputs.numbers`), in units of the data; without them a model
-        that was also trained without draws for hidden numbers. Raises ValueError as `check` does, for labels that the
-        model does not have, and for images and numbers that do not fit.
+        to 1: `between_labels`. `observation` is what is known of each image through an operator: `posterior`. `image`
+        has the condition of each image, in the values of the network (`inputs.pixel_format`), and `vector` its numbers
+        (`inputs.numbers`), in units of the data; without them a model that was also trained without draws for hidden
+        numbers. Raises ValueError as `check` does, for labels that the model does not have, and for images and numbers
+        that do not fit.
         """
         guiding: Any = {
             "guidance": guidance,
@@ -410,6 +456,9 @@ class DiffusionModel:
             self._check_labels(images, toward[0])
             share = torch.tensor(toward[1], device=device)
             denoise = between_labels(denoise, torch.tensor(toward[0], device=device), share)
+        if observation is not None:
+            self._check_observation(observation, len(images))
+            denoise = posterior(denoise, observation.to(device), self.formulation, self.pixel_format.limit)
         denoise = denoise if project is None else projected(denoise, project)
         condition = self._condition(len(images), labels, device, image, vector)
         sources = generators(seed, images)
@@ -430,8 +479,10 @@ class DiffusionModel:
         )
         if self.base is None:
             return drawn
-        if origin is not None or project is not None:
-            raise ValueError("this model draws the residual of a regression; it starts from no image and keeps none")
+        if origin is not None or project is not None or observation is not None:
+            raise ValueError(
+                "this model draws the residual of a regression; it starts from no image, and none is kept or observed"
+            )
         base, mean = self.base, self.base.model.predict(image, vector, len(images), self.shape[1:], device)
         return (base.added(mean, x) for x in drawn)
 
@@ -525,6 +576,13 @@ class DiffusionModel:
             numbers=numbers,
         )
 
+    def _check_observation(self, observation: Observation, count: int) -> None:
+        seen = observation.observe(torch.zeros(1, *self.shape)).shape[1:]
+        if (found := tuple(observation.values.shape)) != (wanted := (count, *seen)):
+            raise ValueError(
+                f"observation has the shape {found}, but images are observed as {wanted}; give such values"
+            )
+
     def _check_labels(self, images: Sequence[int], labels: Sequence[int] | None) -> None:
         if not len(images):
             raise ValueError("no image numbers were given; give at least one")
@@ -567,6 +625,8 @@ class DiffusionModel:
         }
         if self.inputs is not None:
             document["inputs"] = self.inputs.document()
+        if self.coordinates is not None:
+            document["coordinates"] = asdict(self.coordinates)
         if self.base is not None:
             document["residual_std"] = self.base.std
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -616,6 +676,10 @@ class DiffusionModel:
         return "\n".join(rows if self.null is None else [*rows, f"- {self.null}: no label"])
 
 
+def _half(size: Size) -> Size:
+    return size[0] // 2, size[1] // 2
+
+
 def require_finite(images: Sequence[int], x: Float[Tensor, "b c h w"], guidance: float) -> None:
     """Raises ValueError, with the number of the first one, for drawn images with values that are not finite."""
     finite = x.isfinite().flatten(1).all(dim=1).tolist()
@@ -655,12 +719,24 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
     file = description_file(folder)
     assert file is not None, "read_network has read it"
     try:
-        inputs, base = read_inputs(read_json(file), file.parent), read_base(file)
+        inputs, base, places = read_inputs(read_json(file), file.parent), read_base(file), read_coordinates(file)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from None
     _check_channels(net, folder, scale, inputs)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(net, formulation, classes, null_label, pixel_format, images_seen, counts, scale, inputs, base)
+    return DiffusionModel(
+        net,
+        formulation,
+        classes,
+        null_label,
+        pixel_format,
+        images_seen,
+        counts,
+        upscale=scale,
+        inputs=inputs,
+        base=base,
+        coordinates=places,
+    )
 
 
 def description_file(folder: Path) -> Path | None:
@@ -754,6 +830,12 @@ def read_scale(folder: Path) -> int | None:
     if scale is not None and not (type(scale) is int and 2 <= scale <= MAX_SCALE):
         raise ValueError(f"{path}: upscale={scale!r} is no scale; give a whole number from 2 to {MAX_SCALE}")
     return scale
+
+
+def read_coordinates(file: Path) -> Coordinates | None:
+    """The coordinates in a diffusion.json; None if it has none. Raises ValueError for anything else."""
+    found = read_json(file).get("coordinates")
+    return None if found is None else read_config(Coordinates, found)
 
 
 def read_base(file: Path) -> Base | None:

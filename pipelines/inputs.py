@@ -1,6 +1,7 @@
 """What a denoising network takes besides the noisy image, its time and its label: fields, masks and numbers."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,12 @@ class Numbers:
         return torch.cat([(values - mean) / std, torch.ones_like(values[:, :1])], dim=1).float()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Patches:
+    whole: tuple[int, int] | None
+    periodic_width: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The image that is concatenated to the noisy one, and the numbers that are added to the features of the time.
@@ -70,6 +77,10 @@ class Inputs:
     seen: Bool[Tensor, "c h w"] | None = None
     """where the training images ever had a value; None: their values were never missing"""
     numbers: Numbers | None = None
+    whole: tuple[int, int] | None = None
+    """height and width of the training images, if the network takes patches of them, with fields or conditions"""
+    periodic_width: bool = False
+    """whether patches go on across the left and right border of these images"""
 
     @property
     def has_fields(self) -> bool:
@@ -159,6 +170,8 @@ class Inputs:
             "pixel_format": asdict(self.pixel_format),
             "missing": self.seen is not None,
             "numbers": None if self.numbers is None else asdict(self.numbers),
+            "whole": self.whole,
+            "periodic_width": self.periodic_width,
             "fields_sha256": {name: _sha256(values) for name, values in self._fields().items()},
         }
 
@@ -177,6 +190,14 @@ def standardised(fields: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
     fields = fields.double()
     mean, std = fields.mean(dim=(1, 2), keepdim=True), fields.std(dim=(1, 2), keepdim=True, correction=0)
     return ((fields - mean) / std).float()
+
+
+def positions(height: int, width: int, periodic_width: bool = False) -> Float[Tensor, "k h w"]:
+    """The place of each pixel as fields: y and x from -1 to 1; of a periodic width, sine and cosine of the angle in
+    place of x."""
+    y, x = ((2 * torch.arange(side) + 1) / side - 1 for side in (height, width))
+    across = [(math.pi * x).sin(), (math.pi * x).cos()] if periodic_width else [x]
+    return torch.stack([y[:, None].expand(height, width), *(each.expand(height, width) for each in across)])
 
 
 def numbers_of(names: Sequence[str], values: Float32[np.ndarray, "n v"]) -> Numbers:
@@ -200,7 +221,8 @@ def read_inputs(document: Mapping[str, Any], folder: Path) -> Inputs | None:
             raise ValueError(f"{folder / FILE} is missing, or its fields are not those of the model; copy it again")
         numbers = None if found["numbers"] is None else read_config(Numbers, found["numbers"])
         static, seen = fields.get("static"), fields.get("seen")
-        return Inputs(found["channels"], read_format(found), static, seen, numbers)
+        patches = read_config(_Patches, {name: found[name] for name in ("whole", "periodic_width")})
+        return Inputs(found["channels"], read_format(found), static, seen, numbers, **asdict(patches))
     except KeyError as error:
         raise ValueError(f"inputs have no {error}; they are incomplete") from None
 

@@ -64,8 +64,10 @@ class RegressionModel:
     def training(
         self, fields: Float[Tensor, "b d h w"], vector: Float[Tensor, "b v"] | None
     ) -> tuple[Tensor | None, Float[Tensor, "b n"] | None]:
-        """The arguments of `regress` for training images: `fields` are their condition and the static fields."""
-        _, _, beside = self.inputs.split(fields, 0)
+        """The arguments of `regress` for training images: `fields` are their condition and the static fields, behind
+        which there may be others."""
+        static = 0 if self.inputs.static is None else len(self.inputs.static)
+        _, _, beside = self.inputs.split(fields[:, : self.inputs.channels + static], 0)
         numbers = None if self.inputs.numbers is None or vector is None else self.inputs.numbers.label(vector)
         return beside, numbers
 
@@ -137,7 +139,7 @@ class Base:
     def residual(
         self, x0: Float[Tensor, "b c h w"], fields: Float[Tensor, "b d h w"], vector: Float[Tensor, "b v"] | None
     ) -> Float[Tensor, "b c h w"]:
-        """The scaled residual of training images; `fields` are their condition and the static fields."""
+        """The scaled residual of training images; `fields` are as in `RegressionModel.training`."""
         with torch.no_grad():
             return (x0 - self.model(*self.model.training(fields, vector))) / self._scale(x0.device)
 

@@ -29,12 +29,18 @@ def padded_crop(image: Images, random: GlobalRandom, pad_px: int, padding: str =
     return random_crop(F.pad(image, [pad_px] * 4, mode=PADDING[padding]), random, (height, width))
 
 
-def random_crop(image: Images, random: GlobalRandom, size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:
-    """A part of each image with this height and width, at a random place."""
+def random_crop(
+    image: Images, random: GlobalRandom, size: tuple[int, int], periodic_width: bool = False
+) -> Float[Tensor, "b c h2 w2"]:
+    """A part of each image with this height and width, at a random place. With `periodic_width` it may go on across the
+    right border, at the left one."""
+    height, width = image.shape[2:]
+    starts = height - size[0] + 1, width if periodic_width else width - size[1] + 1
     rows, columns = (
-        random.integers(side - kept + 1)[:, None] + torch.arange(kept, device=image.device)
-        for side, kept in zip(image.shape[2:], size, strict=True)
+        random.integers(count)[:, None] + torch.arange(kept, device=image.device)
+        for count, kept in zip(starts, size, strict=True)
     )
+    columns = columns % width
     number = torch.arange(len(image), device=image.device)[:, None, None, None]
     channel = torch.arange(image.shape[1], device=image.device)[:, None, None]
     return image[number, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -258,7 +258,7 @@ class ClassificationRun(Run[ClassificationTask]):
         processes = process_state().num_processes
         share = self.train.batch // processes // self.train.accumulation(processes)
         self._check_pairs(share, f"what a process takes of train.batch at a time, {share} images,")
-        require_plain(images, self.data)
+        require_plain(images, self.data.missing)
         if images.classes is None:
             raise ValueError(
                 f"images of {self.data.source} have no labels, which a classifier needs; put them into sub-folders, "

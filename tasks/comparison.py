@@ -20,7 +20,8 @@ from metrics import (
     precision_recall,
 )
 from pictures.units import AnyFormat
-from pipelines.diffusion import gather_drawn
+from pipelines.diffusion import DiffusionModel, gather_drawn
+from residual.names import shorten
 from storage.write import expand_home
 from tasks.judge import Input, open_judge, pixels_of
 from tasks.reference import Pair, read_reference, write_reference
@@ -268,6 +269,22 @@ def _by_class(images: Images, numbers: Int64[np.ndarray, "n"], by_class: bool) -
     for number in numbers.tolist():
         found.setdefault(names[number], []).append(number)
     return found
+
+
+def names_for(model: DiffusionModel, images: Images) -> list[str] | None:
+    """The class of each held-out image, for drawing with the same labels; None if the model draws without them.
+
+    Raises ValueError for classes that the model does not have, and for missing ones if it draws only with labels.
+    """
+    names = None if model.classes is None else class_names(images)
+    if names is not None and (unknown := sorted(set(names) - set(model.classes or ()))):
+        raise ValueError(
+            f"images of data.validation have classes that the model lacks: {shorten(unknown)}; those of the model "
+            f"are {shorten(model.classes or ())}"
+        )
+    if names is None and model.classes is not None and model.null is None:
+        raise ValueError("the model draws only with labels, but the images of data.validation have none")
+    return names
 
 
 def class_names(images: Images) -> list[str] | None:

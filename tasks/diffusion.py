@@ -32,6 +32,7 @@ from residual.model_info import ConfigClasses
 from tasks.augment import random_crop, random_flip
 from tasks.comparison import QualityConfig
 from tasks.enlargement import EnlargementEvaluation, check_measurable
+from tasks.ensemble import Ensemble, EnsembleConfig
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
 from tasks.inputs import Examples, check_predicts, inputs_of, residual_std
@@ -82,6 +83,10 @@ class DiffusionAugment:
 
     crop_px: int | None = None
     """train on squares of this side in pixels, which are cut from the images at random places; null: on whole images"""
+    crop_positions: Literal["plane", "periodic_width"] | None = None
+    """with crop_px: further inputs with the place of each pixel in the whole image. `plane`: y and x from -1 to 1;
+    `periodic_width`: y, and sine and cosine of the longitude, with squares that go on across the left and right border.
+    The model then draws whole images, in windows of that side. null: the network does not know the place"""
     flip: bool = False
     """mirror each image left to right with probability 1/2"""
     non_leaky: float = 0.0
@@ -91,6 +96,16 @@ class DiffusionAugment:
     def __post_init__(self) -> None:
         if self.crop_px is not None and self.crop_px < 1:
             raise ValueError(f"augment.crop_px={self.crop_px} is out of range; give at least 1, or null")
+        if self.crop_positions is not None and self.crop_px is None:
+            raise ValueError(
+                f"augment.crop_positions={self.crop_positions} is the place of squares; give augment.crop_px, too"
+            )
+        if self.crop_positions is not None and (self.flip or self.non_leaky > 0):
+            name = "flip=true" if self.flip else f"non_leaky={self.non_leaky}"
+            raise ValueError(
+                f"augment.{name} moves what is at a place, which augment.crop_positions={self.crop_positions} gives "
+                "to the network; leave one of them out"
+            )
         if not 0 <= self.non_leaky <= 1:
             raise ValueError(f"augment.non_leaky={self.non_leaky} is not a probability; give 0 to 1")
         if self.non_leaky > 0 and self.flip:
@@ -118,7 +133,9 @@ class DiffusionTask(Task[DiffusionBatch]):
         evaluations: tuple[Evaluation, ...] = (),
     ) -> None:
         super().__init__(model.net, evaluations)
-        self.diffusion, self.config, self.augment, self.shape = model, config, augment, model.shape
+        self.diffusion, self.config, self.augment = model, config, augment
+        self.shape = (model.shape[0], *model.net.config.size)
+        """of the images that are trained on, which may be patches of those that the model draws"""
         self.bound = None
         if model.net.config.learned_variance:
             assert isinstance(model.formulation, DDPM), "DiffusionRun checks it"
@@ -126,12 +143,16 @@ class DiffusionTask(Task[DiffusionBatch]):
 
     def prepare(self, batch: Batch, random: GlobalRandom) -> DiffusionBatch:
         """The batch with the static fields behind the channels of its images, which are cropped, flipped or changed by
-        EDM's augmentations together."""
+        EDM's augmentations together. Of images with a regression it has the residual, as that predicts whole images."""
         image, label = batch.image, None
         if self.diffusion.inputs is not None:
             image = self.diffusion.inputs.with_static(image)
+        if self.diffusion.base is not None:
+            x0, fields = image.tensor_split([self.shape[0]], dim=1)
+            image = torch.cat([self.diffusion.base.residual(x0, fields, batch.vector), fields], dim=1)
         if (side := self.augment.crop_px) is not None:
-            image = random_crop(image, random, (side, side))
+            is_periodic = self.augment.crop_positions == "periodic_width"
+            image = random_crop(image, random, (side, side), is_periodic)
         if self.augment.flip:
             image = random_flip(image, random)
         if self.augment.non_leaky > 0:
@@ -145,8 +166,6 @@ class DiffusionTask(Task[DiffusionBatch]):
             x0, known, image = trained.inputs.split(x0, self.shape[0])
             if trained.inputs.numbers is not None and batch.vector is not None:
                 numbers = trained.inputs.numbers.label(batch.vector)
-            if trained.base is not None:
-                x0 = trained.base.residual(x0, batch.image[:, self.shape[0] :], batch.vector)
         source = Stratified(random.stratified) if self.config.stratified else random
         time, noise = trained.formulation.draw_time(source), random.normal(*self.shape)
         if trained.classes is not None or numbers is not None:
@@ -203,6 +222,7 @@ class DiffusionRun(Run[DiffusionTask]):
     augment: DiffusionAugment = field(default_factory=DiffusionAugment)
     sample: SampleConfig = field(default_factory=SampleConfig, metadata={"may_change": True})
     quality: QualityConfig = field(default_factory=QualityConfig, metadata={"may_change": True})
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig, metadata={"may_change": True})
 
     derived: ClassVar[dict[str, str]] = {
         "model.in_channels": _FROM_IMAGES,
@@ -227,7 +247,29 @@ class DiffusionRun(Run[DiffusionTask]):
                 f"quality.judge={self.quality.judge} compares drawn images, but diffusion.upscale="
                 f"{self.diffusion.upscale} enlarges them; leave one of them out"
             )
+        padding = getattr(self.model, "padding", "zeros")
+        if self.augment.crop_positions is not None and padding in ("periodic", "periodic_width"):
+            raise ValueError(
+                f"model.padding={padding} closes each square of augment.crop_px on itself, where the image goes on; "
+                "give model.padding=zeros, with augment.crop_positions=periodic_width for images that are periodic"
+            )
         require_validation(self.quality, self.data)
+        self._check_ensemble()
+
+    def _check_ensemble(self) -> None:
+        if (members := self.ensemble.members) is None:
+            return
+        others = {
+            "quality.judge": self.quality.judge is not None,
+            "diffusion.upscale": self.diffusion.upscale is not None,
+        }
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise ValueError(f"ensemble.members={members} is another evaluation than that of {given[0]}; give only one")
+        if self.data.validation is None:
+            raise ValueError(
+                f"ensemble.members={members} are drawn for held-out pairs, but data.validation is null; give a share, "
+                "such as 0.1, or the name of a split"
+            )
 
     @classmethod
     def init_config(cls, init: str) -> UNetConfig | EDM2Config | None:
@@ -277,7 +319,8 @@ class DiffusionRun(Run[DiffusionTask]):
             arrays = "arrays are read as (channels, height, width) and are not resized"
             way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
             raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
-        classes, inputs = None if images.classes is None else len(images.classes), inputs_of(images, self.data.missing)
+        classes = None if images.classes is None else len(images.classes)
+        inputs = inputs_of(images, self.data.missing, self.augment.crop_px, self.augment.crop_positions)
         count = channels if self.diffusion.upscale is None else 2 * channels
         if inputs is not None:
             self._check_inputs(inputs)
@@ -299,6 +342,7 @@ class DiffusionRun(Run[DiffusionTask]):
             upscale=self.diffusion.upscale,
             inputs=inputs,
             base=base,
+            coordinates=images.coordinates,
         )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)
@@ -306,11 +350,15 @@ class DiffusionRun(Run[DiffusionTask]):
             raise ValueError(f"sample: {error}") from None
         if model.upscale is not None:
             return DiffusionTask(model, self.diffusion, self.augment, self._enlargements(model))
-        held_out = None if inputs is None else open_validation(self.data, on_main=on_main)
+        needed = inputs is not None or self.ensemble.members is not None
+        held_out = open_validation(self.data, on_main=on_main) if needed else None
         examples = Examples(images if held_out is None else held_out)
         evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images, examples)]
         if (quality := self.open_quality(model, images)) is not None:
             evaluations.append(quality)
+        if self.ensemble.members is not None:
+            assert held_out is not None, "it was opened above"
+            evaluations.append(Ensemble(model, self.ensemble, held_out, self.train.eval_every_images))
         return DiffusionTask(model, self.diffusion, self.augment, tuple(evaluations))
 
     def open_quality(self, model: DiffusionModel, training: ImageSet) -> Quality | None:
@@ -368,8 +416,8 @@ class DiffusionRun(Run[DiffusionTask]):
         """Raises ValueError for settings that do not suit conditions, numbers or missing values."""
         if self.diffusion.upscale is not None:
             raise ValueError(
-                f"diffusion.upscale={self.diffusion.upscale} has images alone, but data has conditions, static fields, "
-                "vectors or missing values; leave one of them out"
+                f"diffusion.upscale={self.diffusion.upscale} has images alone, but there are conditions, static "
+                "fields, positions, vectors or missing values; leave one of them out"
             )
         if self.quality.judge is not None and inputs.channels:
             raise ValueError(

@@ -150,7 +150,7 @@ class DistillationRun(Run[DistillationTask]):
 
     def build(self, images: ImageSet) -> DistillationTask:
         """The task, with a student that has the teacher's weights. Raises ValueError for images of another kind."""
-        require_plain(images, self.data)
+        require_plain(images, self.data.missing)
         teacher = self.loaded
         for name in ("shape", "pixel_format", "classes"):
             if name == "classes" and teacher.classes is None:

@@ -2,13 +2,16 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pictures.pixel_format import BYTES
+from pictures.units import AnyFormat
 from residual.names import amount, shorten
 from storage.read import is_regular
 from tasks.comparison import class_names
-from training.data import DataConfig, Images, open_images, settings_of
+from training.data import DataConfig, Images, open_as_trained
 from training.data.images import listing
 from training.data.sources.listing import Listing
 from training.processes import on_main
@@ -38,7 +41,7 @@ def open_drawn(path: Path, data: DataConfig, held_out: Images) -> Images:
     try:
         if path.suffix == ".npz":
             label = "arr_1" if is_regular(path) and _has_labels(path) else None
-            images = _read(path, data, image_column="arr_0", axes="hwc", label_column=label)
+            images = _read(path, data, BYTES, image_column="arr_0", axes="hwc", label_column=label)
             return _numbered(_grey(images, held_out), held_out)
         return _named(_read_folder(path, data, held_out), held_out)
     except ValueError as error:
@@ -55,9 +58,9 @@ def _has_labels(path: Path) -> bool:
         return False  # reading the images says what is wrong
 
 
-def _read(source: Path, data: DataConfig, **fields: object) -> Images:
-    config = DataConfig(source=str(source.absolute()), cache=data.cache, max_bad=ANY, **fields)  # type: ignore[arg-type]
-    images = open_images(config, on_main=on_main)
+def _read(source: Path, data: DataConfig, values: AnyFormat, **fields: Any) -> Images:
+    settings = {"source": str(source.absolute()), "cache": data.cache, "max_bad": ANY, **fields}
+    images = open_as_trained(values, on_main=on_main, **settings)
     assert isinstance(images, Images), "they are not streamed"
     if images.bad:
         bad = f"{amount(len(images.bad), 'image')} cannot be read{listing(images.bad)}"
@@ -66,14 +69,15 @@ def _read(source: Path, data: DataConfig, **fields: object) -> Images:
 
 
 def _read_folder(path: Path, data: DataConfig, held_out: Images) -> Images:
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     source = path / "images" if is_regular(path / RECORD) else path
     if is_regular(path / LABELS) and source != path:
         fields = {"label_file": path / LABELS, "label_column": "class"}
     if "arrays" in Listing.of(source).files:
-        return _read(source, data, **settings_of(held_out.pixel_format), **fields)
+        targets = held_out.pixel_format.channels(0, held_out.shape[0] - held_out.conditions)
+        return _read(source, data, targets, missing=data.missing, **fields)
     channels = 3 if held_out.shape[0] == 3 else None  # colour pictures may all be grey by chance
-    return _read(source, data, channels=channels, bits=data.bits, **fields)
+    return _read(source, data, BYTES, channels=channels, bits=data.bits, **fields)
 
 
 def _grey(images: Images, held_out: Images) -> Images:

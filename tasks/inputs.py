@@ -8,29 +8,37 @@ import numpy as np
 import torch
 
 from pictures.pixel_format import BYTES
-from pipelines.inputs import Inputs, numbers_of, standardised
+from pipelines.inputs import Inputs, numbers_of, positions, standardised
 from pipelines.regression import RegressionModel
 from residual.names import amount
-from training.data import DataConfig, ImageSet
+from training.data import ImageSet
 
 SAMPLE = 256
 """images by which the residual of a regression is scaled"""
 
 
-def inputs_of(images: ImageSet, missing: bool) -> Inputs | None:
-    """The inputs of a network that is trained on these images, whose values may be `missing`; None if there are none
-    besides the images."""
+def inputs_of(
+    images: ImageSet, missing: bool, crop_px: int | None = None, crop_positions: str | None = None
+) -> Inputs | None:
+    """The inputs of a network that is trained on these images, whose values may be `missing`, or on squares of them;
+    None if there are none besides the images. `crop_px` and `crop_positions` are those of `augment`."""
     channels = images.shape[0] - images.conditions
     seen = None
     if missing:
         known = np.ones(images.shape, bool) if images.seen is None else images.seen
         seen = torch.from_numpy(known[:channels].copy())
+    size, is_periodic = (images.shape[1], images.shape[2]), crop_positions == "periodic_width"
+    fields = [] if images.static is None else [standardised(torch.from_numpy(images.static))]
+    fields += [] if crop_positions is None else [positions(*size, is_periodic)]
+    is_cut = crop_px is not None and crop_px < max(size)
     inputs = Inputs(
         channels=images.conditions,
         pixel_format=images.pixel_format.channels(channels, images.shape[0]) if images.conditions else BYTES,
-        static=None if images.static is None else standardised(torch.from_numpy(images.static)),
+        static=torch.cat(fields) if fields else None,
         seen=seen,
         numbers=None if images.vectors is None else numbers_of(images.vector_columns, images.vectors),
+        whole=size if is_cut and (images.conditions or fields or missing) else None,
+        periodic_width=is_periodic,
     )
     return inputs if inputs.count(channels) or inputs.numbers else None
 
@@ -94,13 +102,14 @@ class Examples:
         return given
 
 
-def require_plain(images: ImageSet, config: DataConfig) -> None:
-    """Raises ValueError, for tasks that take images alone, for those with conditions or missing values."""
+def require_plain(images: ImageSet, missing: bool) -> None:
+    """Raises ValueError, for tasks that take images alone, for those with conditions or, if `missing`, without some
+    values."""
     found = {
         "data.condition": amount(images.conditions, "channel") if images.conditions else None,
         "data.static": None if images.static is None else amount(len(images.static), "field"),
         "data.vector_columns": ", ".join(images.vector_columns) or None,
-        "data.missing": True if config.missing else None,
+        "data.missing": True if missing else None,
     }
     for name, value in found.items():
         if value is not None:

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_finite
-from residual.names import shorten
 from tasks.budget import choose_count, seconds_per_image
-from tasks.comparison import Comparison, QualityConfig, class_names
+from tasks.comparison import Comparison, QualityConfig, names_for
 from tasks.inputs import Examples
 from tasks.judge import pixels_of
 from training.data import DataConfig, Images, ImageSet, open_validation
@@ -51,15 +50,8 @@ class Quality(Evaluation):
         if isinstance(held_out, Images) and (given := pixels_of(held_out)) != (drawn := pixels_of(model)):
             raise ValueError(f"the model draws {drawn}, but the images of data.validation are {given}; see data.size")
         self.comparison = Comparison(config, held_out, training, by_class=model.classes is not None)
-        names = None if model.classes is None else class_names(self.comparison.held_out)
-        if names is not None and (unknown := sorted(set(names) - set(model.classes or ()))):
-            raise ValueError(
-                f"images of data.validation have classes that the model lacks: {shorten(unknown)}; those of the model "
-                f"are {shorten(model.classes or ())}"
-            )
-        if names is None and model.classes is not None and model.null is None:
-            raise ValueError("the model draws only with labels, but the images of data.validation have none")
-        self._names, self._given = names, Examples(self.comparison.held_out)
+        self._names = names_for(model, self.comparison.held_out)
+        self._given = Examples(self.comparison.held_out)
 
     @torch.no_grad()
     def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:

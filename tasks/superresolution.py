@@ -97,7 +97,7 @@ class SuperResolutionRun(Run[SuperResolutionTask]):
 
     def build(self, images: ImageSet) -> SuperResolutionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
-        require_plain(images, self.data)
+        require_plain(images, self.data.missing)
         channels = amount(images.shape[0], "channel")
         if images.pixel_format != BYTES or images.shape[0] != 3:
             raise ValueError(

@@ -35,7 +35,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "drawing": (
         {"residual", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
-        BASE | {"tqdm"},
+        BASE | {"tqdm", "xarray"},
     ),
     "experiments": (
         {

@@ -15,7 +15,18 @@ from accelerate.state import AcceleratorState
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
-from benchmarks import data, gpu, guidance, paired, sampling, steps, train_vs_script, unet_vs_diffusers, zoo_vs_plain
+from benchmarks import (
+    data,
+    gpu,
+    guidance,
+    paired,
+    sampling,
+    steps,
+    train_vs_script,
+    unet_vs_diffusers,
+    windows,
+    zoo_vs_plain,
+)
 from benchmarks.paired import CONTROL, Plan, Timings
 from benchmarks.steps import NoisePrediction, TheirStep, build, build_theirs
 from tests.test_arrows import imports
@@ -179,6 +190,7 @@ def test_a_comparison_prints_its_table(main: Callable[[list[str]], None], argume
         (gpu.main, "", "--device=cuda"),
         (train_vs_script.main, "--script absent.py", "--script=absent.py"),
         (train_vs_script.main, "--updates 0", "--updates=0"),
+        (windows.main, "--num 0", "--num=0"),
     ],
 )
 def test_wrong_options_are_one_line(main: Callable[[list[str]], None], arguments: str, error: str, capsys) -> None:

@@ -2,9 +2,9 @@
 
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
-from training.data.config import DataConfig, settings_of
+from training.data.config import DataConfig
 from training.data.images import Images
-from training.data.open import open_images, open_validation
+from training.data.open import open_as_trained, open_images, open_validation
 from training.data.order import image_index
 from training.data.reader import BatchReader
 from training.data.stream import ImageSet, StreamedImages
@@ -18,7 +18,7 @@ __all__ = [
     "Preprocessing",
     "StreamedImages",
     "image_index",
+    "open_as_trained",
     "open_images",
     "open_validation",
-    "settings_of",
 ]

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pictures.pixel_format import PixelFormat, is_range
+from pictures.pixel_format import is_range
 from pictures.preprocessing import Preprocessing
-from pictures.units import TRANSFORMS, AnyFormat, Units
+from pictures.units import TRANSFORMS, Units
 from training.settings import setting
 
 MAX_SIDE_PX = 8192
@@ -197,11 +197,3 @@ class DataConfig:
             crop=self.crop,
             center_share=self.center_share,
         )
-
-
-def settings_of(values: AnyFormat) -> dict[str, Any]:
-    """The settings of `DataConfig` that read arrays as those of a trained model were."""
-    if isinstance(values, PixelFormat):
-        return {"range": (values.low, values.high)}
-    names = {name: getattr(values, name) for name in ("mean", "std", "transform")}
-    return {"normalisation": "mean_std", **names}

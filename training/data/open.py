@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from pictures.pixel_format import PixelFormat
-from pictures.units import Units
+from pictures.units import AnyFormat, Units
 from training.data.cache.files import load_cache
 from training.data.cache.open import find_cache
 from training.data.config import DataConfig
@@ -46,8 +46,9 @@ def open_images(
 ) -> ImageSet:
     """The images that a run is trained on: memory-mapped from the cache, which is built if needed; or streamed.
 
-    Only streamed images for `training` are cropped at random. With `data.normalisation` mean_std their units follow
-    from their own statistics, unless `units` are given, as for images that a trained model is compared with.
+    Only streamed images for `training` are cropped at random, and `Images.seen` is found for it alone. With
+    `data.normalisation` mean_std their units follow from their own statistics, unless `units` are given, as for images
+    that a trained model is compared with.
 
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
@@ -59,7 +60,7 @@ def open_images(
             source, config.preprocessing, shards, config.max_bad, static=static, training=training
         )
         if config.normalisation == "mean_std":
-            streamed.pixel_format = units or stated_units(config, streamed)
+            streamed.pixel_format = units or stated_units(config.mean, config.std, config.transform, streamed)
         return streamed
 
     notes: list[str] = []
@@ -81,10 +82,24 @@ def open_images(
         images = images.part(divided(len(images), config.validation)[0])
     whole = images
     if config.normalisation == "mean_std":
-        images.pixel_format = units or on_main(lambda: find_units(config, whole, folder))
-    if config.missing:
+        stated = config.mean, config.std, config.transform
+        images.pixel_format = units or on_main(lambda: find_units(*stated, whole, folder, config.source))
+    if config.missing and training:
         images.seen = on_main(lambda: statistics_of(whole, ("none",) * whole.shape[0], folder)).seen
     return images
+
+
+def open_as_trained(values: AnyFormat, *, on_main: OnMain = directly, **settings: Any) -> ImageSet:
+    """Images of these settings of `DataConfig`, in the values of a trained model.
+
+    Arrays have its range or its units, whatever their own statistics are. Raises ValueError as `open_images` does.
+    """
+    if isinstance(values, Units):
+        config = DataConfig(normalisation="mean_std", **settings)
+        return open_images(config, on_main=on_main, training=False, units=values)
+    if values.file == "npy":
+        settings["range"] = (values.low, values.high)
+    return open_images(DataConfig(**settings), on_main=on_main, training=False)
 
 
 def open_validation(config: DataConfig, *, on_main: OnMain = directly) -> ImageSet | None:
@@ -107,30 +122,39 @@ def open_validation(config: DataConfig, *, on_main: OnMain = directly) -> ImageS
     return images.part(divided(len(images), config.validation)[1])
 
 
-def stated_units(config: DataConfig, images: ImageSet) -> Units:
+def stated_units(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, transform: tuple[str, ...], images: ImageSet
+) -> Units:
     """The units that `data.mean` and `data.std` define. Raises ValueError if they do not fit the images."""
-    assert config.mean is not None, "DataConfig requires it while streaming"
-    assert config.std is not None, "DataConfig requires both"
+    assert mean is not None, "DataConfig requires it while streaming"
+    assert std is not None, "DataConfig requires both"
     channels = images.shape[0]
-    transform = transform_of(config.transform, channels)
-    return given_units(config.mean, config.std, transform, channels, images.pixel_format.dtype)
+    return given_units(mean, std, transform_of(transform, channels), channels, images.pixel_format.dtype)
 
 
-def find_units(config: DataConfig, images: Images, folder: Path) -> Units:
+def find_units(
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    transform: tuple[str, ...],
+    images: Images,
+    folder: Path,
+    source: str,
+) -> Units:
     """The units of training images: those that are stated, or those of their statistics, kept in the cache `folder`.
 
-    Raises ValueError for a constant channel, and for stated ones that belong to other data.
+    `source` is the value of data.source. Raises ValueError for a constant channel, and for stated ones that belong to
+    other data.
     """
     try:
-        if config.mean is not None:
-            units = stated_units(config, images)
+        if mean is not None:
+            units = stated_units(mean, std, transform, images)
             check_units(units, images)
             return units
-        transform = transform_of(config.transform, images.shape[0])
+        transform = transform_of(transform, images.shape[0])
         assert isinstance(images.pixel_format, PixelFormat), "it is that of the cache"
         return measured_units(statistics_of(images, transform, folder), transform, images.pixel_format)
     except ValueError as error:
-        raise ValueError(f"data.source {config.source!r}: {error}") from None
+        raise ValueError(f"data.source {source!r}: {error}") from None
 
 
 def open_fitting(

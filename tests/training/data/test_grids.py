@@ -115,7 +115,7 @@ def test_few_images_are_read_at_once_from_a_file_of_large_chunks(tmp_path: Path,
     assert list(find_source(DataConfig(source=str(path), range=(-1, 1))).open().sizes) == [2, 2, 1]
 
 
-def test_packed_values_are_unpacked_and_missing_ones_are_nan(tmp_path: Path) -> None:
+def test_packed_values_are_unpacked_and_missing_ones_are_nan(tmp_path: Path, config, capsys) -> None:
     data = dataset()[["t2m"]]
     data.t2m[2, 1, 3] = np.nan
     packed = {"dtype": "int16", "scale_factor": 1e-4, "add_offset": 0.0, "_FillValue": -32768}
@@ -125,6 +125,10 @@ def test_packed_values_are_unpacked_and_missing_ones_are_nan(tmp_path: Path) -> 
     np.testing.assert_allclose(found, data.t2m.values, atol=1e-4)
     with pytest.raises(ValueError, match=r"nan.*\(0, 1, 3\)"):
         items[2].data.read()
+    options = {"source": path, "normalisation": "mean_std", "max_bad": 1}
+    known, every = open_images(config(**options)), open_images(config(**options, missing=True))
+    assert (len(known), len(every)) == (COUNT - 1, COUNT)
+    np.testing.assert_allclose(whole(every)[:, 0], data.t2m.values, atol=1e-4)
 
 
 def test_another_name_of_the_sample_dimension(tmp_path: Path, config) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pictures.units import Units
-from training.data import DataConfig, Images, open_images, open_validation, settings_of
+from training.data import DataConfig, Images, open_as_trained, open_images, open_validation
 from training.data import statistics as module
 from training.data.statistics import measure
 
@@ -85,8 +85,11 @@ def test_given_statistics_are_used(config, source: Path) -> None:
         DataConfig(source=str(source), normalisation="mean_std", stream=True, mean=units.mean, std=units.std)
     )
     assert units_of(streamed) == units
-    again = open_images(config(source=source, **settings_of(units)))
-    assert units_of(again) == units
+
+
+def test_images_of_a_trained_model_have_its_units_whatever_they_are(source: Path, tmp_path: Path) -> None:
+    units = Units(mean=(0.0,) * 3, std=(1.0,) * 3, transform=("none",) * 3)
+    assert units_of(open_as_trained(units, source=str(source), cache=tmp_path / "cache")) == units
 
 
 def test_missing_values_count_neither_as_values_nor_as_bad_images(config, tmp_path: Path) -> None:

@@ -179,6 +179,11 @@ def find_condition(names: tuple[str, ...], found: Found, setting: str, options: 
     )
 
 
+def holds_arrays(setting: str) -> bool:
+    """Whether a setting names arrays, not pictures. Raises ValueError as `find_files` does."""
+    return find_files(setting, None).kind in ARRAY_KINDS
+
+
 def find_files(setting: str, label_file: Path | None) -> Found:
     """What a setting names. Raises ValueError if there is no such thing, or if it cannot be read."""
     if key_of(setting) in NAMED:
