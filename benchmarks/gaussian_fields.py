@@ -302,7 +302,11 @@ def compare(
     truth: Float[Tensor, "n c h w"],
     members: Float[Tensor, "m _ _ _ _"],
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Scores of members for these inputs in units of the optimum. Raises ValueError as `metrics.crps` does."""
+    """Scores of members for these inputs in units of those of as many exact members.
+
+    The RMSE of the exact mean, such as that of a perfect regression, is therefore sqrt(m / (m + 1)). Raises ValueError
+    as `metrics.crps` does.
+    """
     m = len(members)
     found = {"CRPS / optimum": crps(members, truth) / law.optimal_crps}
     found["RMSE / optimum"] = ensemble_rmse(members, truth) / (math.sqrt((m + 1) / m) * law.optimal_rmse)
