@@ -50,7 +50,9 @@ from tqdm import tqdm
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
+from pipelines.regression import DESCRIPTION_FILE as REGRESSION
 from pipelines.regression import RegressionModel, load_regression
 from pipelines.superresolution import Upscaler, diffusion_upscaler, is_edsr, load_upscaler
 from residual.names import amount, require_known
@@ -89,7 +91,7 @@ Figures = dict[str, float]
 DrawingRun = DiffusionRun | DistillationRun
 AnyRun = DrawingRun | ClassificationRun | SuperResolutionRun | RegressionRun
 ALLOWED = ("data.", "quality.", "ensemble.", "classification.validation_batch")
-OF_MODELS = (DIFFUSION, CLASSIFIER, "model_index.json", "scheduler_config.json", "config.json")
+OF_MODELS = (DIFFUSION, CLASSIFIER, REGRESSION, "model_index.json", "scheduler_config.json", "config.json")
 """files by which a model folder is known"""
 TOO_LARGE = (
     "give a smaller --quality.batch, --ensemble.batch, --quality.judge_size or --classification.validation_batch"
@@ -515,8 +517,9 @@ def _folder_of(given: str) -> Path:
 
 
 def _task_of(given: str) -> str:
-    if is_regular(Path(given, CLASSIFIER)):
-        return "classification"
+    for name, task in ((CLASSIFIER, "classification"), (REGRESSION, "regression")):
+        if is_regular(Path(given, name)):
+            return task
     return "superresolution" if is_edsr(given) else "diffusion"
 
 

@@ -20,7 +20,8 @@ from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import PixelFormat
 from pipelines import classification
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel, load_model
+from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.formulation import describe_formulation
 from residual.names import require_known
 from residual.weights.pretrained import local_folder, upload

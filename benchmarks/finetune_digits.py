@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from export import save_diffusers
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 from tasks.diffusion import DiffusionRun, DiffusionTask
 from training.accelerator import make_accelerator
 from training.config import TrainConfig

@@ -22,7 +22,8 @@ import torch
 from evaluate import read_run
 from metrics import frechet_distance, precision_recall
 from pipelines.classification import load_classifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from storage.write import replace_file
 from tasks.judge import Judge, open_judge
 from training.data import Images, open_validation

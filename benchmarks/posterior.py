@@ -26,7 +26,7 @@ from diffusion import EDM, Condition, Denoiser, Formulation, Observation, choose
 from diffusion.noise import Images, Times
 from diffusion.posterior import ITERATIONS
 from pictures.units import Units
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 from training.script import ScriptParser, command
 
 COLUMNS = ("observed", "exact deviation", "error", "error, exact members", "distance of means", "deviation / exact")

@@ -27,7 +27,7 @@ from statistics import median
 
 import torch
 
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 from tasks import RUNS
 from tasks.diffusion import DiffusionRun
 from training.cli import parse

@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 
 from diffusion import SAMPLERS
 from pictures.files import to_uint8
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 from training.precision import PRECISIONS, choose_precision
 from training.script import ScriptParser, command
 

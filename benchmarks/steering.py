@@ -19,7 +19,8 @@ from torch import Tensor
 
 from diffusion.edits import keep_pixels
 from pipelines.classification import load_classifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from residual.weights.config import read_config
 from training.data import DataConfig, Images, open_images, open_validation
 from training.script import ScriptParser, command

@@ -31,7 +31,9 @@ TYPICAL = 1000
 
 def open_training(source: str, model_name: str, model: DiffusionModel) -> Images:
     """The training images of --nearest: those of `source`, or of the run of the model. Raises ValueError without them,
-    and for images of another shape or with other values."""
+    for images of another shape or with other values, and for missing values."""
+    if model.inputs is not None and model.inputs.seen is not None:
+        raise ValueError(f"nearest {source or model_name!r}: images with missing values have no distance; leave it out")
     images = _of_run(model_name, model) if source == OF_RUN else open_given("nearest", source, model)
     if (found := images.pixel_format.about) != (wanted := model.pixel_format.about):
         raise ValueError(

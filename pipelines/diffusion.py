@@ -47,25 +47,13 @@ from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
 from pipelines.classification import ImageClassifier
-from pipelines.folder import check_counts, check_finite, find_model, read_counts, read_format, replace_weights
-from pipelines.formulation import describe_formulation, read_formulation
-from pipelines.from_diffusers import (
-    average_beside,
-    check_pipeline,
-    formulation_of,
-    has_learned_range,
-    pipeline_folder,
-)
-from pipelines.inputs import Inputs, Numbers, read_inputs
-from pipelines.regression import Base, load_regression
+from pipelines.formulation import describe_formulation
+from pipelines.inputs import Inputs, Numbers
+from pipelines.regression import Base
 from residual.names import amount, require_known, shorten
-from residual.weights.config import read_config, read_json, require_version
-from residual.weights.pretrained import local_folder, upload
-from residual.weights.read import note
+from residual.weights.pretrained import upload
 from storage.show import markdown, printable
-from unet import EDM2UNet, UNet, UNetConfig, from_pretrained
-from unet.adapt import adapt_weights
-from unet.layouts.diffusers import find_network
+from unet import EDM2UNet, UNet, UNetConfig
 
 T = TypeVar("T")
 Network = UNet | EDM2UNet
@@ -85,8 +73,6 @@ STEPS = 50
 """steps of a sampler, unless others are given"""
 GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale")
 """options of `DiffusionModel.denoiser`, besides those of a classifier"""
-Description = tuple[Formulation, tuple[str, ...] | None, bool, AnyFormat, tuple[int, ...] | None]
-"""formulation, names of the classes, whether there is a null label, pixel format, training images of each class"""
 _DROPOUT = "train one with diffusion.label_dropout=0.1"
 
 
@@ -127,7 +113,8 @@ class DiffusionModel:
         """This model with a worse one as its guide: a smaller, less trained or earlier one (Karras et al. 2024,
         autoguidance).
 
-        Raises ValueError if the other model differs in formulation, images or classes.
+        Raises ValueError if the other model differs in formulation, images, classes or inputs, or if only one draws a
+        residual, or both do but at another scale.
         """
         for name in ("formulation", "shape", "windows", "classes", "null_label", "pixel_format", "upscale"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
@@ -135,6 +122,9 @@ class DiffusionModel:
         mine, its = (model.inputs and model.inputs.document() for model in (self, other))
         if mine != its:
             raise ValueError(f"guide has inputs={its}, but the model has {mine}; give a model of the same kind")
+        mine, its = (model.base and model.base.std for model in (self, other))
+        if mine != its:
+            raise ValueError(f"guide has residual_std={its}, but the model has {mine}; give a model of the same kind")
         return replace(self, guide=other.net)
 
     def sized(self, height: int, width: int) -> "DiffusionModel":
@@ -148,12 +138,12 @@ class DiffusionModel:
         if self.inputs is not None and self.inputs.has_fields and (height, width) != trained:
             own = "x".join(map(str, trained))
             raise ValueError(f"size={height}x{width}: this model has fields of {own}; leave the size out")
-        for net in (self.net,) if self.guide is None else (self.net, self.guide):
-            if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
-                raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
-            if self.windows is not None:
-                check_windows(*self.windows, (height, width))
-                continue
+        if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
+            raise ValueError(f"size={height}x{width} is out of range; give 1 to {MAX_SIDE:,} pixels a side")
+        if self.windows is not None:
+            check_windows(*self.windows, (height, width))
+        whole = self.networks if self.windows is None else () if self.base is None else (self.base.model.net,)
+        for net in whole:
             if net.config.size_error(height, width):
                 multiple = net.config.skeleton.stride
                 padded = " without model.pad" if isinstance(net, UNet) else ""
@@ -194,8 +184,13 @@ class DiffusionModel:
     def classified_by(self, classifier: ImageClassifier) -> "DiffusionModel":
         """This model with a classifier of noisy images that guides it (Dhariwal & Nichol 2021, section 4).
 
-        Raises ValueError if the classifier was not trained on noisy images, and if noise, images or classes differ.
+        Raises ValueError if the classifier was not trained on noisy images, if noise, images or classes differ, and if
+        this model draws a residual.
         """
+        if self.base is not None:
+            raise ValueError(
+                "classifier guides images, but this model draws the residual of a regression; leave it out"
+            )
         if classifier.formulation is None:
             raise ValueError(
                 "classifier was trained on images without noise, and its gradient means nothing for noisy ones; train "
@@ -380,17 +375,22 @@ class DiffusionModel:
 
     def _guided(self, guidance: float, learned_variance: bool, options: Mapping[str, Any]) -> Denoiser:
         dtype = next(self.net.parameters()).dtype
-        denoise = self._in_windows(NetworkDenoiser(self.net, self.formulation, learned_variance, dtype))
+        denoise = self._whole_images(NetworkDenoiser(self.net, self.formulation, learned_variance, dtype))
         if self.guide is not None:
-            worse = self._in_windows(NetworkDenoiser(self.guide, self.formulation, dtype=dtype))
+            worse = self._whole_images(NetworkDenoiser(self.guide, self.formulation, dtype=dtype))
             return guided(denoise, worse, guidance, self.formulation, **options)
         if guidance == 1 or not self.null_label or (self.classes is None and self._numbers is None):
             return denoise
         return classifier_free(denoise, guidance, self.null, self.formulation, **options)
 
-    def _in_windows(self, denoise: Denoiser) -> Denoiser:
+    def _whole_images(self, denoise: Denoiser) -> Denoiser:
+        """The denoiser of whole images, in windows if there are any, which are 0, as in training, where no training
+        image had a value."""
         is_periodic = self.inputs is not None and self.inputs.periodic_width
-        return denoise if self.windows is None else windowed(denoise, *self.windows, is_periodic)
+        denoise = denoise if self.windows is None else windowed(denoise, *self.windows, is_periodic)
+        if self.inputs is None or (seen := self.inputs.seen) is None:
+            return denoise
+        return lambda x, time, condition: denoise(x, time, condition).where(seen.to(x.device), 0)
 
     def _log_probability(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
@@ -444,6 +444,8 @@ class DiffusionModel:
         }
         chosen = self.check(steps=steps, strength=strength, **guiding, **options)
         self._check_labels(images, labels)
+        if guidance != 1 and self.guide is None and self.classes is None and vector is None:
+            raise ValueError(f"guidance={guidance:g} strengthens numbers (vector), but none are given; give them")
         if self.upscale is not None:
             raise ValueError("this model enlarges images and draws none; see pipelines/superresolution.py")
         for name, given in (("origin", origin), ("noise", noise)):
@@ -695,185 +697,6 @@ def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
     return [value for number, value in ordered if number < count]
 
 
-def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) -> DiffusionModel:
-    """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
-
-    A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler says what
-    it predicts. `path` may also be "owner/name" on the Hugging Face hub. `weights` replace those of the network, such
-    as by another average of its run. Raises ValueError, with the reason, if there is no model, if it is incomplete,
-    and for weights that do not fit.
-    """
-    folder, images_seen = local_folder(path), None
-    check_pipeline(folder)
-    if find_network(folder) is None:
-        folder, images_seen = find_model(folder, DESCRIPTION_FILE)
-    elif description_file(folder) is None:
-        return _from_diffusers(folder, weights)
-    net, description = read_network(folder)
-    assert description is not None
-    if weights is not None:
-        replace_weights(net, weights)
-    formulation, classes, null_label, pixel_format, counts = description
-    check_finite(net, folder)
-    scale = read_scale(folder)
-    file = description_file(folder)
-    assert file is not None, "read_network has read it"
-    try:
-        inputs, base, places = read_inputs(read_json(file), file.parent), read_base(file), read_coordinates(file)
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be used: {error}") from None
-    _check_channels(net, folder, scale, inputs)
-    check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(
-        net,
-        formulation,
-        classes,
-        null_label,
-        pixel_format,
-        images_seen,
-        counts,
-        upscale=scale,
-        inputs=inputs,
-        base=base,
-        coordinates=places,
-    )
-
-
-def description_file(folder: Path) -> Path | None:
-    """The file diffusion.json of a model folder, or of the exported pipeline to which it belongs; None without one."""
-    places = (folder, pipeline_folder(folder) if find_network(folder) else folder)
-    return next((path for place in places if (path := place / DESCRIPTION_FILE).is_file()), None)
-
-
-def read_network(folder: Path) -> tuple[Network, Description | None]:
-    """The network of a model folder, in float32 and in eval mode, and the content of its diffusion.json, if it has one.
-
-    diffusers counts “no label” among the classes; with a description that row is the null label again. Raises
-    ValueError as `unet.from_pretrained` and `read_description` do, and if they have other classes.
-    """
-    net = from_pretrained(folder).float()
-    if (path := description_file(folder)) is None:
-        return net, None
-    description = read_description(path)
-    _, classes, null_label, *_ = description
-    count = None if classes is None else len(classes)
-    if isinstance(net, UNet) and null_label and not net.config.null_label:
-        if count is None or net.config.classes != count + 1:
-            raise ValueError(f"{path} has a null label, but the network has no row for it, only {net.config.classes}")
-        net = _rebuilt(replace(net.config, classes=count, null_label=True), net.state_dict())
-    if net.config.classes != count:
-        raise ValueError(f"{path} names {amount(count or 0, 'class')}, config.json has {net.config.classes}")
-    return net, description
-
-
-def _rebuilt(config: UNetConfig, weights: Mapping[str, Tensor]) -> UNet:
-    """The network of another config with weights that fit it."""
-    with torch.device("meta"):
-        net = UNet(config)
-    net.load_state_dict(weights, assign=True)
-    return net.requires_grad_(True).eval()
-
-
-def _from_diffusers(folder: Path, weights: Mapping[str, Tensor] | None) -> DiffusionModel:
-    network = find_network(folder)
-    assert network is not None
-    UNet.read_config(folder)  # names another class first
-    if read_json(network / "config.json").get("sample_size") is None:
-        raise ValueError(
-            f"{network / 'config.json'} has no sample_size, the side of the images in pixels; add the one of training"
-        )
-    if (text := average_beside(folder)) is not None:
-        note(text)
-    if (formulation := formulation_of(folder)) is None:
-        formulation = DDPM()
-        note(f"{folder} has no scheduler; its network is taken for one of {formulation}")
-    net = from_pretrained(folder).float()
-    if weights is not None:
-        replace_weights(net, weights)
-    if not has_learned_range(folder):
-        net = _without_variance(net, folder)
-    _check_channels(net, folder)
-    classes = None if net.config.classes is None else tuple(map(str, range(net.config.classes)))
-    return DiffusionModel(net, formulation, classes)
-
-
-def _without_variance(net: Network, folder: Path) -> Network:
-    """The network without a learned variance."""
-    if isinstance(net, EDM2UNet) or not net.config.learned_variance:
-        return net
-    config = replace(net.config, learned_variance=False)
-    weights, messages = adapt_weights(net.state_dict(), net.config, config)
-    for text in messages:
-        note(f"{folder}: {text}")
-    return _rebuilt(config, weights)
-
-
-def _check_channels(net: Network, folder: Path, scale: int | None = None, inputs: Inputs | None = None) -> None:
-    channels = net.config.out_channels
-    more = 0 if inputs is None else inputs.count(channels)
-    if net.config.in_channels != channels * (1 if scale is None else 2) + more:
-        raise ValueError(
-            f"{folder}: a model that takes {net.config.in_channels} channels and draws {net.config.out_channels} "
-            "cannot be sampled here: it needs more than noise; if it enlarges images, save it as a DiffusionModel with "
-            "upscale"
-        )
-
-
-def read_scale(folder: Path) -> int | None:
-    """`DiffusionModel.upscale` of a model folder; None where its diffusion.json has none, or there is none.
-
-    Raises ValueError for what is no scale.
-    """
-    if (path := description_file(folder)) is None:
-        return None
-    scale = read_json(path).get("upscale")
-    if scale is not None and not (type(scale) is int and 2 <= scale <= MAX_SCALE):
-        raise ValueError(f"{path}: upscale={scale!r} is no scale; give a whole number from 2 to {MAX_SCALE}")
-    return scale
-
-
-def read_coordinates(file: Path) -> Coordinates | None:
-    """The coordinates in a diffusion.json; None if it has none. Raises ValueError for anything else."""
-    found = read_json(file).get("coordinates")
-    return None if found is None else read_config(Coordinates, found)
-
-
-def read_base(file: Path) -> Base | None:
-    """The regression of a model folder with this diffusion.json; None if it has none. Raises ValueError if it is
-    damaged."""
-    std = read_json(file).get("residual_std")
-    if std is None:
-        return None
-    model = load_regression(file.parent / REGRESSION)
-    if not (isinstance(std, list) and len(std) == model.shape[0] and all(type(x) is float and x > 0 for x in std)):
-        raise ValueError(f"residual_std={std!r} should be {amount(model.shape[0], 'positive number')}")
-    return Base(model, tuple(std))
-
-
-@dataclass(frozen=True)
-class _Labels:
-    classes: tuple[str, ...] | None
-    null_label: bool
-
-
-def read_description(path: Path) -> Description:
-    """The content of a file diffusion.json.
-
-    Raises ValueError for what is incomplete, unknown, or of another type.
-    """
-    document = read_json(path)
-    try:
-        require_version(document["format_version"], FORMAT_VERSION)
-        formulation = read_formulation(document["formulation"])
-        labels = read_config(_Labels, {name: document[name] for name in ("classes", "null_label")})
-        pixel_format = read_format(document)
-        return formulation, labels.classes, labels.null_label, pixel_format, read_counts(document)
-    except KeyError as error:
-        raise ValueError(f"{path} has no {error}; it is incomplete") from None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from None
-
-
 CARD = """---
 library_name: residual-diffusion
 tags:
@@ -888,7 +711,7 @@ tags:
 {about}
 {labels}
 ```python
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 
 model = load_model({repo_id})
 images = model.draw(range(4), model.cycle(range(4)){option})  # {shape} in [-1, 1]; classes in turn

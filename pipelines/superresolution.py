@@ -23,7 +23,8 @@ from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pictures.tiles import Tiles
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
-from pipelines.diffusion import GUIDANCE, STEPS, DiffusionModel, Network, load_model, read_scale
+from pipelines.diffusion import GUIDANCE, STEPS, DiffusionModel, Network
+from pipelines.diffusion_folder import load_model, read_scale
 from pipelines.folder import check_finite, find_model, replace_weights
 from residual.resample import bicubic
 from resnet import EDSR, from_pretrained

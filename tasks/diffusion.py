@@ -55,7 +55,8 @@ class DiffusionConfig:
     """The loss, for every objective."""
 
     label_dropout: float = 0.1
-    """share of images whose label is hidden from the network, which guidance needs; 0: none, and no guidance"""
+    """share of images whose label and numbers are hidden from the network, which guidance needs; 0: none, and no
+    guidance"""
     weighting: Literal["output", "noise", "x0", "v", "min_snr", "sigmoid", "edm"] = "output"
     """whose squared error counts: that of the network's output, of the noise, of the clean image, or of v; or the
     weighting of Hang et al. 2023 (min_snr, at most 5), of Kingma and Gao 2023 (sigmoid), of Karras et al. 2022 (edm)"""
@@ -65,7 +66,6 @@ class DiffusionConfig:
     """train to enlarge images so many times: the network also takes the small image, made by the bicubic filter and
     enlarged linearly (Saharia et al. 2021, SR3). The evaluation enlarges the first sample.num images of
     data.validation. null: it draws from noise"""
-
     regression: str | None = None
     """a trained regression model (run folder or model folder): the network learns the residual of its prediction, to
     which samples are added (Mardani et al. 2023, CorrDiff). null: it learns the images"""
@@ -230,7 +230,7 @@ class DiffusionRun(Run[DiffusionTask]):
         "model.size": _FROM_IMAGES,
         "model.classes": _FROM_IMAGES,
         "model.null_label": "it follows from diffusion.label_dropout",
-        "model.augment_channels": "it follows from augment.non_leaky",
+        "model.augment_channels": "it follows from augment.non_leaky and data.vector_columns",
     }
 
     def __post_init__(self) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from diffusion import Condition, Denoiser, DPMSolverPP2M, NetworkDenoiser, clipped, drop_labels
 from diffusion.formulations import DDPM
-from pipelines.diffusion import DiffusionModel, Network, load_model
+from pipelines.diffusion import DiffusionModel, Network
+from pipelines.diffusion_folder import load_model
 from tasks.comparison import QualityConfig
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
 from tasks.grid_evaluation import GridEvaluation, SampleConfig

@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion import FORMULATIONS, Formulation, differences
-from pipelines.diffusion import Network, description_file, read_description, read_network
+from pipelines.diffusion import Network
+from pipelines.diffusion_folder import description_file, read_description, read_network
 from pipelines.folder import model_folder
 from pipelines.from_diffusers import average_beside, check_pipeline, formulation_of, has_learned_range
 from residual.names import amount, rows_by_name

@@ -113,4 +113,4 @@ def require_plain(images: ImageSet, missing: bool) -> None:
     }
     for name, value in found.items():
         if value is not None:
-            raise ValueError(f"{name} ({value}) is for the task diffusion only; leave it out")
+            raise ValueError(f"{name} ({value}) is for the tasks diffusion and regression only; leave it out")

@@ -28,8 +28,11 @@ def bits_per_dimension(model: DiffusionModel, images: Images, config: QualityCon
     and the width of a unit counts. Of real numbers these are the bits of the density in units of [-1, 1].
 
     Call it on every process; the network has to be on the device. Raises ValueError, with `what` the images are, for
-    images of another kind, and for classes that the model does not have.
+    images of another kind, for classes that the model does not have, and for a model with conditions, numbers, static
+    fields or missing values.
     """
+    if model.inputs is not None:
+        raise ValueError("likelihood is that of images alone, but the model takes more than a label; leave it out")
     if (given := pixels_of(images)) != (taken := pixels_of(model)):
         raise ValueError(f"the model draws {taken}, but {what} are {given}")
     chosen = np.random.default_rng(config.seed).permutation(len(images))[: config.num]

@@ -25,8 +25,8 @@ SHARES = ("precision", "recall", "coverage", "memorised", "class_accuracy")
 class Quality(Evaluation):
     """Draws as many images as are held out, with the same labels, and compares both sets (`Comparison`).
 
-    Raises ValueError as `Comparison` does, for options that do not suit the model, and for classes that it does not
-    have.
+    Raises ValueError as `Comparison` does, for options that do not suit the model, for classes that it does not have,
+    and for missing values.
     """
 
     name: ClassVar[str] = "quality"
@@ -47,6 +47,8 @@ class Quality(Evaluation):
             model.check(sampler=config.sampler, steps=config.steps, guidance=config.guidance)
         except ValueError as error:
             raise ValueError(f"quality: {error}") from None
+        if model.inputs is not None and model.inputs.seen is not None:
+            raise ValueError(f"quality.judge={config.judge} takes no missing values, but data.missing is true")
         if isinstance(held_out, Images) and (given := pixels_of(held_out)) != (drawn := pixels_of(model)):
             raise ValueError(f"the model draws {drawn}, but the images of data.validation are {given}; see data.size")
         self.comparison = Comparison(config, held_out, training, by_class=model.classes is not None)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from diffusion.denoiser import Images
@@ -57,8 +57,10 @@ def squared_error(trained: RegressionModel, net: nn.Module, batch: Batch) -> Ima
     """The squared error of each value; 0 where it is missing."""
     target, fields = batch.image.tensor_split([trained.shape[0]], dim=1)
     beside, numbers = trained.training(trained.inputs.with_static(fields), batch.vector)
-    error = (regress(net, beside, numbers) - target).square()
-    return error if trained.inputs.seen is None else error.where(~target.isnan(), 0)
+    error = regress(net, beside, numbers) - target
+    if trained.inputs.seen is not None:
+        error = error.where(~target.isnan(), 0)  # before the square, whose gradient would be NaN
+    return error.square()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ class ErrorEvaluation(Evaluation):
         return prediction_error(replace(self.model, net=model), self.images, context.interrupted)
 
 
+def in_units_of(model: RegressionModel, stored: Shaped[Tensor, "b c h w"]) -> Images:
+    """Stored images and conditions in the values of the network, whatever the statistics of their own set are."""
+    target, condition = stored.tensor_split([model.shape[0]], dim=1)
+    return torch.cat([model.pixel_format.to_unit(target), model.inputs.pixel_format.to_unit(condition)], dim=1)
+
+
 @torch.no_grad()
 def prediction_error(
     model: RegressionModel, images: ImageSet, interrupted: Callable[[], object] = lambda: False
@@ -100,7 +108,7 @@ def prediction_error(
             continue
         stored = np.empty((len(numbers), *images.shape), images.pixel_format.stored)
         images.read(numbers, stored)
-        image = images.pixel_format.to_unit(torch.from_numpy(stored).to(state.device))
+        image = in_units_of(model, torch.from_numpy(stored).to(state.device))
         vector = None if images.vectors is None else torch.from_numpy(images.vectors[numbers]).to(state.device)
         error = squared_error(model, model.net, Batch(image, None, vector=vector))
         known = (~image[:, : model.shape[0]].isnan()).sum()

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import residual
 from evaluate import main, read_run
 from pipelines.classification import load_classifier
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 from tests.test_end_to_end import ROOT, launch
 from training.data.open import divided
 

@@ -42,7 +42,8 @@ from diffusion import DDPM, EDM
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pathlib import Path
 small = {"size": (8, 8), "base_channels": 16, "channel_multipliers": (1, 2), "attention_levels": (1,)}
 for formulation in (DDPM(), EDM()):

@@ -18,7 +18,8 @@ from diffusion import DDPM
 from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from residual.weights.read import read_folder_weights, read_weights
 from tasks.init import init_config, read_init
 from tests.fuzz.boundary import Case, Kind

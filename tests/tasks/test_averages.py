@@ -14,7 +14,7 @@ import export
 import sample
 import train
 from pipelines.classification import load_classifier
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 from tasks.accuracy import accuracy
 from training.averages import RunAverages, load_average
 from training.data import open_validation

@@ -32,7 +32,8 @@ from diffusion import (
     denoising_loss,
 )
 from pictures.pixel_format import PixelFormat
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from residual.weights.read import WeightsNote
 from tasks import RUNS
 from tasks.classification import ClassificationRun
@@ -440,7 +441,7 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 from accelerate import Accelerator
-from pipelines.diffusion import load_model
+from pipelines.diffusion_folder import load_model
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from training.task import EvaluationContext
 model, accelerator = load_model(sys.argv[1]), Accelerator(cpu=True)

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 import train
 from diffusion import DDPM, Condition, DPMSolverPP2M, Flow, NetworkDenoiser, choose_sampler
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from tasks.comparison import QualityConfig
 from tasks.distillation import DistillationConfig, DistillationRun, DistillationTask
 from tasks.grid_evaluation import SampleConfig

@@ -253,6 +253,21 @@ def test_a_model_folder_is_evaluated_on_pairs(tmp_path: Path, monkeypatch, capsy
         assert re.search(match, error[-1])
 
 
+def test_a_folder_of_a_regression_is_evaluated(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    images = pairs(vectors=None, vector_columns=())
+    trained = RegressionRun(model=NARROW, data=DataConfig(source="digits")).build(images).regression
+    Path("model").mkdir()
+    replace(trained, net=shaken_network(trained.net)).save(Path("model"))
+    np.save("pairs.npy", images.read(np.arange(7)))
+    flags = "--data.source pairs.npy --data.condition [2] --data.cache cache --data.normalisation mean_std"
+    transform = ["--data.transform", "[none, none, arcsinh]"]
+    evaluate.main(["model", *flags.split(), *transform, "--data.validation", "train"])
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert float(printed["crps"]) == pytest.approx(score_prediction(trained, images).figures["crps"], rel=1e-3)
+
+
 def test_drawn_ensembles_are_evaluated(tmp_path: Path, monkeypatch, capsys) -> None:
     """Members of sample.py have the scores of the same images in `Ensemble`."""
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import evaluate
 import sample
 from metrics import frechet_distance, kernel_distance
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from tasks.diffusion import DiffusionRun
 from tests.tasks.small import SMALL, shaken
 from training.data import DataConfig, Images, open_images, open_validation

@@ -22,7 +22,8 @@ from pictures.files import read_image, save_image
 from pictures.pixel_format import BYTES, PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from residual.weights.read import WeightsNote
 from tasks.diffusion import DiffusionAugment
 from tasks.grid_evaluation import SampleConfig

@@ -11,11 +11,16 @@ from torch import nn
 from torch.testing import assert_close
 
 from diffusion import EDM
+from drawing.nearest import open_training
 from pictures.units import Units
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.inputs import FILE, Numbers, standardised
 from tasks.augment import random_flip
+from tasks.comparison import QualityConfig
 from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionTask
+from tasks.likelihood import bits_per_dimension
+from tasks.quality import Quality
 from tests.tasks.small import SMALL, shaken, small_run
 from training.data import DataConfig, Images
 from training.random import GlobalRandom
@@ -142,6 +147,8 @@ def test_images_are_drawn_where_training_images_had_values() -> None:
     assert x.isfinite().all()
     hidden = model.hidden(x)
     assert found.seen is not None
+    unseen = torch.from_numpy(~found.seen[:2]).expand_as(x)
+    assert_close(x[unseen], torch.zeros(int(unseen.sum())), rtol=0, atol=1e-5)
     np.testing.assert_array_equal(hidden.isnan().numpy(), np.broadcast_to(~found.seen[:2], (2, 2, 8, 8)))
     with pytest.raises(ValueError, match="NaN"):
         built(images()).diffusion.draw(range(2), None, image=condition, steps=2)
@@ -167,6 +174,8 @@ def test_guidance_hides_the_numbers() -> None:
     given = {"image": image, "vector": [(1.0, 2.0), (3.0, 4.0)], "steps": 3}
     drawn = {scale: model.draw(range(2), None, guidance=scale, **given) for scale in (0.0, 1.0, 2.0)}
     free = model.draw(range(2), None, image=image, steps=3)
+    with pytest.raises(ValueError, match=r"guidance=2.*vector"):
+        model.draw(range(2), None, image=image, guidance=2.0, steps=3)
     assert_close(drawn[0.0], free, rtol=1e-5, atol=1e-5)
     assert not torch.equal(drawn[1.0], free)
     assert not torch.equal(drawn[2.0], drawn[1.0])
@@ -231,6 +240,21 @@ def test_a_model_that_needs_its_numbers_asks_for_them() -> None:
     model = built(images(), diffusion=DiffusionConfig(label_dropout=0.0)).diffusion
     with pytest.raises(ValueError, match="strain"):
         model.draw(range(2), None, image=torch.zeros(2, 1, 8, 8), steps=2)
+
+
+def test_images_with_missing_values_are_not_compared() -> None:
+    found = images(static=False, vectors=False, conditions=0, missing=True)
+    model = built(found).diffusion
+    with pytest.raises(ValueError, match=r"quality\.judge=j.*data\.missing"):
+        Quality(model, QualityConfig(judge="j"), found, found, every_images=1)
+    with pytest.raises(ValueError, match=r"nearest 'x'.*missing"):
+        open_training("x", "model", model)
+
+
+def test_a_model_with_inputs_has_no_likelihood() -> None:
+    found = images(static=False, conditions=0)
+    with pytest.raises(ValueError, match="likelihood"):
+        bits_per_dimension(built(found).diffusion, found, QualityConfig(), "they")
 
 
 def test_a_model_without_conditions_takes_none() -> None:

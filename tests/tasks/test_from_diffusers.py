@@ -20,7 +20,8 @@ from diffusion import DDPM, EDM, SAMPLERS, Flow, generators
 from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
-from pipelines.diffusion import DiffusionModel, _without_variance, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import _without_variance, load_model
 from pipelines.from_diffusers import formulation_of
 from residual.names import rows_by_name
 from tasks.init_classifier import init_config, load_init

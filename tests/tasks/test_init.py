@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 import train as script
 from diffusion import DDPM
 from export import save_diffusers
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from tasks import RUNS
 from tasks.diffusion import DiffusionAugment, DiffusionRun
 from tests.tasks.small import SMALL, digits, shaken, small_run

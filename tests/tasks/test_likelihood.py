@@ -13,7 +13,8 @@ from PIL import Image
 import evaluate
 from diffusion import EDM
 from pictures.pixel_format import PixelFormat
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from tasks.comparison import QualityConfig
 from tasks.likelihood import bits_per_dimension
 from tests.tasks.small import CLASSES, digits

@@ -19,7 +19,8 @@ from diffusion.sampler import stretches
 from drawing.series import show
 from pictures.files import read_image
 from pictures.pixel_format import PixelFormat
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from training.data import DataConfig, open_images
 from unet import UNet, UNetConfig
 

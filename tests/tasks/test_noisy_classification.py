@@ -17,7 +17,8 @@ from diffusion import DDPM, EDM, Flow
 from pictures.files import to_uint8
 from pictures.pixel_format import PixelFormat
 from pipelines.classification import CLEAN, load_classifier
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from resnet import DenseNetConfig, HighwayConfig, ResNetConfig
 from tasks import RUNS
 from tasks.accuracy import accuracy

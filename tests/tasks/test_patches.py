@@ -13,7 +13,8 @@ import sample
 from diffusion import EDM
 from pictures.files import read_image
 from pictures.units import Units
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.inputs import positions
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
 from tasks.regression import RegressionRun

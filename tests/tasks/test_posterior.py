@@ -13,7 +13,8 @@ from diffusion.posterior import Blur, Downsample, Observation
 from drawing.observed import open_observations, read_operator
 from pictures.pixel_format import PixelFormat
 from pictures.units import Units
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.inputs import Inputs
 from pipelines.regression import Base, RegressionModel
 from tests.tasks.test_modes import CLASSES, model_folder, pictures, record
@@ -197,6 +198,14 @@ def test_residuals_of_a_regression_are_not_observed(grey_model, given):
     model = replace(model, base=Base(regression, (1.0,)))
     with pytest.raises(ValueError, match=r"observe .*residual of a regression"):
         open_observations(str(given / "points.npy"), (), [1.0], 1, model)
+
+
+def test_a_large_image_in_windows_agrees_with_its_observation(grey_model):
+    model = load_model(grey_model).sized(8, 16).in_windows()
+    observation = Observation(torch.zeros(1, 1, 8, 16).index_fill(3, torch.arange(0, 16, 2), NAN), 0.05)
+    found = [model.draw([0], None, steps=3, observation=given) for given in (None, observation)]
+    errors = [observation.error(x).square().sum() for x in found]
+    assert errors[1] < errors[0] / 4
 
 
 def test_values_of_another_shape_are_refused_from_python(grey_model):

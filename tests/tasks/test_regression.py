@@ -10,13 +10,17 @@ import torch
 from torch.testing import assert_close
 
 from diffusion import EDM
-from pipelines.diffusion import REGRESSION, load_model
+from pictures.preprocessing import Preprocessing
+from pipelines.classification import ImageClassifier
+from pipelines.diffusion import REGRESSION
+from pipelines.diffusion_folder import load_model
 from pipelines.regression import DESCRIPTION_FILE, load_regression
+from resnet import create_model
 from tasks.diffusion import DiffusionConfig, DiffusionTask
 from tasks.inputs import residual_std
 from tasks.regression import RegressionRun, RegressionTask, prediction_error
 from tests.tasks.small import shaken
-from tests.tasks.test_fields import NARROW, batch_of, images, losses, random
+from tests.tasks.test_fields import NARROW, UNITS, batch_of, images, losses, random
 from training.data import DataConfig, Images
 from training.task import Batch
 
@@ -59,6 +63,16 @@ def test_the_loss_is_the_error_of_the_known_values() -> None:
     error = (predicted - batch.image[:, :2]).square()
     expected = torch.where(batch.image[:, :2].isnan(), 0.0, error).mean((1, 2, 3))
     assert_close(loss, expected)
+
+
+def test_missing_values_have_no_gradient() -> None:
+    found = images(missing=True)
+    task, batch = regression(found), batch_of(found, 6)
+    assert batch.image[:, :2].isnan().any()
+    task.loss(task.model, batch, random(6)).mean().backward()
+    for name, weight in task.model.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
 
 
 def test_the_evaluation_is_over_all_known_values() -> None:
@@ -150,6 +164,47 @@ def test_a_residual_starts_from_no_image(tmp_path: Path) -> None:
         model.draw(range(2), None, origin=torch.zeros(2, 2, 8, 8), **given)
     with pytest.raises(ValueError, match="residual"):
         model.inverting(torch.zeros(2, 2, 8, 8), None, sampler="euler", **given)
+
+
+def test_a_guide_draws_the_same_residual(tmp_path: Path) -> None:
+    found = images()
+    model = two_stages(found, saved(found, tmp_path / "first")).diffusion
+    assert model.base is not None
+    for base in (None, replace(model.base, std=(1.0, 2.0))):
+        with pytest.raises(ValueError, match="residual_std"):
+            model.guided_by(replace(model, base=base))
+    assert model.guided_by(model).guide is model.net
+
+
+def test_no_classifier_guides_a_residual(tmp_path: Path) -> None:
+    found = images()
+    model = two_stages(found, saved(found, tmp_path / "first")).diffusion
+    preprocessing = Preprocessing(size=(8, 8), channels=1)
+    net = create_model("resnet20", num_classes=2, in_channels=2)
+    classifier = ImageClassifier(net, ("a", "b"), preprocessing, UNITS, formulation=model.formulation)
+    with pytest.raises(ValueError, match="residual"):
+        model.classified_by(classifier)
+
+
+def test_another_size_suits_the_regression(tmp_path: Path) -> None:
+    found = images(static=False, vectors=False)
+    deep = replace(NARROW, channel_multipliers=(1, 1, 1))
+    task = RegressionRun(model=deep, data=DataConfig(source="digits")).build(found)
+    (tmp_path / "first").mkdir()
+    task.save(task.model, tmp_path / "first")
+    for weight in task.model.parameters():
+        weight.data.add_(torch.ones_like(weight), alpha=0.01)
+    model = two_stages(found, tmp_path / "first").diffusion
+    assert model.sized(12, 12).shape == (2, 12, 12)
+    with pytest.raises(ValueError, match=r"size=10x10.* 4 pixels"):
+        model.sized(10, 10)
+
+
+def test_the_error_of_another_set_is_in_the_units_of_the_training() -> None:
+    found = images(static=False, vectors=False)
+    model = regression(found).regression
+    other = Images(found.read(np.arange(16)), pixel_format=replace(UNITS, mean=(0.0, 1.0, 2.0)), conditions=1)
+    assert prediction_error(model, other) == prediction_error(model, found)
 
 
 def test_what_is_predicted_exactly_leaves_nothing_to_draw() -> None:

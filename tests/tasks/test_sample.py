@@ -25,7 +25,8 @@ import training.precision
 from diffusion import DDPM, SAMPLERS
 from pictures.files import to_uint8
 from pictures.pixel_format import BYTES, PixelFormat
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from residual import native
 from tests.tasks.small import CLASSES, SMALL
 from training.compile import CACHE

@@ -11,7 +11,8 @@ from diffusers import DDPMPipeline, LDMPipeline
 
 from diffusion import SAMPLERS, SCHEDULERS, generators
 from export import save_diffusers
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 
 
 class Identity(torch.nn.Module):

@@ -20,7 +20,8 @@ from diffusion import DDPM, EDM, Condition, choose_sampler, generators
 from diffusion import sample as draw
 from pictures.pixel_format import BYTES, PixelFormat
 from pictures.tiles import Tiles
-from pipelines.diffusion import DiffusionModel, load_model
+from pipelines.diffusion import DiffusionModel
+from pipelines.diffusion_folder import load_model
 from pipelines.superresolution import DiffusionUpscaler, blurred, diffusion_upscaler, in_tiles, load_upscaler, shrunk
 from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionRun, DiffusionTask
 from tasks.enlargement import measure

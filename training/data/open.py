@@ -19,7 +19,14 @@ from training.data.order import permutation
 from training.data.sources.records import Records, Source
 from training.data.sources.source import find_source
 from training.data.sources.static_fields import read_static
-from training.data.statistics import check_units, given_units, measured_units, statistics_of, transform_of
+from training.data.statistics import (
+    check_transform,
+    check_units,
+    given_units,
+    measured_units,
+    statistics_of,
+    transform_of,
+)
 from training.data.stream import ImageSet, StreamedImages
 
 T = TypeVar("T")
@@ -48,7 +55,7 @@ def open_images(
 
     Only streamed images for `training` are cropped at random, and `Images.seen` is found for it alone. With
     `data.normalisation` mean_std their units follow from their own statistics, unless `units` are given, as for images
-    that a trained model is compared with.
+    that a trained model is compared with; these have the dtype of the images, if that is stored otherwise.
 
     With several processes pass `training.processes.on_main`: the main process decodes, the others wait, and an error
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
@@ -60,7 +67,8 @@ def open_images(
             source, config.preprocessing, shards, config.max_bad, static=static, training=training
         )
         if config.normalisation == "mean_std":
-            streamed.pixel_format = units or stated_units(config.mean, config.std, config.transform, streamed)
+            stated = config.mean, config.std, config.transform
+            streamed.pixel_format = as_stored(units, streamed) if units else stated_units(*stated, streamed)
         return streamed
 
     notes: list[str] = []
@@ -83,7 +91,11 @@ def open_images(
     whole = images
     if config.normalisation == "mean_std":
         stated = config.mean, config.std, config.transform
-        images.pixel_format = units or on_main(lambda: find_units(*stated, whole, folder, config.source))
+        if units is None:
+            units = on_main(lambda: find_units(*stated, whole, folder, config.source))
+        elif images.shape[0] == len(units.transform):
+            on_main(partial(check_transform, whole, units.transform))
+        images.pixel_format = as_stored(units, images)
     if config.missing and training:
         images.seen = on_main(lambda: statistics_of(whole, ("none",) * whole.shape[0], folder)).seen
     return images
@@ -132,6 +144,12 @@ def stated_units(
     return given_units(mean, std, transform_of(transform, channels), channels, images.pixel_format.dtype)
 
 
+def as_stored(units: Units, images: ImageSet) -> Units:
+    """The units with the dtype of the images, if theirs is stored as another one."""
+    found = images.pixel_format
+    return units if units.stored == found.stored else replace(units, dtype=found.dtype)
+
+
 def find_units(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
@@ -149,6 +167,7 @@ def find_units(
         if mean is not None:
             units = stated_units(mean, std, transform, images)
             check_units(units, images)
+            check_transform(images, units.transform)
             return units
         transform = transform_of(transform, images.shape[0])
         assert isinstance(images.pixel_format, PixelFormat), "it is that of the cache"

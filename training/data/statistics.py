@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,18 +46,12 @@ def measure(images: Images, transform: tuple[str, ...], numbers: Shaped[np.ndarr
     channels = images.shape[0]
     count, mean, squares = (np.zeros(channels) for _ in range(3))
     seen = np.zeros(images.shape, bool)
-    step = max(1, CHUNK_VALUES // math.prod(images.shape))
-    for start in range(0, len(numbers), step):
-        stored = images.read(numbers[start : start + step])
+    for stored in parts(images, numbers):
         seen |= ~np.isnan(stored).all(axis=0)
+        check_values(stored, transform)
         for channel, name in enumerate(transform):
             values = torch.from_numpy(stored[:, channel]).double()
             values = values[~values.isnan()]
-            if name == "log1p" and len(values) and values.min() <= -1:
-                raise ValueError(
-                    f"data.transform log1p of channel {channel} needs values above -1, but one is {values.min():g}; "
-                    "choose arcsinh"
-                )
             if not len(values):
                 continue
             values = TRANSFORMS[name][0](values)
@@ -68,6 +63,28 @@ def measure(images: Images, transform: tuple[str, ...], numbers: Shaped[np.ndarr
     for channel in np.flatnonzero(count == 0).tolist():
         raise ValueError(f"channel {channel} has no value in {amount(len(numbers), 'image')}; leave it out")
     return Statistics(mean, np.sqrt(squares / count), seen)
+
+
+def parts(images: Images, numbers: Shaped[np.ndarray, "m"]) -> Iterator[Shaped[np.ndarray, "some c h w"]]:
+    """The images with these numbers, as many at a time as `CHUNK_VALUES` allow."""
+    step = max(1, CHUNK_VALUES // math.prod(images.shape))
+    return (images.read(numbers[start : start + step]) for start in range(0, len(numbers), step))
+
+
+def check_values(stored: Shaped[np.ndarray, "some c h w"], transform: tuple[str, ...]) -> None:
+    """Raises ValueError for a value that the transform of its channel does not allow."""
+    for channel, name in enumerate(transform):
+        if name == "log1p" and (low := float(np.fmin.reduce(stored[:, channel], axis=None))) <= -1:
+            raise ValueError(
+                f"data.transform log1p of channel {channel} needs values above -1, but one is {low:g}; choose arcsinh"
+            )
+
+
+def check_transform(images: Images, transform: tuple[str, ...]) -> None:
+    """As `check_values`, for all images."""
+    if "log1p" in transform:
+        for stored in parts(images, np.arange(len(images))):
+            check_values(stored, transform)
 
 
 def statistics_of(images: Images, transform: tuple[str, ...], folder: Path) -> Statistics:

@@ -92,6 +92,31 @@ def test_images_of_a_trained_model_have_its_units_whatever_they_are(source: Path
     assert units_of(open_as_trained(units, source=str(source), cache=tmp_path / "cache")) == units
 
 
+def test_units_of_a_trained_model_fit_arrays_that_are_stored_otherwise(tmp_path: Path) -> None:
+    for dtype, other in (("float32", "uint8"), ("uint8", "float32")):
+        values = (VALUES[:, :1] / 2).astype(other)
+        np.save(tmp_path / f"{other}.npy", values)
+        units = Units(mean=(100.0,), std=(50.0,), transform=("none",), dtype=dtype)
+        images = open_as_trained(units, source=str(tmp_path / f"{other}.npy"), cache=tmp_path / "cache")
+        stored = images.read(np.arange(24), np.empty(values.shape, other))
+        np.testing.assert_array_equal(stored, values)
+        expected = (torch.from_numpy(values).float() - 100) / 50
+        torch.testing.assert_close(images.pixel_format.to_unit(torch.from_numpy(stored)), expected)
+
+
+def test_values_that_the_transform_of_a_model_does_not_allow_are_refused(config, tmp_path: Path, monkeypatch) -> None:
+    values = np.abs(VALUES[:300])
+    values[7, 1, 0, 0] = -2
+    np.save(tmp_path / "low.npy", values)
+    units = Units(mean=(5.6, 0.7, 3.9), std=(0.04, 0.01, 0.06), transform=("log1p",) * 3)
+    with pytest.raises(ValueError, match=r"channel 1 .*-2"):
+        open_as_trained(units, source=str(tmp_path / "low.npy"), cache=tmp_path / "cache")
+    given = {"normalisation": "mean_std", "transform": ("log1p",), "mean": units.mean, "std": units.std}
+    monkeypatch.setattr(module, "SAMPLE", 2)
+    with pytest.raises(ValueError, match=r"channel 1 .*-2"):
+        open_images(config(source=tmp_path / "low.npy", **given))
+
+
 def test_missing_values_count_neither_as_values_nor_as_bad_images(config, tmp_path: Path) -> None:
     values = VALUES.copy()
     values[:, 1, 0] = np.nan  # never known
