@@ -373,7 +373,8 @@ def _drawn_ensembles(given: str, run: DiffusionRun, members: int) -> Evaluated:
     """How ensembles are evaluated that were drawn before, for conditions in the order of the held-out pairs."""
     held_out, picture = require_cached(_held_out(given, run)), _picture_of(given)
     images = open_drawn(Path(given), run.data, held_out)
-    padding = getattr(run.model, "padding", "zeros")
+    is_periodic = run.augment.crop_positions == "periodic_width"
+    padding = "periodic_width" if is_periodic else getattr(run.model, "padding", "zeros")
 
     def measure(_: None) -> Figures:
         scores = on_main(lambda: score_drawn(images, held_out, members, padding))

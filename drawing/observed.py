@@ -100,10 +100,9 @@ def open_observations(
             "or one for each"
         )
     images = _open(source, model, (channels, height, width))
-    per_channel = torch.tensor(noise).view(1, -1, 1, 1).expand(1, channels, 1, 1)
-    zero = pixels.to_unit(torch.zeros_like(per_channel))
-    unit = pixels.to_unit(per_channel.clone()) - zero
-    return Observations(images, pixels, (size[0], size[1]), operators, unit[0], members)
+    scale = torch.tensor(pixels.std if isinstance(pixels, Units) else [(pixels.high - pixels.low) / 2])
+    unit = (torch.tensor(noise) / scale).expand(channels)[:, None, None]
+    return Observations(images, pixels, (size[0], size[1]), operators, unit, members)
 
 
 def read_operator(word: str, borders: Padding) -> Operator:

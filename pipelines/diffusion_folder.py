@@ -12,7 +12,7 @@ from diffusion import (
     Formulation,
 )
 from pictures.coordinates import Coordinates
-from pictures.units import AnyFormat
+from pictures.units import AnyFormat, Units
 from pipelines.diffusion import DESCRIPTION_FILE, FORMAT_VERSION, MAX_SCALE, REGRESSION, DiffusionModel, Network
 from pipelines.folder import check_counts, check_finite, find_model, read_counts, read_format, replace_weights
 from pipelines.formulation import read_formulation
@@ -66,7 +66,7 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
         raise ValueError(f"{file} cannot be used: {error}") from None
     _check_channels(net, folder, scale, inputs)
     check_counts(counts, len(classes or ()), folder)
-    return DiffusionModel(
+    model = DiffusionModel(
         net,
         formulation,
         classes,
@@ -79,6 +79,8 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
         base=base,
         coordinates=places,
     )
+    _check_parts(model, folder)
+    return model
 
 
 def description_file(folder: Path) -> Path | None:
@@ -161,6 +163,24 @@ def _check_channels(net: Network, folder: Path, scale: int | None = None, inputs
         )
 
 
+def _check_parts(model: DiffusionModel, folder: Path) -> None:
+    """Raises ValueError for the units of other channels, the numbers of another network and another regression."""
+    config, inputs, base = model.net.config, model.inputs, model.base
+    if isinstance(units := model.pixel_format, Units) and len(units.mean) != config.out_channels:
+        raise ValueError(
+            f"{folder}: pixel_format has {amount(len(units.mean), 'channel')}, but the network draws "
+            f"{config.out_channels}; copy the model again"
+        )
+    numbers, width = None if inputs is None else inputs.numbers, getattr(config, "augment_channels", None)
+    if numbers is not None and numbers.width != width:
+        raise ValueError(
+            f"{folder}: numbers={numbers.names} take {numbers.width} inputs, but the network has {width}; copy the "
+            "model again"
+        )
+    if base is not None and (base.model.pixel_format, base.model.shape) != (model.pixel_format, model.shape):
+        raise ValueError(f"{folder}: its {REGRESSION} predicts images of other units or sizes; copy the model again")
+
+
 def read_scale(folder: Path) -> int | None:
     """`DiffusionModel.upscale` of a model folder; None where its diffusion.json has none, or there is none.
 
@@ -185,6 +205,8 @@ def read_base(file: Path) -> Base | None:
     damaged."""
     std = read_json(file).get("residual_std")
     if std is None:
+        if (file.parent / REGRESSION).exists():
+            raise ValueError(f"residual_std is missing, but {file.parent / REGRESSION} is there; copy the model again")
         return None
     model = load_regression(file.parent / REGRESSION)
     if not (isinstance(std, list) and len(std) == model.shape[0] and all(type(x) is float and x > 0 for x in std)):

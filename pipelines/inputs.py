@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pictures.pixel_format import BYTES
-from pictures.units import AnyFormat
+from pictures.units import AnyFormat, Units
 from pipelines.folder import read_format
 from residual.names import amount, shorten
 from residual.weights.config import read_config
@@ -38,8 +39,10 @@ class Numbers:
     def __post_init__(self) -> None:
         if not (self.names and len(self.names) == len(self.mean) == len(self.std)):
             raise ValueError(f"names={self.names}, mean={self.mean}, std={self.std} differ in length; give one of each")
-        if not all(std > 0 for std in self.std):
+        if not all(0 < std < math.inf for std in self.std):
             raise ValueError(f"std={self.std} has a deviation that is not positive; leave constant columns out")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean={self.mean} has a number that is not finite; give that of the training images")
 
     @property
     def width(self) -> int:
@@ -55,7 +58,8 @@ class Numbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Patches:
+class _Plain:
+    channels: int
     whole: tuple[int, int] | None
     periodic_width: bool
 
@@ -214,17 +218,28 @@ def read_inputs(document: Mapping[str, Any], folder: Path) -> Inputs | None:
     found = document.get("inputs")
     if found is None:
         return None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"inputs={found!r} should be an object")
     try:
         hashes = found["fields_sha256"]
-        fields = load_file(folder / FILE) if hashes and is_regular(folder / FILE) else {}
+        fields = _read_fields(folder / FILE) if hashes and is_regular(folder / FILE) else {}
         if {name: _sha256(values) for name, values in fields.items()} != hashes:
             raise ValueError(f"{folder / FILE} is missing, or its fields are not those of the model; copy it again")
         numbers = None if found["numbers"] is None else read_config(Numbers, found["numbers"])
         static, seen = fields.get("static"), fields.get("seen")
-        patches = read_config(_Patches, {name: found[name] for name in ("whole", "periodic_width")})
-        return Inputs(found["channels"], read_format(found), static, seen, numbers, **asdict(patches))
+        plain = read_config(_Plain, {name: found[name] for name in ("channels", "whole", "periodic_width")})
+        if isinstance(units := read_format(found), Units) and len(units.mean) != plain.channels:
+            raise ValueError(f"pixel_format has {len(units.mean)} channels, but inputs have {plain.channels}")
+        return Inputs(pixel_format=units, static=static, seen=seen, numbers=numbers, **asdict(plain))
     except KeyError as error:
         raise ValueError(f"inputs have no {error}; they are incomplete") from None
+
+
+def _read_fields(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a complete safetensors file ({error}); copy it again") from None
 
 
 def _sha256(values: Tensor) -> str:

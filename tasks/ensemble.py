@@ -214,7 +214,9 @@ def truth_of(model: DiffusionModel | RegressionModel, pairs: Images) -> Float[Te
 
 
 def periodic_axes(model: DiffusionModel | RegressionModel) -> tuple[bool, bool]:
-    """Whether the network closes height and width."""
+    """Whether the network, or the placing of its patches, closes height and width."""
+    if model.inputs is not None and model.inputs.periodic_width:
+        return PERIODIC["periodic_width"]
     return PERIODIC.get(getattr(model.net.config, "padding", "zeros"), (False, False))
 
 

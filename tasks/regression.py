@@ -125,6 +125,13 @@ class RegressionRun(Run[RegressionTask]):
 
     derived: ClassVar[dict[str, str]] = dict.fromkeys(_DERIVED, "it follows from the images; see data.condition")
 
+    def __post_init__(self) -> None:
+        if self.model.time_embedding == "log_fourier":
+            raise ValueError(
+                "model.time_embedding=log_fourier takes the logarithm of the time, which is 0 for a regression; give "
+                "fourier"
+            )
+
     def outline(self) -> UNet:
         """The network on the meta device, as far as it is known without the images."""
         side = 2 * self.model.skeleton.stride

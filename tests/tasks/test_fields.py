@@ -211,6 +211,41 @@ def test_a_model_folder_keeps_everything(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"inputs": []}, "inputs"),
+        ({"inputs": {"channels": "1"}}, "channels='1'"),
+        ({"inputs": {"channels": 2}}, "2"),
+        (
+            {"inputs": {"pixel_format": {"mean": [0.0] * 2, "std": [1.0] * 2, "transform": ["none"] * 2}}},
+            "pixel_format",
+        ),
+        ({"inputs": {"numbers": {"mean": [float("inf"), 0.0]}}}, "mean"),
+        ({"inputs": {"numbers": {"names": ["a"], "mean": [0.0], "std": [1.0]}}}, "numbers"),
+        ({"pixel_format": {"mean": [0.0], "std": [1.0], "transform": ["none"]}}, "pixel_format"),
+    ],
+)
+def test_an_edited_description_is_refused(tmp_path: Path, change: dict, named: str) -> None:
+    built(images()).diffusion.save(tmp_path)
+    path = tmp_path / "diffusion.json"
+    path.write_text(json.dumps(merged(json.loads(path.read_text()), change)))
+    with pytest.raises(ValueError, match=named):
+        load_model(tmp_path)
+
+
+def merged(document: dict, change: dict) -> dict:
+    new = {name: merged(document[name], each) if isinstance(each, dict) else each for name, each in change.items()}
+    return document | new
+
+
+def test_damaged_fields_are_refused(tmp_path: Path) -> None:
+    built(images()).diffusion.save(tmp_path)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:50])
+    with pytest.raises(ValueError, match=FILE):
+        load_model(tmp_path)
+
+
 def test_models_without_all_this_have_the_same_folder_as_before(tmp_path: Path) -> None:
     model = DiffusionModel(shaken(small_run(model=NARROW).build(plain())).diffusion.net, EDM())
     model.save(tmp_path)

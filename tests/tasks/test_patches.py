@@ -17,6 +17,7 @@ from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.inputs import positions
 from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
+from tasks.ensemble import periodic_axes
 from tasks.regression import RegressionRun
 from tests.tasks.small import SMALL, shaken, small_run
 from training.data import DataConfig, Images
@@ -86,6 +87,7 @@ def test_a_model_of_patches_draws_whole_fields_in_windows(augment, tmp_path: Pat
     model.save(tmp_path)
     again = load_model(tmp_path)
     assert again.inputs.periodic_width == (augment is PERIODIC)
+    assert periodic_axes(again) == (False, augment is PERIODIC)
     assert_close(again.draw(range(2), None, **given), drawn, rtol=0, atol=0)
     assert not torch.equal(model.in_windows(2).draw(range(2), None, **given), drawn)
     with pytest.raises(ValueError, match="12x20"):

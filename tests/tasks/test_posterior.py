@@ -213,3 +213,11 @@ def test_values_of_another_shape_are_refused_from_python(grey_model):
     for observation in (Observation(values[:1], 0.1), Observation(values, 0.1, (Downsample(2),))):
         with pytest.raises(ValueError, match=r"observation has the shape .* 1, 8, 8\)"):
             model.draw(range(2), None, observation=observation)
+
+
+def test_noise_is_exact_beside_a_large_mean(fields_model, given):
+    model = load_model(fields_model)
+    units = replace(model.pixel_format, mean=(1e7,) * 3)
+    words, source = ["downsample:2"], str(given / "fields.npy")
+    found = open_observations(source, words, [1e-3, 1e-2, 1.0], 1, replace(model, pixel_format=units))
+    torch.testing.assert_close(found.noise.flatten(), torch.tensor([1e-3 / 8, 1e-2, 1e-2]))

@@ -143,7 +143,16 @@ def test_the_model_folder_holds_both(tmp_path: Path) -> None:
     description.write_text(json.dumps(document | {"residual_std": [1.0]}))
     with pytest.raises(ValueError, match="residual_std"):
         load_model(tmp_path / "model")
-    (tmp_path / "model" / REGRESSION / DESCRIPTION_FILE).unlink()
+    description.write_text(json.dumps({name: each for name, each in document.items() if name != "residual_std"}))
+    with pytest.raises(ValueError, match="residual_std"):
+        load_model(tmp_path / "model")
+    description.write_text(json.dumps(document))
+    other = tmp_path / "model" / REGRESSION / DESCRIPTION_FILE
+    text = other.read_text()
+    other.write_text(text.replace("280.0", "281.0"))
+    with pytest.raises(ValueError, match=REGRESSION):
+        load_model(tmp_path / "model")
+    other.unlink()
     with pytest.raises(ValueError, match=REGRESSION):
         load_model(tmp_path / "model")
 
@@ -164,6 +173,11 @@ def test_a_residual_starts_from_no_image(tmp_path: Path) -> None:
         model.draw(range(2), None, origin=torch.zeros(2, 2, 8, 8), **given)
     with pytest.raises(ValueError, match="residual"):
         model.inverting(torch.zeros(2, 2, 8, 8), None, sampler="euler", **given)
+
+
+def test_the_time_of_a_regression_has_no_logarithm() -> None:
+    with pytest.raises(ValueError, match=r"model\.time_embedding=log_fourier"):
+        RegressionRun(model=replace(NARROW, time_embedding="log_fourier"))
 
 
 def test_a_guide_draws_the_same_residual(tmp_path: Path) -> None:
