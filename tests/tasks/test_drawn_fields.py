@@ -104,6 +104,20 @@ def test_conditions_of_a_netcdf_file_are_the_variables_of_the_training(model, co
         np.testing.assert_array_equal(one, other)
 
 
+def test_images_to_start_from_may_lack_what_no_training_image_has(tmp_path, capsys) -> None:
+    found = images(static=False, vectors=False, conditions=0, missing=True)
+    (tmp_path / "model").mkdir()
+    built(found).diffusion.save(tmp_path / "model")
+    values = found.read(np.arange(4))
+    np.save(tmp_path / "three.npy", values[:3])
+    np.save(tmp_path / "four.npy", values)
+    draw(tmp_path / "model", tmp_path / "changed", "--from", str(tmp_path / "three.npy"), "--strength", "0.5")
+    changed = read(tmp_path / "changed" / "images" / "000001.npy")
+    np.testing.assert_array_equal(np.isnan(changed), np.isnan(values[1]))
+    words = ["--from", str(tmp_path / "four.npy"), "--strength", "0.5"]
+    assert "number 3" in refused(tmp_path / "model", tmp_path, capsys, *words)
+
+
 def refused(model: Path, tmp_path: Path, capsys, *words: str) -> str:
     with pytest.raises(SystemExit) as exit:
         draw(model, tmp_path / "out", *words)
