@@ -191,7 +191,7 @@ def training_large(setup: Setup) -> Iterator[str]:
 
 def training_table(setup: Setup, config: UNetConfig, batch: int, theirs: bool, compiled: bool) -> str:
     """Times, MFU and peak memory of training steps."""
-    net, rate = build(replace(config, classes=None)), setup.product_rate()
+    net, rate = build(replace(config, classes=None, learned_variance=False)), setup.product_rate()
     inputs = torch.empty(1, config.in_channels, *config.size), torch.zeros(1)
     operations = 3 * 2 * multiply_adds(net, *inputs) * batch
     calls = train_calls(net, batch, setup.device, True, compiled and setup.device.type == "cuda", theirs)
