@@ -77,9 +77,8 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
             f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
             "give others"
         )
-    for number in () if seen is None else range(len(images)):
-        values = torch.from_numpy(_read(images, [number])[0])
-        if (values.isnan() & seen).any():
+    for number in range(len(images)):
+        if seen is not None and (torch.from_numpy(_read(images, [number])[0]).isnan() & seen).any():
             raise ValueError(f"{option} {source!r}: number {number} has missing values (NaN); give a whole image")
     return images
 
