@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from drawing.given import open_option, shape_settings
-from pictures.units import Units
+from drawing.given import open_option, require_units, shape_settings
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount, require_known, shorten
 from training.data import Images
 from training.data.decode import enlarge
 from training.data.sources.grids import SUFFIXES
 from training.data.sources.source import holds_arrays, image_columns
-from training.data.statistics import FAR, SAMPLE
 
 
 @dataclass(frozen=True)
@@ -86,22 +84,8 @@ def _open(source: str, model: DiffusionModel) -> Images:
             f"condition {source!r}: images of shape {images.shape}, but the model takes {inputs.channels} channels of "
             f"at most {height} x {width} (height x width); give others"
         )
-    _require_units(source, images)
+    require_units("condition", source, images, images.pixel_format)
     return images
-
-
-def _require_units(source: str, images: Images) -> None:
-    """Raises ValueError for conditions whose mean is far from that of the training, which have other units."""
-    if not isinstance(units := images.pixel_format, Units):
-        return
-    stored = images.read(np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)))
-    means = units.to_unit(torch.from_numpy(stored)).double().nanmean(dim=(0, 2, 3))
-    for channel, mean in enumerate(means.tolist()):
-        if abs(mean) > FAR:
-            raise ValueError(
-                f"condition {source!r}: channel {channel} is {mean:.3g} standard deviations from the mean of the "
-                "training on average; give conditions in the units of the training data"
-            )
 
 
 def _require_kind(source: str, file: str) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diffusion.edits import Projection, grey_values, keep_grey, keep_pixels
 from pictures.pixel_format import BYTES
-from pictures.units import AnyFormat
+from pictures.units import AnyFormat, Units
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
 from training.data import Images, open_as_trained
+from training.data.statistics import far_channels
 from training.processes import on_main
 
 
@@ -80,6 +81,7 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
     for number in range(len(images)):
         if seen is not None and (torch.from_numpy(_read(images, [number])[0]).isnan() & seen).any():
             raise ValueError(f"{option} {source!r}: number {number} has missing values (NaN); give a whole image")
+    require_units(option, source, images, images.pixel_format)
     return images
 
 
@@ -115,6 +117,17 @@ def open_masks(source: str, images: Images) -> Images:
                 "file that keeps them exactly, such as PNG"
             )
     return masks
+
+
+def require_units(option: str, source: str, images: Images, units: AnyFormat) -> None:
+    """Raises ValueError for images whose mean is far from that of the training, which have other units."""
+    if not isinstance(units, Units):
+        return
+    for channel, mean in far_channels(units, images):
+        raise ValueError(
+            f"{option} {source!r}: channel {channel} is {mean:.3g} standard deviations from the mean of the training, "
+            "on average; give values in the units of the training data"
+        )
 
 
 def open_option(option: str, source: str, values: AnyFormat, **settings: Any) -> Images:

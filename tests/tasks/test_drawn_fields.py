@@ -13,6 +13,7 @@ from PIL import Image
 
 import sample
 from pictures.coordinates import Coordinates
+from pictures.units import Units
 from tests.tasks.test_fields import UNITS, built, images
 from training.data import Images
 
@@ -167,6 +168,20 @@ def test_what_does_not_fit_is_refused(model, conditions, tmp_path, capsys, words
         "TWO": tmp_path / "two.npy",
     }
     assert named in refused(model, tmp_path, capsys, *[str(files.get(word, word)) for word in words])
+
+
+def test_images_of_other_units_are_refused(tmp_path: Path, capsys) -> None:
+    values = np.random.default_rng(0).normal(280, 10, (4, 2, 8, 8)).astype(np.float32)
+    units = Units(mean=(280.0, 280.0), std=(10.0, 10.0), transform=("none", "none"))
+    (tmp_path / "model").mkdir()
+    built(Images(values, pixel_format=units)).diffusion.save(tmp_path / "model")
+    values[:, 1] -= 273.15
+    np.save(tmp_path / "celsius.npy", values)
+    error = refused(
+        tmp_path / "model", tmp_path, capsys, *[word.replace("FILE", str(tmp_path / "celsius.npy")) for word in words]
+    )
+    assert "celsius.npy" in error
+    assert "channel 1" in error
 
 
 def test_a_table_with_several_columns_of_images_is_refused(tmp_path: Path, capsys) -> None:

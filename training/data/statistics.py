@@ -151,3 +151,12 @@ def check_units(units: Units, images: Images) -> None:
                 f"{found.std[channel]:g} after data.transform, but data.mean is {mean:g} and data.std {std:g}; correct "
                 "them, or leave them out"
             )
+
+
+def far_channels(units: Units, images: Images) -> list[tuple[int, float]]:
+    """The channels of a sample of the images whose mean is far from that of `units`, which are those of their first
+    channels, with the distance in standard deviations."""
+    numbers = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int))
+    stored = torch.from_numpy(images.read(numbers)[:, : len(units.mean)])
+    means = units.to_unit(stored).double().nanmean(dim=(0, 2, 3)).tolist()
+    return [(channel, mean) for channel, mean in enumerate(means) if abs(mean) > FAR]
