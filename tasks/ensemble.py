@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pictures.units import Units
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_finite
 from pipelines.inputs import Inputs
 from pipelines.regression import RegressionModel
@@ -18,6 +19,7 @@ from tasks.budget import seconds_per_image
 from tasks.comparison import names_for
 from tasks.ensemble_scores import EnsembleScores, score_ensemble
 from training.data import Images, ImageSet
+from training.data.statistics import far_channels
 from training.processes import on_main, process_state
 from training.settings import require
 from training.task import Evaluation, EvaluationContext, Figure
@@ -249,5 +251,11 @@ def require_pairs(model: DiffusionModel | RegressionModel, held_out: ImageSet) -
             raise ValueError(
                 f"images of data.validation have the {name} {given}, but the model was trained with {wanted}; give "
                 "images as in its training"
+            )
+    if isinstance(units := model.pixel_format, Units):
+        for channel, mean in far_channels(units, pairs):
+            raise ValueError(
+                f"images of data.validation are {mean:.3g} standard deviations from the mean of the training in "
+                f"channel {channel}, on average; give images in the units of its training"
             )
     return pairs

@@ -139,6 +139,7 @@ def test_an_interruption_ends_it() -> None:
         (pairs(vectors=None, vector_columns=()), r"data\.vector_columns \(\).*strain"),
         (Images(np.zeros((4, 3, 8, 16), np.float32), pixel_format=UNITS, conditions=1), r"height x width \(8, 16\)"),
         (Images(np.zeros((4, 2, 8, 8), np.float32), pixel_format=UNITS.channels(0, 2)), r"condition channels 0.*1"),
+        (pairs(units=replace(UNITS, mean=(7.0, 1e5, 5.0))), r"channel 0"),
     ],
 )
 def test_pairs_of_another_kind_are_refused(images: Images, match: str) -> None:
