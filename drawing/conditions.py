@@ -9,11 +9,14 @@ import numpy as np
 import torch
 
 from drawing.given import open_option, shape_settings
+from pictures.units import Units
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount, require_known, shorten
 from training.data import Images
 from training.data.decode import enlarge
 from training.data.sources.grids import SUFFIXES
+from training.data.sources.source import holds_arrays, image_columns
+from training.data.statistics import FAR, SAMPLE
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,49 @@ def _open(source: str, model: DiffusionModel) -> Images:
     inputs, (_, height, width) = model.inputs, model.shape
     assert inputs is not None, "the caller checks it"
     settings: dict[str, Any] = {"missing": inputs.seen is not None}
+    _require_kind(source, inputs.pixel_format.file)
     if inputs.pixel_format.file == "png":
         settings = shape_settings((inputs.channels, height, width))
     if model.coordinates is not None and Path(source).suffix.lower() in SUFFIXES:
         names = model.coordinates.channels[model.shape[0] :]  # such as "t2m level=500"
         settings["variables"] = tuple(dict.fromkeys(name.partition(" ")[0] for name in names))
-    images = open_option("condition", source, inputs.pixel_format, **settings)
+    images = open_option("condition", source, inputs.pixel_format, max_bad=0, **settings)
     channels, rows, columns = images.shape
     if channels != inputs.channels or rows > height or columns > width:
         raise ValueError(
             f"condition {source!r}: images of shape {images.shape}, but the model takes {inputs.channels} channels of "
             f"at most {height} x {width} (height x width); give others"
         )
+    _require_units(source, images)
     return images
+
+
+def _require_units(source: str, images: Images) -> None:
+    """Raises ValueError for conditions whose mean is far from that of the training, which have other units."""
+    if not isinstance(units := images.pixel_format, Units):
+        return
+    stored = images.read(np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)))
+    means = units.to_unit(torch.from_numpy(stored)).double().nanmean(dim=(0, 2, 3))
+    for channel, mean in enumerate(means.tolist()):
+        if abs(mean) > FAR:
+            raise ValueError(
+                f"condition {source!r}: channel {channel} is {mean:.3g} standard deviations from the mean of the "
+                "training on average; give conditions in the units of the training data"
+            )
+
+
+def _require_kind(source: str, file: str) -> None:
+    """Raises ValueError for pictures in the place of arrays, arrays in that of pictures, and a table in which several
+    columns may be the conditions."""
+    try:
+        arrays, columns = holds_arrays(source), image_columns(source)
+    except ValueError as error:
+        raise ValueError(f"condition {source!r}: {error}") from None
+    if arrays != (file == "npy"):
+        found, wanted = ("arrays", "pictures") if arrays else ("pictures", "arrays (.npy)")
+        raise ValueError(f"condition {source!r} has {found}, but the model was trained with {wanted}; give such files")
+    if len(columns) > 1:
+        raise ValueError(f"condition {source!r} has the images {shorten(columns)}; give one with conditions alone")
 
 
 def _vector(words: Sequence[str] | None, model: DiffusionModel) -> tuple[float, ...] | None:
@@ -105,8 +138,8 @@ def _vector(words: Sequence[str] | None, model: DiffusionModel) -> tuple[float, 
             value = float(text)
         except ValueError:
             value = np.nan
-        if not np.isfinite(value):
-            raise ValueError(f"vector {word!r}: {text!r} is not a finite number; give {name}=VALUE")
+        if not abs(value) <= float(np.finfo(np.float32).max):
+            raise ValueError(f"vector {word!r}: {text!r} is not a finite number of float32; give {name}=VALUE")
         if name in found:
             raise ValueError(f"vector {name} is given twice; give it once")
         found[name] = value

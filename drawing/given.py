@@ -29,8 +29,8 @@ class Given:
     """whether only their grey values are known"""
 
     def unit(self, numbers: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """The images of these numbers in [-1, 1]."""
-        return self.images.pixel_format.to_unit(torch.from_numpy(_read(self.images, numbers)))
+        """The images of these numbers in the values of the network, 0 where no training image had a value."""
+        return self.images.pixel_format.to_unit(torch.from_numpy(_read(self.images, numbers))).nan_to_num_(nan=0.0)
 
     def drawn(self, numbers: Sequence[int]) -> Bool[Tensor, "b 1 h w"]:
         """The pixels that a mask has drawn anew: those that are not black."""
@@ -66,14 +66,20 @@ def _read(images: Images, numbers: Sequence[int]) -> np.ndarray:
 def open_given(option: str, source: str, model: DiffusionModel, exact: bool = False) -> Images:
     """The images that an option names, in the format of the model, scaled and cropped to its size.
 
-    If `exact` they must have its size and channels. Raises ValueError if they do not fit.
+    If `exact` they must have its size and channels. Raises ValueError if they do not fit, and for a missing value where
+    training images had some.
     """
-    images = open_option(option, source, model.pixel_format, **({} if exact else shape_settings(model.shape)))
+    seen = None if model.inputs is None else model.inputs.seen
+    settings = {} if exact else shape_settings(model.shape)
+    images = open_option(option, source, model.pixel_format, missing=seen is not None, **settings)
     if images.shape != model.shape:
         raise ValueError(
             f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
             "give others"
         )
+    for number in range(len(images)):
+        if seen is not None and (torch.from_numpy(_read(images, [number])[0]).isnan() & seen).any():
+            raise ValueError(f"{option} {source!r}: number {number} has missing values (NaN); give a whole image")
     return images
 
 

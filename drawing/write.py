@@ -123,7 +123,7 @@ def _psnr(job: Job, read: Read) -> tuple[float | None, str]:
         (original,) = pixels.from_unit(job.given.unit([job.series.column(number)]))
         span = pixels.high - pixels.low if isinstance(pixels, PixelFormat) else np.ptp(original)
         difference = (read(number).astype(float) - original) / span
-        errors.append(float(np.square(difference).mean()))
+        errors.append(float(np.nanmean(np.square(difference))))
     if not any(errors):
         return None, "reconstruction: identical"
     mean, lowest = (-10 * math.log10(error) for error in (np.mean(errors), max(errors)))

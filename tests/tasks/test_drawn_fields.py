@@ -1,12 +1,15 @@
 """sample.py with conditions: members, numbers, netCDF files, and what it refuses."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
+from PIL import Image
 
 import sample
 from pictures.coordinates import Coordinates
@@ -104,6 +107,20 @@ def test_conditions_of_a_netcdf_file_are_the_variables_of_the_training(model, co
         np.testing.assert_array_equal(one, other)
 
 
+def test_images_to_start_from_may_lack_what_no_training_image_has(tmp_path, capsys) -> None:
+    found = images(static=False, vectors=False, conditions=0, missing=True)
+    (tmp_path / "model").mkdir()
+    built(found).diffusion.save(tmp_path / "model")
+    values = found.read(np.arange(4))
+    np.save(tmp_path / "three.npy", values[:3])
+    np.save(tmp_path / "four.npy", values)
+    draw(tmp_path / "model", tmp_path / "changed", "--from", str(tmp_path / "three.npy"), "--strength", "0.5")
+    changed = read(tmp_path / "changed" / "images" / "000001.npy")
+    np.testing.assert_array_equal(np.isnan(changed), np.isnan(values[1]))
+    words = ["--from", str(tmp_path / "four.npy"), "--strength", "0.5"]
+    assert "number 3" in refused(tmp_path / "model", tmp_path, capsys, *words)
+
+
 def refused(model: Path, tmp_path: Path, capsys, *words: str) -> str:
     with pytest.raises(SystemExit) as exit:
         draw(model, tmp_path / "out", *words)
@@ -122,6 +139,10 @@ def refused(model: Path, tmp_path: Path, capsys, *words: str) -> str:
         (["--condition", "CONDITIONS", "--vector", "strian=1", "season=2"], "strain"),
         (["--condition", "CONDITIONS", "--vector", "strain=x", "season=2"], "strain=VALUE"),
         (["--condition", "CONDITIONS", "--vector", "strain=1", "strain=1"], "strain"),
+        (["--condition", "CONDITIONS", "--vector", "strain=1e300", "season=2"], "1e300"),
+        (["--condition", "BAD"], "image 1"),
+        (["--condition", "PICTURES"], "pictures"),
+        (["--condition", "OTHER"], "units"),
         (["--condition", "CONDITIONS", "--between", "1", "2"], "between"),
         (["--condition", "WIDE"], "(1, 9, 9)"),
         (["--condition", "TWO"], "(2, 8, 8)"),
@@ -132,8 +153,32 @@ def refused(model: Path, tmp_path: Path, capsys, *words: str) -> str:
 def test_what_does_not_fit_is_refused(model, conditions, tmp_path, capsys, words, named) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((2, 1, 9, 9), np.float32))
     np.save(tmp_path / "two.npy", np.random.default_rng(0).normal(size=(2, 2, 8, 8)).astype(np.float32))
-    files = {"CONDITIONS": conditions, "WIDE": tmp_path / "wide.npy", "TWO": tmp_path / "two.npy"}
+    bad = np.nan_to_num(read(conditions), nan=5)
+    bad[1, 0, 0, 0] = np.inf
+    np.save(tmp_path / "bad.npy", bad)
+    np.save(tmp_path / "other.npy", read(conditions) * np.float32(1e30))
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    files = {
+        "BAD": tmp_path / "bad.npy",
+        "OTHER": tmp_path / "other.npy",
+        "PICTURES": tmp_path / "a.png",
+        "CONDITIONS": conditions,
+        "WIDE": tmp_path / "wide.npy",
+        "TWO": tmp_path / "two.npy",
+    }
     assert named in refused(model, tmp_path, capsys, *[str(files.get(word, word)) for word in words])
+
+
+def test_a_table_with_several_columns_of_images_is_refused(tmp_path: Path, capsys) -> None:
+    pairs = Images(np.random.default_rng(0).integers(0, 255, (4, 2, 8, 8)).astype(np.uint8), conditions=1)
+    (tmp_path / "model").mkdir()
+    built(pairs).diffusion.save(tmp_path / "model")
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    cell = {"bytes": buffer.getvalue(), "path": None}
+    pyarrow.parquet.write_table(pyarrow.table({"image": [cell], "low": [cell]}), tmp_path / "pairs.parquet")
+    error = refused(tmp_path / "model", tmp_path, capsys, "--condition", str(tmp_path / "pairs.parquet"))
+    assert "image, low" in error
 
 
 def test_a_model_without_conditions_refuses_them(conditions, tmp_path, capsys) -> None:

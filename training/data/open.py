@@ -173,7 +173,9 @@ def find_units(
         assert isinstance(images.pixel_format, PixelFormat), "it is that of the cache"
         return measured_units(statistics_of(images, transform, folder), transform, images.pixel_format)
     except ValueError as error:
-        raise ValueError(f"data.source {source!r}: {error}") from None
+        first = images.shape[0] - images.conditions
+        hint = f" (channels from {first} on are those of data.condition)" if images.conditions else ""
+        raise ValueError(f"data.source {source!r}: {error}{hint}") from None
 
 
 def open_fitting(

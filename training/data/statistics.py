@@ -132,7 +132,7 @@ def given_units(
     """The units that `data.mean` and `data.std` define. Raises ValueError for another number of channels."""
     if len(mean) != channels:
         raise ValueError(
-            f"data.mean has {amount(len(mean), 'entry')}, but the images have {amount(channels, 'channel')}; give one "
+            f"data.mean has {amount(len(mean), 'number')}, but the images have {amount(channels, 'channel')}; give one "
             "for each"
         )
     return Units(mean=mean, std=std, transform=transform, dtype=dtype)

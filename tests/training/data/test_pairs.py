@@ -199,6 +199,12 @@ def test_channels_of_one_array(name: str, tmp_path: Path, config) -> None:
     np.testing.assert_array_equal(whole(plain), array)
 
 
+def test_a_condition_of_another_kind_is_named(tmp_path: Path, config) -> None:
+    np.savez(tmp_path / "set.npz", image=np.zeros((4, 1, 2, 2), np.uint8), number=np.arange(4, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"data\.condition 'number'.*\(4,\)"):
+        open_images(config(source=tmp_path / "set.npz", image_column="image", condition="number"))
+
+
 def test_a_bad_one_of_the_two_makes_the_pair_bad(pictures: Path, config, capsys) -> None:
     (pictures / "sketches" / "dog" / "2.bmp").write_bytes(b"no picture")
     images = open_images(config(source=pictures / "photos", condition=str(pictures / "sketches")))

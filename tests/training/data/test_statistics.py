@@ -162,7 +162,7 @@ def test_channels_that_cannot_be_standardised_are_named(config, tmp_path, kind, 
     ("settings", "named"),
     [
         ({"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, "statistics of other data: channel 0"),
-        ({"mean": (280.0,), "std": (10.0,)}, "data.mean has 1 entry"),
+        ({"mean": (280.0,), "std": (10.0,)}, "data.mean has 1 number"),
         ({"transform": ("none", "log1p")}, "data.transform has 2 entries"),
     ],
 )

@@ -23,7 +23,8 @@ def paired(target: Source, condition: Source, by_name: bool) -> Source:
             other = condition.open()
         except ValueError as error:
             text = re.sub(r"data\.(source|image_column|variables)", "data.condition", str(error))
-            raise ValueError(text) from None
+            title = "" if "data.condition" in text else f"data.condition {condition.setting!r}: "
+            raise ValueError(title + text) from None
         return joined(target.open(), other, target.setting, condition.setting, by_name)
 
     return replace(target, key=["pair", target.key, condition.key], open=read)

@@ -20,7 +20,8 @@ from training.data.sources.grids import SUFFIXES, grid_file
 from training.data.sources.listing import KINDS, Listing
 from training.data.sources.pairs import paired
 from training.data.sources.records import Item, Records, Source, choose_split, split_of
-from training.data.sources.tables import Columns, hub_tables, local_tables
+from training.data.sources.table_files import features_of, open_table
+from training.data.sources.tables import Columns, hub_tables, is_image, local_tables
 from training.data.sources.vectors import VectorColumns
 
 PICTURE_KINDS, TABLE_KINDS, ARRAY_KINDS = (
@@ -182,6 +183,14 @@ def find_condition(names: tuple[str, ...], found: Found, setting: str, options: 
 def holds_arrays(setting: str) -> bool:
     """Whether a setting names arrays, not pictures. Raises ValueError as `find_files` does."""
     return find_files(setting, None).kind in ARRAY_KINDS
+
+
+def image_columns(setting: str) -> list[str]:
+    """The columns with images of a table; none of another source. Raises ValueError as `find_files` does."""
+    found = find_files(setting, None)
+    if found.kind != "tables":
+        return []
+    return [name for name, feature in features_of(open_table(found.files[0])).items() if is_image(feature)]
 
 
 def find_files(setting: str, label_file: Path | None) -> Found:

@@ -281,18 +281,25 @@ def image_column(columns: Columns, features: Mapping[str, Any]) -> str:
         raise ValueError(f"{found}; set data.image_column to one of the columns: {shorten(several or list(features))}")
     feature = features[column]
     plain = isinstance(feature, Value) and feature.dtype in (*BYTES, *TEXTS)
+    if not (plain or is_image(feature)):
+        raise ValueError(
+            f"image column {column!r} holds {getattr(feature, 'dtype', feature)}, not the bytes or paths of image"
+            " files; set data.image_column to another column"
+        )
+    return column
+
+
+def is_image(feature: Any) -> bool:
+    """Whether a column is of the type of images, or has their bytes or paths packed."""
+    from datasets import Image
+
     parts = feature if isinstance(feature, Mapping) else {}
     packed = [
         getattr(parts[name], "dtype", "") in (*kinds, "null")
         for name, kinds in (("bytes", BYTES), ("path", TEXTS))
         if name in parts
     ]
-    if not (isinstance(feature, Image) or plain or (packed and all(packed))):
-        raise ValueError(
-            f"image column {column!r} holds {getattr(feature, 'dtype', feature)}, not the bytes or paths of image"
-            " files; set data.image_column to another column"
-        )
-    return column
+    return isinstance(feature, Image) or (bool(packed) and all(packed))
 
 
 def check_paths(column: str, values: Iterable[tuple[FilesBelow, Any]], features: Mapping[str, Any]) -> None:
