@@ -645,6 +645,10 @@ class DiffusionModel:
     def model_card(self, repo_id: str) -> str:
         """The README.md of the model folder in a repository: what the model draws, and code that draws with it."""
         most = self.formulation.timesteps if isinstance(self.formulation, DDPM) else STEPS
+        inputs = self.inputs or Inputs()
+        needed = {"image": inputs.channels, "vector": self._numbers}
+        option = "".join(f", {name}={name}" for name, value in needed.items() if value)
+        flag = " --condition FILES" if inputs.channels else ""
         return CARD.format(
             title=markdown(repo_id.rpartition("/")[2]),
             kind=describe_formulation(self.formulation)["kind"],
@@ -653,8 +657,9 @@ class DiffusionModel:
             repo_id=json.dumps(repo_id),
             command=shlex.quote(printable(repo_id)),
             shape=(4, *self.shape),
-            option="" if most >= STEPS else f", steps={most}",
-            flag="" if most >= STEPS else f" --steps {most}",
+            unit="in [-1, 1]" if self.pixel_format.limit == 1 else "standardised",
+            option=option if most >= STEPS else f"{option}, steps={most}",
+            flag=flag if most >= STEPS else f"{flag} --steps {most}",
         )
 
     def summary(self) -> str:
@@ -670,6 +675,10 @@ class DiffusionModel:
                 text += f"its formulation is {describe_formulation(other)['kind']}."
         if not are_saved_as_bytes(channels, self.pixel_format):
             text += f" Its values are {self.pixel_format.about}."
+        if self.inputs is not None and self.inputs.channels:
+            text += f" It takes a condition of {amount(self.inputs.channels, 'channel')} for each image (image)."
+        if self._numbers is not None:
+            text += f" It takes numbers of each image (vector): {markdown(shorten(self._numbers.names))}."
         return text
 
     def list_labels(self) -> str:
@@ -714,8 +723,8 @@ tags:
 from pipelines.diffusion_folder import load_model
 
 model = load_model({repo_id})
-images = model.draw(range(4), model.cycle(range(4)){option})  # {shape} in [-1, 1]; classes in turn
-values = model.pixel_format.from_unit(images)  # a numpy array in the range of the training data
+images = model.draw(range(4), model.cycle(range(4)){option})  # {shape} {unit}; classes in turn
+values = model.pixel_format.from_unit(images)  # a numpy array in the values of the training data
 ```
 
 On the command line, `python sample.py {command} --num 64{flag}` draws files, and

@@ -52,7 +52,7 @@ class Numbers:
     def label(self, values: Float[Tensor, "b v"]) -> Float[Tensor, "b w"]:
         """What the network receives: the standardised numbers, and 1 for their presence. All are 0 where numbers are
         hidden."""
-        values = values.double()
+        values = values.float()
         mean, std = (values.new_tensor(each) for each in (self.mean, self.std))
         return torch.cat([(values - mean) / std, torch.ones_like(values[:, :1])], dim=1).float()
 
@@ -81,6 +81,7 @@ class Inputs:
     seen: Bool[Tensor, "c h w"] | None = None
     """where the training images ever had a value; None: their values were never missing"""
     numbers: Numbers | None = None
+    """the numbers of each image; None: it has none"""
     whole: tuple[int, int] | None = None
     """height and width of the training images, if the network takes patches of them, with fields or conditions"""
     periodic_width: bool = False

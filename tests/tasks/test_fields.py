@@ -246,6 +246,15 @@ def test_damaged_fields_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_a_model_card_has_the_conditions() -> None:
+    card = built(images()).diffusion.model_card("me/fields")
+    assert "model.draw(range(4), model.cycle(range(4)), image=image, vector=vector)" in card
+    assert "condition of 1 channel" in card
+    assert "strain, season" in card
+    assert "--condition FILES" in card
+    assert "[-1, 1]" not in card
+
+
 def test_models_without_all_this_have_the_same_folder_as_before(tmp_path: Path) -> None:
     model = DiffusionModel(shaken(small_run(model=NARROW).build(plain())).diffusion.net, EDM())
     model.save(tmp_path)

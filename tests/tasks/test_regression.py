@@ -19,7 +19,7 @@ from resnet import create_model
 from tasks.diffusion import DiffusionConfig, DiffusionTask
 from tasks.inputs import residual_std
 from tasks.regression import RegressionRun, RegressionTask, prediction_error
-from tests.tasks.small import shaken
+from tests.tasks.small import shaken, small_run
 from tests.tasks.test_fields import NARROW, UNITS, batch_of, images, losses, random
 from training.data import DataConfig, Images
 from training.task import Batch
@@ -43,8 +43,6 @@ def saved(found: Images, folder: Path) -> Path:
 
 
 def two_stages(found: Images, folder: Path) -> DiffusionTask:
-    from tests.tasks.small import small_run
-
     data = DataConfig(source="digits", missing=found.seen is not None)
     config = DiffusionConfig(regression=str(folder))
     return shaken(small_run(model=NARROW, objective=EDM(), data=data, diffusion=config).build(found))
