@@ -177,9 +177,7 @@ def test_images_of_other_units_are_refused(tmp_path: Path, capsys) -> None:
     built(Images(values, pixel_format=units)).diffusion.save(tmp_path / "model")
     values[:, 1] -= 273.15
     np.save(tmp_path / "celsius.npy", values)
-    error = refused(
-        tmp_path / "model", tmp_path, capsys, *[word.replace("FILE", str(tmp_path / "celsius.npy")) for word in words]
-    )
+    error = refused(tmp_path / "model", tmp_path, capsys, "--from", str(tmp_path / "celsius.npy"))
     assert "celsius.npy" in error
     assert "channel 1" in error
 
