@@ -106,7 +106,7 @@ def _vector(words: Sequence[str] | None, model: DiffusionModel) -> tuple[float, 
     """The numbers in words such as strain=0.3, in the order of the model. Raises ValueError for others."""
     numbers = None if model.inputs is None else model.inputs.numbers
     if words is None:
-        if numbers is not None and not model.null_label:
+        if numbers is not None and (model.base is not None or not model.null_label):
             raise ValueError(
                 f"vector is missing: this model was not trained without {shorten(numbers.names)}; give --vector "
                 f"{' '.join(f'{name}=VALUE' for name in numbers.names[:3])}"

@@ -24,6 +24,9 @@ def write_netcdf(folder: Path, job: Job, read: Callable[[int], np.ndarray]) -> s
     places = model.coordinates.of(0, model.shape[0])
     if model.shape[1:] != (size := tuple(map(len, places.values))):
         return f"{NETCDF} is not written, because the coordinates are those of {size[0]} rows and {size[1]} columns"
+    taken = {SAMPLE, "condition", "member", *places.names}
+    if wrong := [name for name in places.channels if name in taken or "/" in name]:
+        return f"{NETCDF} is not written, because a channel is called {wrong[0]!r}; the .npy files hold it"
     try:
         import xarray
     except ImportError:

@@ -39,6 +39,7 @@ from tasks.inputs import Examples, check_predicts, inputs_of, residual_std
 from tasks.nonleaky import non_leaky
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet, open_validation
+from training.output_folder import weights_sha256
 from training.precision import place
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
@@ -136,6 +137,7 @@ class DiffusionTask(Task[DiffusionBatch]):
         self.diffusion, self.config, self.augment = model, config, augment
         self.shape = (model.shape[0], *model.net.config.size)
         """of the images that are trained on, which may be patches of those that the model draws"""
+        self.foundation = "" if model.base is None else weights_sha256(model.base.model.net)
         self.bound = None
         if model.net.config.learned_variance:
             assert isinstance(model.formulation, DDPM), "DiffusionRun checks it"

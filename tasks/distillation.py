@@ -18,6 +18,7 @@ from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.inputs import require_plain
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet
+from training.output_folder import weights_sha256
 from training.precision import choose_precision, place
 from training.processes import process_state
 from training.random import GlobalRandom
@@ -162,7 +163,7 @@ class DistillationRun(Run[DistillationTask]):
                     "give those on which it was trained"
                 )
         student = replace(teacher, net=deepcopy(teacher.net), class_counts=images.class_counts)
-        device = process_state().device
+        device, foundation = process_state().device, weights_sha256(teacher.net)
         place(teacher.net.requires_grad_(False), device, choose_precision(self.train.precision, device)[0])
         for name, config in (("sample", self.sample), ("quality", self.quality)):
             try:
@@ -173,7 +174,9 @@ class DistillationRun(Run[DistillationTask]):
         if (quality := self.open_quality(student, images)) is not None:
             evaluations.append(quality)
         denoise = teacher.denoiser(guidance=self.distillation.guidance)
-        return DistillationTask(student, denoise, self.distillation, tuple(evaluations))
+        task = DistillationTask(student, denoise, self.distillation, tuple(evaluations))
+        task.foundation = foundation
+        return task
 
     def open_quality(self, model: DiffusionModel, training: ImageSet) -> Quality | None:
         """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare."""

@@ -174,7 +174,8 @@ def score_prediction(model: RegressionModel, held_out: ImageSet) -> EnsembleScor
     """
     pairs, state, found = require_pairs(model, held_out), process_state(), list[tuple[int, np.ndarray]]()
     mine = np.arange(state.process_index, len(pairs), state.num_processes)
-    for numbers in np.array_split(mine, max(1, len(mine) // PREDICTED)):
+    for start in range(0, len(mine), PREDICTED):
+        numbers = mine[start : start + PREDICTED]
         given = {"image": None, "vector": None} | given_of(model, pairs, numbers)
         x = model.predict(**given, count=len(numbers), size=model.shape[1:], device=state.device)
         found += zip(numbers.tolist(), as_floats(model.pixel_format.from_unit(x)), strict=True)

@@ -13,6 +13,8 @@ from pipelines.regression import RegressionModel
 from residual.names import amount
 from training.data import ImageSet
 
+PREDICTED = 32
+"""images that a regression predicts at a time"""
 SAMPLE = 256
 """images by which the residual of a regression is scaled"""
 
@@ -67,7 +69,8 @@ def residual_std(model: RegressionModel, images: ImageSet) -> tuple[float, ...]:
     numbers = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int))
     channels, device = images.shape[0] - images.conditions, next(model.net.parameters()).device
     squares, count = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-    for some in np.array_split(numbers, max(1, len(numbers) // 32)):
+    for start in range(0, len(numbers), PREDICTED):
+        some = numbers[start : start + PREDICTED]
         stored = np.empty((len(some), *images.shape), images.pixel_format.stored)
         images.read(some, stored)
         image = images.pixel_format.to_unit(torch.from_numpy(stored).to(device))

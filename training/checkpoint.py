@@ -75,7 +75,7 @@ class CheckpointMetadata:
     """as in `TrainConfig`"""
     processes: int
     data: str
-    """fingerprint of the images"""
+    """fingerprint of the images, and of the weights that the task builds on, if any"""
     config: Mapping[str, Any]
     """all settings of the run, in plain types"""
     machine: Mapping[str, str | int]

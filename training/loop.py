@@ -39,6 +39,8 @@ from training.task import Evaluation, EvaluationContext, Task, plan_line
 from training.units import show_size
 from training.yaml_file import flat
 
+BUILDS_ON = "+"
+"""between the fingerprints of images and of weights in `CheckpointMetadata.data`"""
 RESUMES = "the same command resumes from the newest checkpoint"
 
 
@@ -152,14 +154,23 @@ class Loop:
         if self.ema.power_widths:
             self.show(f"snapshots: {kept_snapshots(self.ema, self.config, model)}")
 
+    @property
+    def data(self) -> str:
+        """The fingerprint of the images, and of the weights that the task builds on."""
+        foundation = self.task.foundation
+        return f"{self.images.fingerprint}{BUILDS_ON}{foundation}" if foundation else self.images.fingerprint
+
     def load(self, saved: Checkpoint) -> None:
         """Set the step to a checkpoint, and write config.yaml. Raises ValueError if it does not fit images or model."""
-        path, fingerprint = self.folder.path, self.images.fingerprint
-        if saved.data != fingerprint:
-            raise ValueError(
-                f"{path} was trained on other images (fingerprint {saved.data[:12]}, now {fingerprint[:12]}); "
-                "give the same images, another --run, or --fresh to start over"
-            )
+        path = self.folder.path
+        found, now = (data.partition(BUILDS_ON) for data in (saved.data, self.data))
+        for what, before, after in (("images", found[0], now[0]), ("weights", found[2], now[2])):
+            if before != after:
+                on = "on other images" if what == "images" else "with other weights of the model that it builds on"
+                raise ValueError(
+                    f"{path} was trained {on} (fingerprint {before[:12]}, now {after[:12]}); give the same {what}, "
+                    "another --run, or --fresh to start over"
+                )
         try:
             restore(self.step, saved.update, lambda: checkpoint.read_tensors(saved))
         except ValueError as error:
@@ -285,7 +296,7 @@ class Loop:
             batch=self.config.batch,
             micro_batch=self.config.micro_batch,
             processes=self.accelerator.num_processes,
-            data=self.images.fingerprint,
+            data=self.data,
             config=self.folder.resolved,
             machine=describe_machine(self.accelerator.device),
             unlogged_updates=self.meter.updates,

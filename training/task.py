@@ -112,6 +112,9 @@ Prepared = TypeVar("Prepared", bound=Batch)
 class Task(ABC, Generic[Prepared]):
     """A model with its augmentation, its loss and its evaluations."""
 
+    foundation: str = ""
+    """SHA-256 of trained weights that the loss depends on, which a resumed run must have again; empty: of none"""
+
     def __init__(self, model: nn.Module, evaluations: tuple[Evaluation, ...] = ()) -> None:
         self.model, self.evaluations = model, evaluations
 

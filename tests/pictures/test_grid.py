@@ -167,7 +167,10 @@ def test_sixteen_bits_are_shown_with_eight():
     assert picture_bytes(levels).ravel().tolist() == [0, 0, 1, 1, 255]
 
 
-@pytest.mark.parametrize(("shape", "pixel_format"), [((3, 2048, 2048), BYTES), ((73, 720, 1440), FIELD)])
+@pytest.mark.parametrize(
+    ("shape", "pixel_format"),
+    [((3, 2048, 2048), BYTES), pytest.param((73, 720, 1440), FIELD, marks=pytest.mark.slow)],
+)
 def test_a_grid_has_bounded_size(shape, pixel_format):
     count = grid_size(256, shape, pixel_format)
     assert 1 <= count < 256

@@ -39,6 +39,7 @@ from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import MODELS, DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
 from tasks.distillation import DistillationRun
+from tasks.regression import RegressionRun
 from tasks.grid_evaluation import SampleConfig
 from tasks.superresolution import SuperResolutionRun
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
@@ -161,6 +162,7 @@ def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
         "classification": ClassificationRun,
         "superresolution": SuperResolutionRun,
         "distillation": DistillationRun,
+        "regression": RegressionRun,
     } == RUNS
     assert next(iter(RUNS)) == "diffusion", "what is trained where no task is named"
     presets = sections(DiffusionRun)["model"].metadata["presets"]()
@@ -452,6 +454,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_grid_of_one(conditional, tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

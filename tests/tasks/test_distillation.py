@@ -96,6 +96,7 @@ def test_the_student_alone_is_trained_and_starts_as_the_teacher(teacher: Path) -
     assert (task.diffusion.classes, task.diffusion.null) == (model.classes, model.null)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_its_folder_draws_in_one_step(unconditional: Path, tmp_path: Path) -> None:
     flags = [
         *("--task", "distillation", "--teacher", str(unconditional), "--distillation.steps", "2"),

@@ -175,6 +175,7 @@ def test_settings_out_of_range_are_refused(make, match: str) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_a_run_logs_its_scores_and_is_evaluated(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
