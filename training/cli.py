@@ -323,13 +323,16 @@ class Schema(Generic[R]):
 
 
 def words(hint: Any) -> str:
-    """A type as it is written in a flag: `INT`, `INT,INT`, `linear|cosine`, `NUMBER|null`, `INT[,...]`."""
+    """A type as it is written in a flag: `INT`, `INT,INT`, `linear|cosine`, `NUMBER|null`, `INT[,...]`,
+    `TEXT|[INT,...]`."""
     if get_origin(hint) is tuple:
         return ",".join("..." if item is ... else words(item) for item in get_args(hint))
     if get_origin(hint) is Literal:
         return "|".join(show(choice, flag=True) for choice in get_args(hint))
     if not (options := get_args(hint)):
         return WORDS.get(hint, str(hint))
+    if str in options:  # a text may have commas, so a list needs its brackets
+        return "|".join(f"[{words(each)}]" if get_origin(each) is tuple else words(each) for each in options)
     several = [tuple[option, ...] for option in options if tuple[option, ...] in options]  # type: ignore[valid-type]
     left = [option for option in options if option not in several and (option is not int or float not in options)]
     return "|".join(words(each) + ("[,...]" if tuple[each, ...] in several else "") for each in left)  # type: ignore[valid-type]

@@ -680,6 +680,7 @@ def test_types_in_words():
         tuple[int, int] | int,
     ]
     assert [words(hint) for hint in hints] == ["INT|null", "INT[,...]", "a|b[,...]", "NUMBER,...", "INT,INT|INT"]
+    assert words(str | tuple[int, ...] | tuple[str, ...] | None) == "TEXT|[INT,...]|[TEXT,...]|null"
     assert [words(hint) for hint in (Path, bool, Literal[1, 3])] == ["PATH", "true|false", "1|3"]
 
 
