@@ -39,8 +39,8 @@ from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.diffusion import MODELS, DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
 from tasks.distillation import DistillationRun
-from tasks.regression import RegressionRun
 from tasks.grid_evaluation import SampleConfig
+from tasks.regression import RegressionRun
 from tasks.superresolution import SuperResolutionRun
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run, train
 from training.accelerator import make_accelerator

@@ -22,6 +22,7 @@ from tasks.regression import RegressionRun, RegressionTask, prediction_error
 from tests.tasks.small import shaken, small_run
 from tests.tasks.test_fields import NARROW, UNITS, batch_of, images, losses, random
 from training.data import DataConfig, Images
+from training.output_folder import weights_sha256
 from training.task import Batch
 
 
@@ -116,6 +117,7 @@ def test_the_network_learns_the_scaled_residual(tmp_path: Path) -> None:
     base = task.diffusion.base
     assert base is not None
     assert base.std == residual_std(base.model, found)
+    assert task.foundation == weights_sha256(base.model.net), "a resumed run needs the same"
     batch = batch_of(found, 4)
     fields = base.model.inputs.with_static(batch.image[:, 2:])
     residual = base.residual(batch.image[:, :2], fields, batch.vector)

@@ -494,6 +494,19 @@ def test_other_images_are_refused_and_change_nothing(tmp_path, length):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize("later", ["two", ""])
+def test_other_weights_that_the_loss_builds_on_are_refused(tmp_path, later):
+    task = ToyTask()
+    task.foundation = "one"
+    train(tmp_path, task)
+    again = ToyTask()
+    again.foundation = later
+    with pytest.raises(ValueError, match=rf"other weights.*\(fingerprint one, now {later}\)"):
+        train(tmp_path, again)
+    again.foundation = "one"
+    assert train(tmp_path, again).finished is not None
+
+
 def test_a_folder_that_is_not_open(tmp_path):
     settings = config()
     with pytest.raises(ValueError, match=re.escape(f"the run folder {tmp_path} is not open; call folder.open(")):
