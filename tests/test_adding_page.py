@@ -91,6 +91,7 @@ def test_a_block_is_a_part_of_a_model_that_can_be_trained() -> None:
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in net.parameters())
 
 
+@pytest.mark.slow
 def test_a_task_is_trained_by_the_loop(folder: Path) -> None:
     run(folder, "remove_noise.py")
     losses = numbers(folder / "runs" / "remove_noise", "loss")

@@ -749,6 +749,7 @@ def test_a_network_of_log_time_is_not_trained():
         small_run(model=replace(SMALL, time_embedding="log_fourier")).build(digits())
 
 
+@pytest.mark.slow
 def test_a_run_with_a_learned_variance_resumes_bit_for_bit_and_is_drawn_from(tmp_path, monkeypatch):
     """From a file of ADM's weights, whose learned variance is kept and goes on training."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")

@@ -205,6 +205,7 @@ def test_bf16_needs_hardware_that_has_it(conditional, tmp_path, monkeypatch, cap
     assert record(tmp_path / "out")["precision"] == "float32"
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_draws(conditional, tmp_path):
     one = run(conditional, tmp_path / "one", "--num", 7, "--steps", 10, "--animation")
     flags = ["--num", "7", "--steps", "10", "--animation", "--out", str(tmp_path / "two")]
