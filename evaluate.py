@@ -67,10 +67,10 @@ from tasks.distillation import DistillationRun
 from tasks.drawn_images import are_images, open_drawn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.enlargement import measure as measure_enlarged
-from tasks.ensemble import Ensemble, require_cached, score_drawn, score_prediction
+from tasks.ensemble import Ensemble, closed_axes, require_cached, score_drawn, score_prediction
 from tasks.likelihood import Bits, bits_per_dimension, describe_noise
 from tasks.quality import Quality
-from tasks.regression import ErrorEvaluation, RegressionRun, prediction_error
+from tasks.regression import RegressionRun
 from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
@@ -242,15 +242,12 @@ def _error(given: str, run: RegressionRun) -> Evaluated:
 
     def measure(model: RegressionModel) -> Figures | None:
         _place(model.net)
-        error, scores = prediction_error(model, images), score_prediction(model, images)
-        assert error is not None, "no interrupt callback was given"
+        scores = score_prediction(model, images)
         on_main(lambda: scores.draw(picture))
-        return {**scores.figures, **error}
+        return scores.figures
 
-    def remark(name: str, value: float) -> str:
-        return " (values of the network)" if name in ErrorEvaluation.figures else ""
-
-    return Evaluated(measure, lambda found: [f"images: {images}; see {printable(str(picture))}"], remark, ".4g")
+    about = f"images: {images}; see {printable(str(picture))}"
+    return Evaluated(measure, lambda found: [about], lambda name, value: "", ".4g")
 
 
 def _ensemble(given: str, run: DiffusionRun, model: DiffusionModel) -> Evaluated:
@@ -373,11 +370,10 @@ def _drawn_ensembles(given: str, run: DiffusionRun, members: int) -> Evaluated:
     """How ensembles are evaluated that were drawn before, for conditions in the order of the held-out pairs."""
     held_out, picture = require_cached(_held_out(given, run)), _picture_of(given)
     images = open_drawn(Path(given), run.data, held_out)
-    is_periodic = run.augment.crop_positions == "periodic_width"
-    padding = "periodic_width" if is_periodic else getattr(run.model, "padding", "zeros")
+    closed = closed_axes(run.model, run.augment.crop_positions == "periodic_width")
 
     def measure(_: None) -> Figures:
-        scores = on_main(lambda: score_drawn(images, held_out, members, padding))
+        scores = on_main(lambda: score_drawn(images, held_out, members, closed))
         on_main(lambda: scores.draw(picture))
         return scores.figures
 
@@ -429,7 +425,7 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
 
 def _table(averages: Sequence[Average | None], rows: Sequence[Figures], digits: str) -> list[str]:
     """One line for each average, with the best one marked."""
-    kinds = (Quality, Ensemble, ErrorEvaluation, AccuracyEvaluation, EnlargementEvaluation)
+    kinds = (Quality, Ensemble, AccuracyEvaluation, EnlargementEvaluation)
     figures = {name: figure for kind in kinds for name, figure in kind.figures.items()}
     name = next(name for name in rows[0] if name in figures and figures[name].best)
     best = figures[name].choose(range(len(rows)), key=lambda row: rows[row][name])

@@ -78,9 +78,10 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
             f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
             "give others"
         )
-    for number in range(len(images)):
-        if seen is not None and (torch.from_numpy(_read(images, [number])[0]).isnan() & seen).any():
-            raise ValueError(f"{option} {source!r}: number {number} has missing values (NaN); give a whole image")
+    if seen is not None:
+        for number in range(len(images)):
+            if (torch.from_numpy(_read(images, [number])[0]).isnan() & seen).any():
+                raise ValueError(f"{option} {source!r}: number {number} has missing values (NaN); give a whole image")
     require_units(option, source, images, images.pixel_format)
     return images
 

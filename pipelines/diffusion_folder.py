@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion import (
-    DDPM,
-    Formulation,
-)
+from diffusion import DDPM, Formulation
 from pictures.coordinates import Coordinates
 from pictures.units import AnyFormat, Units
 from pipelines.diffusion import DESCRIPTION_FILE, FORMAT_VERSION, MAX_SCALE, REGRESSION, DiffusionModel, Network
@@ -60,8 +58,10 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
     scale = read_scale(folder)
     file = description_file(folder)
     assert file is not None, "read_network has read it"
+    document = read_json(file)
     try:
-        inputs, base, places = read_inputs(read_json(file), file.parent), read_base(file), read_coordinates(file)
+        inputs, base = read_inputs(document, file.parent), read_base(document, file.parent)
+        places = read_coordinates(document)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from None
     _check_channels(net, folder, scale, inputs)
@@ -194,21 +194,20 @@ def read_scale(folder: Path) -> int | None:
     return scale
 
 
-def read_coordinates(file: Path) -> Coordinates | None:
+def read_coordinates(document: Mapping[str, Any]) -> Coordinates | None:
     """The coordinates in a diffusion.json; None if it has none. Raises ValueError for anything else."""
-    found = read_json(file).get("coordinates")
+    found = document.get("coordinates")
     return None if found is None else read_config(Coordinates, found)
 
 
-def read_base(file: Path) -> Base | None:
-    """The regression of a model folder with this diffusion.json; None if it has none. Raises ValueError if it is
-    damaged."""
-    std = read_json(file).get("residual_std")
+def read_base(document: Mapping[str, Any], folder: Path) -> Base | None:
+    """The regression of a diffusion.json in its folder; None if it has none. Raises ValueError if it is damaged."""
+    std = document.get("residual_std")
     if std is None:
-        if (file.parent / REGRESSION).exists():
-            raise ValueError(f"residual_std is missing, but {file.parent / REGRESSION} is there; copy the model again")
+        if (folder / REGRESSION).exists():
+            raise ValueError(f"residual_std is missing, but {folder / REGRESSION} is there; copy the model again")
         return None
-    model = load_regression(file.parent / REGRESSION)
+    model = load_regression(folder / REGRESSION)
     if not (isinstance(std, list) and len(std) == model.shape[0] and all(type(x) is float and x > 0 for x in std)):
         raise ValueError(f"residual_std={std!r} should be {amount(model.shape[0], 'positive number')}")
     return Base(model, tuple(std))

@@ -54,7 +54,7 @@ class Numbers:
         hidden."""
         values = values.float()
         mean, std = (values.new_tensor(each) for each in (self.mean, self.std))
-        return torch.cat([(values - mean) / std, torch.ones_like(values[:, :1])], dim=1).float()
+        return torch.cat([(values - mean) / std, torch.ones_like(values[:, :1])], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

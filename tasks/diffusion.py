@@ -35,7 +35,7 @@ from tasks.enlargement import EnlargementEvaluation, check_measurable
 from tasks.ensemble import Ensemble, EnsembleConfig
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.init import init_config, read_init
-from tasks.inputs import Examples, check_predicts, inputs_of, residual_std
+from tasks.inputs import check_predicts, given_of, inputs_of, residual_std
 from tasks.nonleaky import non_leaky
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet, open_validation
@@ -354,7 +354,7 @@ class DiffusionRun(Run[DiffusionTask]):
             return DiffusionTask(model, self.diffusion, self.augment, self._enlargements(model))
         needed = inputs is not None or self.ensemble.members is not None
         held_out = open_validation(self.data, on_main=on_main) if needed else None
-        examples = Examples(images if held_out is None else held_out)
+        examples = partial(given_of, inputs, images if held_out is None else held_out)
         evaluations: list[Evaluation] = [GridEvaluation(model, self.sample, self.train.eval_every_images, examples)]
         if (quality := self.open_quality(model, images)) is not None:
             evaluations.append(quality)

@@ -18,17 +18,17 @@ from residual.names import amount
 from tasks.budget import seconds_per_image
 from tasks.comparison import names_for
 from tasks.ensemble_scores import EnsembleScores, score_ensemble
+from tasks.inputs import PREDICTED, given_of
 from training.data import Images, ImageSet
 from training.data.statistics import far_channels
 from training.processes import on_main, process_state
 from training.settings import require
 from training.task import Evaluation, EvaluationContext, Figure
+from unet import EDM2Config, UNetConfig
 
 ERROR, RATIO = "error (standard deviations of the truth)", "spread / error (1: calibrated)"
 PERIODIC = {"periodic": (True, True), "periodic_width": (False, True)}
 """axes that are closed, by the padding of the network"""
-PREDICTED = 64
-"""images that a regression predicts at a time"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Ensemble(Evaluation):
         return None if self._labels is None else [self._labels[pair] for pair in self._pairs_of(numbers)]
 
     def _given(self, numbers: Sequence[int]) -> dict[str, Any]:
-        return given_of(self.model, self.pairs, self._pairs_of(numbers))
+        return given_of(self.model.inputs, self.pairs, self._pairs_of(numbers))
 
 
 @torch.no_grad()
@@ -176,17 +176,20 @@ def score_prediction(model: RegressionModel, held_out: ImageSet) -> EnsembleScor
     mine = np.arange(state.process_index, len(pairs), state.num_processes)
     for start in range(0, len(mine), PREDICTED):
         numbers = mine[start : start + PREDICTED]
-        given = {"image": None, "vector": None} | given_of(model, pairs, numbers)
+        given = {"image": None, "vector": None} | given_of(model.inputs, pairs, numbers)
         x = model.predict(**given, count=len(numbers), size=model.shape[1:], device=state.device)
         found += zip(numbers.tolist(), as_floats(model.pixel_format.from_unit(x)), strict=True)
     images = torch.from_numpy(np.stack(gather_drawn(found, len(pairs))))
     return score_ensemble(images[None], truth_of(model, pairs), periodic_axes(model))
 
 
-def score_drawn(images: Images, held_out: Images, members: int, padding: str) -> EnsembleScores:
+def score_drawn(
+    images: Images, held_out: Images, members: int, closed: tuple[bool, bool] = (False, False)
+) -> EnsembleScores:
     """The scores of ensembles that were drawn before: image k · members + j is member j of pair k.
 
-    `padding` is that of the network. Raises ValueError for images that are no ensembles of the first pairs.
+    `closed` are the `closed_axes` of the network. Raises ValueError for images that are no ensembles of the first
+    pairs.
     """
     count, rest = divmod(len(images), members)
     if rest or count > len(held_out):
@@ -197,18 +200,7 @@ def score_drawn(images: Images, held_out: Images, members: int, padding: str) ->
     drawn = torch.from_numpy(as_floats(images.read(np.arange(len(images))))).unflatten(0, (count, members))
     channels = held_out.shape[0] - held_out.conditions
     truth = torch.from_numpy(as_floats(held_out.read(np.arange(count))[:, :channels]))
-    return score_ensemble(drawn.transpose(0, 1), truth, PERIODIC.get(padding, (False, False)))
-
-
-def given_of(model: DiffusionModel | RegressionModel, pairs: Images, numbers: np.ndarray) -> dict[str, Any]:
-    """The condition and the numbers of pairs: `image`, in the values that the model was trained with, and `vector`."""
-    inputs, given = model.inputs, dict[str, Any]()
-    if inputs is not None and inputs.channels:
-        stored = pairs.read(numbers)[:, -inputs.channels :]
-        given["image"] = inputs.pixel_format.to_unit(torch.from_numpy(stored))
-    if pairs.vectors is not None:
-        given["vector"] = pairs.vectors[numbers].tolist()
-    return given
+    return score_ensemble(drawn.transpose(0, 1), truth, closed)
 
 
 def truth_of(model: DiffusionModel | RegressionModel, pairs: Images) -> Float[Tensor, "n c h w"]:
@@ -217,10 +209,14 @@ def truth_of(model: DiffusionModel | RegressionModel, pairs: Images) -> Float[Te
 
 
 def periodic_axes(model: DiffusionModel | RegressionModel) -> tuple[bool, bool]:
-    """Whether the network, or the placing of its patches, closes height and width."""
-    if model.inputs is not None and model.inputs.periodic_width:
-        return PERIODIC["periodic_width"]
-    return PERIODIC.get(getattr(model.net.config, "padding", "zeros"), (False, False))
+    """See `closed_axes`."""
+    return closed_axes(model.net.config, model.inputs is not None and model.inputs.periodic_width)
+
+
+def closed_axes(config: UNetConfig | EDM2Config, periodic_patches: bool) -> tuple[bool, bool]:
+    """Whether height and width are closed, by the padding of the network or by its patches."""
+    padding = "periodic_width" if periodic_patches else getattr(config, "padding", "zeros")
+    return PERIODIC.get(padding, (False, False))
 
 
 def as_floats(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What the images of a run give to the network besides themselves: its inputs, and conditions to draw images for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,10 @@ from pipelines.inputs import Inputs, numbers_of, positions, standardised
 from pipelines.regression import RegressionModel
 from residual.names import amount
 from training.data import ImageSet
+from training.data.statistics import sample_numbers
 
 PREDICTED = 32
 """images that a regression predicts at a time"""
-SAMPLE = 256
-"""images by which the residual of a regression is scaled"""
 
 
 def inputs_of(
@@ -66,7 +64,7 @@ def check_predicts(model: RegressionModel, images: ImageSet, missing: bool) -> N
 
 def residual_std(model: RegressionModel, images: ImageSet) -> tuple[float, ...]:
     """The standard deviation of what a regression does not predict, per channel, over a sample of the images."""
-    numbers = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int))
+    numbers = sample_numbers(len(images))
     channels, device = images.shape[0] - images.conditions, next(model.net.parameters()).device
     squares, count = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     for start in range(0, len(numbers), PREDICTED):
@@ -86,23 +84,19 @@ def residual_std(model: RegressionModel, images: ImageSet) -> tuple[float, ...]:
     return tuple(found.tolist())
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Conditions and numbers of images: those of a number come again after the last one."""
-
-    images: ImageSet
-
-    def __call__(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """`image` and `vector` of `DiffusionModel.denoising`, as far as the images have them."""
-        images, indices = self.images, np.array(numbers) % len(self.images)
-        given: dict[str, Any] = {}
-        if images.conditions:
-            stored = np.empty((len(indices), *images.shape), images.pixel_format.stored)
-            images.read(indices, stored)
-            given["image"] = images.pixel_format.to_unit(torch.from_numpy(stored))[:, -images.conditions :]
-        if images.vectors is not None:
-            given["vector"] = images.vectors[indices].tolist()
+def given_of(inputs: Inputs | None, images: ImageSet, numbers: Sequence[int] | np.ndarray) -> dict[str, Any]:
+    """`image` and `vector` of `DiffusionModel.denoising`, as far as the model takes them: the condition, in the values
+    of its training, and the numbers of the images with these numbers. Those of a number come again after the last."""
+    given, indices = dict[str, Any](), np.asarray(numbers) % len(images)
+    if inputs is None:
         return given
+    if inputs.channels:
+        stored = np.empty((len(indices), *images.shape), images.pixel_format.stored)
+        images.read(indices, stored)
+        given["image"] = inputs.pixel_format.to_unit(torch.from_numpy(stored[:, -inputs.channels :]))
+    if inputs.numbers is not None and images.vectors is not None:
+        given["vector"] = images.vectors[indices].tolist()
+    return given
 
 
 def require_plain(images: ImageSet, missing: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import nn
 from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_finite
 from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, names_for
-from tasks.inputs import Examples
+from tasks.inputs import given_of
 from tasks.judge import pixels_of
 from training.data import DataConfig, Images, ImageSet, open_validation
 from training.processes import on_main, process_state
@@ -53,7 +54,7 @@ class Quality(Evaluation):
             raise ValueError(f"the model draws {drawn}, but the images of data.validation are {given}; see data.size")
         self.comparison = Comparison(config, held_out, training, by_class=model.classes is not None)
         self._names = names_for(model, self.comparison.held_out)
-        self._given = Examples(self.comparison.held_out)
+        self._given = partial(given_of, model.inputs, self.comparison.held_out)
 
     @torch.no_grad()
     def plan(self, model: nn.Module, folder: Path, record: bool = True) -> tuple[str, float]:

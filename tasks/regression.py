@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion.denoiser import Images
 from pipelines.regression import RegressionModel, regress
-from tasks.inputs import inputs_of
+from tasks.inputs import PREDICTED, inputs_of
 from training.data import ImageSet, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
@@ -22,8 +22,6 @@ from training.settings import variants
 from training.task import Batch, Evaluation, EvaluationContext, Figure, Task
 from unet import UNet, UNetConfig
 
-BATCH = 64
-"""images that are predicted at a time"""
 AXIS = "error of the prediction (standardised values)"
 _DERIVED = (
     *("model.in_channels", "model.out_channels", "model.size", "model.classes", "model.null_label"),
@@ -100,10 +98,10 @@ def prediction_error(
     Call it on every process; all call `interrupted()` equally often. None if it was true.
     """
     state, sums = process_state(), list[tuple[float, int]]()
-    for start in range(0, len(images), BATCH * state.num_processes):
+    for start in range(0, len(images), PREDICTED * state.num_processes):
         if interrupted():
             return None
-        numbers = np.arange(start + state.process_index, len(images), state.num_processes)[:BATCH]
+        numbers = np.arange(start + state.process_index, len(images), state.num_processes)[:PREDICTED]
         if not len(numbers):
             continue
         stored = np.empty((len(numbers), *images.shape), images.pixel_format.stored)

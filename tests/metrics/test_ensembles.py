@@ -94,7 +94,7 @@ def test_missing_values_are_left_out() -> None:
     members, truth = ensemble(5)
     missing = truth.clone()
     missing[:, :, :, 25:] = torch.nan
-    members[:, :, :, :, 25:] = torch.nan  # a model draws something there, which nobody compares
+    members[:, :, :, :, 25:] = torch.nan  # values there are not compared
     kept = members[..., :25], truth[..., :25]
     for score in (crps, spread_skill, ensemble_rmse):
         assert_close(score(members, missing), score(*kept))

@@ -280,7 +280,7 @@ def test_conditions_that_do_not_fit_are_refused(given: dict, named: str) -> None
         built(images()).diffusion.draw(range(2), None, steps=2, **given)
 
 
-def test_a_model_that_needs_its_numbers_asks_for_them() -> None:
+def test_numbers_that_a_model_needs_are_named() -> None:
     model = built(images(), diffusion=DiffusionConfig(label_dropout=0.0)).diffusion
     with pytest.raises(ValueError, match="strain"):
         model.draw(range(2), None, image=torch.zeros(2, 1, 8, 8), steps=2)

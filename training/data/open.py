@@ -129,7 +129,7 @@ def open_validation(config: DataConfig, *, on_main: OnMain = directly) -> ImageS
         units = trained
     if isinstance(config.validation, str):
         return open_images(replace(whole, split=config.validation), on_main=on_main, training=False, units=units)
-    images = open_images(whole, on_main=on_main, units=units)
+    images = open_images(whole, on_main=on_main, training=False, units=units)
     assert isinstance(images, Images), "DataConfig refuses a share of a streamed set"
     return images.part(divided(len(images), config.validation)[1])
 

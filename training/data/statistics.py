@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
 
 from pictures.pixel_format import PixelFormat
 from pictures.units import TRANSFORMS, Units
@@ -22,7 +22,7 @@ from training.data.images import Images
 CHUNK_VALUES = 1 << 24
 """values that are read at a time"""
 SAMPLE = 256
-"""images that given statistics are compared with"""
+"""images of a sample"""
 FAR = 10.0
 """standard deviations; data that standardised values are farther from 0 than this, on average, belong to others"""
 
@@ -104,6 +104,11 @@ def statistics_of(images: Images, transform: tuple[str, ...], folder: Path) -> S
     return found
 
 
+def sample_numbers(count: int) -> Int64[np.ndarray, "m"]:
+    """The numbers of at most `SAMPLE` images, evenly spread over so many."""
+    return np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64))
+
+
 def transform_of(transform: tuple[str, ...], channels: int) -> tuple[str, ...]:
     """One transform per channel. Raises ValueError for another number."""
     if len(transform) not in (1, channels):
@@ -141,8 +146,7 @@ def given_units(
 def check_units(units: Units, images: Images) -> None:
     """Raises ValueError if the units are those of other data: if standardised values are far from mean 0 and standard
     deviation 1 in some channel of a sample of the images."""
-    numbers = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int))
-    found = measure(images, units.transform, numbers)
+    found = measure(images, units.transform, sample_numbers(len(images)))
     for channel, (mean, std) in enumerate(zip(units.mean, units.std, strict=True)):
         center, spread = (found.mean[channel] - mean) / std, found.std[channel] / std
         if abs(center) > FAR or not 1 / FAR < spread < FAR:
@@ -156,7 +160,6 @@ def check_units(units: Units, images: Images) -> None:
 def far_channels(units: Units, images: Images) -> list[tuple[int, float]]:
     """The channels of a sample of the images whose mean is far from that of `units`, which are those of their first
     channels, with the distance in standard deviations."""
-    numbers = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int))
-    stored = torch.from_numpy(images.read(numbers)[:, : len(units.mean)])
+    stored = torch.from_numpy(images.read(sample_numbers(len(images)))[:, : len(units.mean)])
     means = units.to_unit(stored).double().nanmean(dim=(0, 2, 3)).tolist()
     return [(channel, mean) for channel, mean in enumerate(means) if abs(mean) > FAR]
