@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from benchmarks import norm_tiles
 from residual import NormAct, kernel_choice
 
 if not torch.cuda.is_available() and "triton" not in sys.modules:
@@ -25,6 +24,7 @@ OLDEST = "3.6" if torch.cuda.is_available() else "3.7"  # 3.7 interprets with Nu
 reason = f"Triton {OLDEST} or newer is not installed: pip install --no-deps 'triton>={OLDEST}'"
 triton = pytest.importorskip("triton", minversion=OLDEST, reason=reason)
 norm_triton = importlib.import_module("residual.norm_triton")
+norm_tiles = importlib.import_module("benchmarks.norm_tiles")
 interpreted = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="TRITON_INTERPRET=1 is not set")
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # NumPy's: σ is 0 there
 DEVICES = [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -194,7 +194,7 @@ def test_the_tiles_are_compared_and_then_as_before(monkeypatch, capsys) -> None:
     norm_tiles.main(["--device", "cpu", "--repeats", "1", "--shapes", "1x64x4"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1x64x4")]
     assert [f"channels={channels}" in row for row, channels in zip(rows, (before[0], 16), strict=True)] == [True, True]
-    assert (norm_triton._BLOCK, norm_triton._TILE, norm_triton._WARPS) == before
+    assert before == (norm_triton._BLOCK, norm_triton._TILE, norm_triton._WARPS)
 
 
 @pytest.mark.slow
