@@ -37,6 +37,7 @@ from training.step import Step, TrainingSettings
 from training.stop import Stop
 from training.task import Evaluation, EvaluationContext, Task, plan_line
 from training.units import show_size
+from training.watchdog import watching
 from training.yaml_file import flat
 
 BUILDS_ON = "+"
@@ -115,7 +116,8 @@ class Loop:
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
                 if not evaluated and self.evaluation_due():
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
-                with self.profiling() as after_update:
+                watched = watching(step.progress, self.config.hang_seconds, step.updates + 1)
+                with watched, self.profiling() as after_update:
                     stopped = self.stop.agreed() or self.train(after_update)
         self.show(
             f"stopped by {stopped} after {step.images_seen:,} images, saved in {folder.path}; "
@@ -251,6 +253,7 @@ class Loop:
                 is_cold = False
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
+            step.progress.mark("between")
             write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
             evaluate, snapshot = self.evaluation_due(), self.snapshot_due()
             if write or save or stopped or evaluate or snapshot:

@@ -31,6 +31,7 @@ from training.schedule import SCHEDULES, Schedule
 from training.settings import variants
 from training.task import Batch, Task
 from training.units import show_size
+from training.watchdog import Progress
 
 TRIALS = 3
 """first updates of a process in which a smaller micro-batch is tried: until the optimizer has its memory, too"""
@@ -94,6 +95,9 @@ class Step:
         averages = {name: copy.deepcopy(self.trained) for name in settings.ema.names}  # without accelerate's forward
         compile_network(self.trained, config)
         self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
+        self.progress = Progress()
+        """what this process does in an update"""
+        self.progress.mark_waiting(self.model)
         for average in averages.values():
             average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
         self.averages = {name: Ema(average, self.trained) for name, average in averages.items()}
@@ -179,6 +183,7 @@ class Step:
                     raise
             if alone and loss is not None:
                 return loss
+            self.progress.mark("waiting")
             failed = torch.tensor(float(loss is None), device=self.accelerator.device)
             fits = not self.accelerator.reduce(failed, "sum").item()
             self.optimizer.zero_grad()
@@ -220,7 +225,9 @@ class Step:
         )
 
     def _batch(self, micro_batch: int) -> Batch:
+        self.progress.mark("reading", self.updates + 1)
         stored, label, vector = self.reader.get(self.updates, micro_batch)
+        self.progress.mark("computing")
         batch = Batch(self.images.pixel_format.to_unit(stored), label, vector=vector)
         batch = self.task.prepare(batch, self._random("augment", micro_batch))
         return replace(batch, image=batch.image.contiguous(memory_format=self.memory_format))
