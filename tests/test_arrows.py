@@ -56,10 +56,11 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 }
 # Imported inside the one function that needs them, so that importing the package stays light.
 LAZY = {
-    "residual": {"safetensors", "huggingface_hub", "torchdiffeq"},
+    "residual": {"safetensors", "huggingface_hub", "peft", "torchdiffeq"},
     "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
+    "pipelines": {"onnxruntime"},
     "experiments": {"matplotlib"},
 }
 # The one file that needs the extra [gpu]; it is imported only where the extra is installed.
