@@ -1,17 +1,18 @@
 """Write a trained model as a folder for another library, or upload it to the Hugging Face hub.
 
 python export.py RUN_OR_MODEL --to diffusers --out DIR
+python export.py RUN_OR_MODEL --to space --out DIR
 python export.py RUN_OR_MODEL --push OWNER/NAME
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -36,9 +37,13 @@ from training.script import VERSION, ScriptParser, command
 from unet import UNet, diffusers_config
 from unet.adapt import adapt_weights
 from unet.layouts import export_weights
+from web.models import AnyModel, loader, require_folder
+from web.space import NAMES as SPACE_NAMES
+from web.space import require_gradio, write_space
 
 Model = TypeVar("Model")
-TARGETS = ("diffusers",)
+SPACE = "space"
+TARGETS = ("diffusers", SPACE)
 RECORD = "export.json"
 NAMES = ("README.md", DESCRIPTION_FILE, "model_index.json", "scheduler", "unet")
 MAX_LABELS = 10
@@ -53,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
     p.add_argument(
         "--to",
-        help=f"the library: {', '.join(TARGETS)} (default: diffusers with --out, the model folder itself with --push)",
+        help="diffusers: for that library; space: with the page of demo.py, for a Hugging Face Space (default: "
+        "diffusers with --out, the model folder itself with --push)",
     )
     place = p.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="DIR", help="the folder to write; an earlier export is replaced")
@@ -80,14 +86,29 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if args.to is not None:
         require_known("target of --to", args.to, TARGETS)
+    if args.to == SPACE:
+        _write_space(args)
+        return
     if args.push is not None:
         _push(args)
         return
     if args.private:
         raise ValueError("private belongs to a repository of the hub; give --push, or leave it out")
-    args.out = expand_home("out", args.out)
     model, label = _for_diffusers(args)
-    out = OutputFolder(args.out, args.model, RECORD, NAMES)
+    _write(args, model, partial(save_diffusers, model, label=label), NAMES, {"label": label})
+    print_line(f"model: {args.out} (how to draw with it: {args.out / 'README.md'})")
+
+
+def _write(
+    args: argparse.Namespace,
+    model: AnyModel,
+    save: Callable[[Path], None],
+    names: Sequence[str],
+    more: Mapping[str, Any],
+) -> None:
+    """Writes the folder --out, with a record of the model; nothing stays of one that fails."""
+    args.out = expand_home("out", args.out)
+    out = OutputFolder(args.out, args.model, RECORD, names)
     out.check()
     facts = {
         "written_by": f"export.py of {VERSION}",
@@ -96,12 +117,23 @@ def main(argv: Sequence[str]) -> None:
         "images_seen": model.images_seen,
         "ema": args.ema,
         "weights_sha256": weights_sha256(model.net),
-        "label": label,
+        **more,
     }
     with _discarded(out):
-        save_diffusers(model, out.begin(facts), label)
+        save(out.begin(facts))
         out.publish(facts)
-    print_line(f"model: {args.out} (how to draw with it: {args.out / 'README.md'})")
+
+
+def _write_space(args: argparse.Namespace) -> None:
+    """Writes the folder of a Space. Raises ValueError for options that have no meaning with it."""
+    if args.push is not None:
+        raise ValueError("push uploads models; write the folder with --out, whose README.md has the command of a Space")
+    if unused := [name for name in ("private", "label") if getattr(args, name)]:
+        raise ValueError(f"{unused[0]} has no meaning with --to space; leave it out")
+    require_gradio()
+    model: AnyModel = load_average(loader(require_folder(args.model)), args.model, _average(args))
+    _write(args, model, partial(write_space, model), SPACE_NAMES, {})
+    print_line(f"space: {args.out} (how to start and upload it: {args.out / 'README.md'})")
 
 
 def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None]:
