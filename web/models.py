@@ -7,14 +7,14 @@ from pathlib import Path
 from drawing.job import ALL
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import NO_LABEL, DiffusionModel
+from pipelines.diffusion import NO_LABEL
 from pipelines.diffusion_folder import load_model
 from pipelines.folder import model_folder
-from pipelines.superresolution import DiffusionUpscaler, EDSRUpscaler, Upscaler, is_upscaler, load_upscaler
+from pipelines.graphs import Model
+from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler, load_upscaler
 from residual.names import amount
 from storage.read import is_regular
 
-AnyModel = DiffusionModel | ImageClassifier | EDSRUpscaler | DiffusionUpscaler
 RUNS = Path("runs")
 """folder of the runs of train.py"""
 MODEL_FILES = ("config.json", "model_index.json")
@@ -58,7 +58,7 @@ def find_runs(folder: Path = RUNS) -> list[str]:
     return [str(path) for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
-def loader(folder: str) -> Callable[..., AnyModel]:
+def loader(folder: str) -> Callable[..., Model]:
     """What loads the model of a folder. Raises ValueError for a run that has not saved one yet."""
     if is_regular(model_folder(folder) / CLASSIFIER):
         return load_classifier
@@ -71,7 +71,7 @@ def describe(folder: str) -> Described:
     return describe_model(loader(folder)(folder))
 
 
-def describe_model(model: AnyModel) -> Described:
+def describe_model(model: Model) -> Described:
     """What a model does."""
     seen = "" if model.images_seen is None else f", after {model.images_seen:,} training images"
     if isinstance(model, Upscaler):
@@ -84,7 +84,7 @@ def describe_model(model: AnyModel) -> Described:
     return Described(f"draws {of}{seen}", names)
 
 
-def save_model(model: AnyModel, folder: Path) -> None:
+def save_model(model: Model, folder: Path) -> None:
     """Writes the model folder."""
     drawn = model.model if isinstance(model, DiffusionUpscaler) else model
     drawn.save(folder)

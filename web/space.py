@@ -5,8 +5,9 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipelines.graphs import Model
 from storage.show import markdown
-from web.models import AnyModel, describe_model, save_model
+from web.models import describe_model, save_model
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -14,6 +15,8 @@ PACKAGES = (
     *("drawing", "web"),
 )
 """what the page imports of this project"""
+TARGET = "space"
+"""as export.py calls it"""
 MODEL = "model"
 NAMES = ("README.md", "app.py", "requirements.txt", MODEL, *PACKAGES)
 EXTRAS = ("sample", "train")
@@ -30,7 +33,7 @@ def require_gradio() -> str:
         raise ValueError(NEEDS_GRADIO) from None
 
 
-def write_space(model: AnyModel, folder: Path) -> None:
+def write_space(model: Model, folder: Path) -> None:
     """Writes the files of a Space for a model. Raises ValueError outside a checkout of the project."""
     if not (ROOT / "pyproject.toml").is_file():
         raise ValueError(f"there is no pyproject.toml in {ROOT}; export a Space from a checkout of the project")

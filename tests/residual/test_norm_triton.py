@@ -24,6 +24,7 @@ OLDEST = "3.6" if torch.cuda.is_available() else "3.7"  # 3.7 interprets with Nu
 reason = f"Triton {OLDEST} or newer is not installed: pip install --no-deps 'triton>={OLDEST}'"
 triton = pytest.importorskip("triton", minversion=OLDEST, reason=reason)
 norm_triton = importlib.import_module("residual.norm_triton")
+norm_tiles = importlib.import_module("benchmarks.norm_tiles")
 interpreted = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="TRITON_INTERPRET=1 is not set")
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # NumPy's: σ is 0 there
 DEVICES = [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -36,7 +37,8 @@ from residual.norm_triton import _backward, _forward
 SIZES = dict(BLOCK_C=64, BLOCK_P=64, ACC=tl.float32, channel_stride=1)
 for kernel in (_forward, _backward):
     for groups, channels, silu in ((16, 4, True), (21, 3, False), (1, 50, True)):
-        constants = SIZES | dict(GROUPS=groups, GROUP_CHANNELS=channels, SILU=silu)
+        whole = groups * channels == 64
+        constants = SIZES | dict(GROUPS=groups, GROUP_CHANNELS=channels, SILU=silu, WHOLE=whole, FAST=whole)
         constants |= dict(EPS=1e-5) if kernel is _forward else {}
         types = {name: "constexpr" for name in constants} | dict.fromkeys(("x", "y", "dy", "dx"), "*bf16")
         types |= dict.fromkeys(("gain_stride", "pixels", "channels", "pixel_stride"), "i32")
@@ -51,6 +53,7 @@ SHAPES = {
     "one channel per group": (2, 5, 5, 2, 2),
     "one pixel": (3, 6, 2, 1, 1),
     "one value per group": (2, 1, 1, 1, 1),
+    "whole tiles": (1, 64, 16, 8, 4),
 }
 
 
@@ -181,6 +184,17 @@ def test_a_compiled_network_has_the_kernel(monkeypatch, emb_channels, device) ->
     ours = torch.autograd.grad(compiled.square().mean(), (x, *node.parameters()))
     assert_close(ours, gradients, rtol=1e-4, atol=1e-5)
     assert len(called) == 2
+
+
+@interpreted
+def test_the_tiles_are_compared_and_then_as_before(monkeypatch, capsys) -> None:
+    before = norm_triton._BLOCK, norm_triton._TILE, norm_triton._WARPS
+    for name, sizes in (("CHANNELS", (16,)), ("VALUES", (2048,)), ("WARPS", (4,))):
+        monkeypatch.setattr(norm_tiles, name, sizes)
+    norm_tiles.main(["--device", "cpu", "--repeats", "1", "--shapes", "1x64x4"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1x64x4")]
+    assert [f"channels={channels}" in row for row, channels in zip(rows, (before[0], 16), strict=True)] == [True, True]
+    assert before == (norm_triton._BLOCK, norm_triton._TILE, norm_triton._WARPS)
 
 
 @pytest.mark.slow
