@@ -49,6 +49,9 @@ class TrainConfig:
     hang_seconds: float = setting(600.0, may_change=True)
     """with several processes: seconds for which the others wait if one makes no progress in an update; then they end.
     Reading images, the first update, evaluations and checkpoints do not count"""
+    max_skipped: int = setting(10, may_change=True)
+    """updates in a row that may be skipped because their loss or gradient is not finite; then the run goes back to an
+    earlier checkpoint, once, and after as many again it stops. 0: it stops at the first one"""
     trackers: tuple[str, ...] = setting(("tensorboard",), may_change=True)
     """accelerate's trackers that receive the log, in addition to log.jsonl: tensorboard, wandb, trackio, ..."""
 
@@ -66,6 +69,7 @@ class TrainConfig:
         limit = TIMEOUT.total_seconds()
         way_out = f"give {MIN_HANG_SECONDS:g} to {limit:,.0f}, after which a process that waits fails anyway"
         require(MIN_HANG_SECONDS <= self.hang_seconds <= limit, self, "hang_seconds", way_out)
+        require(0 <= self.max_skipped < 2**31, self, "max_skipped", "give 0 or more")
         every, interval = self.keep_every_images, self.checkpoint_every_images
         is_multiple = every is None or (every >= 1 and every % interval == 0)
         way_out = f"give a multiple of train.checkpoint_every_images={interval}, or null"
