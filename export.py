@@ -3,6 +3,7 @@
 python export.py RUN_OR_MODEL --to diffusers --out DIR
 python export.py RUN_OR_MODEL --to onnx --out DIR          (or pt2: a program of torch.export)
 python export.py RUN_OR_MODEL --to torchvision --out DIR   (weights under the names of another library)
+python export.py RUN_OR_MODEL --to space --out DIR         (the page of demo.py, for a Hugging Face Space)
 python export.py RUN_OR_MODEL --push OWNER/NAME
 """
 
@@ -42,15 +43,26 @@ from training.script import VERSION, ScriptParser, command
 from unet import EDM2UNet, UNet, diffusers_config
 from unet.adapt import adapt_weights
 from unet.layouts import export_weights
+from web import space
 
 Model = TypeVar("Model")
 LAYOUTS = sorted({*UNet.layouts, *EDM2UNet.layouts, *ResNet.layouts, *DenseNet.layouts, edsr.LAYOUT} - {"diffusers"})
 """layouts whose names weights can have; that of diffusers is part of its folder"""
-TARGETS = ("diffusers", *graphs.SUFFIXES, *LAYOUTS)
+TARGETS = ("diffusers", space.TARGET, *graphs.SUFFIXES, *LAYOUTS)
 RECORD = "export.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = [f"{name}{suffix}" for name in ("network", "step") for suffix in graphs.SUFFIXES.values()]
-NAMES = ("README.md", DESCRIPTION_FILE, "model_index.json", "scheduler", "unet", WEIGHTS, graphs.DESCRIPTION, *GRAPHS)
+NAMES = (
+    "README.md",
+    DESCRIPTION_FILE,
+    "model_index.json",
+    "scheduler",
+    "unet",
+    WEIGHTS,
+    graphs.DESCRIPTION,
+    *GRAPHS,
+    *space.NAMES,
+)
 MAX_LABELS = 10
 """labels in the code of the card"""
 FEW_STEPS = "dpmpp_2m"
@@ -64,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--to",
         metavar="TARGET",
-        help="diffusers: a folder for its pipelines; onnx or pt2: network and sampler step as ONNX or as programs of "
+        help="diffusers: a folder for its pipelines; space: a folder for a Hugging Face Space; onnx or pt2: network "
+        "and sampler step as ONNX or as programs of "
         f"torch.export; {', '.join(LAYOUTS)}: weights under the names of that library or code (default: diffusers "
         "with --out, the model folder itself with --push)",
     )
@@ -139,6 +152,9 @@ def _export(args: argparse.Namespace) -> Export:
     if args.label is not None:
         raise ValueError(f"label={args.label!r} is for --to diffusers; leave it out")
     found = _any_model(args)
+    if args.to == space.TARGET:
+        space.require_gradio()
+        return Export(found, partial(space.write_space, found))
     if args.to in graphs.SUFFIXES:
         graphs.check_graphs(found, args.to)
         return Export(found, partial(graphs.save_graphs, found, kind=args.to))
