@@ -251,6 +251,7 @@ class Loop:
                 explain_compile_error(*config.compile_option),
             ):
                 result = step.update()
+            step.progress.mark("between")
             after_update()
             self.guard.check(result, self.log)
             meter.add(result)
@@ -261,7 +262,6 @@ class Loop:
                 is_cold = False
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
-            step.progress.mark("between")
             write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
             evaluate, snapshot = self.evaluation_due(), self.snapshot_due()
             if self.guard.skipped and not self.ended:

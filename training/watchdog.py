@@ -187,7 +187,8 @@ def watching(progress: Progress, limit_s: float, first: int) -> Iterator[None]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield
         return
-    store = dist.distributed_c10d._get_default_store().clone()  # a connection for the thread
+    # a connection of its own for the thread; the stubs lack `clone`
+    store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
     watchdog = Watchdog(progress, dist.get_rank(), dist.get_world_size(), limit_s, first, store)
     watchdog.start()
     try:
