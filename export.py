@@ -1,31 +1,36 @@
 """Write a trained model as a folder for another library, or upload it to the Hugging Face hub.
 
 python export.py RUN_OR_MODEL --to diffusers --out DIR
+python export.py RUN_OR_MODEL --to onnx --out DIR          (or pt2: a program of torch.export)
+python export.py RUN_OR_MODEL --to torchvision --out DIR   (weights under the names of another library)
 python export.py RUN_OR_MODEL --push OWNER/NAME
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import Tensor
 
 from diffusion import DDPM, SCHEDULERS
 from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import PixelFormat
-from pipelines import classification
+from pipelines import classification, graphs
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.formulation import describe_formulation
+from pipelines.superresolution import is_upscaler, load_upscaler
 from residual.names import require_known
 from residual.weights.pretrained import local_folder, upload
 from residual.weights.read import note
+from resnet import DenseNet, ResNet, edsr
 from storage.show import markdown, printable
 from storage.write import expand_home
 from training.averages import OPTION, Average, RunAverages, load_average
@@ -33,14 +38,18 @@ from training.disk_space import is_full
 from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
 from training.script import VERSION, ScriptParser, command
-from unet import UNet, diffusers_config
+from unet import EDM2UNet, UNet, diffusers_config
 from unet.adapt import adapt_weights
 from unet.layouts import export_weights
 
 Model = TypeVar("Model")
-TARGETS = ("diffusers",)
+LAYOUTS = sorted({*UNet.layouts, *EDM2UNet.layouts, *ResNet.layouts, *DenseNet.layouts, edsr.LAYOUT} - {"diffusers"})
+"""layouts whose names weights can have; that of diffusers is part of its folder"""
+TARGETS = ("diffusers", *graphs.SUFFIXES, *LAYOUTS)
 RECORD = "export.json"
-NAMES = ("README.md", DESCRIPTION_FILE, "model_index.json", "scheduler", "unet")
+WEIGHTS = "weights.safetensors"
+GRAPHS = [f"{name}{suffix}" for name in ("network", "step") for suffix in graphs.SUFFIXES.values()]
+NAMES = ("README.md", DESCRIPTION_FILE, "model_index.json", "scheduler", "unet", WEIGHTS, graphs.DESCRIPTION, *GRAPHS)
 MAX_LABELS = 10
 """labels in the code of the card"""
 FEW_STEPS = "dpmpp_2m"
@@ -53,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
     p.add_argument(
         "--to",
-        help=f"the library: {', '.join(TARGETS)} (default: diffusers with --out, the model folder itself with --push)",
+        metavar="TARGET",
+        help="diffusers: a folder for its pipelines; onnx or pt2: network and sampler step as ONNX or as programs of "
+        f"torch.export; {', '.join(LAYOUTS)}: weights under the names of that library or code (default: diffusers "
+        "with --out, the model folder itself with --push)",
     )
     place = p.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="DIR", help="the folder to write; an earlier export is replaced")
@@ -86,22 +98,60 @@ def main(argv: Sequence[str]) -> None:
     if args.private:
         raise ValueError("private belongs to a repository of the hub; give --push, or leave it out")
     args.out = expand_home("out", args.out)
-    model, label = _for_diffusers(args)
+    export = _export(args)
     out = OutputFolder(args.out, args.model, RECORD, NAMES)
     out.check()
     facts = {
         "written_by": f"export.py of {VERSION}",
         "model": printable(args.model),
         "model_folder": out.model,
-        "images_seen": model.images_seen,
+        "images_seen": export.model.images_seen,
         "ema": args.ema,
-        "weights_sha256": weights_sha256(model.net),
-        "label": label,
+        "weights_sha256": weights_sha256(export.model.net),
+        "label": export.label,
     }
     with _discarded(out):
-        save_diffusers(model, out.begin(facts), label)
+        export.save(out.begin(facts))
         out.publish(facts)
-    print_line(f"model: {args.out} (how to draw with it: {args.out / 'README.md'})")
+    print_line(f"model: {args.out} (how to use it: {args.out / 'README.md'})")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported, and how it is written to a folder."""
+
+    model: graphs.Model
+    save: Callable[[Path], None]
+    label: int | None = None
+
+
+def _export(args: argparse.Namespace) -> Export:
+    """The export to a folder. Raises ValueError for a model, a label or a package that does not go with the target."""
+    if args.to in (None, "diffusers"):
+        model, label = _for_diffusers(args)
+        return Export(model, partial(save_diffusers, model, label=label), label)
+    if args.label is not None:
+        raise ValueError(f"label={args.label!r} is for --to diffusers; leave it out")
+    found = _any_model(args)
+    if args.to in graphs.SUFFIXES:
+        graphs.check_graphs(found, args.to)
+        return Export(found, partial(graphs.save_graphs, found, kind=args.to))
+    weights = found.net.export_weights(args.to)  # type: ignore[operator]
+    return Export(found, partial(save_weights, weights, layout=args.to))
+
+
+def _any_model(args: argparse.Namespace) -> graphs.Model:
+    load: Callable[..., graphs.Model] = load_upscaler if is_upscaler(local_folder(args.model)) else _loader(args)
+    return load_average(load, args.model, _average(args))
+
+
+def save_weights(weights: Mapping[str, Tensor], folder: Path, layout: str) -> None:
+    """Writes weights under the names of another library, with a README.md on how to read them."""
+    from safetensors.torch import save_file
+
+    state = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "README.md").write_text(WEIGHTS_CARD.format(layout=layout, file=WEIGHTS), encoding="utf-8")
 
 
 def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None]:
@@ -112,6 +162,8 @@ def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None
 
 def _push(args: argparse.Namespace) -> None:
     """Uploads the model folder, or the folder for another library."""
+    if args.to not in (None, "diffusers"):
+        raise ValueError(f"push uploads the model folder, or --to diffusers; write --to {args.to} to a folder by --out")
     if args.to is None:
         if args.label is not None:
             raise ValueError(f"label={args.label!r} is for another library, give --to diffusers; or leave it out")
@@ -124,10 +176,13 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
+    return _drawing(load_average(_loader(args), args.model, _average(args)))
+
+
+def _loader(args: argparse.Namespace) -> Callable[..., DiffusionModel | ImageClassifier]:
     folder = local_folder(args.model)
     is_classifier = any((place / classification.DESCRIPTION_FILE).is_file() for place in (folder, folder / "model"))
-    load: Callable[..., DiffusionModel | ImageClassifier] = load_classifier if is_classifier else load_model
-    return _drawing(load_average(load, args.model, _average(args)))
+    return load_classifier if is_classifier else load_model
 
 
 def _drawing(model: Model) -> Model:
@@ -262,6 +317,15 @@ def _pipeline_code(model: DiffusionModel, steps: int, place: str) -> str:
         save="\n    ".join(lines),
     )  # fmt: skip
 
+
+WEIGHTS_CARD = """# Weights under the names of {layout}
+
+```python
+from safetensors.torch import load_file
+
+state = load_file("{file}")  # for `load_state_dict` of the network in {layout}
+```
+"""
 
 CARD = """---
 library_name: diffusers

@@ -3,17 +3,19 @@
     python -m benchmarks.scaling grow --times --picture docs/scaling.png
     ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node 2 -m benchmarks.scaling check
     python -m benchmarks.scaling predict
+    python -m benchmarks.scaling cost --price 2.5
 
 grow: multiply-adds, parameters and bytes that the backward pass keeps, counted on the meta device; with --times also
 forward and backward passes on one thread of this machine. check: whether one update takes the time of its computation
 and of its all-reduce, on the processes that torchrun starts. predict: hours and GPU-hours of the recipes in configs/.
+cost: the fewest GPUs for each recipe within a day and within a week, and the cost.
 """
 
 import argparse
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -226,22 +228,63 @@ def check(images: int, width: int, rounds: int) -> None:
     dist.destroy_process_group()
 
 
-def predict(cluster: Cluster, numbers: Sequence[int] = (1, 8, 64)) -> None:
-    """Prints hours and GPU-hours of the recipes, by the cost model."""
-    columns = " | ".join(f"hours on {gpus}" for gpus in numbers)
-    bills = " | ".join(f"GPU-hours on {gpus}" for gpus in numbers[1:])
-    print(f"| recipe | 10⁶ parameters | 10⁹ multiply-adds | 10⁶ images | batch | {columns} | {bills} |")
-    print("|---" * (5 + 2 * len(numbers) - 1) + "|")
+@dataclass(frozen=True)
+class Estimate:
+    """A recipe, and the hours that it takes on each number of GPUs."""
+
+    recipe: str
+    weights: int
+    multiply_adds: float
+    images: int
+    batch: int
+    hours: dict[int, float]
+
+
+def estimates(cluster: Cluster, numbers: Sequence[int]) -> Iterator[Estimate]:
+    """The recipes, by the cost model."""
     for name, side in RECIPES.items():
         run = parse(RUNS, ["--config", f"configs/{name}.yaml"]).run
         assert isinstance(run, DiffusionRun)
         config, train = replace(run.model, size=(side, side)), run.train
         net = on_meta(partial(unet.build, config))
         weights, macs = parameters(net), multiply_adds(net, *inputs(config, 1))
-        hours = [train.updates * cluster.update_seconds(n, train.batch, macs, weights) / 3600 for n in numbers]
-        bill = [gpus * time for gpus, time in zip(numbers, hours, strict=True)][1:]
-        row = [f"`{name}`", f"{weights / 1e6:.1f}", f"{macs / 1e9:.1f}", f"{train.images / 1e6:,.0f}", str(train.batch)]
-        print("| " + " | ".join(row + [f"{value:,.{1 if value < 100 else 0}f}" for value in hours + bill]) + " |")
+        hours = {n: train.updates * cluster.update_seconds(n, train.batch, macs, weights) / 3600 for n in numbers}
+        yield Estimate(name, weights, macs, train.images, train.batch, hours)
+
+
+def show(value: float) -> str:
+    """A number of the tables: one digit after the point below 100."""
+    return f"{value:,.{1 if value < 100 else 0}f}"
+
+
+def predict(cluster: Cluster, numbers: Sequence[int] = (1, 8, 64)) -> None:
+    """Prints hours and GPU-hours of the recipes, by the cost model."""
+    columns = " | ".join(f"hours on {gpus}" for gpus in numbers)
+    bills = " | ".join(f"GPU-hours on {gpus}" for gpus in numbers[1:])
+    print(f"| recipe | 10⁶ parameters | 10⁹ multiply-adds | 10⁶ images | batch | {columns} | {bills} |")
+    print("|---" * (5 + 2 * len(numbers) - 1) + "|")
+    for found in estimates(cluster, numbers):
+        bill = [gpus * found.hours[gpus] for gpus in numbers[1:]]
+        row = [f"`{found.recipe}`", f"{found.weights / 1e6:.1f}", f"{found.multiply_adds / 1e9:.1f}"]
+        row += [f"{found.images / 1e6:,.0f}", str(found.batch), *map(show, [*found.hours.values(), *bill])]
+        print("| " + " | ".join(row) + " |")
+
+
+def cost(cluster: Cluster, price: float, numbers: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> None:
+    """Prints the fewest GPUs with which each recipe ends within a day and within a week, and what that costs."""
+    print("| recipe | within a day: GPUs | hours | cost | within a week: GPUs | hours | cost |")
+    print("|---" * 7 + "|")
+    for found in estimates(cluster, numbers):
+        row = [f"`{found.recipe}`"]
+        for limit in (24, 24 * 7):
+            gpus = next((n for n in numbers if found.hours[n] <= limit), None)
+            hours = 0.0 if gpus is None else found.hours[gpus]
+            row += (
+                [f"more than {numbers[-1]}", "", ""]
+                if gpus is None
+                else [str(gpus), show(hours), show(gpus * hours * price)]
+            )
+        print("| " + " | ".join(row) + " |")
 
 
 def main() -> None:
@@ -255,16 +298,20 @@ def main() -> None:
     checked.add_argument("--width", type=int, default=64, help="channels of the network's first level")
     checked.add_argument("--rounds", type=int, default=12, help="rounds of the comparison")
     predicted = commands.add_parser("predict", help="hours and GPU-hours of the recipes")
-    for setting in fields(Cluster):
+    bill = commands.add_parser("cost", help="the fewest GPUs for each recipe within a day and a week, and the cost")
+    bill.add_argument("--price", type=float, default=1.0, help="of a GPU-hour; default: %(default)g")
+    for setting, command in itertools.product(fields(Cluster), (predicted, bill)):
         flag = f"--{setting.name.replace('_', '-')}"
-        predicted.add_argument(flag, type=type(setting.default), default=setting.default, help="default: %(default)g")
+        command.add_argument(flag, type=type(setting.default), default=setting.default, help="default: %(default)g")
     args = vars(parser.parse_args())
-    command = args.pop("command")
+    chosen = args.pop("command")
     torch.set_num_threads(1)
-    if command == "grow":
+    if chosen == "grow":
         grow(args["times"], args["picture"])
-    elif command == "check":
+    elif chosen == "check":
         check(**args)
+    elif chosen == "cost":
+        cost(price=args.pop("price"), cluster=Cluster(**args))
     else:
         predict(Cluster(**args))
 

@@ -60,6 +60,7 @@ LAZY = {
     "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
+    "pipelines": {"onnxruntime"},
     "experiments": {"matplotlib"},
 }
 # The one file that needs the extra [gpu]; it is imported only where the extra is installed.

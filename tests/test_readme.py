@@ -1,4 +1,4 @@
-"""The README's Python runs, and its recipes and files exist."""
+"""The Python of the README and of the page about published networks runs, and recipes and files exist."""
 
 import json
 import re
@@ -22,7 +22,9 @@ from unet.layouts import LAYOUTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DRAWING, BLOCKS, PUBLISHED, ZOO = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGE = (ROOT / "docs" / "published.md").read_text()
+DRAWING, BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PUBLISHED, ZOO = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_python_about_drawing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,7 @@ def test_the_python_about_published_networks_runs(tmp_path: Path, monkeypatch: p
     exec(PUBLISHED, names)
     assert pushed == ["me/ddpm-cifar10"]
     assert f"# {len(unet.list_presets())} of them" in PUBLISHED
-    assert set(re.findall(r"^\| `(.*?)` \|", README, re.MULTILINE)) == set(LAYOUTS)
+    assert set(re.findall(r"^\| `(.*?)` \|", PAGE, re.MULTILINE)) == set(LAYOUTS)
     assert_close(names["weights"], edm, rtol=0, atol=0)
 
 
