@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 MODELS = {
     "digits": "--config configs/digits.yaml",
     "tinted": "--config configs/digits.yaml --data.source {runs}/tinted-images --data.labels false --train.images 25e3",
-    "digits-short": "--config configs/digits.yaml --train.images 10e3",
+    "digits-tiny": "--config configs/digits-tiny.yaml",
     "classifier-digits-noisy": "--config configs/classifier-digits-noisy.yaml",
     "superresolution-photographs": "--config configs/superresolution-photographs.yaml",
 }
@@ -69,7 +69,7 @@ ROWS = {
     "classifier": Row(
         "sample.py runs/digits --guidance 0 --classifier runs/classifier-digits-noisy --classifier-scale 4 --num 40"
     ),
-    "autoguidance": Row("sample.py runs/digits --guide runs/digits-short --guidance 2 --num 40"),
+    "autoguidance": Row("sample.py runs/digits --guide runs/digits-tiny --guidance 2 --num 40"),
     "enlarged": Row("sample.py runs/superresolution-photographs --upscale docs/gallery/small.png"),
     "size": Row("sample.py runs/digits --size 8 16 --num 12 --label none"),
     "nearest": Row("sample.py runs/digits --nearest --num 12", "nearest.png"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import sample
 from pictures.coordinates import Coordinates
 from pictures.units import Units
 from tests.tasks.test_fields import UNITS, built, images
-from training.data import Images
+from training.data import DataConfig, Images
 
 xarray = pytest.importorskip("xarray")
 PLACES = Coordinates(
@@ -179,9 +180,16 @@ def test_nearest_training_images_of_a_run_with_conditions_are_its_targets(tmp_pa
     built(found).diffusion.save(tmp_path / "run" / "model")
     np.save(tmp_path / "pairs.npy", values)
     np.save(tmp_path / "low.npy", values[:, 2:])
-    data = {"source": str(tmp_path / "pairs.npy"), "condition": [2], "normalisation": "mean_std"}
-    data |= {"mean": list(units.mean), "std": list(units.std), "cache": str(tmp_path / "cache")}
-    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"format_version": 2, "task": "diffusion", "data": data}))
+    data = DataConfig(
+        source=str(tmp_path / "pairs.npy"),
+        condition=(2,),
+        normalisation="mean_std",
+        mean=units.mean,
+        std=units.std,
+        cache=tmp_path / "cache",
+    )
+    document = {"format_version": 2, "task": "diffusion", "data": asdict(data)}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(document, default=str))
     draw(tmp_path / "run", tmp_path / "out", "--condition", str(tmp_path / "low.npy"), "--num", "2", "--nearest")
     drawn = read(tmp_path / "out" / "images" / "000000.npy")
     deviations = (values[:, :2] - drawn) / np.array([10, 1], np.float32)[:, None, None]
