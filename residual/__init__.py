@@ -1,6 +1,6 @@
 """Residual blocks, `merge(shortcut(x), branch(x, emb))`, and their parts."""
 
-from residual.attention import SelfAttention, head_count
+from residual.attention import CrossAttention, SelfAttention, head_count
 from residual.block import (
     Add,
     Chain,
@@ -43,6 +43,7 @@ __all__ = [
     "AveragePool",
     "Chain",
     "Concat",
+    "CrossAttention",
     "DropPath",
     "FIRDown",
     "FIRDownConv",

@@ -30,12 +30,14 @@ from training.meter import Meter, require_finite
 from training.peak import seconds_at_peak
 from training.processes import on_main
 from training.profile import Profile
+from training.run_facts import add_usage
 from training.run_folder import RunFolder
+from training.run_report import REPORT_FILE, write_report
 from training.snapshots import kept_snapshots, write_snapshots
 from training.state import restore, state_tensors
 from training.step import Step, TrainingSettings
 from training.stop import Stop
-from training.task import Evaluation, EvaluationContext, Task, plan_line
+from training.task import Evaluation, EvaluationContext, Figure, Task, plan_line
 from training.units import show_size
 from training.yaml_file import flat
 
@@ -98,6 +100,8 @@ class Loop:
         """for an image, at the peak of all devices; None if that is not known"""
         self.planned = set[str]()
         """names of the evaluations that were planned"""
+        self.spent = dict[str, float]()
+        """seconds beside updates that RUN/usage.json does not have yet"""
 
     def show(self, line: str) -> None:
         """Print a line on the main process; control characters are escaped."""
@@ -117,6 +121,7 @@ class Loop:
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
                 with self.profiling() as after_update:
                     stopped = self.stop.agreed() or self.train(after_update)
+                on_main(self.write_report)
         self.show(
             f"stopped by {stopped} after {step.images_seen:,} images, saved in {folder.path}; "
             "the same command resumes the run"
@@ -268,9 +273,11 @@ class Loop:
             with meter.pause():
                 if snapshot:
                     self.write_snapshots()  # before the checkpoint: a resumed run has all that are due until then
-                saved = bool(save or stopped) and self.save(last=bool(stopped))
+                with self.timed("checkpoints"):
+                    saved = bool(save or stopped) and self.save(last=bool(stopped))
                 if evaluate and not stopped:
-                    self.evaluate()
+                    with self.timed("evaluations"):
+                        self.evaluate()
                     stopped = self.stop.agreed()
             if stopped:
                 if not saved:
@@ -395,6 +402,15 @@ class Loop:
             self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
             self.log.write(step.images_seen, step.updates, numbers, evaluated=True)
             on_main(self.draw_curves)
+            if not self.ended:  # else it is written once more at the end
+                on_main(self.write_report)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Counts the seconds of the block as spent on `what`."""
+        began = time.perf_counter()
+        yield
+        self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - began
 
     def plan(self, evaluation: Evaluation) -> None:
         """Before the first run of an evaluation in this process, let it decide how much it measures; print its cost."""
@@ -404,13 +420,29 @@ class Loop:
         if plan := evaluation.plan(self.step.ema.model, self.folder.samples):
             self.show(plan_line(evaluation, plan, self.config.images, self.images_per_second))
 
-    def draw_curves(self) -> None:
-        """Draw what all evaluations logged, as far as the disk has space."""
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The numbers of all evaluations, those of the leading one first."""
         first = self.task.leading
         ordered = sorted(self.task.evaluations, key=lambda each: first is None or each is not first[0])
-        figures = {name: figure for each in ordered for name, figure in each.figures.items()}
+        return {name: figure for each in ordered for name, figure in each.figures.items()}
+
+    def draw_curves(self) -> None:
+        """Draw what all evaluations logged, as far as the disk has space."""
         with ignore_disk_full():
-            draw_curves(self.folder.log, self.folder.samples / "metrics.png", figures)
+            draw_curves(self.folder.log, self.folder.samples / "metrics.png", self.figures)
+
+    def write_report(self) -> None:
+        """Write RUN/report.html and what it needs besides the log. An error is a message: training goes on."""
+        device = self.accelerator.device
+        try:
+            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+            add_usage(self.folder.path, self.spent, checkpoint.describe_machine(device), peak)
+            self.spent.clear()
+            write_report(self.folder.path, self.figures)
+        except Exception as error:
+            reason = "the disk is full" if is_full(error) else f"{type(error).__name__}: {error}"
+            log.print_line(f"{self.folder.path / REPORT_FILE} is not written: {reason}")
 
     def keep_best(self, numbers: Mapping[str, float]) -> None:
         """Write the averaged model as `RUN/best` if the leading figure is the best so far. A full disk is reported."""

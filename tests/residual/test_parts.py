@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from residual import (
     AveragePool,
+    CrossAttention,
     LabelEmbedding,
     Nearest,
     NearestConv,
@@ -140,6 +141,36 @@ def test_attention_trained_in_bf16_is_as_accurate_for_few_pixels(
     for found, theirs, expected in zip(gradients(attend, torch.bfloat16), plain, exact, strict=True):
         assert (found - expected).norm() <= 1.1 * (theirs - expected).norm()
     assert calls == [dtype]
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_cross_attention_equals_softmax_over_the_items_that_exist(heads: int) -> None:
+    node, x, context = CrossAttention(8, 6, heads=heads), torch.randn(3, 8, 3, 5), torch.randn(3, 4, 6)
+    assert_close(node(x, context), torch.zeros_like(x), rtol=0, atol=0)
+    nn.init.normal_(node.out.weight)
+    mask = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
+    q = node.q(x).flatten(2).reshape(3, heads, 8 // heads, 15)
+    k, v = node.kv(context).mT.reshape(3, 2, heads, 8 // heads, 4).unbind(1)
+    scores = torch.einsum("bndi,bndj->bnij", q, k).div((8 // heads) ** 0.5)
+    weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1).nan_to_num()
+    h = torch.einsum("bnij,bndj->bndi", weights, v).reshape(3, 8, 3, 5)
+    assert_close(node(x, context, mask), node.out(h), rtol=1e-5, atol=1e-5)
+    assert_close(node(x, context, mask)[:1], node(x[:1], context[:1]), rtol=1e-5, atol=1e-5)
+    assert f"heads={heads}" in repr(node)
+
+
+def test_padding_has_no_effect_and_no_gradient() -> None:
+    node, x = CrossAttention(8, 6, head_channels=4), torch.randn(2, 8, 3, 5)
+    nn.init.normal_(node.out.weight)
+    context, mask = torch.randn(2, 4, 6, requires_grad=True), torch.tensor([[True, True, False, False], [False] * 4])
+    y = node(x, context, mask)
+    assert_close(node(x, torch.where(mask[:, :, None], context, 100.0), mask), y, rtol=0, atol=0)
+    y.square().sum().backward()
+    assert context.grad is not None
+    assert context.grad.isfinite().all()
+    assert not context.grad[~mask].any()
+    with pytest.raises(ValueError, match="context_channels=0"):
+        CrossAttention(8, 0)
 
 
 def test_new_attention_block_equals_its_shortcut() -> None:

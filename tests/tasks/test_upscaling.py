@@ -77,10 +77,11 @@ def folder(task: DiffusionTask, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def labelled(folder: Path) -> Path:
+def labelled(folder: Path, **fields: int) -> Path:
     """A small network of the kind of ADM's upsamplers: it has a learned variance, and needs a label."""
     changes = {"base_channels": 8, "channel_multipliers": (1, 2), "attention_levels": (1,), "classes": 3}
-    config = replace(preset("adm-upsampler-64-256"), size=(16, 16), blocks_per_level=1, groups=4, heads=2, **changes)
+    changes |= {"size": (16, 16), "blocks_per_level": 1, "groups": 4, "heads": 2} | fields
+    config = replace(preset("adm-upsampler-64-256"), **changes)
     torch.manual_seed(0)
     model = DiffusionModel(build(config).eval(), DDPM(timesteps=100), ("a", "b", "c"), upscale=4)
     model.save(folder)
@@ -311,7 +312,7 @@ def test_sample_upscales_with_the_options_of_a_diffusion_model(tmp_path: Path) -
 
 def test_weights_in_the_layout_of_adm_upscale_as_docs_superresolution_shows(tmp_path: Path) -> None:
     Image.fromarray(pixels(6, 5, 3)).save(tmp_path / "picture.png")
-    original = load_model(labelled(tmp_path / "original"))
+    original = load_model(labelled(tmp_path / "original", base_channels=32, groups=32))
     generator = torch.Generator().manual_seed(0)
     for weight in original.net.parameters():
         weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.05)
