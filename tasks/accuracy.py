@@ -48,7 +48,7 @@ def accuracy(
         for step in range(-(-len(images) // (batch * ranks))):
             if interrupted():
                 return None
-            stored, label, _ = reader.get(step)
+            stored, label, *_ = reader.get(step)
             assert label is not None, "the images were checked when the task was built"
             first = (step * ranks + rank) * batch
             label[max(0, len(images) - first) :] = SURPLUS  # positions after the last image start over

@@ -41,6 +41,7 @@ TESTED = {
     "averages.md": "tasks/test_averages.py",
     "blocks.md": "test_blocks_page.py",
     "classification.md": "test_classification_runs.py",
+    "conditioning.md": "test_conditioning_page.py",
     "data.md": "test_data_page.py",
     "experiments.md": "experiments/test_experiments.py",
     "export.md": "test_export_page.py",

@@ -131,7 +131,7 @@ class RunLog:
         with ignore_disk_full():
             self.bar.update(images)
 
-    def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: bool) -> None:
+    def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: Any) -> None:
         """Write one line to log.jsonl, the numbers to the trackers (over images seen), and `SHOWN` to the progress bar.
 
         On a full disk the line is left out. A tracker that fails is disabled for the rest of the run, with a message.

@@ -24,6 +24,7 @@ from training.curves import draw_curves
 from training.data import ImageSet
 from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
 from training.ema import average_name
+from training.guard import Guard
 from training.log import RunLog
 from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
@@ -61,7 +62,7 @@ def fit(
     `folder` is open: the run begins, resumes from the newest intact checkpoint, or is finished already.
     If `profiled`, the main process profiles some updates, see `Profile`.
     Raises ValueError if a checkpoint does not fit the model or the images, if memory runs out, and on every process if
-    training diverges (before a checkpoint is written).
+    training diverges: see `train.max_skipped`.
     """
     if folder.status is None:
         raise ValueError(f"the run folder {folder.path} is not open; call folder.open(...) first")
@@ -93,6 +94,7 @@ class Loop:
         self.images_per_second: float | None = None
         """in the last line of the log"""
         self.profiled = profiled and accelerator.is_main_process
+        self.guard = Guard(self.step, self.config.max_skipped, folder.checkpoints)
         self.once = dict[str, float]()
         """numbers for the next line of the log only"""
         bf16 = accelerator.mixed_precision == "bf16"
@@ -187,6 +189,7 @@ class Loop:
         """Continue from a checkpoint, and print what has changed since it was written."""
         self.load(saved)
         self.meter.restore(saved.unlogged_updates, saved.unlogged_sums, self.accelerator)
+        self.guard.skipped, self.guard.went_back = saved.skipped_in_a_row, saved.went_back
         self.show(f"resuming {self.folder.path} from {saved.images:,} images (update {saved.update:,})")
         for line in checkpoint.changes(saved, self.metadata()):
             self.show(line)
@@ -247,9 +250,9 @@ class Loop:
             ):
                 result = step.update()
             after_update()
-            meter.add(result.loss, result.gradient_norm)
+            self.guard.check(result, self.log)
+            meter.add(result)
             if is_cold:
-                result.loss.item()  # waits for the device
                 self.once["first_update_seconds"] = took = time.perf_counter() - began
                 self.show(f"train.compile={config.compile}: the first update, with compilation, took {took:.1f} s")
                 meter.restart_clock(step.reader.waited_seconds)
@@ -258,18 +261,17 @@ class Loop:
             stopped = self.stop.agreed()
             write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
             evaluate, snapshot = self.evaluation_due(), self.snapshot_due()
-            if write or save or stopped or evaluate or snapshot:
-                means = meter.means(self.accelerator)
-                require_finite(f"in the last {amount(meter.updates, 'update')}, not saved,", means)
-                if write:
-                    numbers = {**means, "learning_rate": result.learning_rate}
-                    numbers |= meter.speed(config.batch, step.reader.waited_seconds) | self.once
-                    self.once.clear()
-                    self.images_per_second = numbers.get("images_per_second")
-                    if self.ideal_seconds is not None and self.images_per_second is not None:
-                        numbers["mfu"] = self.images_per_second * self.ideal_seconds / self.accelerator.num_processes
-                    self.log.write(step.images_seen, step.updates, numbers)
-                    meter.restart(step.reader.waited_seconds)
+            if self.guard.skipped and not self.ended:
+                save = evaluate = snapshot = False  # of weights that may be why it was skipped
+            if write:
+                numbers = {**meter.means(self.accelerator), "learning_rate": result.learning_rate}
+                numbers |= meter.speed(config.batch, step.reader.waited_seconds) | self.once
+                self.once.clear()
+                self.images_per_second = numbers.get("images_per_second")
+                if self.ideal_seconds is not None and self.images_per_second is not None:
+                    numbers["mfu"] = self.images_per_second * self.ideal_seconds / self.accelerator.num_processes
+                self.log.write(step.images_seen, step.updates, numbers)
+                meter.restart(step.reader.waited_seconds)
             with meter.pause():
                 if snapshot:
                     self.write_snapshots()  # before the checkpoint: a resumed run has all that are due until then
@@ -308,6 +310,8 @@ class Loop:
             machine=describe_machine(self.accelerator.device),
             unlogged_updates=self.meter.updates,
             unlogged_sums=self.meter.sums(self.accelerator),
+            skipped_in_a_row=self.guard.skipped,
+            went_back=self.guard.went_back,
         )
 
     def save(self, last: bool = False) -> bool:

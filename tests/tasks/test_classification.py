@@ -326,6 +326,11 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
     Image.fromarray(pixels[0]).convert("RGB").save(encoded := BytesIO(), "png")
     forms = [tmp_path / "0.png", str(tmp_path / "0.png"), encoded.getvalue(), pixels[0]]
     assert [name for name, _ in classifier.predict(forms)] == [expected[0][0]] * 4
+    (ranked,) = classifier.rank([pixels[0]], len(CLASSES))
+    assert ranked[:1] == classifier.predict([pixels[0]])
+    assert {name for name, _ in ranked} == set(CLASSES)
+    assert sum(share for _, share in ranked) == pytest.approx(1)
+    assert [share for _, share in ranked] == sorted((share for _, share in ranked), reverse=True)
     assert classifier.predict([]) == []
     with pytest.raises(ValueError, match=r"\['none\.png'\]"):
         classifier.predict("none.png")

@@ -299,7 +299,7 @@ def test_usual_values_of_a_sweep(grey_model, tmp_path, name, rows, monkeypatch):
 )
 def test_the_batch_of_a_sweep_fits_every_row(grey_model, tmp_path, monkeypatch, flags, guided):
     found = list[bool]()
-    monkeypatch.setattr(sample, "choose_batch", lambda model, device, guided: found.append(guided) or 8)
+    monkeypatch.setattr(drawing.draw, "choose_batch", lambda model, device, guided: found.append(guided) or 8)
     run(grey_model, tmp_path, *flags, "--num", 1)
     assert found == [guided]
 
