@@ -34,6 +34,7 @@ from residual.weights.read import note
 from resnet import DenseNet, ResNet, edsr
 from storage.show import markdown, printable
 from storage.write import expand_home
+from tasks.card import check_licence, complete_card
 from training.averages import OPTION, Average, RunAverages, load_average
 from training.disk_space import is_full
 from training.log import print_line
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--private", action="store_true", help="a new repository is private")
     p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=OPTION)
+    p.add_argument("--license", metavar="NAME", help="licence of the model in its card, such as apache-2.0")
     p.add_argument(
         "--label",
         metavar="CLASS|none",
@@ -105,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if args.to is not None:
         require_known("target of --to", args.to, TARGETS)
+    check_licence(args.license)
     if args.push is not None:
         _push(args)
         return
@@ -124,7 +127,10 @@ def main(argv: Sequence[str]) -> None:
         "label": export.label,
     }
     with _discarded(out):
-        export.save(out.begin(facts))
+        folder = out.begin(facts)
+        export.save(folder)
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        (folder / "README.md").write_text(_complete(args, text, export.model), encoding="utf-8")
         out.publish(facts)
     print_line(f"model: {args.out} (how to use it: {args.out / 'README.md'})")
 
@@ -183,12 +189,18 @@ def _push(args: argparse.Namespace) -> None:
     if args.to is None:
         if args.label is not None:
             raise ValueError(f"label={args.label!r} is for another library, give --to diffusers; or leave it out")
-        address = _load(args).push_to_hub(args.push, private=args.private)
+        found = _load(args)
+        model_card, save = _complete(args, found.model_card(args.push), found), found.save
     else:
         model, label = _for_diffusers(args)
+        model_card = _complete(args, card(model, label, args.push), model)
         save = partial(save_diffusers, model, label=label)
-        address = upload(args.push, save, card(model, label, args.push), private=args.private)
-    print_line(f"model: {address}")
+    print_line(f"model: {upload(args.push, save, model_card, private=args.private)}")
+
+
+def _complete(args: argparse.Namespace, text: str, model: graphs.Model) -> str:
+    """A card with the licence, and with what is known of the run."""
+    return complete_card(text, args.model, model.images_seen, args.license, is_main=args.ema is None)
 
 
 def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:

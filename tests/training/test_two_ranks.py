@@ -130,4 +130,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 19
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 20
