@@ -48,6 +48,7 @@ from typing import Any, Literal
 from torch import nn
 from tqdm import tqdm
 
+from pictures.units import AnyFormat, Units
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
@@ -152,6 +153,7 @@ def main(argv: Sequence[str]) -> None:
             evaluated = _drawn(given, run)
         else:
             model = load_average(load, given, averages[0])
+            run = _in_units(given, run, model)
             evaluated = _likelihood(given, run, model, other) if likelihood else _evaluated(given, run, model)
         for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
             found = evaluated.measure(load_average(load, given, average) if rows else model)
@@ -197,6 +199,23 @@ def _loader(run: AnyRun) -> Callable[..., Any]:
     if isinstance(run, RegressionRun):
         return load_regression
     return load_classifier if isinstance(run, ClassificationRun) else load_upscaler
+
+
+def _in_units(given: str, run: AnyRun, model: Any) -> AnyRun:
+    """The settings of a run, with the units of its model for images of another source that are to be standardised.
+
+    Their own statistics would give them other values than the network was trained with.
+    """
+    units = getattr(model, "pixel_format", None)
+    if run.data.normalisation != "mean_std" or run.data.mean is not None or not isinstance(units, Units):
+        return run
+    if _config_of(given) is not None and not _is_moved(run.data, read_run(given, []).data):
+        return run
+    parts: list[AnyFormat] = [units]
+    if isinstance(model, DiffusionModel | RegressionModel) and model.inputs is not None and model.inputs.channels:
+        parts.append(model.inputs.pixel_format)
+    mean, std, transform = (sum((getattr(part, name) for part in parts), ()) for name in ("mean", "std", "transform"))
+    return replace(run, data=replace(run.data, mean=mean, std=std, transform=transform))
 
 
 def _evaluated(given: str, run: AnyRun, model: Any) -> Evaluated:

@@ -105,7 +105,7 @@ class PageVisitor:
         chooser = self.page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]").first
         with self.page.expect_response(lambda response: "/upload?" in response.url):
             chooser.set_input_files(file)
-        self.page.get_by_text(file.name).filter(visible=True).first.wait_for()
+        self.page.get_by_text(file.stem, exact=True).filter(visible=True).first.wait_for()
 
     def click(self, button: str, status: str, text: str) -> str:
         """Clicks a button, and waits for a text in a line of status. Returns the line."""
