@@ -251,7 +251,7 @@ class Loop:
                 explain_compile_error(*config.compile_option),
             ):
                 result = step.update()
-            step.progress.mark("between")
+            step.progress.now = "between", step.updates, 0
             after_update()
             self.guard.check(result, self.log)
             meter.add(result)

@@ -227,7 +227,7 @@ class Step:
                     raise
             if alone and loss is not None:
                 return loss
-            self.progress.mark("waiting")
+            self.progress.now = "waiting", self.updates + 1, 0
             failed = torch.tensor(float(loss is None), device=self.accelerator.device)
             fits = not self.accelerator.reduce(failed, "sum").item()
             self.optimizer.zero_grad()
@@ -282,9 +282,9 @@ class Step:
 
     def _batch(self, micro_batch: int) -> tuple[Batch, Int64[np.ndarray, "b"]]:
         """The images as the task prepares them, and their numbers in the set."""
-        self.progress.mark("reading", self.updates + 1)
+        self.progress.now = "reading", self.updates + 1, micro_batch
         stored, label, vector, numbers = self.reader.get(self.updates, micro_batch)
-        self.progress.mark("computing")
+        self.progress.now = "computing", self.updates + 1, micro_batch
         batch = Batch(self.images.pixel_format.to_unit(stored), label, vector=vector)
         batch = self.task.prepare(batch, self._random("augment", micro_batch))
         return replace(batch, image=batch.image.contiguous(memory_format=self.memory_format)), numbers

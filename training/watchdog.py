@@ -31,19 +31,12 @@ Phase = Literal["reading", "computing", "waiting", "between", "left"]
 
 
 class Progress:
-    """What the main thread of a process does. It only sets attributes, so that it costs nothing."""
+    """What the main thread of a process does. It sets an attribute, and nothing else."""
 
     def __init__(self) -> None:
-        self.phase: Phase = "between"
-        """waits for images; computes; waits for the other processes; is between two updates; or has left the loop"""
-        self.update = 0
-        """the last one that was begun, from 1"""
-        self.marks = 0
-        """number of calls of `mark`"""
-
-    def mark(self, phase: Phase, update: int | None = None) -> None:
-        """From now on the main thread does this. Without an `update` it is the same one as before."""
-        self.phase, self.update, self.marks = phase, self.update if update is None else update, self.marks + 1
+        self.now: tuple[Phase, int, int] = "between", 0, 0
+        """reads images; computes; waits for the other processes; is between two updates; or has left the loop. With the
+        number of the update, from 1, and of the micro-batch, from 0"""
 
     def mark_waiting(self, model: torch.nn.Module) -> None:
         """Marks from now on that this process waits: for the buffers of the main process, and for the mean gradient.
@@ -55,9 +48,10 @@ class Progress:
         sync_buffers = model._sync_buffers  # torch calls it before a forward pass, and has no hook for that
 
         def marked() -> None:
-            self.mark("waiting")
+            where = self.now[1:]
+            self.now = "waiting", *where
             sync_buffers()
-            self.mark("computing")
+            self.now = "computing", *where
 
         model._sync_buffers = marked  # type: ignore[method-assign]
         model.register_comm_hook(self, _average)
@@ -66,7 +60,7 @@ class Progress:
 def _average(progress: Progress, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """The mean over the processes, with the bits of `DistributedDataParallel` without a hook."""
     if bucket.is_last():
-        progress.mark("waiting")
+        progress.now = "waiting", *progress.now[1:]
     work = dist.all_reduce(bucket.buffer().mul_(1 / dist.get_world_size()), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])
@@ -83,9 +77,9 @@ class Store(Protocol):
 class State(NamedTuple):
     """What a process publishes."""
 
-    update: int
     phase: Phase
-    marks: int
+    update: int
+    micro_batch: int
     beats: int
     """how often it has published"""
 
@@ -123,7 +117,7 @@ class Watchdog:
         """Stop the thread."""
         self._ended.set()
         self._thread.join(MAX_INTERVAL_S)
-        self.progress.mark("left")
+        self.progress.now = "left", 0, 0
         with suppress(RuntimeError):
             self._publish()
 
@@ -158,8 +152,8 @@ class Watchdog:
         return None
 
     def _publish(self) -> State:
-        progress, self._beats = self.progress, self._beats + 1
-        state = State(progress.update, progress.phase, progress.marks, self._beats)
+        self._beats += 1
+        state = State(*self.progress.now, self._beats)
         self._store.set(_key(self.rank), json.dumps(state))
         return state
 

@@ -36,9 +36,9 @@ class Processes:
             for rank, progress in enumerate(self.progress)
         ]
 
-    def mark(self, *phases, update: int = 2) -> None:
+    def mark(self, *phases, update: int = 2, micro_batch: int = 0) -> None:
         for progress, phase in zip(self.progress, phases, strict=True):
-            progress.mark(phase, update)
+            progress.now = phase, update, micro_batch
 
     def wait(self, seconds: float, frozen: int | None = None) -> dict[int, str]:
         """What the watchdogs find in the next seconds, by rank; that of a `frozen` process does not look."""
@@ -99,9 +99,8 @@ def test_the_first_update_does_not_count():
 
 def test_progress_starts_the_time_again():
     processes = Processes(2)
-    for _ in range(3):  # micro-batches
-        processes.mark("waiting", "reading")
-        processes.mark("waiting", "computing")
+    for micro_batch in range(3):
+        processes.mark("waiting", "computing", micro_batch=micro_batch)
         assert processes.wait(0.9 * LIMIT_S) == {}
     for update in range(3, 6):
         processes.mark("waiting", "computing", update=update)
