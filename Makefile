@@ -1,4 +1,5 @@
 # make demo: train a small U-Net on handwritten digits and draw some.   make test: the test suite.
+# make web: the web page of that network, in the browser; trains it first if there is none.
 # make fuzz: random malformed inputs for MINUTES; each must end in a valid value or in one line.
 # make experiments: claims about residual networks, measured into runs/experiments.
 # make torture: runs that are killed, damaged, stopped and left without disk must lose nothing.
@@ -8,12 +9,16 @@ MINUTES ?= 30
 RUN = runs/$(DEMO)
 BIN = .venv/bin
 
-.PHONY: demo test experiments fuzz torture check clean
+.PHONY: demo web test experiments fuzz torture check clean
 
 demo: .venv/train
 	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
 	$(BIN)/python -m benchmarks.recognised_digits $(RUN) --sampler dpmpp_2m --steps 18 --precision auto
 	$(BIN)/python sample.py $(RUN) --num 100 --sampler dpmpp_2m --steps 18 --precision auto
+
+web: .venv/demo
+	test -d $(RUN)/model || $(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
+	$(BIN)/python demo.py $(RUN) --open
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q

@@ -15,11 +15,12 @@ folder of images, such as one of sample.py, or an .npz file. A model or images i
 settings of that run.
 
 A run's averaged model is compared with its held-out images, or with those of another source: with all of data.split,
-unless data.validation names a part of them. Of a classifier, accuracy and loss are printed; of a model that enlarges
-pictures, the likeness to the originals, beside that of the bicubic filter. A diffusion model draws as many images as
-are held out, with the same labels; their distances from the held-out ones are printed, by the features of a judge: a
-classifier of such images, trained by train.py --task classification, or a file of TorchScript. The floor is the same
-figure of training images in place of drawn ones.
+unless data.validation names a part of them. Of a classifier, accuracy and loss are printed; the accuracy of each class,
+the confusion matrix and the worst mistakes are written into the folder evaluation of the run. Of a model that enlarges
+pictures, the likeness to the originals is printed, beside that of the bicubic filter. A diffusion model draws as many
+images as are held out, with the same labels; their distances from the held-out ones are printed, by the features of a
+judge: a classifier of such images, trained by train.py --task classification, or a file of TorchScript. The floor is
+the same figure of training images in place of drawn ones.
 
 --ensemble.members K prints the scores of ensembles: a diffusion model draws K images for each held-out pair, with its
 condition, class and numbers. CRPS, error of the mean, ratio of spread and error, and error of the spectrum are printed
@@ -47,6 +48,7 @@ from typing import Any, Literal
 from torch import nn
 from tqdm import tqdm
 
+from pictures.units import AnyFormat, Units
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
@@ -59,7 +61,8 @@ from residual.names import amount, require_known
 from storage.read import is_regular
 from storage.show import printable
 from tasks import RUNS
-from tasks.accuracy import AccuracyEvaluation, accuracy
+from tasks.accuracy import accuracy
+from tasks.class_outcome import ClassCounter
 from tasks.classification import ClassificationRun, as_trained
 from tasks.comparison import Comparison, class_names
 from tasks.diffusion import DiffusionRun
@@ -71,6 +74,7 @@ from tasks.ensemble import Ensemble, closed_axes, require_cached, score_drawn, s
 from tasks.likelihood import Bits, bits_per_dimension, describe_noise
 from tasks.quality import Quality
 from tasks.regression import RegressionRun
+from tasks.report import FIGURES
 from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
 from training.cli import Schema, parse, read_flags
@@ -149,6 +153,7 @@ def main(argv: Sequence[str]) -> None:
             evaluated = _drawn(given, run)
         else:
             model = load_average(load, given, averages[0])
+            run = _in_units(given, run, model)
             evaluated = _likelihood(given, run, model, other) if likelihood else _evaluated(given, run, model)
         for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
             found = evaluated.measure(load_average(load, given, average) if rows else model)
@@ -194,6 +199,23 @@ def _loader(run: AnyRun) -> Callable[..., Any]:
     if isinstance(run, RegressionRun):
         return load_regression
     return load_classifier if isinstance(run, ClassificationRun) else load_upscaler
+
+
+def _in_units(given: str, run: AnyRun, model: Any) -> AnyRun:
+    """The settings of a run, with the units of its model for images of another source that are to be standardised.
+
+    Their own statistics would give them other values than the network was trained with.
+    """
+    units = getattr(model, "pixel_format", None)
+    if run.data.normalisation != "mean_std" or run.data.mean is not None or not isinstance(units, Units):
+        return run
+    if _config_of(given) is not None and not _is_moved(run.data, read_run(given, []).data):
+        return run
+    parts: list[AnyFormat] = [units]
+    if isinstance(model, DiffusionModel | RegressionModel) and model.inputs is not None and model.inputs.channels:
+        parts.append(model.inputs.pixel_format)
+    mean, std, transform = (sum((getattr(part, name) for part in parts), ()) for name in ("mean", "std", "transform"))
+    return replace(run, data=replace(run.data, mean=mean, std=std, transform=transform))
 
 
 def _evaluated(given: str, run: AnyRun, model: Any) -> Evaluated:
@@ -278,15 +300,24 @@ def _accuracy(given: str, run: ClassificationRun, classifier: ImageClassifier) -
     images = _held_out(given, run)
     images = as_trained(classifier.shape, classifier.pixel_format, classifier.classes, images)
 
+    folder, lines = _folder_of(given) / "evaluation", list[str]()
+
     def measure(model: ImageClassifier) -> Figures | None:
         _place(model.net)
-        return accuracy(model, images, run.classification.validation_batch)
+        counter = ClassCounter()
+        found = accuracy(model, images, run.classification.validation_batch, counter=counter)
+        outcome = counter.outcome(model.classes, model.pixel_format)
+        if not lines:  # of several averages the first one
+            on_main(lambda: outcome.write(folder, model.images_seen or 0))
+            lines.append(f"worst classes: {', '.join(outcome.worst())}")
+            lines.append(f"confusions and mistakes: {folder}")
+        return found
 
     def right(name: str, value: float) -> str:
         count = len(images)
         return f" ({round(value * count):,} of {count:,})" if name.startswith("top") else ""
 
-    return Evaluated(measure, lambda found: [f"images: {images}"], right)
+    return Evaluated(measure, lambda found: [f"images: {images}", *map(printable, lines)], right)
 
 
 def _quality(given: str, run: DrawingRun, model: DiffusionModel) -> Evaluated:
@@ -425,10 +456,8 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
 
 def _table(averages: Sequence[Average | None], rows: Sequence[Figures], digits: str) -> list[str]:
     """One line for each average, with the best one marked."""
-    kinds = (Quality, Ensemble, AccuracyEvaluation, EnlargementEvaluation)
-    figures = {name: figure for kind in kinds for name, figure in kind.figures.items()}
-    name = next(name for name in rows[0] if name in figures and figures[name].best)
-    best = figures[name].choose(range(len(rows)), key=lambda row: rows[row][name])
+    name = next(name for name in rows[0] if name in FIGURES and FIGURES[name].best)
+    best = FIGURES[name].choose(range(len(rows)), key=lambda row: rows[row][name])
     lines = [["ema", "images seen", "error", *rows[0]]]
     for average, row in zip(averages, rows, strict=True):
         assert average is not None, "there are several"

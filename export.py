@@ -3,6 +3,7 @@
 python export.py RUN_OR_MODEL --to diffusers --out DIR
 python export.py RUN_OR_MODEL --to onnx --out DIR          (or pt2: a program of torch.export)
 python export.py RUN_OR_MODEL --to torchvision --out DIR   (weights under the names of another library)
+python export.py RUN_OR_MODEL --to space --out DIR         (the page of demo.py, for a Hugging Face Space)
 python export.py RUN_OR_MODEL --push OWNER/NAME
 """
 
@@ -33,6 +34,7 @@ from residual.weights.read import note
 from resnet import DenseNet, ResNet, edsr
 from storage.show import markdown, printable
 from storage.write import expand_home
+from tasks.card import check_licence, complete_card
 from training.averages import OPTION, Average, RunAverages, load_average
 from training.disk_space import is_full
 from training.log import print_line
@@ -41,15 +43,26 @@ from training.script import VERSION, ScriptParser, command
 from unet import EDM2UNet, UNet, diffusers_config
 from unet.adapt import adapt_weights
 from unet.layouts import export_weights
+from web import space
 
 Model = TypeVar("Model")
 LAYOUTS = sorted({*UNet.layouts, *EDM2UNet.layouts, *ResNet.layouts, *DenseNet.layouts, edsr.LAYOUT} - {"diffusers"})
 """layouts whose names weights can have; that of diffusers is part of its folder"""
-TARGETS = ("diffusers", *graphs.SUFFIXES, *LAYOUTS)
+TARGETS = ("diffusers", space.TARGET, *graphs.SUFFIXES, *LAYOUTS)
 RECORD = "export.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = [f"{name}{suffix}" for name in ("network", "step") for suffix in graphs.SUFFIXES.values()]
-NAMES = ("README.md", DESCRIPTION_FILE, "model_index.json", "scheduler", "unet", WEIGHTS, graphs.DESCRIPTION, *GRAPHS)
+NAMES = (
+    "README.md",
+    DESCRIPTION_FILE,
+    "model_index.json",
+    "scheduler",
+    "unet",
+    WEIGHTS,
+    graphs.DESCRIPTION,
+    *GRAPHS,
+    *space.NAMES,
+)
 MAX_LABELS = 10
 """labels in the code of the card"""
 FEW_STEPS = "dpmpp_2m"
@@ -63,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--to",
         metavar="TARGET",
-        help="diffusers: a folder for its pipelines; onnx or pt2: network and sampler step as ONNX or as programs of "
+        help="diffusers: a folder for its pipelines; space: a folder for a Hugging Face Space; onnx or pt2: network "
+        "and sampler step as ONNX or as programs of "
         f"torch.export; {', '.join(LAYOUTS)}: weights under the names of that library or code (default: diffusers "
         "with --out, the model folder itself with --push)",
     )
@@ -77,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--private", action="store_true", help="a new repository is private")
     p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=OPTION)
+    p.add_argument("--license", metavar="NAME", help="licence of the model in its card, such as apache-2.0")
     p.add_argument(
         "--label",
         metavar="CLASS|none",
@@ -92,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if args.to is not None:
         require_known("target of --to", args.to, TARGETS)
+    check_licence(args.license)
     if args.push is not None:
         _push(args)
         return
@@ -111,7 +127,10 @@ def main(argv: Sequence[str]) -> None:
         "label": export.label,
     }
     with _discarded(out):
-        export.save(out.begin(facts))
+        folder = out.begin(facts)
+        export.save(folder)
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        (folder / "README.md").write_text(_complete(args, text, export.model), encoding="utf-8")
         out.publish(facts)
     print_line(f"model: {args.out} (how to use it: {args.out / 'README.md'})")
 
@@ -133,6 +152,9 @@ def _export(args: argparse.Namespace) -> Export:
     if args.label is not None:
         raise ValueError(f"label={args.label!r} is for --to diffusers; leave it out")
     found = _any_model(args)
+    if args.to == space.TARGET:
+        space.require_gradio()
+        return Export(found, partial(space.write_space, found))
     if args.to in graphs.SUFFIXES:
         graphs.check_graphs(found, args.to)
         return Export(found, partial(graphs.save_graphs, found, kind=args.to))
@@ -167,12 +189,18 @@ def _push(args: argparse.Namespace) -> None:
     if args.to is None:
         if args.label is not None:
             raise ValueError(f"label={args.label!r} is for another library, give --to diffusers; or leave it out")
-        address = _load(args).push_to_hub(args.push, private=args.private)
+        found = _load(args)
+        model_card, save = _complete(args, found.model_card(args.push), found), found.save
     else:
         model, label = _for_diffusers(args)
+        model_card = _complete(args, card(model, label, args.push), model)
         save = partial(save_diffusers, model, label=label)
-        address = upload(args.push, save, card(model, label, args.push), private=args.private)
-    print_line(f"model: {address}")
+    print_line(f"model: {upload(args.push, save, model_card, private=args.private)}")
+
+
+def _complete(args: argparse.Namespace, text: str, model: graphs.Model) -> str:
+    """A card with the licence, and with what is known of the run."""
+    return complete_card(text, args.model, model.images_seen, args.license, is_main=args.ema is None)
 
 
 def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from diffusion import late_start
-from drawing.draw import begin, choose_batch, draw, keeping
+from drawing.draw import begin, draw, keeping, make_ready
 from drawing.job import Job, prepare
 from drawing.options import make_parser
 from drawing.series import show
@@ -17,9 +17,8 @@ from drawing.upscale import require_upscale, upscale
 from drawing.write import write
 from pipelines.diffusion import gather_drawn
 from residual.names import amount
-from training.compile import compile_for_drawing, explain_compile_error, require_compiler
+from training.compile import explain_compile_error, require_compiler
 from training.log import print_line
-from training.precision import place
 from training.processes import leave_processes, on_main, process_state
 from training.script import command
 
@@ -43,23 +42,15 @@ def main(argv: Sequence[str]) -> None:
     job = prepare(args)
     lines = require_compiler(*COMPILE_OPTION, job.device) if args.compile else []
     facts = job.facts()
-    if args.batch is None:
-        guided = any(row.get("guidance", args.guidance) != 1 for row in job.series.rows)
-        guided = guided or job.model.classifier is not None or job.observations is not None
-        args.batch = choose_batch(job.model, job.device, guided)
-    for net in job.model.networks:
-        lines += place(net, job.device, args.precision, args.compile)
-        if args.compile:
-            compile_for_drawing(net, job.device)
-    if job.model.classifier is not None:
-        lines += place(job.model.classifier.net, job.device)
+    lines += make_ready(job)
     if process_state().is_main_process:
         _announce(job, lines)
     with keeping(job), explain_compile_error(*COMPILE_OPTION):
         on_main(lambda: begin(job, facts))
         frames = gather_drawn(draw(job), len(job))
         if process_state().is_main_process:
-            write(job, frames, facts)
+            for line in write(job, frames, facts):
+                print_line(line)
     leave_processes()
 
 

@@ -19,7 +19,11 @@ PAGES = "README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 REFERENCE = {
     "residual": "blocks and their parts",
     "residual.ode": "blocks as steps of an ODE",
-    "residual.probes": "measurements on models made of blocks",
+    "residual.probes.features": "measurements: features along the depth",
+    "residual.probes.gradients": "measurements: gradients of the blocks",
+    "residual.probes.jacobians": "measurements: Jacobians of the blocks",
+    "residual.probes.lesions": "measurements: models without some of their blocks",
+    "residual.probes.robustness": "measurements: attacks, and the loss around weights",
     "unet": "diffusion U-Nets",
     "resnet": "the classification zoo",
     "diffusion": "noise levels, losses, denoisers, samplers",

@@ -4,7 +4,7 @@
 
 A save is what the loop does: the files, their hashes, flushing all to the disk, the model folder, the renaming,
 removing the oldest. Of training it takes the share that its seconds are of those between two saves:
-`train.checkpoint_every_images` at the speed of the machine that trains, which `benchmarks.run_report` prints.
+`train.checkpoint_every_images` at the speed of the machine that trains, which `tasks.report` prints.
 """
 
 import argparse

@@ -13,7 +13,7 @@ data=(--data.source "$source" --data.validation test)
 
 python train.py --config configs/resnet18-cifar10-fast.yaml --run $out/judge "${data[@]}" --train.images 600000 --train.compile false
 python train.py --config configs/cifar10-fast.yaml --run $out/ours "${data[@]}" --train.images "$images"
-python -m benchmarks.run_report $out/ours | tee $out/report.txt
+python -m tasks.report $out/ours | tee $out/report.txt
 seconds=$(awk -F ': ' '/^seconds of training/ {print $2}' $out/report.txt)
 python -m benchmarks.plain_loop --config configs/cifar10-v-minsnr.yaml --unet2d "${data[@]}" --seconds "$seconds" \
     --batch 128 --learning-rate 2e-4 --device cuda --out $out/theirs

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
 
 from diffusion import Blur, Downsample
 from storage.write import expand_home
@@ -29,11 +29,15 @@ ROOT = Path(__file__).parents[1]
 MODELS = {
     "digits": "--config configs/digits.yaml",
     "tinted": "--config configs/digits.yaml --data.source {runs}/tinted-images --data.labels false --train.images 25e3",
+    "digits-tiny": "--config configs/digits-tiny.yaml",
     "classifier-digits-noisy": "--config configs/classifier-digits-noisy.yaml",
+    "superresolution-photographs": "--config configs/superresolution-photographs.yaml",
 }
 """name of a run in runs/, and the options of train.py that train it"""
 OBSERVED = 6
 """digits that are observed"""
+SMALL_PART = np.s_[190:238, 340:388]
+"""rows and columns of small.png, in the half of the photograph that is held out"""
 SMALL = "--train.images 640 --train.eval_every_images 640 --train.checkpoint_every_images 640"
 SMALL_UNET = "--sample.num 0 --model.base_channels 16 --model.head_channels 8"
 
@@ -65,6 +69,8 @@ ROWS = {
     "classifier": Row(
         "sample.py runs/digits --guidance 0 --classifier runs/classifier-digits-noisy --classifier-scale 4 --num 40"
     ),
+    "autoguidance": Row("sample.py runs/digits --guide runs/digits-tiny --guidance 2 --num 40"),
+    "enlarged": Row("sample.py runs/superresolution-photographs --upscale docs/gallery/small.png"),
     "size": Row("sample.py runs/digits --size 8 16 --num 12 --label none"),
     "nearest": Row("sample.py runs/digits --nearest --num 12", "nearest.png"),
 }
@@ -97,11 +103,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write_inputs(out: Path, runs: Path) -> None:
-    """Writes mask.png, whose right half is white, observations of digits (points.npy, blurred.npy), and the folder
-    tinted-images: the digits in random colours."""
+    """Writes mask.png, whose right half is white, a part of a photograph (small.png), observations of digits
+    (points.npy, blurred.npy), and the folder tinted-images: the digits in random colours."""
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 255
     Image.fromarray(mask).save(out / "mask.png")
+    Image.fromarray(load_sample_image("flower.jpg")[SMALL_PART]).save(out / "small.png")
     digits = torch.from_numpy(load_digits().images[:OBSERVED, None] * (255 / 16)).float()
     generator = torch.Generator().manual_seed(0)
     known = torch.rand(digits.shape, generator=generator) < 0.15

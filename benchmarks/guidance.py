@@ -2,11 +2,11 @@
 
     python -m benchmarks.guidance MODEL_RUN CLASSIFIER_RUN --judge JUDGE_RUN --picture docs/guidance.png
 
-Draws images of every class in turn with classifier-free guidance, and without labels with guidance by the classifier of
-noisy images, at each scale and for each seed of the noise. Prints the mean and its standard error over the seeds, and
-Spearman's rank correlation with the scale: of the accuracy up to its plateau (the first scale within one percent point
-of the highest accuracy), of the recall over all scales. The judge has to be another classifier than the guiding one.
-Real images are those that the run of the model held out.
+Draws images of every class in turn with classifier-free guidance, and with guidance by the classifier of noisy images,
+without labels and in addition to them, at each scale and for each seed of the noise. Prints the mean and its standard
+error over the seeds, and Spearman's rank correlation with the scale: of the accuracy up to its plateau (the first scale
+within one percent point of the highest accuracy), of the recall over all scales. The judge has to be another classifier
+than the guiding one. Real images are those that the run of the model held out.
 """
 
 import argparse
@@ -35,7 +35,8 @@ from training.script import ScriptParser, command
 SCALES = (0.0, 0.8, 1.6, 2.4, 3.2, 4.0)
 PLATEAU = 0.01
 FIGURES = ("class accuracy", "recall", "Fréchet distance")
-METHODS = ("classifier-free guidance", "classifier guidance")
+METHODS = ("classifier-free guidance", "classifier alone", "labels and classifier")
+COLORS = ("#0072B2", "#E69F00", "#009E73")
 Row = tuple[float, ...]
 """one value of each of FIGURES"""
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--num", type=int, default=1000, help="images of each seed and scale")
     parser.add_argument("--seeds", type=int, default=3, help="of the noise")
     parser.add_argument("--scales", type=float, nargs="+", default=list(SCALES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--steps", type=int, default=10, help="of the sampler dpmpp_2m")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the diffusion model's network")
     parser.add_argument("--picture", type=Path, help="PNG file with the curves")
@@ -58,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     if weights_sha256(guiding.net) == weights_sha256(load_classifier(args.judge).net):
         raise ValueError(f"judge={args.judge} is the classifier that guides; give another one")
     model = load_model(args.model)
-    models = {METHODS[0]: model, METHODS[1]: model.classified_by(guiding)}
+    guided = model.classified_by(guiding)
     real = open_validation(read_run(args.model, []).data, on_main=on_main)
     if not isinstance(real, Images):
         raise ValueError(f"model={args.model} held out no images; train it with data.validation=0.5")
@@ -68,11 +70,11 @@ def main(argv: Sequence[str]) -> None:
     place(guiding.net, device)
     features = judge.features(real.pixel_format.to_unit(torch.from_numpy(real.read(np.arange(len(real))))).to(device))
     found: dict[str, list[list[Row]]] = {}
-    for name, guided in models.items():
+    for name in args.methods:
         found[name] = []
         for scale in args.scales:
-            drawn = [draw(guided, scale, args.num, args.steps, seed, device) for seed in range(args.seeds)]
-            found[name].append([compare(features, images, guided, judge) for images in drawn])
+            drawn = [draw(name, guided, scale, args.num, args.steps, seed, device) for seed in range(args.seeds)]
+            found[name].append([compare(features, images, model, judge) for images in drawn])
             print(line(name, scale, found[name][-1]), flush=True)
         print(f"  {correlations(args.scales, found[name])}\n")
     drawing = f"{args.num:,} images of each of {args.seeds} seeds in {args.steps} steps, {args.precision}"
@@ -81,17 +83,18 @@ def main(argv: Sequence[str]) -> None:
         save_picture(args.scales, found, args.picture)
 
 
-def draw(model: DiffusionModel, scale: float, num: int, steps: int, seed: int, device: torch.device) -> torch.Tensor:
-    """Images of the classes in turn, on the device: guided by the classifier alone if the model has one, else by
-    labels."""
-    options: dict[str, Any] = {"guidance": scale, "seed": seed, "device": device}
-    if model.classifier is not None:
-        options |= {"guidance": 0.0} | ({"classifier_scale": scale} if scale else {})
-        model = model if scale else replace(model, classifier=None)
+def draw(
+    name: str, model: DiffusionModel, scale: float, num: int, steps: int, seed: int, device: torch.device
+) -> torch.Tensor:
+    """Images of the classes in turn, on the device, by one of METHODS; `model` has a classifier."""
+    options: dict[str, Any] = {"guidance": dict(zip(METHODS, (scale, 0.0, 1.0), strict=True))[name]}
+    if name == METHODS[0] or not scale:
+        model = replace(model, classifier=None)
+    else:
+        options["classifier_scale"] = scale
+    options |= {"sampler": "dpmpp_2m", "steps": steps, "seed": seed, "device": device}
     parts = [part.tolist() for part in torch.arange(num).split(250)]
-    return torch.cat(
-        [model.draw(part, model.cycle(part), sampler="dpmpp_2m", steps=steps, **options) for part in parts]
-    )
+    return torch.cat([model.draw(part, model.cycle(part), **options) for part in parts])
 
 
 @torch.no_grad()
@@ -140,10 +143,19 @@ def save_picture(scales: Sequence[float], found: dict[str, list[list[Row]]], pat
 
     sheet = Figure(figsize=(9.6, 2.8), dpi=80, layout="constrained")
     for number, (axes, figure) in enumerate(zip(sheet.subplots(1, len(FIGURES)), FIGURES, strict=True)):
-        for (name, rows), color in zip(found.items(), ("#0072B2", "#E69F00"), strict=True):
+        for name, rows in found.items():
             points = [spread([row[number] for row in each]) for each in rows]
             mean, error = zip(*points, strict=True)
-            axes.errorbar(scales, mean, yerr=error, color=color, label=name, marker="o", markersize=3, capsize=2)
+            axes.errorbar(
+                scales,
+                mean,
+                yerr=error,
+                color=COLORS[METHODS.index(name)],
+                label=name,
+                marker="o",
+                markersize=3,
+                capsize=2,
+            )
         axes.set(xlabel="scale of guidance", ylabel=figure)
         axes.grid(alpha=0.3)
     sheet.axes[0].legend(fontsize="small")

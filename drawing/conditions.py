@@ -89,8 +89,8 @@ def _open(source: str, model: DiffusionModel) -> Images:
 
 
 def _require_kind(source: str, file: str) -> None:
-    """Raises ValueError for pictures in the place of arrays, arrays in that of pictures, and a table in which several
-    columns may be the conditions."""
+    """Raises ValueError for pictures in the place of arrays, arrays in that of pictures, and a table or .npz file in
+    which several columns or arrays may be the conditions."""
     try:
         arrays, columns = holds_arrays(source), image_columns(source)
     except ValueError as error:

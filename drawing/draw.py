@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from drawing.job import Job
@@ -22,9 +24,11 @@ from pipelines.diffusion import DiffusionModel, require_finite
 from residual.names import amount
 from storage.show import printable
 from storage.write import remove
+from training.compile import compile_for_drawing
 from training.disk_space import is_full, require_disk_space
 from training.log import print_line
 from training.memory import free_bytes, is_out_of_memory
+from training.precision import place
 from training.processes import process_state
 from training.report import activation_bytes
 
@@ -101,6 +105,29 @@ def keeping(job: Job) -> Iterator[None]:
         raise
 
 
+def make_ready(job: Job) -> list[str]:
+    """Places the networks on their device, and chooses the batch if none is given. Returns lines about it."""
+    args, lines = job.args, list[str]()
+    if args.batch is None:
+        guided = any(row.get("guidance", args.guidance) != 1 for row in job.series.rows)
+        guided = guided or job.model.classifier is not None or job.observations is not None
+        args.batch = choose_batch(job.model, job.device, guided)
+    for net in job.model.networks:
+        lines += place(net, job.device, args.precision, args.compile)
+        if args.compile:
+            compile_for_drawing(net, job.device)
+    if job.model.classifier is not None:
+        lines += place(job.model.classifier.net, job.device)
+    return lines
+
+
+def save(job: Job, numbers: Sequence[int], images: Float[Tensor, "b c h w"]) -> None:
+    """Writes drawn images of these numbers, as networks draw them, into the staging folder."""
+    for number, image in zip(numbers, images, strict=True):
+        path = job.out.staging / "images" / job.file(number)
+        save_image(image, job.model.pixel_format, path, job.text(number), job.kept(number))
+
+
 def draw(job: Job) -> Frames:
     """Draws and writes this process's images, without those that are finished. Returns the frames of an animation.
 
@@ -122,10 +149,6 @@ def draw(job: Job) -> Frames:
     drawn, printed = list[tuple[int, list[np.ndarray]]](), time.monotonic()
     done, count = 0, sum(map(len, left))
     total = lambda: sum(job.steps(batch[0]) for batch in left)  # noqa: E731
-
-    def save(numbers: Sequence[int], images: torch.Tensor) -> None:
-        for number, image in zip(numbers, images, strict=True):
-            save_image(image, model.pixel_format, folder / job.file(number), job.text(number), job.kept(number))
 
     with (
         tqdm(total=total(), unit="step", disable=None if state.is_main_process else True) as bar,
@@ -158,7 +181,7 @@ def draw(job: Job) -> Frames:
                 continue
             require_finite(numbers, images, job.options(numbers[0]).guidance)
             written.result()
-            written = writer.submit(save, numbers, model.hidden(images))
+            written = writer.submit(save, job, numbers, model.hidden(images))
             drawn += [(k, [frame[i] for frame in frames]) for i, k in enumerate(numbers) if k < shown]
             done += len(numbers)
         written.result()

@@ -44,7 +44,7 @@ def open_training(source: str, model_name: str, model: DiffusionModel) -> Images
 
 
 def _of_run(model_name: str, model: DiffusionModel) -> Images:
-    """The training images of the run of the model."""
+    """The training images of the run of the model, without their conditions."""
     home = model_home(model_name)
     if home is None or not (home / "config.yaml").is_file():
         raise ValueError(f"nearest: {model_name!r} is no run folder; give --nearest SOURCE, its training images")
@@ -59,6 +59,8 @@ def _of_run(model_name: str, model: DiffusionModel) -> Images:
         raise ValueError(
             f"nearest {config.source!r}: the run streams its images; give --nearest SOURCE, a part of them"
         )
+    if images.conditions:
+        images = images.targets()
     if images.shape != model.shape:
         raise ValueError(
             f"nearest {config.source!r}: images of shape {images.shape}, but the model's are {model.shape}"

@@ -20,7 +20,6 @@ from pictures.units import AnyFormat
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount
 from storage.show import printable
-from training.log import print_line
 
 FORMULA = ("=", "+", "-", "@")
 """first characters of what a spreadsheet calculates"""
@@ -34,8 +33,8 @@ Read = Callable[[int], np.ndarray]
 """gives the values of an image by its number"""
 
 
-def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) -> None:
-    """Writes what shows or lists the images, puts the folder in its place, and prints where everything is."""
+def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) -> list[str]:
+    """Writes what shows or lists the images, and puts the folder in its place. Returns lines that name the files."""
     args, model, labels, folder = job.args, job.model, job.labels, job.out.staging
     missing = len(job) - sum(1 for _ in (folder / "images").iterdir())
     if missing:
@@ -96,8 +95,7 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
             draw_samples(shown, model.pixel_format, named, columns=_columns(job, each)).save(folder / "grid.png")
             lines.append(f"grid: {args.out / 'grid.png'}")
     job.out.publish({**facts, **found})
-    for line in lines:
-        print_line(line)
+    return lines
 
 
 def _read(path: Path, pixel_format: AnyFormat) -> np.ndarray:

@@ -101,7 +101,7 @@ def draw_grid(
     for k in range(count):
         groups.setdefault(names[k] if names is not None and by_row else "", []).append(k)
     font = ImageFont.load_default(TEXT_PX)
-    labels = {name: _fitting(name, font, MAX_NAME_PX) for name in groups}
+    labels = {name: fitting(name, font, MAX_NAME_PX) for name in groups}
     margin = max(int(font.getlength(label)) for label in labels.values()) + 2 * GAP_PX if by_row else 0
     if columns is None:
         columns = min(max(map(len, groups.values())), max(math.ceil(math.sqrt(count)), 10 if len(groups) > 1 else 1))
@@ -117,7 +117,7 @@ def draw_grid(
             x, y = margin + GAP_PX + i % columns * step_x, top + i // columns * step_y
             picture.paste(to_picture(images[k]).resize(tile, Image.Resampling.NEAREST), (x, y))
             if below is not None:
-                pen.text((x, y + tile[1]), _fitting(below[k], font, tile[0]), fill="black", font=font)
+                pen.text((x, y + tile[1]), fitting(below[k], font, tile[0]), fill="black", font=font)
         top += rows[name] * step_y
     return picture
 
@@ -170,7 +170,7 @@ def _with_bars(picture: Image.Image, width: int, ranges: Float[np.ndarray, "c 2"
     return whole
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The longest beginning of `text` that fits, in one line."""
     text = printable(text[:width])  # no character is narrower than a pixel
     while len(text) > 1 and font.getlength(text) > width:

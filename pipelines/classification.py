@@ -105,28 +105,34 @@ class ImageClassifier:
         return self.logits(x).softmax(dim=1)
 
     def predict(self, images: Sequence[str | Path | bytes | np.ndarray]) -> list[tuple[str, float]]:
-        """The most likely class of each picture, by name, and its probability.
+        """The most likely class of each picture, by name, and its probability: the first of `rank`."""
+        return [ranked[0] for ranked in self.rank(images, 1)]
+
+    def rank(self, images: Sequence[str | Path | bytes | np.ndarray], top: int = 5) -> list[list[tuple[str, float]]]:
+        """The `top` most likely classes of each picture, by name, and their probabilities, the highest first.
 
         A picture is the name of a file, the bytes of a file, or uint8 pixels (h, w) or (h, w, 3). All are scaled and
         cropped as in evaluations. Raises ValueError for a picture that cannot be read, for probabilities that are not
         finite, and for a network that was trained on arrays, for which `probabilities` is meant.
         """
         if isinstance(images, str | bytes):
-            raise ValueError(f"predict takes a list of pictures; give [{str(images)[:60]!r}]")
+            raise ValueError(f"rank and predict take a list of pictures; give [{str(images)[:60]!r}]")
         if self.pixel_format.file != "png":
             raise ValueError(
                 "this model was trained on arrays; scale yours by `pixel_format.to_unit` and call `probabilities`"
             )
         device = next(self.net.parameters()).device
-        found: list[tuple[int, float]] = []
+        found: list[list[tuple[str, float]]] = []
+        top = min(top, len(self.classes))
         for start in range(0, len(images), PREDICT_BATCH):
             stored = np.stack([self._read(image) for image in images[start : start + PREDICT_BATCH]])
-            best = self.probabilities(self.pixel_format.to_unit(torch.from_numpy(stored).to(device))).max(dim=1)
-            if not (finite := best.values.isfinite()).all():
+            best = self.probabilities(self.pixel_format.to_unit(torch.from_numpy(stored).to(device))).topk(top)
+            if not (finite := best.values.isfinite().all(dim=1)).all():
                 number = start + finite.tolist().index(False)
                 raise ValueError(f"picture {number} has probabilities that are not finite; the weights are damaged")
-            found += zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(self.classes[index], probability) for index, probability in found]
+            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                found.append([(self.classes[index], share) for index, share in zip(indices, values, strict=True)])
+        return found
 
     def _read(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         try:

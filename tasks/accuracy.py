@@ -11,19 +11,21 @@ from torch import nn
 
 from pipelines.classification import ImageClassifier
 from resnet import Classifier
+from tasks.class_outcome import SURPLUS, ClassCounter
 from training.data import BatchReader, ImageSet
-from training.processes import process_state
+from training.processes import on_main, process_state
 from training.task import Evaluation, EvaluationContext, Figure
-
-SURPLUS = -1
-"""label of an image that was counted before"""
 
 
 @torch.no_grad()
 def accuracy(
-    classifier: ImageClassifier, images: ImageSet, batch: int, interrupted: Callable[[], object] = lambda: False
+    classifier: ImageClassifier,
+    images: ImageSet,
+    batch: int,
+    interrupted: Callable[[], object] = lambda: False,
+    counter: ClassCounter | None = None,
 ) -> dict[str, float] | None:
-    """Accuracy and loss over all images, each counted once, on all processes together.
+    """Accuracy and loss over all images, each counted once, on all processes together. `counter` sees every batch.
 
     `top1` is the share of images whose label is the most likely class, `top5` (with more than five classes) the share
     whose label is among the five most likely ones, `validation_loss` the mean cross-entropy. None if `interrupted()`
@@ -46,12 +48,14 @@ def accuracy(
         for step in range(-(-len(images) // (batch * ranks))):
             if interrupted():
                 return None
-            stored, label, _ = reader.get(step)
+            stored, label, *_ = reader.get(step)
             assert label is not None, "the images were checked when the task was built"
             first = (step * ranks + rank) * batch
             label[max(0, len(images) - first) :] = SURPLUS  # positions after the last image start over
             logits = classifier.logits(images.pixel_format.to_unit(stored))
             losses = F.cross_entropy(logits, label, ignore_index=SURPLUS, reduction="none")
+            if counter is not None:
+                counter.add(stored, label, logits, losses)
             loss.update(losses, (label != SURPLUS).float())
             for share in shares.values():
                 share.update(logits, label)
@@ -63,7 +67,7 @@ def accuracy(
 
 @dataclass(frozen=True)
 class AccuracyEvaluation(Evaluation):
-    """Accuracy on held-out images."""
+    """Accuracy on held-out images, with pictures of the classes."""
 
     classifier: ImageClassifier
     """everything but the weights"""
@@ -84,6 +88,12 @@ class AccuracyEvaluation(Evaluation):
         return {"data": self.images.fingerprint}
 
     def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float] | None:
-        """See `accuracy`."""
+        """See `accuracy`; also writes the files of `ClassOutcome` into `context.folder`."""
         assert isinstance(model, Classifier), "the averaged model is a copy of the trained one"
-        return accuracy(replace(self.classifier, net=model), self.images, self.batch, context.interrupted)
+        counter = ClassCounter()
+        classifier = replace(self.classifier, net=model)
+        found = accuracy(classifier, self.images, self.batch, context.interrupted, counter)
+        if found is not None:
+            outcome = counter.outcome(classifier.classes, classifier.pixel_format)
+            on_main(lambda: outcome.write(context.folder, context.images_seen))
+        return found

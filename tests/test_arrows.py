@@ -37,6 +37,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"residual", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
         BASE | {"tqdm", "xarray"},
     ),
+    "web": (
+        {"residual", "diffusion", "pictures", "training", "pipelines", "drawing", "storage"},
+        BASE | {"PIL", "tqdm", "fastapi", "gradio", "starlette"},
+    ),
     "experiments": (
         {
             "residual",
@@ -56,7 +60,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 }
 # Imported inside the one function that needs them, so that importing the package stays light.
 LAZY = {
-    "residual": {"safetensors", "huggingface_hub", "torchdiffeq"},
+    "residual": {"safetensors", "huggingface_hub", "peft", "torchdiffeq"},
     "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
@@ -65,7 +69,7 @@ LAZY = {
 }
 # The one file that needs the extra [gpu]; it is imported only where the extra is installed.
 OPTIONAL = {"residual/norm_triton.py": {"triton"}}
-SCRIPTS = {"train", "sample", "evaluate", "export"}
+SCRIPTS = {"train", "sample", "evaluate", "export", "demo"}
 
 
 def imports(file: Path) -> list[tuple[str, bool]]:

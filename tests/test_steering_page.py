@@ -36,7 +36,7 @@ def test_the_commands_are_read(name: str) -> None:
     check_together(sample.parser().parse_args(words))
 
 
-@pytest.mark.parametrize("name", ["mask.png", "points.npy", "blurred.npy"])
+@pytest.mark.parametrize("name", ["mask.png", "small.png", "points.npy", "blurred.npy"])
 def test_the_inputs_of_the_page_are_those_of_the_script(tmp_path: Path, name: str) -> None:
     write_inputs(tmp_path, tmp_path / "runs")
     assert (tmp_path / name).read_bytes() == (ROOT / "docs" / "gallery" / name).read_bytes()

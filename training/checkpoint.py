@@ -84,12 +84,17 @@ class CheckpointMetadata:
     """updates since the last line of the log"""
     unlogged_sums: tuple[tuple[float, float], ...] = ()
     """loss and gradient norm, summed over these updates, of each process"""
+    skipped_in_a_row: int = 0
+    """the last updates, as far as they were skipped; see `Step.update`"""
+    went_back: int = 0
+    """the number of updates when the run went back to an earlier checkpoint; 0: it never did"""
     written: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """when, ISO 8601"""
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("images", "update", "batch", "processes", "unlogged_updates"), (int,)),
+    **dict.fromkeys(("images", "update", "batch", "processes"), (int,)),
+    **dict.fromkeys(("unlogged_updates", "skipped_in_a_row", "went_back"), (int,)),
     "micro_batch": (int, type(None)),
     **dict.fromkeys(("data", "written"), (str,)),
     **dict.fromkeys(("config", "machine"), (dict,)),
@@ -201,7 +206,8 @@ def verify(folder: Path) -> str | None:
 
 def _metadata(state: Mapping[str, Any]) -> CheckpointMetadata:
     """The metadata in state.json. Raises KeyError or TypeError for a field that is missing or of another type."""
-    state = {"unlogged_updates": 0, "unlogged_sums": [], **state}  # checkpoints of earlier commits lack them
+    added = {"unlogged_updates": 0, "unlogged_sums": [], "skipped_in_a_row": 0, "went_back": 0}
+    state = {**added, **state}  # checkpoints of earlier commits lack them
     for name, types in _TYPES.items():
         value = state[name]
         if type(value) not in types or (isinstance(value, int) and value < 0):
@@ -238,6 +244,16 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
             f"no checkpoint in {root} is intact ({listed}); restore one from a copy, or --fresh to start over"
         )
     return None, damaged
+
+
+def newest_before(root: Path, update: int) -> Checkpoint | None:
+    """The newest valid checkpoint of fewer updates, if there is one."""
+    for folder in list_folders(root):
+        if verify(folder) is None:
+            found = Checkpoint(folder=folder, **vars(_metadata(parse_json(read_text(folder / STATE)))))
+            if found.update < update:
+                return found
+    return None
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:

@@ -42,6 +42,9 @@ class TrainConfig:
     keep_every_images: int | None = setting(None, may_change=True)
     """keep the first checkpoint after each multiple of this permanently; a multiple of checkpoint_every_images.
     null: keep none"""
+    max_skipped: int = setting(10, may_change=True)
+    """updates in a row that may be skipped because their loss or gradient is not finite; then the run goes back to an
+    earlier checkpoint, once, and after as many again it stops. 0: it stops at the first one"""
     trackers: tuple[str, ...] = setting(("tensorboard",), may_change=True)
     """accelerate's trackers that receive the log, in addition to log.jsonl: tensorboard, wandb, trackio, ..."""
 
@@ -56,6 +59,7 @@ class TrainConfig:
             object.__setattr__(self, "compile", "full" if self.compile else "off")
         require(self.compile == "full" or not self.cuda_graphs, self, "cuda_graphs", "it needs train.compile=full")
         require(self.keep_last >= 2, self, "keep_last", "give at least 2, so that one is left if the other is damaged")
+        require(0 <= self.max_skipped < 2**31, self, "max_skipped", "give 0 or more")
         every, interval = self.keep_every_images, self.checkpoint_every_images
         is_multiple = every is None or (every >= 1 and every % interval == 0)
         way_out = f"give a multiple of train.checkpoint_every_images={interval}, or null"

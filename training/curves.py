@@ -26,8 +26,13 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
     Figures with the same axis share a panel. Nothing is drawn without a logged figure, and without matplotlib, which
     is reported once.
     """
+    draw_points(_read(log_file, figures), picture, figures)
+
+
+def draw_points(curves: Mapping[str, list[Point]], picture: Path, figures: Mapping[str, Figure]) -> None:
+    """Draws curves by the name of their figure, as `draw_curves` does."""
     panels = dict[str, dict[str, list[Point]]]()
-    for name, points in _read(log_file, figures).items():
+    for name, points in curves.items():
         panels.setdefault(figures[name].axis, {})[name] = points
     if not panels or (new_figure := figure_class()) is None:
         return
@@ -35,8 +40,8 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
     rows = -(-len(panels) // columns)
     sheet = new_figure(figsize=(columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), layout="constrained")
     grid = list(sheet.subplots(rows, columns, squeeze=False, sharex=True).flat)
-    for axes, (axis, curves) in zip(grid, panels.items(), strict=False):
-        _draw_panel(axes, axis, curves, figures)
+    for axes, (axis, panel) in zip(grid, panels.items(), strict=False):
+        _draw_panel(axes, axis, panel, figures)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     save_sheet(sheet, picture)

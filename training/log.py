@@ -38,7 +38,7 @@ def truncate(path: Path, images: int) -> None:
     Prints the numbers of the damaged lines.
     """
     if path.exists():
-        rows = list(_rows(path))
+        rows = list(read_lines(path))
         kept = [json.dumps(row) for row in rows if row is not None and row["images"] <= images]
         if damaged := [str(number) for number, row in enumerate(rows, 1) if row is None]:
             print_line(f"{path}: damaged lines were removed: {shorten(damaged, 5)}")
@@ -52,10 +52,10 @@ def evaluated(path: Path, images: int) -> bool:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of log.jsonl, without those that are damaged. Raises ValueError if it is not a regular file."""
-    return (row for row in _rows(path) if row is not None)
+    return (row for row in read_lines(path) if row is not None)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
+def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """Each line of log.jsonl; None for one that is damaged, such as truncated by a crash."""
     if not path.exists():
         return
@@ -131,7 +131,7 @@ class RunLog:
         with ignore_disk_full():
             self.bar.update(images)
 
-    def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: bool) -> None:
+    def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: Any) -> None:
         """Write one line to log.jsonl, the numbers to the trackers (over images seen), and `SHOWN` to the progress bar.
 
         On a full disk the line is left out. A tracker that fails is disabled for the rest of the run, with a message.

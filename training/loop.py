@@ -24,18 +24,21 @@ from training.curves import draw_curves
 from training.data import DataLost, ImageSet
 from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
 from training.ema import average_name
+from training.guard import Guard
 from training.log import RunLog
 from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
 from training.peak import seconds_at_peak
 from training.processes import on_main, shared_error
 from training.profile import Profile
+from training.run_facts import add_usage
 from training.run_folder import RunFolder
+from training.run_report import REPORT_FILE, write_report
 from training.snapshots import kept_snapshots, write_snapshots
 from training.state import restore, state_tensors
 from training.step import Step, TrainingSettings
 from training.stop import Stop
-from training.task import Evaluation, EvaluationContext, Task, plan_line
+from training.task import Evaluation, EvaluationContext, Figure, Task, plan_line
 from training.units import show_size
 from training.yaml_file import flat
 
@@ -59,7 +62,7 @@ def fit(
     `folder` is open: the run begins, resumes from the newest intact checkpoint, or is finished already.
     If `profiled`, the main process profiles some updates, see `Profile`.
     Raises ValueError if a checkpoint does not fit the model or the images, if memory runs out, and on every process if
-    training diverges (before a checkpoint is written).
+    training diverges: see `train.max_skipped`.
     """
     if folder.status is None:
         raise ValueError(f"the run folder {folder.path} is not open; call folder.open(...) first")
@@ -91,6 +94,7 @@ class Loop:
         self.images_per_second: float | None = None
         """in the last line of the log"""
         self.profiled = profiled and accelerator.is_main_process
+        self.guard = Guard(self.step, self.config.max_skipped, folder.checkpoints)
         self.once = dict[str, float]()
         """numbers for the next line of the log only"""
         bf16 = accelerator.mixed_precision == "bf16"
@@ -100,6 +104,8 @@ class Loop:
         """images seen when the newest checkpoint was written or restored"""
         self.planned = set[str]()
         """names of the evaluations that were planned"""
+        self.spent = dict[str, float]()
+        """seconds beside updates that RUN/usage.json does not have yet"""
 
     def show(self, line: str) -> None:
         """Print a line on the main process; control characters are escaped."""
@@ -119,6 +125,7 @@ class Loop:
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
                 with self.profiling() as after_update:
                     stopped = self.stop.agreed() or self.train(after_update)
+                on_main(self.write_report)
         self.show(
             f"stopped by {stopped} after {step.images_seen:,} images, saved in {folder.path}; "
             "the same command resumes the run"
@@ -185,6 +192,7 @@ class Loop:
         self.load(saved)
         self.meter.restore(saved.unlogged_updates, saved.unlogged_sums, self.accelerator)
         self.saved_images = saved.images
+        self.guard.skipped, self.guard.went_back = saved.skipped_in_a_row, saved.went_back
         self.show(f"resuming {self.folder.path} from {saved.images:,} images (update {saved.update:,})")
         for line in checkpoint.changes(saved, self.metadata()):
             self.show(line)
@@ -246,9 +254,9 @@ class Loop:
             ):
                 result = step.update()
             after_update()
-            meter.add(result.loss, result.gradient_norm)
+            self.guard.check(result, self.log)
+            meter.add(result)
             if is_cold:
-                result.loss.item()  # waits for the device
                 self.once["first_update_seconds"] = took = time.perf_counter() - began
                 self.show(f"train.compile={config.compile}: the first update, with compilation, took {took:.1f} s")
                 meter.restart_clock(step.reader.waited_seconds)
@@ -257,24 +265,25 @@ class Loop:
             stopped = self.stop.agreed()
             write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
             evaluate, snapshot = self.evaluation_due(), self.snapshot_due()
-            if write or save or stopped or evaluate or snapshot:
-                means = meter.means(self.accelerator)
-                require_finite(f"in the last {amount(meter.updates, 'update')}, not saved,", means)
-                if write:
-                    numbers = {**means, "learning_rate": result.learning_rate}
-                    numbers |= meter.speed(config.batch, step.reader.waited_seconds) | self.once
-                    self.once.clear()
-                    self.images_per_second = numbers.get("images_per_second")
-                    if self.ideal_seconds is not None and self.images_per_second is not None:
-                        numbers["mfu"] = self.images_per_second * self.ideal_seconds / self.accelerator.num_processes
-                    self.log.write(step.images_seen, step.updates, numbers)
-                    meter.restart(step.reader.waited_seconds)
+            if self.guard.skipped and not self.ended:
+                save = evaluate = snapshot = False  # of weights that may be why it was skipped
+            if write:
+                numbers = {**meter.means(self.accelerator), "learning_rate": result.learning_rate}
+                numbers |= meter.speed(config.batch, step.reader.waited_seconds) | self.once
+                self.once.clear()
+                self.images_per_second = numbers.get("images_per_second")
+                if self.ideal_seconds is not None and self.images_per_second is not None:
+                    numbers["mfu"] = self.images_per_second * self.ideal_seconds / self.accelerator.num_processes
+                self.log.write(step.images_seen, step.updates, numbers)
+                meter.restart(step.reader.waited_seconds)
             with meter.pause():
                 if snapshot:
                     self.write_snapshots()  # before the checkpoint: a resumed run has all that are due until then
-                saved = bool(save or stopped) and self.save(last=bool(stopped))
+                with self.timed("checkpoints"):
+                    saved = bool(save or stopped) and self.save(last=bool(stopped))
                 if evaluate and not stopped:
-                    self.evaluate()
+                    with self.timed("evaluations"):
+                        self.evaluate()
                     stopped = self.stop.agreed()
             if stopped:
                 if not saved:
@@ -331,6 +340,8 @@ class Loop:
             machine=describe_machine(self.accelerator.device),
             unlogged_updates=self.meter.updates,
             unlogged_sums=self.meter.sums(self.accelerator),
+            skipped_in_a_row=self.guard.skipped,
+            went_back=self.guard.went_back,
         )
 
     def save(self, last: bool = False) -> bool:
@@ -426,6 +437,15 @@ class Loop:
             self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
             self.log.write(step.images_seen, step.updates, numbers, evaluated=True)
             on_main(self.draw_curves)
+            if not self.ended:  # else it is written once more at the end
+                on_main(self.write_report)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Counts the seconds of the block as spent on `what`."""
+        began = time.perf_counter()
+        yield
+        self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - began
 
     def plan(self, evaluation: Evaluation) -> None:
         """Before the first run of an evaluation in this process, let it decide how much it measures; print its cost."""
@@ -435,13 +455,29 @@ class Loop:
         if plan := evaluation.plan(self.step.ema.model, self.folder.samples):
             self.show(plan_line(evaluation, plan, self.config.images, self.images_per_second))
 
-    def draw_curves(self) -> None:
-        """Draw what all evaluations logged, as far as the disk has space."""
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The numbers of all evaluations, those of the leading one first."""
         first = self.task.leading
         ordered = sorted(self.task.evaluations, key=lambda each: first is None or each is not first[0])
-        figures = {name: figure for each in ordered for name, figure in each.figures.items()}
+        return {name: figure for each in ordered for name, figure in each.figures.items()}
+
+    def draw_curves(self) -> None:
+        """Draw what all evaluations logged, as far as the disk has space."""
         with ignore_disk_full():
-            draw_curves(self.folder.log, self.folder.samples / "metrics.png", figures)
+            draw_curves(self.folder.log, self.folder.samples / "metrics.png", self.figures)
+
+    def write_report(self) -> None:
+        """Write RUN/report.html and what it needs besides the log. An error is a message: training goes on."""
+        device = self.accelerator.device
+        try:
+            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+            add_usage(self.folder.path, self.spent, checkpoint.describe_machine(device), peak)
+            self.spent.clear()
+            write_report(self.folder.path, self.figures)
+        except Exception as error:
+            reason = "the disk is full" if is_full(error) else f"{type(error).__name__}: {error}"
+            log.print_line(f"{self.folder.path / REPORT_FILE} is not written: {reason}")
 
     def keep_best(self, numbers: Mapping[str, float]) -> None:
         """Write the averaged model as `RUN/best` if the leading figure is the best so far. A full disk is reported."""

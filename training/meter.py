@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
-from torch import Tensor
+
+from training.step import StepResult
 
 
 class Meter:
@@ -23,11 +23,12 @@ class Meter:
         """updates since the last `restart`, in earlier processes too"""
         self.restart_clock(0.0)
 
-    def add(self, loss: Float[Tensor, ""], gradient_norm: Float[Tensor, ""]) -> None:
-        """Count one update."""
-        self._sums += torch.stack([loss, gradient_norm])
-        self.updates += 1
+    def add(self, result: StepResult) -> None:
+        """Count one update. One that was skipped counts for the time only."""
         self._timed_updates += 1
+        if not result.skipped:
+            self._sums += torch.stack([result.loss, result.gradient_norm])
+            self.updates += 1
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -37,7 +38,12 @@ class Meter:
         self._paused_s += time.perf_counter() - begin
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean loss and gradient norm of the updates since the last `restart`, over all processes. Waits for them."""
+        """Mean loss and gradient norm of the updates since the last `restart`, over all processes. Waits for them.
+
+        Empty if there was none.
+        """
+        if not self.updates:
+            return {}
         loss, norm = (accelerator.reduce(self._sums, "mean") / self.updates).tolist()
         return {"loss": loss, "gradient_norm": norm}
 
@@ -79,10 +85,15 @@ class Meter:
 
 
 def require_finite(where: str, numbers: Mapping[str, float]) -> None:
-    """Raises ValueError if one of `numbers` is not finite; `where` they were measured begins the message."""
+    """Raises the error `diverged` if one of `numbers` is not finite."""
     if not all(map(math.isfinite, numbers.values())):
-        shown = ", ".join(f"{name} is {number}" for name, number in numbers.items())
-        raise ValueError(
-            f"training diverged: {where} {shown}. Lower optimizer.learning_rate, raise schedule.warmup_images, "
-            "or give other weights to init, if it is set; and start over with --fresh"
-        )
+        raise diverged(where, numbers)
+
+
+def diverged(where: str, numbers: Mapping[str, float]) -> ValueError:
+    """The error that training diverged; `where` the numbers were measured begins its message."""
+    shown = ", ".join(f"{name} is {number:.4g}" for name, number in numbers.items())
+    return ValueError(
+        f"training diverged: {where} {shown}. Lower optimizer.learning_rate, raise schedule.warmup_images, "
+        "or give other weights to init, if it is set; and start over with --fresh"
+    )

@@ -5,7 +5,7 @@ RUN/config.yaml    all settings of the run                  RUN/samples/     fil
 RUN/log.jsonl      one JSON object per line                 RUN/model/       the averaged model, enough to use it
 RUN/checkpoints/   see training/checkpoint.py               RUN/tensorboard/ if it is among the trackers
 RUN/snapshots/     see training/snapshots.py                RUN/best/        the model with the best leading figure
-RUN/lock           of the process that uses the folder
+RUN/lock           of the process that uses the folder  RUN/report.html  see training/run_report.py
 ```
 """
 

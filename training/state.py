@@ -32,6 +32,7 @@ def restore(step: Step, updates: int, read: Callable[[], Tensors]) -> None:
     `read` returns the tensors; it is called on the main process only, which sends them to the others. Raises ValueError
     with the differences if names or shapes are not those of this step.
     """
+    step.optimizer.state.clear()
     if updates > 0:
         for parameter in step.trainable:
             step.optimizer.state[parameter] = step.settings.optimizer.new_state(parameter)

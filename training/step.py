@@ -6,14 +6,16 @@ exceptions are dropout and batch norms: a batch norm sees the images of one forw
 """
 
 import copy
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -62,6 +64,28 @@ class StepResult:
     gradient_norm: Float[Tensor, ""]
     """before clipping"""
     learning_rate: float
+    loss_number: float
+    """`loss`, read together with the decision whether to skip the update"""
+    skipped: bool
+    """whether the weights are as before, because loss or gradient was not finite on a process"""
+
+
+@dataclass(frozen=True)
+class ImageLosses:
+    """The images of an update, and the loss of each."""
+
+    numbers: list[int]
+    losses: list[float]
+
+    def largest(self, count: int) -> list[tuple[int, float]]:
+        """The images with the largest losses, the largest one first."""
+        return sorted(zip(self.numbers, self.losses, strict=True), key=lambda pair: -pair[1])[:count]
+
+    @property
+    def not_finite(self) -> list[int]:
+        """The images whose loss is not finite; all of them, if it is for none."""
+        found = [number for number, loss in zip(self.numbers, self.losses, strict=True) if not math.isfinite(loss)]
+        return found or self.numbers
 
 
 class Step:
@@ -100,11 +124,15 @@ class Step:
         """the averages of the weights, by name"""
         self.ema = self.averages[MAIN]
         self.reader = BatchReader(images, config.seed, config.batch, self.rank, ranks, self.micro_batch, device)
+        self._losses: list[tuple[np.ndarray, Tensor]] = []
+        """of the last update: the numbers of the images of each micro-batch, and their losses"""
         self._trials = 0 if config.cuda_graphs else TRIALS  # recorded graphs hold memory for one shape
 
     def update(self) -> StepResult:
-        """Trains on the next batch, without waiting for the device.
+        """Trains on the next batch. Waits for the device once, when the gradient is there.
 
+        If loss or gradient is not finite on a process, all processes skip the update: weights, buffers, averages and
+        optimizer are as before, and the next update takes the next images.
         If memory runs out in one of the first `TRIALS` updates, all processes halve the micro-batch and compute the
         update again, with the same images and random numbers. Raises ValueError, with an estimate of the memory that is
         needed, if one image does not fit.
@@ -114,9 +142,17 @@ class Step:
             torch.compiler.cudagraph_mark_step_begin()  # what the last update left in the graphs may be overwritten
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        buffers = self._copy_buffers()
         loss = self._gradients(self.model) if self._trials == 0 else self._try_gradients()
         with record_function("clipping"):  # labels for training/profile.py
             norm = self._clip()
+        skipped, number = self._decide(loss, norm)
+        result = StepResult(loss, norm, rate, number, skipped)
+        if skipped:
+            self.optimizer.zero_grad()
+            self._restore_buffers(buffers)
+            self.updates += 1
+            return result
         with record_function("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -126,7 +162,12 @@ class Step:
         with record_function("averaging"):
             for name, decay in self.settings.ema.decays(self.images_seen, self.settings.train.batch).items():
                 self.averages[name].update(decay)
-        return StepResult(loss, norm, rate)
+        return result
+
+    def image_losses(self) -> ImageLosses:
+        """The images of this process in the last update, and their losses; waits for the device."""
+        numbers = [int(number) for part, _ in self._losses for number in part]
+        return ImageLosses(numbers, [float(loss) for _, part in self._losses for loss in part.tolist()])
 
     @property
     def images_seen(self) -> int:
@@ -151,15 +192,18 @@ class Step:
         """Adds the gradient of the batch to those of the weights; returns the loss. `model` is `self.model`, whose last
         backward pass averages over the processes, or `self.trained`, which does not."""
         accelerator, losses = self.accelerator, []
+        self._losses = []
         for micro_batch in range(self.micro_batches):
             with record_function("data"):
-                batch = self._batch(micro_batch)
+                batch, numbers = self._batch(micro_batch)
             dropout = mix(self.settings.train.seed, self.updates, "dropout", self.rank, micro_batch)
             seed_device(dropout, accelerator.device)
             is_last = micro_batch == self.micro_batches - 1
             with nullcontext() if is_last else accelerator.no_sync(model):
-                loss = self.task.loss(model, batch, self._random("task", micro_batch)).mean()
+                of_each = self.task.loss(model, batch, self._random("task", micro_batch))
+                loss = of_each.mean()
                 accelerator.backward(loss)  # divided by micro_batches here
+            self._losses.append((numbers, of_each.detach()))
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
@@ -171,7 +215,7 @@ class Step:
         alone, weights = self.accelerator.num_processes == 1, self.trained
         self._trials -= 1
         while True:
-            loss, buffers = None, [buffer.clone() for buffer in weights.buffers()]
+            loss, buffers = None, self._copy_buffers()
             try:
                 loss = self._gradients(self.model if alone else weights)
             except Exception as error:
@@ -182,8 +226,7 @@ class Step:
             failed = torch.tensor(float(loss is None), device=self.accelerator.device)
             fits = not self.accelerator.reduce(failed, "sum").item()
             self.optimizer.zero_grad()
-            for buffer, before in zip(weights.buffers(), buffers, strict=True):
-                buffer.data.copy_(before)
+            self._restore_buffers(buffers)
             if fits:
                 return self._gradients(self.model)
             clear_device_cache(garbage_collection=True)
@@ -219,11 +262,25 @@ class Step:
             f"for the activations of an image){have}; use a smaller model or a larger machine"
         )
 
-    def _batch(self, micro_batch: int) -> Batch:
-        stored, label, vector = self.reader.get(self.updates, micro_batch)
+    def _decide(self, loss: Tensor, norm: Tensor) -> tuple[bool, float]:
+        """Whether loss or gradient is not finite on a process, and the loss of this one. Waits for the device, once."""
+        wrong = (~torch.stack([loss, norm]).isfinite()).any().float()
+        skipped, number = torch.stack([self.accelerator.reduce(wrong, "sum"), loss]).tolist()
+        return bool(skipped), number
+
+    def _copy_buffers(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.trained.buffers()]
+
+    def _restore_buffers(self, before: list[Tensor]) -> None:
+        for buffer, value in zip(self.trained.buffers(), before, strict=True):
+            buffer.data.copy_(value)
+
+    def _batch(self, micro_batch: int) -> tuple[Batch, Int64[np.ndarray, "b"]]:
+        """The images as the task prepares them, and their numbers in the set."""
+        stored, label, vector, numbers = self.reader.get(self.updates, micro_batch)
         batch = Batch(self.images.pixel_format.to_unit(stored), label, vector=vector)
         batch = self.task.prepare(batch, self._random("augment", micro_batch))
-        return replace(batch, image=batch.image.contiguous(memory_format=self.memory_format))
+        return replace(batch, image=batch.image.contiguous(memory_format=self.memory_format)), numbers
 
     def _random(self, stream: str, micro_batch: int) -> GlobalRandom:
         config, first = self.settings.train, (self.rank * self.micro_batches + micro_batch) * self.micro_batch

@@ -1,5 +1,9 @@
 """A small run on the digits, for the tests of tasks and scripts."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +18,7 @@ from training.run import Run
 from training.task import Batch, Task
 from unet import UNetConfig
 
+ROOT = Path(__file__).parents[2]
 T = TypeVar("T", bound=Task)
 SMALL = UNetConfig(
     base_channels=16, channel_multipliers=(1, 2), attention_levels=(1,), blocks_per_level=1, groups=8, size=(8, 8)
@@ -55,3 +60,15 @@ def shaken(task: DiffusionTask) -> DiffusionTask:
     for weight in task.model.parameters():
         weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.05)
     return task
+
+
+def sample_on_two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """sample.py on two processes of the CPU."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--",
+         str(ROOT / "sample.py"), *map(str, arguments)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done

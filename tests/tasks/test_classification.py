@@ -152,7 +152,7 @@ def test_few_classes_have_no_top_5() -> None:
     assert list(accuracy(task.classifier, images, 4) or ()) == ["top1", "validation_loss"]
 
 
-def test_the_batch_of_an_evaluation_matters_and_it_can_be_interrupted(config) -> None:
+def test_the_batch_of_an_evaluation_matters_and_it_can_be_interrupted(config, tmp_path) -> None:
     data = config(validation=0.1)
     run = small_run(data=data, classification=ClassificationConfig(validation_batch=50))
     task, asked = run.build(open_images(data)), []
@@ -161,10 +161,11 @@ def test_the_batch_of_an_evaluation_matters_and_it_can_be_interrupted(config) ->
     (evaluation,) = task.evaluations
     assert isinstance(evaluation, AccuracyEvaluation)
     assert evaluation.every_images == run.train.eval_every_images
-    numbers = evaluation.run(task.model, EvaluationContext(Path(), 0, engine, lambda: asked.append(1)))
+    numbers = evaluation.run(task.model, EvaluationContext(tmp_path / "samples", 0, engine, lambda: asked.append(1)))
     assert len(asked) == 4, "180 images"
     assert list(numbers or ()) == ["top1", "top5", "validation_loss"]
-    assert evaluation.run(task.model, EvaluationContext(Path(), 0, engine, lambda: True)) is None
+    assert (tmp_path / "samples" / "confusion.png").is_file()
+    assert evaluation.run(task.model, EvaluationContext(tmp_path / "samples", 0, engine, lambda: True)) is None
     assert small_run().build(digits()).evaluations == ()
 
 
@@ -325,6 +326,11 @@ def test_pictures_are_named_whatever_they_are_given_as(saved, tmp_path: Path) ->
     Image.fromarray(pixels[0]).convert("RGB").save(encoded := BytesIO(), "png")
     forms = [tmp_path / "0.png", str(tmp_path / "0.png"), encoded.getvalue(), pixels[0]]
     assert [name for name, _ in classifier.predict(forms)] == [expected[0][0]] * 4
+    (ranked,) = classifier.rank([pixels[0]], len(CLASSES))
+    assert ranked[:1] == classifier.predict([pixels[0]])
+    assert {name for name, _ in ranked} == set(CLASSES)
+    assert sum(share for _, share in ranked) == pytest.approx(1)
+    assert [share for _, share in ranked] == sorted((share for _, share in ranked), reverse=True)
     assert classifier.predict([]) == []
     with pytest.raises(ValueError, match=r"\['none\.png'\]"):
         classifier.predict("none.png")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import sample
 from pictures.coordinates import Coordinates
 from pictures.units import Units
 from tests.tasks.test_fields import UNITS, built, images
-from training.data import Images
+from training.data import DataConfig, Images
 
 xarray = pytest.importorskip("xarray")
 PLACES = Coordinates(
@@ -170,6 +171,35 @@ def test_what_does_not_fit_is_refused(model, conditions, tmp_path, capsys, words
     assert named in refused(model, tmp_path, capsys, *[str(files.get(word, word)) for word in words])
 
 
+def test_nearest_training_images_of_a_run_with_conditions_are_its_targets(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    values = random.normal((280, 0, 0), (10, 1, 1), (4, 8, 8, 3)).transpose(0, 3, 1, 2).astype(np.float32)
+    units = Units(mean=(280.0, 0.0, 0.0), std=(10.0, 1.0, 1.0), transform=("none",) * 3)
+    found = Images(values, pixel_format=units, conditions=1)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    built(found).diffusion.save(tmp_path / "run" / "model")
+    np.save(tmp_path / "pairs.npy", values)
+    np.save(tmp_path / "low.npy", values[:, 2:])
+    data = DataConfig(
+        source=str(tmp_path / "pairs.npy"),
+        condition=(2,),
+        normalisation="mean_std",
+        mean=units.mean,
+        std=units.std,
+        cache=tmp_path / "cache",
+    )
+    document = {"format_version": 2, "task": "diffusion", "data": asdict(data)}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(document, default=str))
+    draw(tmp_path / "run", tmp_path / "out", "--condition", str(tmp_path / "low.npy"), "--num", "2", "--nearest")
+    drawn = read(tmp_path / "out" / "images" / "000000.npy")
+    deviations = (values[:, :2] - drawn) / np.array([10, 1], np.float32)[:, None, None]
+    distances = np.sqrt(np.square(deviations).mean(axis=(1, 2, 3))) / 2
+    with (tmp_path / "out" / "nearest.csv").open(encoding="utf-8") as file:
+        first = next(csv.DictReader(file))
+    assert int(first["training_image"]) == distances.argmin()
+    assert float(first["distance"]) == pytest.approx(distances.min(), rel=1e-4)
+
+
 def test_images_of_other_units_are_refused(tmp_path: Path, capsys) -> None:
     values = np.random.default_rng(0).normal(280, 10, (4, 2, 8, 8)).astype(np.float32)
     units = Units(mean=(280.0, 280.0), std=(10.0, 10.0), transform=("none", "none"))
@@ -192,6 +222,21 @@ def test_a_table_with_several_columns_of_images_is_refused(tmp_path: Path, capsy
     pyarrow.parquet.write_table(pyarrow.table({"image": [cell], "low": [cell]}), tmp_path / "pairs.parquet")
     error = refused(tmp_path / "model", tmp_path, capsys, "--condition", str(tmp_path / "pairs.parquet"))
     assert "image, low" in error
+
+
+def test_the_array_of_an_npz_file_is_the_condition_unless_there_are_several(
+    model, conditions, tmp_path, capsys
+) -> None:
+    np.savez(tmp_path / "one.npz", low=read(conditions))
+    np.savez(tmp_path / "two.npz", low=read(conditions), target=np.zeros((3, 2, 8, 8), np.float32))
+    draw(model, tmp_path / "npy", "--condition", str(conditions), "--num", "1")
+    draw(model, tmp_path / "npz", "--condition", str(tmp_path / "one.npz"), "--num", "1")
+    files = (read(tmp_path / name / "images" / "000000.npy") for name in ("npy", "npz"))
+    np.testing.assert_array_equal(*files)
+    error = refused(model, tmp_path, capsys, "--condition", str(tmp_path / "two.npz"))
+    assert "low, target" in error
+    (tmp_path / "bad.npz").write_bytes(b"no archive")
+    assert "bad.npz" in refused(model, tmp_path, capsys, "--condition", str(tmp_path / "bad.npz"))
 
 
 def test_a_model_without_conditions_refuses_them(conditions, tmp_path, capsys) -> None:

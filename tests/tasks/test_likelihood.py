@@ -13,11 +13,12 @@ from PIL import Image
 import evaluate
 from diffusion import EDM
 from pictures.pixel_format import PixelFormat
+from pictures.units import Units
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from tasks.comparison import QualityConfig
 from tasks.likelihood import bits_per_dimension
-from tests.tasks.small import CLASSES, digits
+from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
 from training.data import Images
 
 CONFIG = QualityConfig(num=6, steps=2, batch=4)
@@ -73,6 +74,31 @@ def test_real_numbers_have_the_bits_of_their_density(conditional: Path, monkeypa
 
 
 # --- evaluate.py -----------------------------------------------------------------------------------------------------
+
+
+def test_images_of_another_source_are_standardised_as_those_of_the_training(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Their own mean and standard deviation would give other bits; far ones are refused."""
+    monkeypatch.chdir(tmp_path)
+    units = Units(mean=(280.0,), std=(10.0,), transform=("none",))
+    values = np.random.default_rng(0).normal(285, 8, (6, 1, 8, 8)).astype(np.float32)
+    trained = Images(values, pixel_format=units)
+    model = shaken(small_run(model=SMALL, objective=EDM()).build(trained)).diffusion
+    Path("model").mkdir()
+    model.save(Path("model"))
+    np.save("other.npy", values)
+    np.save("celsius.npy", values - 273.15)
+    words = ["--data.normalisation", "mean_std", "--data.validation", "train", "--data.cache", "cache", "--likelihood"]
+    words += ["--quality.num", "6", "--quality.steps", "2", "--quality.batch", "4"]
+    evaluate.main(["model", "--data.source", "other.npy", *words])
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    expected = bits_per_dimension(model, trained, CONFIG, "they").mean()
+    assert float(printed["held out"].split()[0]) == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["model", "--data.source", "celsius.npy", *words])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"celsius\.npy.*channel 0.*280", error)
 
 
 def flags(folder: Path, *more: str) -> list[str]:

@@ -21,6 +21,7 @@ from pictures.files import read_image
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
+from tests.tasks.small import sample_on_two_processes
 from training.data import DataConfig, open_images
 from unet import UNet, UNetConfig
 
@@ -202,6 +203,36 @@ def test_images_between_seeds_and_labels(grey_model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("grey", ["--from", "GIVEN/grey", "--mask", "GIVEN/masks", "--num", 3]),
+        ("colour", ["--grey", "GIVEN/colour", "--num", 3]),
+        ("grey", ["--from", "GIVEN/grey", "--invert"]),
+        ("grey", ["--from", "GIVEN/grey", "--between", 2, 0, "--morph", "eel", "cat", "--num", 3]),
+        ("grey", ["--sweep", "steps", 2, 3, "--num", 3, "--nearest", "GIVEN/grey"]),
+    ],
+    ids=["mask", "grey", "invert", "between", "sweep"],
+)
+def test_two_processes_draw_what_one_draws_in_every_mode(request, given, tmp_path, model, flags):
+    """An odd number of images, so that the shares differ."""
+    home = request.getfixturevalue(f"{model}_model")
+    flags = [str(flag).replace("GIVEN", str(given)) for flag in flags]
+    one = run(home, tmp_path / "one", *flags, "--grid")
+    steps = [] if "--sweep" in flags else ["--steps", 3]
+    sample_on_two_processes(home, *steps, *flags, "--device", "cpu", "--out", tmp_path / "two")
+    np.testing.assert_allclose(pictures(tmp_path / "two" / "images"), one, rtol=0, atol=1)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == names
+    if "--invert" in flags:
+        psnr = [record(tmp_path / name)["psnr"] for name in ("one", "two")]
+        assert psnr[1] == pytest.approx(psnr[0], abs=0.05)
+    if "--nearest" in flags:
+        one_near, two_near = ((tmp_path / name / "nearest.csv").read_text().split() for name in ("one", "two"))
+        assert [row.split(",")[:2] for row in two_near] == [row.split(",")[:2] for row in one_near]
+
+
+@pytest.mark.slow
 def test_noise_and_label_move_together(grey_model, tmp_path):
     other = run(grey_model, tmp_path / "a", "--num", 1, "--label", "eel", "--seed", 3)[0]
     b = run(grey_model, tmp_path / "b", "--num", 1, "--label", "cat", "--seed", 7)[0]
@@ -268,7 +299,7 @@ def test_usual_values_of_a_sweep(grey_model, tmp_path, name, rows, monkeypatch):
 )
 def test_the_batch_of_a_sweep_fits_every_row(grey_model, tmp_path, monkeypatch, flags, guided):
     found = list[bool]()
-    monkeypatch.setattr(sample, "choose_batch", lambda model, device, guided: found.append(guided) or 8)
+    monkeypatch.setattr(drawing.draw, "choose_batch", lambda model, device, guided: found.append(guided) or 8)
     run(grey_model, tmp_path, *flags, "--num", 1)
     assert found == [guided]
 

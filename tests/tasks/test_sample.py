@@ -28,7 +28,7 @@ from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from residual import native
-from tests.tasks.small import CLASSES, SMALL
+from tests.tasks.small import CLASSES, SMALL, sample_on_two_processes
 from training.compile import CACHE
 from training.report import activation_bytes
 from unet import UNet
@@ -53,18 +53,6 @@ def record(folder):
 def run(model, out, *flags):
     sample.main([str(model), "--out", str(out), "--device", "cpu", *map(str, flags)])
     return pixels(out)
-
-
-def torchrun(*arguments):
-    """sample.py on two processes."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--",
-         str(ROOT / "sample.py"), *map(str, arguments)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def test_one_file_per_image_as_the_library_draws_it(conditional, tmp_path, capsys):
@@ -209,7 +197,7 @@ def test_bf16_needs_hardware_that_has_it(conditional, tmp_path, monkeypatch, cap
 def test_two_processes_draw_what_one_draws(conditional, tmp_path):
     one = run(conditional, tmp_path / "one", "--num", 7, "--steps", 10, "--animation")
     flags = ["--num", "7", "--steps", "10", "--animation", "--out", str(tmp_path / "two")]
-    done = torchrun(conditional, *flags)
+    done = sample_on_two_processes(conditional, *flags)
     assert done.stdout.count("images:") == done.stdout.count("grid:") == 1
     assert abs(pixels(tmp_path / "two") - one).max() <= 1
     for name in ("grid.png", "animation.gif"):
@@ -607,7 +595,7 @@ def test_an_array_for_evaluators(conditional, tmp_path, ranks):
     if ranks == 1:
         run(conditional, tmp_path / "out", *flags[:-2])
     else:
-        torchrun(conditional, *flags)
+        sample_on_two_processes(conditional, *flags)
     with np.load(tmp_path / "out" / "samples.npz") as arrays:
         assert sorted(arrays) == ["arr_0", "arr_1"]
         assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((7, 8, 8, 3), np.uint8)

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import evaluate
 import export
+import resnet
 import sample
 from diffusion import DDPM, EDM, Condition, choose_sampler, generators
 from diffusion import sample as draw
@@ -26,6 +27,7 @@ from pipelines.superresolution import DiffusionUpscaler, blurred, diffusion_upsc
 from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionRun, DiffusionTask
 from tasks.enlargement import measure
 from tasks.grid_evaluation import SampleConfig
+from tests.tasks.small import sample_on_two_processes
 from training.data import DataConfig, Images, open_images
 from training.random import GlobalRandom
 from training.task import Batch
@@ -304,6 +306,30 @@ def test_sample_upscales_with_the_options_of_a_diffusion_model(tmp_path: Path) -
         np.testing.assert_array_equal(np.asarray(found), upscaler.upscale([picture])[0])
     record = json.loads((out / "upscaled.json").read_text())
     assert (record["label"], record["seed"], record["sampler"], record["scale"]) == ("b", 4, "ddpm", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["edsr", "diffusion"])
+def test_two_processes_upscale_what_one_does(model: str, tmp_path: Path) -> None:
+    """Three pictures of different sizes on two processes, in tiles."""
+    for k, side in enumerate((5, 9, 7)):
+        Image.fromarray(pixels(side, 6, 3)).save(tmp_path / f"{k}.png")
+    home, options = tmp_path / "model", []
+    if model == "edsr":
+        resnet.create_model("edsr_baseline_x2", channels=8, blocks=1).eval().save_pretrained(home)
+    else:
+        labelled(home)
+        options = ["--label", "b", "--steps", "2"]
+    words = [str(home), "--upscale", str(tmp_path / "*.png"), "--device", "cpu", "--tile", "4", *options]
+    sample.main([*words, "--out", str(tmp_path / "one")])
+    sample_on_two_processes(*words, "--out", str(tmp_path / "two"))
+    for k in range(3):
+        with (
+            Image.open(tmp_path / "one" / "images" / f"{k:06d}.png") as one,
+            Image.open(tmp_path / "two" / "images" / f"{k:06d}.png") as two,
+        ):
+            np.testing.assert_allclose(np.asarray(two).astype(int), np.asarray(one).astype(int), atol=1)
+    assert (tmp_path / "two" / "files.csv").read_text() == (tmp_path / "one" / "files.csv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,8 @@ def forged(**changes: object) -> Callable[[dict], str]:
         forged(machine=None),
         forged(written=...),
         forged(unlogged_updates=-1),
+        forged(skipped_in_a_row=-1),
+        forged(went_back=0.5),
         forged(unlogged_updates=None),
         forged(unlogged_sums=None),
         forged(unlogged_sums=[[1.0]]),

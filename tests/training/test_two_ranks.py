@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -115,9 +116,18 @@ def test_the_averages_are_the_same_on_both_and_on_one(two, tmp_path):
 def test_one_bad_process_stops_both_before_anything_is_saved(two):
     for rank in range(2):
         printed = (two / f"diverged{rank}.txt").read_text()
-        assert re.search(r"training diverged: in the last 1 update,.* loss is nan", printed)
+        assert re.search(r"training diverged: 1 update .*: loss is nan", printed)
     assert newest(two / "diverged").name == "000000000"
     assert len(losses(two / "diverged")) == 3
+
+
+def test_an_update_that_is_not_finite_on_one_process_is_skipped_by_both(two):
+    saved = [torch.load(two / f"skipped{rank}.pt") for rank in range(2)]
+    for skipped, _, before, after in saved:
+        assert skipped == [False, False, False, True]
+        assert_close(after, before, rtol=0, atol=0)
+    assert_close(saved[0][3], saved[1][3], rtol=0, atol=0)
+    assert [bool(loss.isfinite()) for _, loss, *_ in saved] == [True, False]
 
 
 def test_an_error_on_the_main_process_is_raised_on_both(two):
@@ -127,4 +137,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 21
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 22

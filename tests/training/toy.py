@@ -3,7 +3,7 @@
 import hashlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -65,7 +65,8 @@ class ToyTask(Task[Batch]):
         self.saved = 0
         self.batches: list[Batch] = []
         self.seen: set[tuple[int, int]] = set()
-        self.spoil_at: int | None = None
+        self.spoil_at: Container[int] = ()
+        """updates of this task whose losses are not finite"""
         self.fail_evaluation = False
         self.signal_at: tuple[int, int] = (-1, 0)
         """(update, signal): the signal comes during this update"""
@@ -84,7 +85,7 @@ class ToyTask(Task[Batch]):
         level = random.uniform()[:, None, None, None]
         assert batch.label is not None
         losses = (model(batch.image + level * noise, batch.label) - noise).square().mean(dim=(1, 2, 3))
-        return losses * float("nan") if len(self.batches) == self.spoil_at else losses
+        return losses * float("nan") if len(self.batches) in self.spoil_at else losses
 
     def raise_at(self, when: tuple[int, int], now: int) -> None:
         if now == when[0]:

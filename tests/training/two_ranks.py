@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 
 from tests.training.toy import BATCH, Tight, ToyTask, config, images, loop, resolved, train
@@ -12,6 +13,8 @@ from training.data import DataConfig, DataLost, open_images
 from training.freeze import freeze
 from training.processes import leave_processes, on_main, process_state
 from training.run_folder import RunFolder
+from training.state import state_tensors
+from training.step import Step
 
 LOGGED = {"log_every_images": 4 * BATCH, "eval_every_images": 5 * BATCH, "checkpoint_every_images": 3 * BATCH}
 AVERAGES = {"halflife_images": 30, "more_halflife_images": (16,), "power_widths": (0.1,)}
@@ -49,8 +52,9 @@ def main(out: Path) -> None:
     train(out / "lost", ToyTask(dropout=0.3), micro_batch=2)
 
     task = ToyTask()
-    task.spoil_at = 4 if rank == 1 else None
-    report(out / f"diverged{rank}.txt", lambda: train(out / "diverged", task))
+    task.spoil_at = (4,) if rank == 1 else ()
+    report(out / f"diverged{rank}.txt", lambda: train(out / "diverged", task, max_skipped=0))
+    skip(out, rank)
     (out / "not a run").mkdir(exist_ok=True)
     (out / "not a run" / "file").write_text("")
     report(out / f"refused{rank}.txt", lambda: RunFolder(out / "not a run").open(config(), resolved(config())))
@@ -72,6 +76,27 @@ class Losing:
         if self._rank == 1 and position[0] >= 4 * BATCH:
             raise DataLost("shard 7 has disappeared")
         return self._images.take(position, seed, out)
+
+
+def skip(out: Path, rank: int) -> None:
+    """The state of each process before and after an update that is not finite on the second one."""
+    task = ToyTask()
+    task.spoil_at = (4,) if rank == 1 else ()
+    runner = loop(out / "skipped", task)
+    runner.begin()
+    results = [runner.step.update() for _ in range(3)]
+    before = everything(runner.step)
+    results.append(runner.step.update())
+    skipped, loss = [result.skipped for result in results], results[-1].loss
+    torch.save((skipped, loss, before, everything(runner.step)), out / f"skipped{rank}.pt")
+    runner.step.close()
+    runner.folder.close()
+
+
+def everything(step: Step) -> dict[str, torch.Tensor]:
+    """Copies of weights, buffers, averages and optimizer."""
+    files = state_tensors(step)
+    return {f"{file}.{name}": value.clone() for file, tensors in files.items() for name, value in tensors.items()}
 
 
 def average(out: Path, rank: int) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int, Int64, Shaped
 
 from pictures.coordinates import Coordinates
 from pictures.pixel_format import BYTES
-from pictures.units import AnyFormat
+from pictures.units import AnyFormat, Units
 from residual.names import amount
 from training.data.order import image_index
 from training.data.originals import MappedFile
@@ -162,6 +162,17 @@ class Images:
             self._stored_fingerprint().encode() + numbers.astype("<i8").tobytes()
         ).hexdigest()
         return part
+
+    def targets(self) -> "Images":
+        """The images alone as a set of their own, without a copy: without condition, static fields and vectors."""
+        targets, channels = copy.copy(self), self.shape[0] - self.conditions
+        targets._array, targets.shape = self._array[:, :channels], (channels, *self.shape[1:])
+        if isinstance(self.pixel_format, Units):
+            targets.pixel_format = self.pixel_format.channels(0, channels)
+        targets.seen = None if self.seen is None else self.seen[:channels]
+        targets.conditions, targets.static, targets.vectors, targets.vector_columns = 0, None, None, ()
+        targets._fingerprint = hashlib.sha256(f"{self._stored_fingerprint()} targets".encode()).hexdigest()
+        return targets
 
     def take(
         self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]

@@ -19,11 +19,15 @@ class MicroBatch(NamedTuple):
     image: Shaped[Tensor, "b c h w"]
     label: Int64[Tensor, "b"] | None
     vector: Float32[Tensor, "b v"] | None
+    numbers: Int64[np.ndarray, "b"]
+    """of the images in the set"""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on a device, where pinned memory arrives asynchronously."""
-        label, vector = (None if part is None else part.to(device, non_blocking=True) for part in self[1:])
-        return MicroBatch(self.image.to(device, non_blocking=True), label, vector)
+        label, vector = (
+            None if part is None else part.to(device, non_blocking=True) for part in (self.label, self.vector)
+        )
+        return MicroBatch(self.image.to(device, non_blocking=True), label, vector, self.numbers)
 
 
 class BatchReader:
@@ -113,4 +117,4 @@ class BatchReader:
             part = torch.from_numpy(values[numbers])
             return part.pin_memory() if pinned else part
 
-        return MicroBatch(image, of_each(self.images.labels), of_each(self.images.vectors))
+        return MicroBatch(image, of_each(self.images.labels), of_each(self.images.vectors), numbers)

@@ -152,8 +152,8 @@ def check_units(units: Units, images: Images) -> None:
         if abs(center) > FAR or not 1 / FAR < spread < FAR:
             raise ValueError(
                 f"statistics of other data: channel {channel} has mean {found.mean[channel]:g} and standard deviation "
-                f"{found.std[channel]:g} after data.transform, but data.mean is {mean:g} and data.std {std:g}; correct "
-                "them, or leave them out"
+                f"{found.std[channel]:g} after data.transform, but data.mean is {mean:g} and data.std {std:g}; give "
+                "images in the units of these, or correct them"
             )
 
 

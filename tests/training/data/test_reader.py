@@ -22,7 +22,8 @@ def test_updates_follow_the_order_over_epochs(images: Images) -> None:
     reader = BatchReader(images, seed=9, batch=6)
     for update in range(5):  # 30 positions, 11 images
         indices = positions(update * 6, update * 6 + 6)
-        image, label, vector = reader.get(update)
+        image, label, vector, numbers = reader.get(update)
+        np.testing.assert_array_equal(numbers, indices)
         np.testing.assert_array_equal(image.numpy(), images.read(indices))
         assert label is not None
         assert images.labels is not None

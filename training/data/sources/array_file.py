@@ -3,6 +3,7 @@
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from training.units import show_size
 
 ITEMS = 1000
 """images of a shard"""
+NOT_READABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+Header = tuple[tuple[int, ...], bool, np.dtype, int]
+"""of an array: shape, whether it is in Fortran order, dtype, and where its values begin"""
 
 
 def array_file(path: Path, setting: str, split: str, columns: Columns, options: ArrayOptions) -> Source:
@@ -93,17 +97,10 @@ def read_npz(
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            headers = {}
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    headers[name.removesuffix(".npy")] = read_header(member.read(MAX_HEADER))
+            headers = read_headers(archive)
             shapes = {name: shape for name, (shape, *_) in headers.items()}
-            image = choose(
-                "image",
-                columns.image,
-                shapes,
-                [name for name in shapes if len(shapes[name]) in (3, 4) and name != columns.condition],
-            )
+            images_of = [name for name in holding_images(shapes) if name != columns.condition]
+            image = choose("image", columns.image, shapes, images_of)
             images = read_member(archive, image, headers[image])
             count = len(images)
             single = [name for name, shape in shapes.items() if shape in ((count,), (count, 1))]
@@ -117,8 +114,36 @@ def read_npz(
             label = choose("label", columns.label, shapes, possible)
             check_labels(label, headers[label], count)
             return images, to_labels(label, read_member(archive, label, headers[label])), vectors
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"not a readable .npz file ({error}); write it again by numpy.savez") from None
+    except NOT_READABLE as error:
+        raise ValueError(unreadable(error)) from None
+
+
+def image_arrays(path: Path) -> list[str]:
+    """The arrays of an .npz file that may hold images. Raises ValueError if it cannot be read."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return holding_images({name: shape for name, (shape, *_) in read_headers(archive).items()})
+    except NOT_READABLE as error:
+        raise ValueError(f"{path}: {unreadable(error)}") from None
+
+
+def unreadable(error: Exception) -> str:
+    """Why an .npz file cannot be read, and the way out."""
+    return f"not a readable .npz file ({error}); write it again by numpy.savez"
+
+
+def read_headers(archive: zipfile.ZipFile) -> dict[str, Header]:
+    """The headers of the arrays of an .npz file, by their names."""
+    headers = {}
+    for name in archive.namelist():
+        with archive.open(name) as member:
+            headers[name.removesuffix(".npy")] = read_header(member.read(MAX_HEADER))
+    return headers
+
+
+def holding_images(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The arrays whose shapes may be those of images."""
+    return [name for name, shape in shapes.items() if len(shape) in (3, 4)]
 
 
 def choose(kind: str, named: str | None, shapes: dict[str, tuple[int, ...]], possible: list[str]) -> str:
@@ -133,9 +158,7 @@ def choose(kind: str, named: str | None, shapes: dict[str, tuple[int, ...]], pos
     return possible[0]
 
 
-def read_member(
-    archive: zipfile.ZipFile, name: str, header: tuple[tuple[int, ...], bool, np.dtype, int]
-) -> Shaped[np.ndarray, "..."]:
+def read_member(archive: zipfile.ZipFile, name: str, header: Header) -> Shaped[np.ndarray, "..."]:
     """An array of an .npz file, in memory. Raises ValueError for one that takes half of the memory or more."""
     shape, fortran, dtype, offset = header
     if dtype.kind not in "US":
@@ -155,7 +178,7 @@ def read_member(
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def check_labels(name: str, header: tuple[tuple[int, ...], bool, np.dtype, int], count: int) -> None:
+def check_labels(name: str, header: Header, count: int) -> None:
     """Raises ValueError unless an array, whose header is given, has one number or text for each image."""
     shape, _, dtype, _ = header
     if math.prod(shape) != count or shape[:1] != (count,) or dtype.kind not in "iuUS":

@@ -13,7 +13,7 @@ from pictures.pixel_format import PixelFormat
 from pictures.preprocessing import Preprocessing
 from storage.read import require_regular
 from training.data.config import HUB, DataConfig
-from training.data.sources.array_file import array_file
+from training.data.sources.array_file import array_file, image_arrays
 from training.data.sources.arrays import ArrayOptions
 from training.data.sources.folder import LabelOptions, image_folder
 from training.data.sources.grids import SUFFIXES, grid_file
@@ -186,8 +186,11 @@ def holds_arrays(setting: str) -> bool:
 
 
 def image_columns(setting: str) -> list[str]:
-    """The columns with images of a table; none of another source. Raises ValueError as `find_files` does."""
+    """The columns with images of a table, or the arrays of an .npz file that may hold some; none of another source.
+    Raises ValueError as `find_files` does."""
     found = find_files(setting, None)
+    if found.kind == "npz":
+        return image_arrays(found.files[0])
     if found.kind != "tables":
         return []
     return [name for name, feature in features_of(open_table(found.files[0])).items() if is_image(feature)]

@@ -1,0 +1,108 @@
+"""A run in training, as its folder shows it: how far it is, its curves, grids and figures. Nothing is written to it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from storage.read import read_bytes
+from training import log
+from training.curves import Point, draw_points
+from training.run_folder import RunFolder
+from training.task import Figure
+from training.yaml_file import read_settings
+from web.models import is_run, require_folder
+
+CURVES = {
+    "loss": Figure("loss", log=True),
+    "gradient_norm": Figure("gradient norm", log=True),
+    "learning_rate": Figure("learning rate"),
+    "images_per_second": Figure("images per second"),
+}
+"""numbers of the log that every run has"""
+OF_LOG = ("images", "update", "time", "evaluated")
+"""what stands in a line of the log besides numbers"""
+GRIDS = 3
+"""pictures of evaluations that are shown, the newest ones"""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What the folder of a run shows now."""
+
+    about: str
+    """how far the run is"""
+    curves: dict[str, Image.Image]
+    """of the numbers of `CURVES` that were logged"""
+    metrics: Image.Image | None
+    """curves of the figures of evaluations"""
+    grids: list[tuple[Image.Image, str]]
+    """pictures of evaluations, the newest first, with a line about it"""
+    figures: dict[str, float]
+    """of the newest evaluation"""
+
+
+def follow(path: str, scratch: Path) -> Followed:
+    """Reads a run folder; pictures are made in the folder `scratch`. Raises ValueError for another folder."""
+    if not is_run(require_folder(path)):
+        raise ValueError(f"{path!r} is not the folder of a run of train.py (no config.yaml); give one")
+    run = RunFolder(path)
+    settings, _ = read_settings(run.config, is_record=True)
+    rows = list(log.read(run.log))
+    evaluated = [row for row in rows if row.get("evaluated")]
+    return Followed(
+        _about(rows, settings),
+        _curves(rows, scratch),
+        _open(run.samples / "metrics.png"),
+        _grids(run.samples),
+        {name: value for name, value in (evaluated[-1] if evaluated else {}).items() if name not in OF_LOG},
+    )
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], scratch: Path) -> dict[str, Image.Image]:
+    found = dict[str, Image.Image]()
+    for name in CURVES:
+        values: list[Point] = [(row["images"], row[name]) for row in rows if _is_number(row.get(name))]
+        draw_points({name: values} if values else {}, scratch / f"{name}.png", CURVES)
+        if (picture := _open(scratch / f"{name}.png")) is not None:
+            found[name] = picture
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _about(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """How far the run is, and about how much time is left, in a line."""
+    batch = settings["train.batch"]
+    total = -(-settings["train.images"] // batch) * batch
+    if not rows:
+        return f"0 of {total:,} images seen; the log has no line yet"
+    last = rows[-1]
+    text = f"{last['images']:,} of {total:,} images seen ({last['images'] / total:.0%}), last line {last['time']}"
+    speed = next((row["images_per_second"] for row in reversed(rows) if row.get("images_per_second")), None)
+    if speed is None or last["images"] >= total:
+        return text
+    return f"{text}; {speed:,.0f} images/s, {tqdm.format_interval((total - last['images']) / speed)} left"
+
+
+def _grids(folder: Path) -> list[tuple[Image.Image, str]]:
+    names = sorted((path for path in folder.glob("[0-9]*.png") if path.stem.isdecimal()), reverse=True)
+    opened = [(_open(path), f"drawn after {int(path.stem):,} images") for path in names[:GRIDS]]
+    return [(picture, text) for picture, text in opened if picture is not None]
+
+
+def _open(path: Path) -> Image.Image | None:
+    """The picture in a file; None if there is none, or it is damaged."""
+    try:
+        picture = Image.open(BytesIO(read_bytes(path, None)), formats=["PNG"])
+        picture.load()
+        return picture
+    except (OSError, ValueError, SyntaxError):
+        return None
