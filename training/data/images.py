@@ -3,8 +3,11 @@
 import copy
 import hashlib
 import json
+import os
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int, Int64, Shaped
@@ -14,8 +17,29 @@ from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat, Units
 from residual.names import amount
 from training.data.order import image_index
-from training.data.originals import MappedFile
+from training.data.originals import DataLost
 from training.data.sources.labels import count_classes, name_classes, summarize
+
+
+class MappedFile:
+    """An open file that is memory-mapped, with its size and time of modification when this object was made.
+
+    Its content stays after it is removed or replaced by renaming; only a change in place is one of the mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._handle = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+        self._before = self._state()
+
+    def check(self) -> None:
+        """Raises DataLost if the file has been changed in place."""
+        if self._state() != self._before:
+            raise DataLost(f"{self._path} has been changed by another program; run the same command to check it")
+
+    def _state(self) -> tuple[int, int]:
+        status = os.fstat(self._handle)
+        return status.st_size, status.st_mtime_ns
 
 
 class Images:

@@ -1,9 +1,7 @@
 """Files of a data set, which must stay as they were when the set was opened."""
 
-import os
 import sys
 import time
-import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -61,27 +59,6 @@ class Originals:
                 f"{file} has changed since the data set was opened ({before[0]:,} bytes then, {now[0]:,} now, or a"
                 " later time of modification); restore it, with its time, and run the same command"
             )
-
-
-class MappedFile:
-    """An open file that is memory-mapped, with its size and time of modification when this object was made.
-
-    Its content stays after it is removed or replaced by renaming; only a change in place is one of the mapping.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._handle = path, os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._handle)
-        self._before = self._state()
-
-    def check(self) -> None:
-        """Raises DataLost if the file has been changed in place."""
-        if self._state() != self._before:
-            raise DataLost(f"{self._path} has been changed by another program; run the same command to check it")
-
-    def _state(self) -> tuple[int, int]:
-        status = os.fstat(self._handle)
-        return status.st_size, status.st_mtime_ns
 
 
 def present(file: Path) -> tuple[int, int]:
