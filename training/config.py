@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from residual.names import amount
+from training.processes import TIMEOUT
 from training.settings import require, setting
 
 MAX_BATCH = 2**24
 """A larger value is almost certainly a typo. Every rank draws random numbers for the whole global batch."""
 MAX_IMAGES = 10**15
 """A larger value is almost certainly a typo."""
+
+MIN_HANG_SECONDS = 1.0
+"""A process may wait that long for its turn on a processor that others use, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,9 @@ class TrainConfig:
     keep_every_images: int | None = setting(None, may_change=True)
     """keep the first checkpoint after each multiple of this permanently; a multiple of checkpoint_every_images.
     null: keep none"""
+    hang_seconds: float = setting(600.0, may_change=True)
+    """with several processes: seconds for which the others wait if one makes no progress in an update; then they end.
+    Reading images, the first update, evaluations and checkpoints do not count"""
     max_skipped: int = setting(10, may_change=True)
     """updates in a row that may be skipped because their loss or gradient is not finite; then the run goes back to an
     earlier checkpoint, once, and after as many again it stops. 0: it stops at the first one"""
@@ -59,6 +66,9 @@ class TrainConfig:
             object.__setattr__(self, "compile", "full" if self.compile else "off")
         require(self.compile == "full" or not self.cuda_graphs, self, "cuda_graphs", "it needs train.compile=full")
         require(self.keep_last >= 2, self, "keep_last", "give at least 2, so that one is left if the other is damaged")
+        limit = TIMEOUT.total_seconds()
+        way_out = f"give {MIN_HANG_SECONDS:g} to {limit:,.0f}, after which a process that waits fails anyway"
+        require(MIN_HANG_SECONDS <= self.hang_seconds <= limit, self, "hang_seconds", way_out)
         require(0 <= self.max_skipped < 2**31, self, "max_skipped", "give 0 or more")
         every, interval = self.keep_every_images, self.checkpoint_every_images
         is_multiple = every is None or (every >= 1 and every % interval == 0)

@@ -40,6 +40,7 @@ from training.step import Step, TrainingSettings
 from training.stop import Stop
 from training.task import Evaluation, EvaluationContext, Figure, Task, plan_line
 from training.units import show_size
+from training.watchdog import watching
 from training.yaml_file import flat
 
 BUILDS_ON = "+"
@@ -121,7 +122,8 @@ class Loop:
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
                 if not evaluated and self.evaluation_due():
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
-                with self.profiling() as after_update:
+                watched = watching(step.progress, self.config.hang_seconds, step.updates + 1)
+                with watched, self.profiling() as after_update:
                     stopped = self.stop.agreed() or self.train(after_update)
                 on_main(self.write_report)
         self.show(
@@ -249,6 +251,7 @@ class Loop:
                 explain_compile_error(*config.compile_option),
             ):
                 result = step.update()
+            step.progress.now = "between", step.updates, 0
             after_update()
             self.guard.check(result, self.log)
             meter.add(result)

@@ -33,6 +33,7 @@ from training.schedule import SCHEDULES, Schedule
 from training.settings import variants
 from training.task import Batch, Task
 from training.units import show_size
+from training.watchdog import Progress
 
 TRIALS = 3
 """first updates of a process in which a smaller micro-batch is tried: until the optimizer has its memory, too"""
@@ -118,6 +119,9 @@ class Step:
         averages = {name: copy.deepcopy(self.trained) for name in settings.ema.names}  # without accelerate's forward
         compile_network(self.trained, config)
         self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
+        self.progress = Progress()
+        """what this process does in an update"""
+        self.progress.mark_waiting(self.model)
         for average in averages.values():
             average.load_state_dict(self.trained.state_dict())  # on several processes: the weights of the main one
         self.averages = {name: Ema(average, self.trained) for name, average in averages.items()}
@@ -223,6 +227,7 @@ class Step:
                     raise
             if alone and loss is not None:
                 return loss
+            self.progress.now = "waiting", self.updates + 1, 0
             failed = torch.tensor(float(loss is None), device=self.accelerator.device)
             fits = not self.accelerator.reduce(failed, "sum").item()
             self.optimizer.zero_grad()
@@ -277,7 +282,9 @@ class Step:
 
     def _batch(self, micro_batch: int) -> tuple[Batch, Int64[np.ndarray, "b"]]:
         """The images as the task prepares them, and their numbers in the set."""
+        self.progress.now = "reading", self.updates + 1, micro_batch
         stored, label, vector, numbers = self.reader.get(self.updates, micro_batch)
+        self.progress.now = "computing", self.updates + 1, micro_batch
         batch = Batch(self.images.pixel_format.to_unit(stored), label, vector=vector)
         batch = self.task.prepare(batch, self._random("augment", micro_batch))
         return replace(batch, image=batch.image.contiguous(memory_format=self.memory_format)), numbers

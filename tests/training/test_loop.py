@@ -2,6 +2,7 @@ import json
 import re
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 
@@ -25,6 +26,7 @@ from tests.training.toy import (
     tensors,
     train,
 )
+from training import loop as loop_module
 from training.config import TrainConfig
 from training.ema import EmaConfig
 from training.log import read
@@ -356,6 +358,7 @@ ELSEWHERE = {  # has no effect on the weights; shown by the test named
     "keep_every_images": "test_keep_permanently",
     "compile": "test_compile_changes_the_speed_only",
     "cuda_graphs": "test_cuda_graphs_change_the_speed_only",
+    "hang_seconds": "test_the_limit_of_a_run_is_its_setting",
     "trackers": "test_trackers",
     "max_skipped": "test_divergence_stops_before_anything_good_is_overwritten",
     "more_halflife_images": "test_further_averages",
@@ -432,6 +435,13 @@ def test_cuda_graphs_change_the_speed_only(tmp_path):
     replayed = final(tmp_path / "a", task, images=6 * BATCH, compile=True, cuda_graphs=True)
     for name, value in final(tmp_path / "b", images=6 * BATCH).items():
         assert_close(replayed[name], value, rtol=0, atol=1e-5)
+
+
+def test_the_limit_of_a_run_is_its_setting(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(loop_module, "watching", lambda progress, limit, first: limits.append(limit) or nullcontext())
+    train(tmp_path, hang_seconds=20.0)
+    assert limits == [20]
 
 
 def test_trackers(tmp_path):

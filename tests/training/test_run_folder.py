@@ -78,6 +78,7 @@ def test_what_may_change(tmp_path):
         "checkpoint_every_images": 32,
         "trackers": ("tensorboard",),
         "keep_last": 3,
+        "hang_seconds": 60.0,
     }
     changes |= {"micro_batch": 4, "keep_every_images": 64, "compile": True}
     assert opened(tmp_path / "run", images=2 * HALF, **changes).status == "resume"
