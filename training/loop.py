@@ -21,7 +21,7 @@ from training import best, checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
 from training.compile import explain_compile_error
 from training.curves import draw_curves
-from training.data import ImageSet
+from training.data import DataLost, ImageSet
 from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
 from training.ema import average_name
 from training.guard import Guard
@@ -29,7 +29,7 @@ from training.log import RunLog
 from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
 from training.peak import seconds_at_peak
-from training.processes import on_main
+from training.processes import on_main, shared_error
 from training.profile import Profile
 from training.run_facts import add_usage
 from training.run_folder import RunFolder
@@ -101,6 +101,8 @@ class Loop:
         bf16 = accelerator.mixed_precision == "bf16"
         self.ideal_seconds = seconds_at_peak(self.step.ema.model, task, images.shape, accelerator.device, bf16)
         """for an image, at the peak of all devices; None if that is not known"""
+        self.saved_images = -1
+        """images seen when the newest checkpoint was written or restored"""
         self.planned = set[str]()
         """names of the evaluations that were planned"""
         self.spent = dict[str, float]()
@@ -191,6 +193,7 @@ class Loop:
         """Continue from a checkpoint, and print what has changed since it was written."""
         self.load(saved)
         self.meter.restore(saved.unlogged_updates, saved.unlogged_sums, self.accelerator)
+        self.saved_images = saved.images
         self.guard.skipped, self.guard.went_back = saved.skipped_in_a_row, saved.went_back
         self.show(f"resuming {self.folder.path} from {saved.images:,} images (update {saved.update:,})")
         for line in checkpoint.changes(saved, self.metadata()):
@@ -249,6 +252,7 @@ class Loop:
             with (
                 explain_out_of_memory(f"an update with {amount(step.micro_batch, 'image')} in a forward pass", way_out),
                 explain_compile_error(*config.compile_option),
+                self.saved_if_lost(),
             ):
                 result = step.update()
             step.progress.now = "between", step.updates, 0
@@ -288,7 +292,33 @@ class Loop:
                 if not saved:
                     self.save(last=True)
                 return stopped
+            self.check_data()
         return None
+
+    @contextmanager
+    def saved_if_lost(self) -> Iterator[None]:
+        """Saves before it raises DataLost of an update that could not be computed. Several processes save before, see
+        `check_data`; a loss in the middle of an update of theirs leaves the newest checkpoint as it is."""
+        try:
+            yield
+        except DataLost as error:
+            if self.accelerator.num_processes > 1:
+                raise
+            raise self.lost(error) from None
+
+    def check_data(self) -> None:
+        """On several processes, waits for the images of the next update; if one of them has lost a file, all save and
+        raise DataLost."""
+        if self.accelerator.num_processes == 1 or self.ended:
+            return
+        if error := shared_error(self.step.reader.lost(self.step.updates)):
+            raise self.lost(error)
+
+    def lost(self, error: Exception) -> DataLost:
+        """The error to raise for a lost file, after a checkpoint of the updates so far; called on every process."""
+        if self.step.images_seen > self.saved_images:
+            self.save(last=True)
+        return DataLost(f"{error} (saved after {self.step.images_seen:,} images)")
 
     def due(self, interval_images: int) -> bool:
         """Whether the last update crossed a multiple of the interval, or ended the run."""
@@ -347,6 +377,7 @@ class Loop:
                 log.print_line(f"NOT SAVED after {step.images_seen:,} images: {error}; training continues")
             self.log.write(step.images_seen, step.updates, {}, saved=False)
             return False
+        self.saved_images = step.images_seen
         return True
 
     def snapshot_due(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 T = TypeVar("T")
 
@@ -74,6 +74,11 @@ def on_main(function: Callable[[], T]) -> T:
     if raised is not None:
         raise raised
     return result
+
+
+def shared_error(error: Exception | None) -> Exception | None:
+    """The error of the first process that has one, on all of them; every process waits. Errors must be picklable."""
+    return next((found for found in gather_object([error]) if found is not None), None)
 
 
 def leave_processes(accelerator: Accelerator | None = None, exit_code: int = 0) -> None:

@@ -218,7 +218,7 @@ def _draw_tab(model: gr.Dropdown) -> gr.Dropdown:
     components = [model, label, num, seed, compare, *first, *second]
     outputs = [status, *pictures, *files]
     running = draw.click(handle, components, outputs, show_progress="hidden", **QUEUED)
-    stop.click(lambda: line("stopped"), None, [status], cancels=[running])
+    stop.click(None, cancels=[running]).then(lambda: line("stopped"), None, [status], show_progress="hidden")
     return label
 
 
@@ -320,7 +320,7 @@ def _inpaint_tab(model: gr.Dropdown) -> gr.Dropdown:
     start.click(draw_one, [model, chosen, seed, *setting], opened, show_progress="hidden", **QUEUED)
     components = [model, values, editor, chosen, num, seed, *setting]
     running = draw.click(handle, components, [status, picture, file], show_progress="hidden", **QUEUED)
-    stop.click(lambda: line("stopped"), None, [status], cancels=[running])
+    stop.click(None, cancels=[running]).then(lambda: line("stopped"), None, [status], show_progress="hidden")
     return chosen
 
 

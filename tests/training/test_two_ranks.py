@@ -53,6 +53,13 @@ def test_a_resumed_run_is_the_same_bit_for_bit(two):
     assert losses(two / "halves") == losses(two / "straight")
 
 
+def test_both_save_and_end_if_one_loses_a_file_and_no_update_is_repeated(two):
+    for rank in range(2):
+        assert (two / f"lost{rank}.txt").read_text().startswith("shard 7 has disappeared (saved after 32 images")
+    assert hashes(two / "lost") == hashes(two / "straight")
+    assert losses(two / "lost") == losses(two / "straight")
+
+
 def test_both_use_a_smaller_micro_batch_if_the_memory_of_one_runs_out(two):
     assert hashes(two / "halved") == hashes(two / "straight")
     assert losses(two / "halved") == losses(two / "straight")
@@ -130,4 +137,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 20
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 22

@@ -4,11 +4,12 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tests.training.toy import BATCH, Tight, ToyTask, config, loop, resolved, train
-from training.data import DataConfig, open_images
+from tests.training.toy import BATCH, Tight, ToyTask, config, images, loop, resolved, train
+from training.data import DataConfig, DataLost, open_images
 from training.freeze import freeze
 from training.processes import leave_processes, on_main, process_state
 from training.run_folder import RunFolder
@@ -47,6 +48,9 @@ def main(out: Path) -> None:
     (out / f"stopped{rank}.txt").write_text(f"{stopped.finished} {len(task.batches)}")
     train(out / "stopped", ToyTask(dropout=0.3), micro_batch=2)
 
+    report(out / f"lost{rank}.txt", lambda: train(out / "lost", ToyTask(dropout=0.3), Losing(rank), micro_batch=2))
+    train(out / "lost", ToyTask(dropout=0.3), micro_batch=2)
+
     task = ToyTask()
     task.spoil_at = (4,) if rank == 1 else ()
     report(out / f"diverged{rank}.txt", lambda: train(out / "diverged", task, max_skipped=0))
@@ -57,6 +61,21 @@ def main(out: Path) -> None:
     nothing = DataConfig(source=str(out / "nothing"), cache=out / "cache")
     report(out / f"no_images{rank}.txt", lambda: open_images(nothing, on_main=on_main))
     leave_processes()
+
+
+class Losing:
+    """The images of the toy, of which rank 1 cannot read those of the fifth update."""
+
+    def __init__(self, rank: int) -> None:
+        self._images, self._rank = images(), rank
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._images, name)
+
+    def take(self, position: np.ndarray, seed: int, out: np.ndarray) -> np.ndarray:
+        if self._rank == 1 and position[0] >= 4 * BATCH:
+            raise DataLost("shard 7 has disappeared")
+        return self._images.take(position, seed, out)
 
 
 def skip(out: Path, rank: int) -> None:

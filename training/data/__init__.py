@@ -6,12 +6,14 @@ from training.data.config import DataConfig
 from training.data.images import Images
 from training.data.open import open_as_trained, open_images, open_validation
 from training.data.order import image_index
+from training.data.originals import DataLost
 from training.data.reader import BatchReader
 from training.data.stream import ImageSet, StreamedImages
 
 __all__ = [
     "BatchReader",
     "DataConfig",
+    "DataLost",
     "ImageSet",
     "Images",
     "PixelFormat",

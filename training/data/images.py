@@ -3,8 +3,11 @@
 import copy
 import hashlib
 import json
+import os
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int, Int64, Shaped
@@ -14,7 +17,29 @@ from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat, Units
 from residual.names import amount
 from training.data.order import image_index
+from training.data.originals import DataLost
 from training.data.sources.labels import count_classes, name_classes, summarize
+
+
+class MappedFile:
+    """An open file that is memory-mapped, with its size and time of modification when this object was made.
+
+    Its content stays after it is removed or replaced by renaming; only a change in place is one of the mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._handle = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+        self._before = self._state()
+
+    def check(self) -> None:
+        """Raises DataLost if the file has been changed in place."""
+        if self._state() != self._before:
+            raise DataLost(f"{self._path} has been changed by another program; run the same command to check it")
+
+    def _state(self) -> tuple[int, int]:
+        status = os.fstat(self._handle)
+        return status.st_size, status.st_mtime_ns
 
 
 class Images:
@@ -23,7 +48,8 @@ class Images:
     `array` is in memory or memory-mapped, of dtype `pixel_format.stored`; `labels` are class numbers, `classes` their
     names ("0", "1", … by default). The last `conditions` channels of an image are a condition, the first ones the
     target. `static` are further channels that all images share, `vectors` are numbers of each image; both are not
-    scaled. `fingerprint` is that of the set without `static`.
+    scaled. `fingerprint` is that of the set without `static`. `file` is the one that `array` is mapped from; it is
+    checked at every read.
 
     Raises ValueError for an empty set, another dtype, a label out of range, no target channel, and for static fields
     and vectors that do not fit the images.
@@ -44,6 +70,7 @@ class Images:
         fingerprint: str | None = None,
         bad: Sequence[str] = (),
         notes: Sequence[str] = (),
+        file: MappedFile | None = None,
     ):
         if len(array) == 0:
             raise ValueError("the set of images is empty; at least one is needed")
@@ -86,7 +113,7 @@ class Images:
         """name and reason of each image that cannot be read, and was skipped"""
         self.notes = tuple(notes)
         """further remarks, one line each"""
-        self._fingerprint = fingerprint
+        self._fingerprint, self._file = fingerprint, file
         self._numbers: np.ndarray | None = None  # of a part: numbers of its images in the whole
 
     def __len__(self) -> int:
@@ -133,7 +160,12 @@ class Images:
     def read(
         self, indices: Int[np.ndarray, "b"], out: Shaped[np.ndarray, "b c h w"] | None = None
     ) -> Shaped[np.ndarray, "b c h w"]:
-        """Copies the images with these numbers, into `out` if given. Raises IndexError for a number out of range."""
+        """Copies the images with these numbers, into `out` if given.
+
+        Raises IndexError for a number out of range, and DataLost if the mapped file was changed.
+        """
+        if self._file is not None:
+            self._file.check()
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"image numbers {indices.min()}..{indices.max()} outside 0..{len(self) - 1}")
         if self._numbers is not None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
+from training.data.originals import DataLost
 from training.data.stream import ImageSet
 
 
@@ -79,6 +80,16 @@ class BatchReader:
         self.waited_seconds += time.perf_counter() - start
         self._submit(*((update, index + 1) if index + 1 < self.micro_batches else (update + 1, 0)))
         return found.to(self.device)
+
+    def lost(self, update: int) -> DataLost | None:
+        """Waits for the first micro-batch of an update; returns the error if a file of the data set was lost."""
+        if self._ahead is None or self._ahead[0] != (update, 0):
+            self._submit(update, 0)
+        assert self._ahead is not None
+        start = time.perf_counter()
+        error = self._ahead[1].exception()
+        self.waited_seconds += time.perf_counter() - start
+        return error if isinstance(error, DataLost) else None
 
     def resize(self, micro_batch: int) -> None:
         """Reads micro-batches of another size from now on, which divides the images of this rank."""

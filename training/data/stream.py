@@ -19,6 +19,7 @@ from pictures.units import AnyFormat
 from storage.show import printable
 from training.data.images import Images, check_bad, check_parts, describe, with_static
 from training.data.order import ShardOrder, image_random
+from training.data.originals import Originals
 from training.data.sources.labels import count_classes, number_labels, summarize
 from training.data.sources.records import Item, Records, Source
 from training.memory import total_bytes
@@ -82,6 +83,8 @@ class StreamedImages:
         self._records, self._preprocessing, self._max_bad = records, preprocessing, max_bad
         self._draws = training and preprocessing.crop in ("random", "cut")
         self._notes = source.notes
+        self._shard_files, self._item_files = Originals(records.shard_files), Originals(records.item_files)
+        self._read_late = not any(records.bytes)  # items are read when they are decoded
         self._bad: dict[int, str] = {}
         self._held: OrderedDict[int, Future[Sequence[Item]]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="shards")
@@ -114,7 +117,8 @@ class StreamedImages:
     def take(
         self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]
     ) -> Int64[np.ndarray, "b"]:
-        """As `Images.take`. Raises ValueError if more images are unreadable than `data.max_bad` allows."""
+        """As `Images.take`. Raises ValueError if more images are unreadable than `data.max_bad` allows, and DataLost if
+        a file has changed or disappeared since the set was opened."""
         ahead = self._order.window(int(position[0]), seed)
         random = [image_random(seed, int(place)) for place in position] if self._draws else None
         return self.read(self._order.index(position, seed), out, ahead, random)
@@ -134,6 +138,9 @@ class StreamedImages:
         starts = self._order.starts
         shards = np.searchsorted(starts, indices, side="right") - 1
         needed = {int(shard): self._hold(int(shard)) for shard in np.unique(shards)}
+        if self._read_late and len(self._shard_files):
+            for shard in needed:
+                self._shard_files.check(shard)
         for shard in ahead:
             self._hold(shard)
         found = indices.astype(np.int64)
@@ -149,11 +156,21 @@ class StreamedImages:
     def _hold(self, shard: int) -> Future[Sequence[Item]]:
         """Loads a shard unless it is held; the shards of the two most recent groups are held."""
         if shard not in self._held:
-            self._held[shard] = self._loader.submit(self._records.load, shard)
+            self._held[shard] = self._loader.submit(self._load, shard)
         self._held.move_to_end(shard)
         while len(self._held) > 2 * self._order.group:
             self._held.popitem(last=False)
         return self._held[shard]
+
+    def _load(self, shard: int) -> Sequence[Item]:
+        """The items of a shard, from the file that was opened. Raises DataLost for another one."""
+        if not len(self._shard_files):
+            return self._records.load(shard)
+        self._shard_files.check(shard)
+        try:
+            return self._records.load(shard)
+        finally:  # the reason of a failure, and of wrong values
+            self._shard_files.check(shard)
 
     def _decode(
         self,
@@ -172,6 +189,8 @@ class StreamedImages:
                 row = (int(found[slot]) - start + (step > 0)) % len(items)
                 found[slot] = start + row
                 drawn = None if random is None else random[slot]
+                if len(self._item_files):
+                    self._item_files.check(start + row)
                 _, decoded, _ = attempt(items[row], preprocessing=self._preprocessing, random=drawn)
                 if not isinstance(decoded, str):
                     out[slot] = decoded

@@ -15,7 +15,7 @@ from residual.weights.config import convert
 from storage.read import read_json, require_regular
 from training.data.cache.checksums import BLOCK_BYTES, verify
 from training.data.cache.journal import crc32
-from training.data.images import Images
+from training.data.images import Images, MappedFile
 
 FORMAT_VERSION = 3
 IMAGES, LABELS, VECTORS, INFO = "images.bin", "labels.npy", "vectors.npy", "cache.json"
@@ -90,6 +90,7 @@ def load_cache(folder: Path, static: Float32[np.ndarray, "k h w"] | None = None)
         fingerprint=info["fingerprint"],
         bad=info["bad"],
         notes=info["notes"],
+        file=MappedFile(folder / IMAGES),
     )
 
 

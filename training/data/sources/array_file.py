@@ -84,6 +84,7 @@ def read_array_file(path: Path, columns: Columns, options: ArrayOptions) -> Reco
         conditions=len(options.condition),
         vectors=vectors,
         vector_columns=columns.vectors.names,
+        shard_files=[path] * len(starts),
     )
 
 

@@ -128,6 +128,7 @@ def image_folder(
             conditions=0 if arrays is None else len(arrays.condition),
             vectors=vectors,
             vector_columns=options.vectors.names,
+            item_files=members,
         )
 
     key: list = [classes, *([name, *stamp(file)] for name, file in zip(names, members, strict=True))]

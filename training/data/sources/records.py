@@ -81,6 +81,10 @@ class Records:
     """names of the columns of `vectors`"""
     coordinates: Coordinates | None = None
     """of the channels and axes, if the source has them"""
+    shard_files: Sequence[Path] = ()
+    """the file that holds each shard, if one does"""
+    item_files: Sequence[Path] = ()
+    """the file of each item (target), if it has its own"""
 
     @property
     def count(self) -> int:

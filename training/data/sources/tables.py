@@ -152,6 +152,7 @@ def read_tables(files: Sequence[Path], columns: Columns, pixel_format: PixelForm
         bytes=[table.bytes(image, group) for table, group in groups],
         vectors=columns.vectors.stack(numbers, files[0].name),
         vector_columns=columns.vectors.names,
+        shard_files=[table.file for table, _ in groups],
     )
 
 
