@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -76,10 +77,11 @@ def folder(task: DiffusionTask, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def labelled(folder: Path) -> Path:
+def labelled(folder: Path, **fields: int) -> Path:
     """A small network of the kind of ADM's upsamplers: it has a learned variance, and needs a label."""
     changes = {"base_channels": 8, "channel_multipliers": (1, 2), "attention_levels": (1,), "classes": 3}
-    config = replace(preset("adm-upsampler-64-256"), size=(16, 16), blocks_per_level=1, groups=4, heads=2, **changes)
+    changes |= {"size": (16, 16), "blocks_per_level": 1, "groups": 4, "heads": 2} | fields
+    config = replace(preset("adm-upsampler-64-256"), **changes)
     torch.manual_seed(0)
     model = DiffusionModel(build(config).eval(), DDPM(timesteps=100), ("a", "b", "c"), upscale=4)
     model.save(folder)
@@ -372,3 +374,22 @@ def test_evaluate_compares_what_a_diffusion_model_enlarges(folder: Path, tmp_pat
     printed = capsys.readouterr().out
     assert "20 x 24 px" in printed
     assert re.search(r"^psnr: \d+\.\d+ dB$", printed, re.MULTILINE)
+
+
+def test_weights_in_the_layout_of_adm_upscale_as_docs_superresolution_shows(tmp_path: Path) -> None:
+    Image.fromarray(pixels(6, 5, 3)).save(tmp_path / "picture.png")
+    original = load_model(labelled(tmp_path / "original", base_channels=32, groups=32))
+    generator = torch.Generator().manual_seed(0)
+    for weight in original.net.parameters():
+        weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.05)
+    save_file(original.net.export_weights("adm"), tmp_path / "upsampler.safetensors")
+    net = build(original.net.config).eval()
+    net.import_weights(tmp_path / "upsampler.safetensors", layout="adm")
+    assert_close(net.state_dict(), original.net.state_dict(), rtol=0, atol=0)
+    DiffusionModel(net, original.formulation, original.classes, upscale=4).save(tmp_path / "model")
+    flags = ["--upscale", str(tmp_path / "picture.png"), "--device", "cpu", "--steps", "3", "--label", "b"]
+    sample.main([str(tmp_path / "model"), *flags, "--out", str(tmp_path / "out")])
+    upscaler = diffusion_upscaler(original, label=1, options={"steps": 3})
+    with Image.open(tmp_path / "out" / "images" / "000000.png") as found:
+        difference = np.asarray(found, np.int64) - upscaler.upscale([tmp_path / "picture.png"])[0]
+    assert np.abs(difference).max() <= 1, "the script computes in another memory format"
