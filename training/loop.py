@@ -311,7 +311,8 @@ class Loop:
         raise DataLost."""
         if self.accelerator.num_processes == 1 or self.ended:
             return
-        if error := shared_error(self.step.reader.lost(self.step.updates)):
+        mine = self.step.reader.lost(self.step.updates)
+        if self.stop.any(mine is not None) and (error := shared_error(mine)):
             raise self.lost(error)
 
     def lost(self, error: Exception) -> DataLost:

@@ -61,6 +61,14 @@ class Stop:
             reason = int(vote)
         return REASONS[reason] or None
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process; to be called on every process."""
+        if self._group is None:
+            return flag
+        vote = torch.tensor(flag, dtype=torch.int32)
+        dist.all_reduce(vote, dist.ReduceOp.MAX, self._group)
+        return bool(vote)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or 1 + SIGNALS.index(number)
         if number == signal.SIGINT:
