@@ -392,4 +392,4 @@ def test_weights_in_the_layout_of_adm_upscale_as_docs_superresolution_shows(tmp_
     upscaler = diffusion_upscaler(original, label=1, options={"steps": 3})
     with Image.open(tmp_path / "out" / "images" / "000000.png") as found:
         difference = np.asarray(found, np.int64) - upscaler.upscale([tmp_path / "picture.png"])[0]
-    assert np.abs(difference).max() <= 1, "the script computes in another memory format"
+    assert np.abs(difference).max() <= 1, "but for rounding"
