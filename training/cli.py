@@ -23,6 +23,20 @@ R = TypeVar("R", bound=Run)
 RUN_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.,+=@-]*[A-Za-z0-9_,+=@-])?")
 ABOUT = """Train a model. The same command resumes a run that was interrupted.
 
+what people ask first:
+  a recipe          --config configs/digits.yaml; each setting of the file can be changed by a flag
+  my own images     --data.source FOLDER; --validate looks at every image first
+  size of images    --data.size 64
+  classes           subfolders of the folder, or --data.label_column NAME of a table
+  where results go  --run FOLDER: log, checkpoints, samples, model, report.html
+  how long          --train.images 200000, counted in images seen
+  memory            --train.batch 64; --train.micro_batch 16 computes a batch in parts
+  speed             --train.compile full, --train.precision bf16
+  learning rate     --optimizer.learning_rate 1e-4
+  saving, looking   --train.checkpoint_every_images 50000, --train.eval_every_images 50000
+  several GPUs      torchrun --nproc_per_node 8 -- train.py ..., or accelerate launch train.py ...
+  afterwards        python sample.py FOLDER --num 64; python evaluate.py FOLDER
+
 A flag `--train.images 2e5` equals `images: 2e5` in section `train` of the YAML file, and has precedence over it. A list
 is 1,2,2 in a flag and [1, 2, 2] in the file. null means none. Fields depend on the task and on the `kind` of a section:
 --help shows those that are chosen, as with `--help --task classification --optimizer.kind sgd`, and the values that a

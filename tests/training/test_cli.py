@@ -628,6 +628,15 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
     assert shown(capsys, "--version") == f"residual-diffusion {residual.__version__}\n"
 
 
+def test_the_first_screen_of_help_names_existing_flags(capsys: pytest.CaptureFixture[str]):
+    screen = shown(capsys, "--help").splitlines()[:40]
+    first, last = (next(i for i, line in enumerate(screen) if word in line) for word in ("a recipe", "afterwards"))
+    flags = {flag for line in screen[first:last] for flag in re.findall(r"--[a-z][\w.]*", line)}
+    known = (Path(__file__).parents[1] / "golden" / "train_flags.txt").read_text()
+    assert len(flags) >= 12
+    assert all(re.search(rf"^  {re.escape(flag)}\b", known, re.MULTILINE) for flag in flags - {"--nproc_per_node"})
+
+
 def test_help_escapes_control_characters(capsys: pytest.CaptureFixture[str]):
     assert "x\\x1b[2J" in shown(capsys, "--help", "--data.source", "x\x1b[2J")
 
