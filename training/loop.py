@@ -33,7 +33,7 @@ from training.processes import on_main, shared_error
 from training.profile import Profile
 from training.run_facts import add_usage
 from training.run_folder import RunFolder
-from training.run_report import REPORT_FILE, write_report
+from training.run_report import REPORT_FILE, next_command, write_report
 from training.snapshots import kept_snapshots, write_snapshots
 from training.state import restore, state_tensors
 from training.step import Step, TrainingSettings
@@ -134,6 +134,8 @@ class Loop:
             if stopped
             else f"finished: {folder.path} has seen {step.images_seen:,} images; its model is in {folder.model}"
         )
+        if stopped is None and (command := next_command(str(folder.resolved.get("task")), folder.path)):
+            self.show(f"next: {command}")
         return stopped is None
 
     def begin(self) -> None:

@@ -63,6 +63,11 @@ def write_report(path: Path, figures: Mapping[str, Figure]) -> Path:
     return target
 
 
+def next_command(task: str, run: Path) -> str | None:
+    """The first command that uses the model of a run, quoted for a shell; None for a task of one's own."""
+    return next((command.format(run=shlex.quote(str(run))) for command in COMMANDS.get(task, ())), None)
+
+
 def make_report(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
     """The page of a run."""
     notes = list(facts.notes)

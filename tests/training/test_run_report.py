@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from PIL import Image
 from tests.training.toy import BATCH, train
 from training import run_report
 from training.run_facts import add_usage, read_facts
-from training.run_report import MAX_BYTES, MAX_GRIDS, MAX_PICTURE_BYTES, make_report, picture_data, write_report
+from training.run_report import (
+    COMMANDS,
+    MAX_BYTES,
+    MAX_GRIDS,
+    MAX_PICTURE_BYTES,
+    make_report,
+    next_command,
+    picture_data,
+    write_report,
+)
 from training.task import Figure
 from training.yaml_file import write_yaml
 
@@ -206,3 +216,15 @@ def test_a_report_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, caps
     monkeypatch.setattr("training.loop.write_report", fail)
     assert train(tmp_path / "run").finished
     assert "report.html is not written: RuntimeError: a broken report" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", COMMANDS)
+def test_the_next_command_is_read_by_a_shell(task: str) -> None:
+    run = Path("my runs/it's")
+    command = next_command(task, run)
+    assert command is not None
+    assert shlex.split(command)[:3] == ["python", shlex.split(COMMANDS[task][0])[1], str(run)]
+
+
+def test_a_task_of_ones_own_has_no_next_command() -> None:
+    assert next_command("toy", Path("run")) is None
