@@ -15,7 +15,7 @@ from drawing.options import make_parser
 from drawing.series import show
 from drawing.upscale import require_upscale, upscale
 from drawing.write import write
-from pipelines.diffusion import gather_drawn
+from pipelines.drawn import gather_drawn
 from residual.names import amount
 from training.compile import explain_compile_error, require_compiler
 from training.log import print_line

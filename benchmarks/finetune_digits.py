@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from export import save_diffusers
 from pipelines.diffusion_folder import load_model
-from tasks.diffusion import DiffusionRun, DiffusionTask
+from tasks.denoising import DiffusionTask
+from tasks.diffusion import DiffusionRun
 from training.accelerator import make_accelerator
 from training.config import TrainConfig
 from training.data import DataConfig, open_images

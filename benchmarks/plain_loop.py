@@ -29,7 +29,8 @@ import unet
 from diffusion import DDPM
 from storage.write import replace_folder
 from tasks import RUNS
-from tasks.diffusion import DiffusionConfig, DiffusionRun, DiffusionTask
+from tasks.denoising import DiffusionConfig, DiffusionTask
+from tasks.diffusion import DiffusionRun
 from training.cli import parse
 from training.data import Images, open_images
 from training.processes import on_main

@@ -22,7 +22,8 @@ from diffusion import EDM
 from diffusion.windows import cover
 from pictures.units import Units
 from pipelines.diffusion import DiffusionModel
-from tasks.diffusion import DiffusionAugment, DiffusionRun
+from tasks.denoising import DiffusionAugment
+from tasks.diffusion import DiffusionRun
 from tasks.grid_evaluation import SampleConfig
 from training.accelerator import make_accelerator
 from training.config import TrainConfig

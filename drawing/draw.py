@@ -20,7 +20,8 @@ from tqdm import tqdm
 from drawing.job import Job
 from drawing.options import BATCH, BATCH_OF_CPU
 from pictures.files import read_image, save_image
-from pipelines.diffusion import DiffusionModel, require_finite
+from pipelines.diffusion import DiffusionModel
+from pipelines.drawn import require_finite
 from residual.names import amount
 from storage.show import printable
 from storage.write import remove

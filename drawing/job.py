@@ -37,8 +37,9 @@ from drawing.series import Series, show, sweep_rows
 from pictures.files import are_pictures, check_savable
 from pictures.grid import grid_size
 from pipelines.classification import load_classifier
-from pipelines.diffusion import MAX_RESAMPLE, NO_LABEL, DiffusionModel
+from pipelines.diffusion import MAX_RESAMPLE, DiffusionModel
 from pipelines.diffusion_folder import load_model
+from pipelines.labels import NO_LABEL
 from storage.show import printable
 from storage.write import expand_home
 from training.averages import Average, RunAverages, load_average

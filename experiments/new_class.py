@@ -18,7 +18,8 @@ from experiments.finding import Claim, Curve, Finding, Panel, holds, show
 from experiments.nets import Trained, classifier, denoiser, digits, trained, training_images
 from experiments.run import Settings, main
 from residual.adapters import Adapters, add_adapters
-from tasks.diffusion import DiffusionBatch, DiffusionRun
+from tasks.denoising import DiffusionBatch
+from tasks.diffusion import DiffusionRun
 from training.data import DataConfig, Images
 from training.random import GlobalRandom
 

@@ -17,7 +17,7 @@ from residual import Residual
 from residual.count import multiply_adds_of_parts
 from residual.probes.lesions import lesions, removed
 from residual.probes.visit import FixedInputs
-from tasks.diffusion import DiffusionTask
+from tasks.denoising import DiffusionTask
 
 TIMES = (50, 200, 400, 600, 800)
 

@@ -5,17 +5,14 @@ The folder holds config.json and model.safetensors, which are the network's own,
 
 import json
 import math
-import shlex
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -43,26 +40,25 @@ from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.guidance import ALL_LEVELS
 from diffusion.windows import Size, check_windows, windowed
 from pictures.coordinates import Coordinates
-from pictures.files import are_saved_as_bytes
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
+from pipelines.card import list_labels, model_card, summary
 from pipelines.classification import ImageClassifier
+from pipelines.drawn import require_finite
 from pipelines.formulation import describe_formulation
 from pipelines.inputs import Inputs, Numbers
+from pipelines.labels import NO_LABEL, TRAIN_WITHOUT_LABELS, find_label
 from pipelines.regression import Base
-from residual.names import amount, require_known, shorten
+from residual.names import amount, shorten
 from residual.weights.pretrained import upload
-from storage.show import markdown, printable
 from unet import EDM2UNet, UNet, UNetConfig
 
-T = TypeVar("T")
 Network = UNet | EDM2UNet
 
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "diffusion.json"
 REGRESSION = "regression"
 """folder of the regression in a model folder"""
-NO_LABEL = "none"
 MAX_GUIDANCE = 1_000
 """A larger value is almost certainly a typo."""
 MAX_SIDE = 8192
@@ -73,7 +69,6 @@ STEPS = 50
 """steps of a sampler, unless others are given"""
 GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale")
 """options of `DiffusionModel.denoiser`, besides those of a classifier"""
-_DROPOUT = "train one with diffusion.label_dropout=0.1"
 
 
 @dataclass(frozen=True)
@@ -296,7 +291,7 @@ class DiffusionModel:
         if not self.null_label:
             raise ValueError(
                 f"guidance={guidance:g} needs a model that was also trained without labels; "
-                f"leave guidance at 1, or {_DROPOUT}"
+                f"leave guidance at 1, or {TRAIN_WITHOUT_LABELS}"
             )
         return chosen
 
@@ -329,25 +324,7 @@ class DiffusionModel:
         If any name is a number, classes have to be named. Raises ValueError, with the nearest names, if there is no
         such class.
         """
-        if self.classes is None:
-            raise ValueError(f"label {text!r} was given, but the model has no classes; leave the label out")
-        if text in self.classes:
-            return self.classes.index(text)
-        if (composed := unicodedata.normalize("NFC", text)) in self.classes:  # as names of training data are
-            return self.classes.index(composed)
-        if text == NO_LABEL:
-            if self.null is None:
-                raise ValueError(f"label {NO_LABEL!r} needs a model that was also trained without labels; {_DROPOUT}")
-            return self.null
-        if text.removeprefix("-").isdecimal():
-            if any(name.isdecimal() for name in self.classes):
-                raise ValueError(f"label {text} is not the name of a class; the classes are: {shorten(self.classes)}")
-            if int(text) in range(len(self.classes)):
-                return int(text)
-            raise ValueError(
-                f"label {text} is outside 0 … {len(self.classes) - 1}; the classes are: {shorten(self.classes)}"
-            )
-        return self.classes.index(require_known("class", text, self.classes))
+        return find_label(text, self.classes, self.null)
 
     def names(self, labels: Sequence[int] | None) -> list[str] | None:
         """The names of labels, as `label` reads them."""
@@ -644,89 +621,17 @@ class DiffusionModel:
 
     def model_card(self, repo_id: str) -> str:
         """The README.md of the model folder in a repository: what the model draws, and code that draws with it."""
-        most = self.formulation.timesteps if isinstance(self.formulation, DDPM) else STEPS
-        inputs = self.inputs or Inputs()
-        needed = {"image": inputs.channels, "vector": self._numbers}
-        option = "".join(f", {name}={name}" for name, value in needed.items() if value)
-        flag = " --condition FILES" if inputs.channels else ""
-        return CARD.format(
-            title=markdown(repo_id.rpartition("/")[2]),
-            kind=describe_formulation(self.formulation)["kind"],
-            about=self.summary(),
-            labels="" if self.classes is None else f"\nLabels:\n\n{self.list_labels()}\n",
-            repo_id=json.dumps(repo_id),
-            command=shlex.quote(printable(repo_id)),
-            shape=(4, *self.shape),
-            unit="in [-1, 1]" if self.pixel_format.limit == 1 else "standardised",
-            option=option if most >= STEPS else f"{option}, steps={most}",
-            flag=flag if most >= STEPS else f"{flag} --steps {most}",
-        )
+        about, labels = self.summary(), None if self.classes is None else self.list_labels()
+        return model_card(repo_id, self.formulation, self.shape, self.pixel_format, self.inputs, about, labels, STEPS)
 
     def summary(self) -> str:
         """A few words on the images, the training and the formulation, as one line of Markdown."""
-        channels, height, width = self.shape
-        seen = "" if self.images_seen is None else f" after {self.images_seen:,} training images"
-        of = f"images of {height}x{width} px with {amount(channels, 'channel')}"
-        text = f"A denoising diffusion model of {of}{seen}; "
-        match self.formulation:
-            case DDPM(schedule=schedule, timesteps=timesteps, prediction=prediction):
-                text += f"{schedule} schedule, {timesteps} timesteps, {prediction} prediction."
-            case other:
-                text += f"its formulation is {describe_formulation(other)['kind']}."
-        if not are_saved_as_bytes(channels, self.pixel_format):
-            text += f" Its values are {self.pixel_format.about}."
-        if self.inputs is not None and self.inputs.channels:
-            text += f" It takes a condition of {amount(self.inputs.channels, 'channel')} for each image (image)."
-        if self._numbers is not None:
-            text += f" It takes numbers of each image (vector): {markdown(shorten(self._numbers.names))}."
-        return text
+        return summary(self.formulation, self.shape, self.pixel_format, self.inputs, self.images_seen)
 
     def list_labels(self) -> str:
         """The labels and the names of their classes, as a list in Markdown."""
-        rows = [f"- {number}: {markdown(name)}" for number, name in enumerate(self.classes or ())]
-        return "\n".join(rows if self.null is None else [*rows, f"- {self.null}: no label"])
+        return list_labels(self.classes or (), self.null)
 
 
 def _half(size: Size) -> Size:
     return size[0] // 2, size[1] // 2
-
-
-def require_finite(images: Sequence[int], x: Float[Tensor, "b c h w"], guidance: float) -> None:
-    """Raises ValueError, with the number of the first one, for drawn images with values that are not finite."""
-    finite = x.isfinite().flatten(1).all(dim=1).tolist()
-    if not all(finite):
-        way_out = "leave guidance at 1" if guidance != 1 else "take an earlier checkpoint, or other weights"
-        broken = images[finite.index(False)]
-        raise ValueError(f"image {broken} has values that are not finite (NaN, or too large to hold); {way_out}")
-
-
-def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
-    """What all processes have drawn, by image number, without the numbers of `count` and more. On every process."""
-    ordered = sorted(gather_object(list(drawn)), key=lambda pair: pair[0])
-    return [value for number, value in ordered if number < count]
-
-
-CARD = """---
-library_name: residual-diffusion
-tags:
-- residual-diffusion
-- diffusion
-- {kind}
-# license: name yours here, such as apache-2.0
----
-
-# {title}
-
-{about}
-{labels}
-```python
-from pipelines.diffusion_folder import load_model
-
-model = load_model({repo_id})
-images = model.draw(range(4), model.cycle(range(4)){option})  # {shape} {unit}; classes in turn
-values = model.pixel_format.from_unit(images)  # a numpy array in the values of the training data
-```
-
-On the command line, `python sample.py {command} --num 64{flag}` draws files, and
-`python train.py --init {command}` starts a training from these weights.
-"""

@@ -20,7 +20,8 @@ from metrics import (
     precision_recall,
 )
 from pictures.units import AnyFormat
-from pipelines.diffusion import DiffusionModel, gather_drawn
+from pipelines.diffusion import DiffusionModel
+from pipelines.drawn import gather_drawn
 from residual.names import shorten
 from storage.write import expand_home
 from tasks.judge import Input, open_judge, pixels_of

@@ -13,7 +13,7 @@ from diffusion.formulations import DDPM
 from pipelines.diffusion import DiffusionModel, Network
 from pipelines.diffusion_folder import load_model
 from tasks.comparison import QualityConfig
-from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
+from tasks.denoising import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
 from tasks.inputs import require_plain
 from tasks.quality import Quality, open_quality, require_validation

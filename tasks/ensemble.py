@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pictures.units import Units
-from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_finite
+from pipelines.diffusion import DiffusionModel, Network
+from pipelines.drawn import gather_drawn, require_finite
 from pipelines.inputs import Inputs
 from pipelines.regression import RegressionModel
 from residual.names import amount

@@ -10,7 +10,8 @@ from torch import nn
 
 from pictures.files import to_uint8
 from pictures.grid import draw_samples
-from pipelines.diffusion import MAX_GUIDANCE, DiffusionModel, Network, gather_drawn
+from pipelines.diffusion import MAX_GUIDANCE, DiffusionModel, Network
+from pipelines.drawn import gather_drawn
 from storage.write import replace_file
 from training.task import Evaluation, EvaluationContext, Figure
 

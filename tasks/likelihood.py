@@ -10,7 +10,8 @@ from diffusion import Condition, generators
 from diffusion.likelihood import log_likelihood
 from pictures.pixel_format import PixelFormat
 from pictures.units import AnyFormat
-from pipelines.diffusion import DiffusionModel, gather_drawn
+from pipelines.diffusion import DiffusionModel
+from pipelines.drawn import gather_drawn
 from tasks.comparison import QualityConfig, class_names
 from tasks.judge import pixels_of
 from training.data import Images

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.diffusion import DiffusionModel, Network, gather_drawn, require_finite
+from pipelines.diffusion import DiffusionModel, Network
+from pipelines.drawn import gather_drawn, require_finite
 from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, names_for
 from tasks.inputs import given_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from tasks import RUNS
-from tasks.diffusion import DiffusionTask
+from tasks.denoising import DiffusionTask
 from training.accelerator import make_accelerator
 from training.cli import parse
 from training.data import open_images

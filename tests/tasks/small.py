@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from tasks.diffusion import DiffusionRun, DiffusionTask
+from tasks.denoising import DiffusionTask
+from tasks.diffusion import DiffusionRun
 from tasks.grid_evaluation import SampleConfig
 from training.data import Images
 from training.random import GlobalRandom

@@ -37,7 +37,8 @@ from pipelines.diffusion_folder import load_model
 from residual.weights.read import WeightsNote
 from tasks import RUNS
 from tasks.classification import ClassificationRun
-from tasks.diffusion import MODELS, DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionRun
+from tasks.denoising import DiffusionAugment, DiffusionBatch, DiffusionConfig
+from tasks.diffusion import MODELS, DiffusionRun
 from tasks.distillation import DistillationRun
 from tasks.grid_evaluation import SampleConfig
 from tasks.regression import RegressionRun

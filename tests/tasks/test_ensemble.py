@@ -17,7 +17,7 @@ from diffusion import EDM
 from pictures.units import Units
 from pipelines.diffusion import DiffusionModel
 from tasks.comparison import QualityConfig
-from tasks.diffusion import DiffusionConfig
+from tasks.denoising import DiffusionConfig
 from tasks.ensemble import Ensemble, EnsembleConfig, score_prediction
 from tasks.ensemble_scores import score_ensemble
 from tasks.regression import RegressionRun

@@ -25,7 +25,7 @@ from pipelines.classification import ImageClassifier
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from residual.weights.read import WeightsNote
-from tasks.diffusion import DiffusionAugment
+from tasks.denoising import DiffusionAugment
 from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
 from tests.unet.test_pretrained import Hub, hub  # noqa: F401, a fixture

@@ -18,7 +18,7 @@ from pipelines.diffusion_folder import load_model
 from pipelines.inputs import FILE, Numbers, standardised
 from tasks.augment import random_flip
 from tasks.comparison import QualityConfig
-from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionTask
+from tasks.denoising import DiffusionAugment, DiffusionConfig, DiffusionTask
 from tasks.likelihood import bits_per_dimension
 from tasks.quality import Quality
 from tests.tasks.small import SMALL, shaken, small_run

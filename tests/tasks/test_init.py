@@ -19,7 +19,8 @@ from export import save_diffusers
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from tasks import RUNS
-from tasks.diffusion import DiffusionAugment, DiffusionRun
+from tasks.denoising import DiffusionAugment
+from tasks.diffusion import DiffusionRun
 from tests.tasks.small import SMALL, digits, shaken, small_run
 from training.cli import parse
 from unet import EDM2Config, EDM2UNet, UNet, UNetConfig, diffusers_config

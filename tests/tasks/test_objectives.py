@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion import DDPM, EDM, WEIGHTINGS, Flow, Formulation
-from tasks.diffusion import DiffusionConfig
+from tasks.denoising import DiffusionConfig
 from tests.tasks.small import digits, small_run
 from training.random import GlobalRandom
 from training.task import Batch

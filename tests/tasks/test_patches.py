@@ -16,7 +16,7 @@ from pictures.units import Units
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.inputs import positions
-from tasks.diffusion import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
+from tasks.denoising import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
 from tasks.ensemble import periodic_axes
 from tasks.regression import RegressionRun
 from tests.tasks.small import SMALL, shaken, small_run

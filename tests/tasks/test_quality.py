@@ -18,8 +18,9 @@ import train
 from metrics import frechet_distance, memorised, precision_recall
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import DiffusionModel, gather_drawn
+from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
+from pipelines.drawn import gather_drawn
 from resnet import ResNetConfig
 from resnet import build as build_classifier
 from tasks.comparison import QualityConfig

@@ -16,7 +16,7 @@ from pipelines.diffusion import REGRESSION
 from pipelines.diffusion_folder import load_model
 from pipelines.regression import DESCRIPTION_FILE, load_regression
 from resnet import create_model
-from tasks.diffusion import DiffusionConfig, DiffusionTask
+from tasks.denoising import DiffusionConfig, DiffusionTask
 from tasks.inputs import residual_std
 from tasks.regression import RegressionRun, RegressionTask, prediction_error
 from tests.tasks.small import shaken, small_run

@@ -25,7 +25,8 @@ from pictures.tiles import Tiles
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.superresolution import DiffusionUpscaler, blurred, diffusion_upscaler, in_tiles, load_upscaler, shrunk
-from tasks.diffusion import DiffusionAugment, DiffusionConfig, DiffusionRun, DiffusionTask
+from tasks.denoising import DiffusionAugment, DiffusionConfig, DiffusionTask
+from tasks.diffusion import DiffusionRun
 from tasks.enlargement import measure
 from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import sample_on_two_processes
