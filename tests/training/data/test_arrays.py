@@ -50,7 +50,7 @@ def test_any_number_of_channels_is_kept(channels: int, config, tmp_path: Path) -
 def test_the_range_becomes_minus_one_to_one(dtype, span, values, unit, config, tmp_path: Path) -> None:
     write(tmp_path / "set", np.array([values], dtype))  # (h, w): one channel
     images = open_images(config(source=tmp_path / "set", range=span))
-    image, label, _ = BatchReader(images, seed=0, batch=1).get(0)
+    image, label, *_ = BatchReader(images, seed=0, batch=1).get(0)
     assert label is None
     seen = images.pixel_format.to_unit(image)
     torch.testing.assert_close(seen, torch.tensor([[[unit]]], dtype=torch.float32), rtol=0, atol=1e-6)

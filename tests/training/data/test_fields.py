@@ -46,7 +46,7 @@ def whole(**fields: object) -> Images:
 def test_a_batch_has_the_vectors_of_its_images() -> None:
     images = whole(vectors=VECTORS, vector_columns=COLUMNS)
     for update in range(2):
-        image, label, vector = BatchReader(images, 3, 4).get(update)
+        image, label, vector, _ = BatchReader(images, 3, 4).get(update)
         assert label is not None
         torch.testing.assert_close(image, torch.from_numpy(ARRAYS)[label])
         torch.testing.assert_close(vector, torch.from_numpy(VECTORS)[label], rtol=0, atol=0)
@@ -160,7 +160,7 @@ def test_streamed_images_have_the_same() -> None:
     images = StreamedImages(given, preprocessing, 1, 0, static=STATIC)
     assert (images.conditions, images.vector_columns) == (1, COLUMNS)
     assert images.static is STATIC
-    image, label, vector = BatchReader(images, 3, 4).get(1)
+    image, label, vector, _ = BatchReader(images, 3, 4).get(1)
     assert label is not None
     torch.testing.assert_close(image, torch.from_numpy(ARRAYS)[label])
     torch.testing.assert_close(vector, torch.from_numpy(VECTORS)[label], rtol=0, atol=0)
