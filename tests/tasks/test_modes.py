@@ -209,7 +209,7 @@ def test_images_between_seeds_and_labels(grey_model, tmp_path):
         ("grey", ["--from", "GIVEN/grey", "--mask", "GIVEN/masks", "--num", 3]),
         ("colour", ["--grey", "GIVEN/colour", "--num", 3]),
         ("grey", ["--from", "GIVEN/grey", "--invert"]),
-        ("grey", ["--from", "GIVEN/grey", "--between", 2, 0, "--morph", "eel", "cat", "--num", 3]),
+        ("grey", ["--from", "GIVEN/grey", "--between", 2, 0, "--num", 3]),
         ("grey", ["--sweep", "steps", 2, 3, "--num", 3, "--nearest", "GIVEN/grey"]),
     ],
     ids=["mask", "grey", "invert", "between", "sweep"],
