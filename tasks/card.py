@@ -9,6 +9,7 @@ from tasks.grid_evaluation import GridEvaluation
 from tasks.report import FIGURES
 from training.output_folder import model_home
 from training.run_facts import RunFacts, read_facts
+from training.task import limits_of
 from training.yaml_file import MAX_BYTES
 
 LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
@@ -49,11 +50,7 @@ def _figures(facts: RunFacts, images_seen: int | None) -> list[str]:
         figure = FIGURES.get(name)
         if figure is None or figure.dashed or name in GridEvaluation.figures:
             continue
-        beside = [
-            f"{other} {found[other]:.4g}"
-            for other, each in FIGURES.items()
-            if each.dashed and each.axis == figure.axis and other in found
-        ]
+        beside = [f"{other} {found[other]:.4g}" for other in limits_of(figure, FIGURES) if other in found]
         cells = (name, f"{value:.4g}", ", ".join(beside), figure.axis)
         rows.append(f"| {' | '.join(map(markdown, cells))} |")
     if not rows:

@@ -235,8 +235,7 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     for folder in list_folders(root):
         problem = verify(folder)
         if problem is None:
-            metadata = _metadata(parse_json(read_text(folder / STATE)))
-            return Checkpoint(folder=folder, **vars(metadata)), damaged
+            return _read(folder), damaged
         damaged[folder] = problem
     if damaged:
         listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in damaged.items())
@@ -248,12 +247,13 @@ def newest(root: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
 
 def newest_before(root: Path, update: int) -> Checkpoint | None:
     """The newest valid checkpoint of fewer updates, if there is one."""
-    for folder in list_folders(root):
-        if verify(folder) is None:
-            found = Checkpoint(folder=folder, **vars(_metadata(parse_json(read_text(folder / STATE)))))
-            if found.update < update:
-                return found
-    return None
+    intact = (_read(folder) for folder in list_folders(root) if verify(folder) is None)
+    return next((found for found in intact if found.update < update), None)
+
+
+def _read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, which must have been verified."""
+    return Checkpoint(folder=folder, **vars(_metadata(parse_json(read_text(folder / STATE)))))
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:

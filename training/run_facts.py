@@ -104,7 +104,10 @@ class RunFacts:
             if isinstance(speed, int | float) and speed > 0:
                 wait = row.get("data_wait")
                 found.append(((row["images"] - before) / speed, wait if isinstance(wait, int | float) else 0.0))
-            before = row["images"] if "loss" in row else before
+            if not {"loss", "images_per_second"}.isdisjoint(
+                row
+            ):  # the line of an interval; without a loss if all were skipped
+                before = row["images"]
         return found
 
     @staticmethod
@@ -112,8 +115,7 @@ class RunFacts:
         found = dict[str, list[Point]]()
         for row in rows:
             for name, value in row.items():
-                number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-                if number and name not in NOT_FIGURES:
+                if _is_number(value) and name not in NOT_FIGURES:
                     found.setdefault(name, []).append((row["images"], float(value)))
         return found
 

@@ -18,7 +18,7 @@ from storage.show import printable
 from storage.write import replace_file
 from training.charts import chart
 from training.run_facts import RunFacts, read_facts
-from training.task import Figure
+from training.task import Figure, limits_of
 from training.units import show_size
 
 REPORT_FILE = "report.html"
@@ -106,11 +106,8 @@ def _figures(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
         figure = figures.get(name)
         if figure is not None and figure.dashed:
             continue
-        floors = [
-            f"{other} {facts.figures[other][-1][1]:.4g}"
-            for other, each in figures.items()
-            if figure is not None and each.dashed and each.axis == figure.axis and other in facts.figures
-        ]
+        limits = [] if figure is None else limits_of(figure, figures)
+        floors = [f"{other} {facts.figures[other][-1][1]:.4g}" for other in limits if other in facts.figures]
         best = ""
         if figure is not None and figure.best is not None:
             images, value = figure.choose(points, key=lambda point: point[1])

@@ -54,20 +54,19 @@ class Stop:
         """The reason to stop, or None; the same on every process. Must be called by all of them."""
         if not self.reason and self._launched and os.getppid() != _PARENT:
             self.reason = REASONS.index(LAUNCHER_DIED)
-        reason = self.reason
-        if self._group is not None:
-            vote = torch.tensor(reason)
-            dist.all_reduce(vote, dist.ReduceOp.MAX, self._group)
-            reason = int(vote)
-        return REASONS[reason] or None
+        return REASONS[self._largest(self.reason)] or None
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any process; to be called on every process."""
+        return bool(self._largest(int(flag)))
+
+    def _largest(self, number: int) -> int:
+        """The largest of the numbers of all processes."""
         if self._group is None:
-            return flag
-        vote = torch.tensor(flag, dtype=torch.int32)
+            return number
+        vote = torch.tensor(number)
         dist.all_reduce(vote, dist.ReduceOp.MAX, self._group)
-        return bool(vote)
+        return int(vote)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or 1 + SIGNALS.index(number)

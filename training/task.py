@@ -62,6 +62,11 @@ class Figure:
         return min if self.best == "lowest" else max
 
 
+def limits_of(figure: Figure, figures: Mapping[str, Figure]) -> list[str]:
+    """The names of the figures that are limits on the axis of this one."""
+    return [name for name, each in figures.items() if each.dashed and each.axis == figure.axis]
+
+
 class Evaluation(ABC):
     """A measurement of the averaged model at a fixed interval."""
 

@@ -1,21 +1,17 @@
 """A run in training, as its folder shows it: how far it is, its curves, grids and figures. Nothing is written to it."""
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from storage.read import read_bytes
-from training import log
-from training.curves import Point, draw_points
+from training.curves import draw_points
+from training.run_facts import RunFacts, read_facts
 from training.run_folder import RunFolder
 from training.task import Figure
-from training.yaml_file import read_settings
 from web.models import is_run, require_folder
 
 CURVES = {
@@ -25,8 +21,6 @@ CURVES = {
     "images_per_second": Figure("images per second"),
 }
 """numbers of the log that every run has"""
-OF_LOG = ("images", "update", "time", "evaluated")
-"""what stands in a line of the log besides numbers"""
 GRIDS = 3
 """pictures of evaluations that are shown, the newest ones"""
 
@@ -51,35 +45,30 @@ def follow(path: str, scratch: Path) -> Followed:
     """Reads a run folder; pictures are made in the folder `scratch`. Raises ValueError for another folder."""
     if not is_run(require_folder(path)):
         raise ValueError(f"{path!r} is not the folder of a run of train.py (no config.yaml); give one")
-    run = RunFolder(path)
-    settings, _ = read_settings(run.config, is_record=True)
-    rows = list(log.read(run.log))
-    evaluated = [row for row in rows if row.get("evaluated")]
+    facts, samples = read_facts(Path(path)), RunFolder(path).samples
+    newest = max((points[-1][0] for points in facts.figures.values()), default=0)
     return Followed(
-        _about(rows, settings),
-        _curves(rows, scratch),
-        _open(run.samples / "metrics.png"),
-        _grids(run.samples),
-        {name: value for name, value in (evaluated[-1] if evaluated else {}).items() if name not in OF_LOG},
+        _about(facts),
+        _curves(facts, scratch),
+        _open(samples / "metrics.png"),
+        _grids(samples),
+        {name: points[-1][1] for name, points in facts.figures.items() if points[-1][0] == newest},
     )
 
 
-def _curves(rows: Sequence[Mapping[str, Any]], scratch: Path) -> dict[str, Image.Image]:
+def _curves(facts: RunFacts, scratch: Path) -> dict[str, Image.Image]:
     found = dict[str, Image.Image]()
     for name in CURVES:
-        values: list[Point] = [(row["images"], row[name]) for row in rows if _is_number(row.get(name))]
-        draw_points({name: values} if values else {}, scratch / f"{name}.png", CURVES)
+        points = facts.curves.get(name)
+        draw_points({name: points} if points else {}, scratch / f"{name}.png", CURVES)
         if (picture := _open(scratch / f"{name}.png")) is not None:
             found[name] = picture
     return found
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _about(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+def _about(facts: RunFacts) -> str:
     """How far the run is, and about how much time is left, in a line."""
+    settings, rows = facts.settings, facts.rows
     batch = settings["train.batch"]
     total = -(-settings["train.images"] // batch) * batch
     if not rows:

@@ -88,6 +88,20 @@ def grid(path: Path, size: tuple[int, int] = (8, 8)) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def test_an_interval_of_skipped_updates_counts_once(tmp_path: Path) -> None:
+    rows = [
+        {"images": 100, "loss": 1.0},
+        {"images": 200},
+        {"images": 250, "skipped": True},
+        {"images": 300, "loss": 1.0},
+    ]
+    speeds = [50.0, 25.0, None, 50.0]
+    timed = [
+        row if speed is None else row | {"images_per_second": speed} for row, speed in zip(rows, speeds, strict=True)
+    ]
+    assert read_facts(run_of(tmp_path, *timed)).training_seconds == pytest.approx(100 / 50 + 100 / 25 + 100 / 50)
+
+
 def test_facts_are_those_of_the_log(tmp_path):
     facts = read_facts(run_of(tmp_path / "run", *ROWS))
     assert (facts.images_seen, facts.total_images, facts.is_finished) == (300, 400, False)
