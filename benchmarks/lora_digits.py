@@ -44,10 +44,6 @@ def main() -> None:
     before = [new_class.model(settings, tuple(args.updates), seed, "before") for seed in range(args.seeds)]
     print(f"before: {shares(before, judge)}", flush=True)
     for rank in (None, *args.ranks):
-        model = learn(settings, rank, 0, (args.updates[0], 0), args.rates[0])
-        weights = [weight for weight in model.net.parameters() if weight.requires_grad]
-        size = show_size(checkpoint_bytes(model.net, optimizer_slots=2))
-        print(f"{name(rank)}: {sum(weight.numel() for weight in weights):,} parameters trained, checkpoint {size}")
         for rate in args.rates:
             models = [learn(settings, rank, seed, tuple(args.updates), rate) for seed in range(args.seeds)]
             print(f"{name(rank)}, learning rate {rate:g}: {shares(models, judge)}", flush=True)
@@ -61,7 +57,7 @@ def name(rank: int | None) -> str:
 
 
 def learn(settings: Settings, rank: int | None, seed: int, updates: tuple[int, int], rate: float) -> Trained:
-    """The model that has learned the new digit; its parameters require gradients as in training."""
+    """The model that has learned the new digit."""
     run = new_class.run(updates[1], seed)
     run = replace(run, optimizer=replace(run.optimizer, learning_rate=rate))
     edit = partial(start, settings=settings, rank=rank, seed=seed, updates=updates[0])
@@ -89,11 +85,15 @@ def seconds_per_update(settings: Settings, ranks: list[int | None]) -> dict[int 
     times: dict[int | None, list[float]] = {rank: [] for rank in ranks}
     accelerator = make_accelerator(TrainConfig(batch=64, precision="float32", trackers=()))
     images = new_class.images(settings, True)
-    for rank in ranks * ROUNDS:
+    for place, rank in enumerate(ranks * ROUNDS):
         run = new_class.run(150, 0)
         task = run.build(images)
         if rank is not None:
             add_lora(task.model, rank, also=ALSO)
+        if place < len(ranks):
+            count = sum(weight.numel() for weight in task.model.parameters() if weight.requires_grad)
+            size = show_size(checkpoint_bytes(task.model, optimizer_slots=2))
+            print(f"{name(rank)}: {count:,} parameters trained, checkpoint {size}")
         with closing(Step(task, images, run, accelerator)) as step:
             step.update()
             began = time.thread_time()

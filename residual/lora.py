@@ -136,7 +136,9 @@ def _full_rank(layer: nn.Module) -> int:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether it is a convolution that PEFT's additions fit."""
-    if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.padding_mode != "zeros":
+    if not isinstance(layer, nn.Conv2d) or type(layer) not in (nn.Conv2d, PaddedConv2d):  # others compute otherwise
+        return False
+    if layer.groups != 1 or layer.padding_mode != "zeros":
         return False
     if any(step != 1 for step in layer.dilation):
         return False

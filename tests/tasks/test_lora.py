@@ -16,6 +16,7 @@ from torch.testing import assert_close
 import export
 import sample
 import train as script
+from diffusion import EDM
 from pipelines.diffusion_folder import load_model
 from residual.lora import add_lora, lora_state
 from tasks import RUNS
@@ -26,6 +27,7 @@ from training.averages import RunAverages
 from training.cli import parse
 from training.ema import EmaConfig
 from training.lora import LoraConfig, adapt
+from unet import EDM2Config
 
 RUN = """
 init: {init}
@@ -228,3 +230,5 @@ def test_what_the_network_or_the_machine_lacks_is_refused(monkeypatch: pytest.Mo
     net = small_run().build(digits()).model
     with pytest.raises(ValueError, match=r"'embedding\.lable'; did you mean embedding\.label"):
         adapt(net, LoraConfig(rank=2, also=("embedding.lable",)), seed=0)
+    with pytest.raises(ValueError, match="EDM2UNet has a convolution for LoRA"):
+        small_run(init="model", lora=LoraConfig(rank=2), model=EDM2Config(), objective=EDM()).outline()
