@@ -62,23 +62,24 @@ class Soak:
 
     def run(self) -> int:
         """Trains the reference, then runs under faults until the time is over; returns 1 if a trace is left."""
-        shared, problem, runs, quiet = shared_memory(), "", 0, None
+        shared, problems, runs, quiet = shared_memory(), 0, 0, None
         try:
             quiet = self.reference()
             while not self.is_over():
-                run = replace(quiet, folder=self.folder / f"run-{runs + 1}")
-                self.disturb(run)
-                check_no_trace(run, quiet, self.counts["damaged checkpoint"])
-                runs += 1
-                self.say(run, "finished: the bits, the log and the files of the reference")
-        except Broken as error:
-            problem = str(error)
-            self.console.print(f"BROKEN: {problem}", markup=False)
+                run = replace(quiet, folder=self.folder / f"run-{runs + problems + 1}")
+                try:
+                    self.disturb(run)
+                    check_no_trace(run, quiet, self.counts["damaged checkpoint"])
+                    runs += 1
+                    self.say(run, "finished: the bits, the log and the files of the reference")
+                except Broken as error:  # the next run may find another problem
+                    problems += 1
+                    self.console.print(f"BROKEN: {error}", markup=False)
         finally:
             self.watch.close()
         left = self.left() | {"shared memory": sorted(shared_memory() - shared)}
-        flat = self.table(quiet, runs, left)
-        return int(bool(problem) or not flat or any(left.values()))
+        flat = self.table(quiet, runs, problems, left)
+        return int(bool(problems) or not flat or any(left.values()))
 
     def is_over(self) -> bool:
         return time.monotonic() - self.begun > self.seconds
@@ -147,7 +148,9 @@ class Soak:
             if self.is_over() or not self.strike(started, SURVIVED):
                 return self.finish(started)
         if restarts:  # a signal to a process would restart them
+            below = started.below()
             started.kill()
+            started.wait(below)
             self.counts["SIGKILL"] += 1
             self.say(run, "SIGKILL: to all processes")
             return 1
@@ -197,7 +200,7 @@ class Soak:
         self.counts["of torch"] = len(temporaries) - len(ours)
         return {"processes": processes_in(self.folder), "temporary files": ours}
 
-    def table(self, quiet: Run | None, runs: int, left: dict[str, list[str]]) -> bool:
+    def table(self, quiet: Run | None, runs: int, problems: int, left: dict[str, list[str]]) -> bool:
         """Prints the table; returns whether memory, files and threads are flat."""
         minutes = (time.monotonic() - self.begun) / 60
         table = Table(title=f"soak, seed {self.seed}, {minutes:.0f} minutes", title_justify="left")
@@ -205,8 +208,8 @@ class Soak:
         table.add_column("result")
         for name in (*SURVIVED, *ENDING, "restart", *BETWEEN):
             table.add_row(name, str(self.counts[name]))
-        updates = f" of {quiet.updates} updates" if quiet else ""
-        table.add_row("runs that ended as the reference", f"{runs}{updates}")
+        updates = f", {quiet.updates} updates each" if quiet else ""
+        table.add_row("runs that ended as the reference", f"{runs} of {runs + problems}{updates}")
         flat = True
         for rank in (0, 1):
             series = [each for each in self.watch.series if each.rank == rank]
