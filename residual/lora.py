@@ -5,16 +5,13 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from residual.block import PaddedConv2d, Residual
 from residual.names import require_known
 from storage.write import replace_file, write_text
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 M = TypeVar("M", bound=nn.Module)
 NAME = "default"
@@ -115,7 +112,7 @@ def save_lora(model: nn.Module, folder: Path) -> None:
     layers = sorted(
         {name.partition(".lora_")[0] for name in state if ".lora_" in name}
     )  # PEFT has them in the order of a set
-    config: LoraConfig = vars(model)["peft_config"][NAME]
+    config: Any = vars(model)["peft_config"][NAME]
     values = config.to_dict() | {"target_modules": layers, "inference_mode": True}
     write_text(folder / "adapter_config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
     names = {name: f"base_model.model.{name.replace(f'.{NAME}.', '.')}" for name in state}
