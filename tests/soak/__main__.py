@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.soak.faults import BETWEEN, ENDING, SURVIVED
+from tests.soak.faults import BETWEEN, ENDING, STOP_S, SURVIVED
 from tests.soak.watch import Slopes, Watch, processes_in, shared_memory
 from tests.torture import signals
 from tests.torture.runs import Broken, Run, Started, require, send
@@ -98,7 +98,8 @@ class Soak:
         started = endless.start()
         require(started.wait_for("images: loss"), f"the reference does not train: {started.printed()[-2000:]}")
         time.sleep(min(LARGEST_REFERENCE_S, REFERENCE_SHARE * self.seconds))
-        signals.stop(started, next(way for way in signals.WAYS if way.name == "SIGUSR1 to one rank"), self.dice)
+        way = next(way for way in signals.WAYS if way.name == "SIGUSR1 to one rank")
+        signals.stop(started, way, self.dice, STOP_S)
         newest, _ = checkpoint.newest(endless.checkpoints)
         assert newest is not None, "it has been saved"
         quiet = replace(endless, updates=newest.update + 1)  # it ends by itself
