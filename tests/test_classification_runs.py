@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import evaluate
+import evaluating.command
 import residual
-from evaluate import main, read_run
+from evaluate import main
+from evaluating.command import read_run
 from pipelines.classification import load_classifier
 from pipelines.diffusion_folder import load_model
 from tests.test_end_to_end import ROOT, launch
@@ -85,8 +86,8 @@ def test_evaluate_without_a_run_is_one_line(argv: list[str], capsys: pytest.Capt
 def test_a_figure_that_is_not_finite_is_an_error(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure, wrong = evaluate.accuracy, {"validation_loss": float("nan")}
-    monkeypatch.setattr("evaluate.accuracy", lambda *args, **options: measure(*args, **options) | wrong)
+    measure, wrong = evaluating.command.accuracy, {"validation_loss": float("nan")}
+    monkeypatch.setattr("evaluating.command.accuracy", lambda *args, **options: measure(*args, **options) | wrong)
     with pytest.raises(SystemExit, match="2"):
         main([str(run), "--data.cache", str(run.parent.parent / "cache")])
     printed = capsys.readouterr()
