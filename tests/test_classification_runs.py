@@ -12,6 +12,7 @@ import evaluating.command
 import residual
 from evaluate import main
 from evaluating.command import read_run
+from evaluating.options import read
 from pipelines.classification import load_classifier
 from pipelines.diffusion_folder import load_model
 from tests.test_end_to_end import ROOT, launch
@@ -142,7 +143,7 @@ def test_what_cannot_be_evaluated(run: Path) -> None:
     with pytest.raises(ValueError, match=r"'nothing'.*config\.yaml"):
         read_run("nothing", [])
     with pytest.raises(ValueError, match=r"'--train\.images'.*evaluate\.py RUN"):
-        read_run(str(run), ["--train.images", "5"])
+        read([str(run), "--train.images", "5"], "help")
     assert read_run(str(run), ["--data.split=test", "--data.validation", "0.3"]).data.validation == 0.3
 
 
