@@ -19,7 +19,7 @@ SLOW_S = (0.02, 0.3)
 """seconds that each flush and each renaming takes longer on a slow disk"""
 SLOW_FOR_S = (2.0, 8.0)
 STOP_S = 600.0
-"""seconds that a stop may take; other programs may leave a process little of the processor"""
+"""seconds that a start or a stop may take; other programs may leave a process little of the processor"""
 SPARE_BYTES = 64 * 2**10
 """that the log and the output of a run may grow while the disk is full for everything larger"""
 
