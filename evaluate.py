@@ -557,7 +557,8 @@ def read_run(given: str, flags: Sequence[str]) -> AnyRun:
     """
     config = _config_of(given)
     own, settings = read_flags(flags)
-    if wrong := next((name for name in (*own, *settings) if not name.startswith(ALLOWED)), None):
+    names = (*own, *settings)
+    if wrong := next((name for name in names if not name.startswith(ALLOWED) or name == "data.autoencoder"), None):
         raise ValueError(f"'--{wrong}' cannot be used with evaluate.py; {USAGE}")
     if config is None and "data.source" not in settings:
         kind_of(given)  # has an error of its own for what is nothing
@@ -570,6 +571,7 @@ def read_run(given: str, flags: Sequence[str]) -> AnyRun:
     run = parsed.run
     if not isinstance(run, AnyRun):
         raise ValueError(f"{given} is a run of {parsed.task}, for which no evaluation is known")
+    run = replace(run, data=replace(run.data, autoencoder=None))  # pictures are compared, also of latents
     if config is None:
         return run
     own_data = parse(RUNS, ["--config", str(config), "--run", str(config.parent)]).run.data
