@@ -3,13 +3,14 @@
 # make fuzz: random malformed inputs for MINUTES; each must end in a valid value or in one line.
 # make experiments: claims about residual networks, measured into runs/experiments.
 # make torture: runs that are killed, damaged, stopped and left without disk must lose nothing.
+# make soak: two processes train for MINUTES under random faults, which must leave no trace.
 PYTHON ?= python3
 DEMO ?= digits
 MINUTES ?= 30
 RUN = runs/$(DEMO)
 BIN = .venv/bin
 
-.PHONY: demo web test experiments fuzz torture check clean
+.PHONY: demo web test experiments fuzz torture soak check clean
 
 demo: .venv/train
 	$(BIN)/python train.py --config configs/$(DEMO).yaml --run $(RUN)
@@ -31,6 +32,9 @@ fuzz: .venv/dev
 
 torture: .venv/dev
 	$(BIN)/python -m tests.torture $(TORTURE)
+
+soak: .venv/dev
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(SOAK)
 
 check: .venv/dev
 	$(BIN)/ruff check .

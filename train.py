@@ -55,7 +55,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
     resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:
         run.check_init()
-    images = open_images(run.data, on_main=on_main)
+    images = open_images(run.data, on_main=on_main, batch=run.train.batch)
     show(f"data: {images}")
     task = run.build(images)
     for line in [] if resumes else run.load_init(task):

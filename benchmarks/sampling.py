@@ -4,7 +4,7 @@
 
 By default 64 images of the network of configs/digits.yaml, without classes, which the pipeline does not know, in 50
 steps, with random weights. `--preset` gives a published network instead. The largest difference of the images is
-printed first.
+printed first. The last row is the time of the convolutions and matrix products of all steps alone.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 
 import unet
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
-from benchmarks.steps import autocast, build, build_theirs
+from benchmarks.steps import PRODUCTS, Products, autocast, build, build_theirs
 from diffusion import DDPM, generators
 from diffusion.sampler import SCHEDULERS
 from pipelines.diffusion import DiffusionModel
@@ -71,7 +71,7 @@ def digits() -> UNetConfig:
 def candidates(
     net: UNet, num: int, steps: int, device: torch.device, precision: str, compiled: bool = False
 ) -> dict[str, Call]:
-    """Calls that draw images 0 to `num` - 1 of seed 0: by ours, twice, and by the pipeline in both layouts.
+    """Calls that draw images 0 to `num` - 1 of seed 0: by ours, twice, and by the pipeline in both layouts; `Products`.
 
     The tensors that they return are in [-1, 1] for ours, and an array (n, h, w, c) in [0, 1] for the pipeline.
     """
@@ -106,6 +106,13 @@ def candidates(
         calls["ours compiled"] = ours(build(net.config, net.state_dict()), compile=True)
     calls["DDIMPipeline"] = theirs(build_theirs(net), torch.contiguous_format)
     calls["DDIMPipeline, channels last"] = theirs(build_theirs(net), torch.channels_last)
+    products = Products(net.config, num, device, torch.bfloat16 if precision == "bf16" else torch.float32, False)
+
+    def of_all_steps() -> None:
+        for _ in range(steps):
+            products()
+
+    calls[PRODUCTS] = of_all_steps
     return calls
 
 

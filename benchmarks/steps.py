@@ -31,6 +31,7 @@ from unet import UNet, UNetConfig
 TIMESTEPS = 1000
 RATE, BETAS, DECAY = 1e-4, (0.95, 0.999), 1e-6
 """of AdamW, as in diffusers' script"""
+PRODUCTS = "convolutions and matrix products alone"
 
 
 class NoisePrediction(Task[Batch]):
@@ -161,7 +162,7 @@ def train_calls(
                 build_theirs(net), batch, device, bf16=bf16, channels_last=bool(layout), tuned=True, compile=mode
             )
     dtype = torch.bfloat16 if bf16 else torch.float32
-    calls["convolutions and matrix products alone"] = Products(net.config, batch, device, dtype)
+    calls[PRODUCTS] = Products(net.config, batch, device, dtype)
     return calls
 
 
@@ -185,12 +186,15 @@ def forward(net: nn.Module, batch: int, device: torch.device, dtype: torch.dtype
 
 
 class Products:
-    """The convolutions and matrix products of a network alone, forward and backward: what a step takes at least.
+    """The convolutions and matrix products of a network alone: what a step takes at least.
 
-    Weights and inputs are random, in channels last, and in the precision of the products beforehand.
+    Weights and inputs are random, in channels last, and in the precision of the products beforehand. With `backward`
+    their gradients are computed, too.
     """
 
-    def __init__(self, config: UNetConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: UNetConfig, batch: int, device: torch.device, dtype: torch.dtype, backward: bool = True
+    ) -> None:
         with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Recorder() as recorder:
             UNet(config).eval()(torch.empty(batch, config.in_channels, *config.size), torch.empty(batch))
 
@@ -198,7 +202,8 @@ class Products:
             if not isinstance(found, Tensor):
                 return found
             made = torch.randn(found.shape, device=device, dtype=dtype)
-            return (made.to(memory_format=torch.channels_last) if made.ndim == 4 else made).requires_grad_()
+            made = made.to(memory_format=torch.channels_last) if made.ndim == 4 else made
+            return made.requires_grad_(backward)
 
         with torch.no_grad():
             inputs = [(product, [random(each) for each in found]) for product, found in recorder.products]
@@ -206,7 +211,9 @@ class Products:
 
     def __call__(self) -> None:
         for product, given, gradient in self.parts:
-            torch.autograd.grad(product(*given), [each for each in given if isinstance(each, Tensor)], gradient)
+            output = product(*given)
+            if output.requires_grad:
+                torch.autograd.grad(output, [each for each in given if isinstance(each, Tensor)], gradient)
 
 
 class Recorder(TorchDispatchMode):

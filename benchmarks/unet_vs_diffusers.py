@@ -5,8 +5,8 @@
 A training step is that of `benchmarks.steps`; a forward pass is without gradients, all numbers in the precision; a
 sampling step is a step of ddim. diffusers' network runs as its script runs it (float32, without tuning) and in its
 best eager forms: in the precision, in both layouts, with fused AdamW and averages. With --compile it is also compiled,
-and so is ours. The last row of a training step is the time of its convolutions and matrix products alone, forward and
-backward.
+and so is ours. The last row is the time of the convolutions and matrix products alone, in a training step with their
+gradients.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 import unet
 from benchmarks import sampling
 from benchmarks.paired import CONTROL, Call, add_options, measure, start
-from benchmarks.steps import build, build_theirs, forward, train_calls
+from benchmarks.steps import PRODUCTS, Products, build, build_theirs, forward, train_calls
 from residual import native
 from training.memory import keep_freed_memory
 from training.precision import choose_memory_format
@@ -76,6 +76,7 @@ def forward_calls(net: UNet, batch: int, device: torch.device, bf16: bool, compi
         theirs.compile()
         calls["ours compiled"] = ours(compile=True)
         calls["UNet2DModel compiled, channels last"] = forward(theirs, batch, device, dtype, True)
+    calls[PRODUCTS] = Products(net.config, batch, device, dtype, backward=False)
     return calls
 
 

@@ -1,7 +1,7 @@
 """Drawn images: checked, and collected from all processes."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from accelerate.utils import gather_object
 from jaxtyping import Float
@@ -19,7 +19,9 @@ def require_finite(images: Sequence[int], x: Float[Tensor, "b c h w"], guidance:
         raise ValueError(f"image {broken} has values that are not finite (NaN, or too large to hold); {way_out}")
 
 
-def gather_drawn(drawn: Sequence[tuple[int, T]], count: int) -> list[T]:
+def gather_drawn(
+    drawn: Sequence[tuple[int, T]], count: int, gather: Callable[[list[Any]], list[Any]] = gather_object
+) -> list[T]:
     """What all processes have drawn, by image number, without the numbers of `count` and more. On every process."""
-    ordered = sorted(gather_object(list(drawn)), key=lambda pair: pair[0])
+    ordered = sorted(gather(list(drawn)), key=lambda pair: pair[0])
     return [value for number, value in ordered if number < count]

@@ -7,13 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from storage.read import read_json
 from storage.write import write_text
 from training.disk_space import ignore_disk_full
-from training.processes import on_main, process_state
+from training.processes import gather, on_main, process_state
 
 RECORD = "quality.json"
 """in the folder of evaluations: the number that was chosen, and for what"""
@@ -48,7 +47,7 @@ def seconds_per_image(
                 moments.append(time.perf_counter())
             seconds = max(after - before for before, after in pairwise(moments))
         if count == batch or seconds > TRIAL_SECONDS:
-            return max(gather_object([seconds * steps / count]))
+            return max(gather([seconds * steps / count]))
         count = min(batch, 8 * count)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor
@@ -16,6 +15,7 @@ from pictures.confusion import draw_confusion, shown_classes
 from pictures.grid import draw_samples
 from pictures.units import AnyFormat
 from storage.write import replace_file
+from training.processes import gather
 from training.run_report import CLASSES_FILE, OF_CLASSES
 
 MAX_MISTAKES = 16
@@ -67,8 +67,8 @@ class ClassCounter:
             for loss, label, predicted, probability, stored in zip(*columns, strict=True)
             if np.isfinite(loss)
         ]
-        gathered = np.concatenate(gather_object([pairs]), axis=1)
-        worst = sorted(gather_object(mistakes), key=lambda mistake: -mistake.loss)[:MAX_MISTAKES]
+        gathered = np.concatenate(gather([pairs]), axis=1)
+        worst = sorted(gather(mistakes), key=lambda mistake: -mistake.loss)[:MAX_MISTAKES]
         label, predicted = gathered[:, gathered[0] != SURPLUS]
         return ClassOutcome(tuple(classes), pixel_format, label, predicted, tuple(worst))
 

@@ -27,7 +27,7 @@ from storage.write import expand_home
 from tasks.judge import Input, open_judge, pixels_of
 from tasks.reference import Pair, read_reference, write_reference
 from training.data import Images, ImageSet
-from training.processes import on_main, process_state
+from training.processes import gather, on_main, process_state
 from training.settings import require
 
 MAX_SIDE = 2048
@@ -181,7 +181,7 @@ class Comparison:
             numbers = mine[start : start + batch]
             rows = self.of_pixels(images.read(numbers), images.pixel_format)
             found += zip(numbers.tolist(), rows, strict=True)
-        return torch.from_numpy(np.stack(gather_drawn(found, len(images))))
+        return torch.from_numpy(np.stack(gather_drawn(found, len(images), gather)))
 
     def of_pixels(self, stored: np.ndarray, pixel_format: AnyFormat) -> Float[np.ndarray, "b d"]:
         """The judge's features of pixels as they are in files."""

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from residual.names import amount
 from residual.resample import bicubic
 from storage.write import replace_file
 from training.data import ImageSet
-from training.processes import process_state
+from training.processes import gather, process_state
 from training.task import Evaluation, EvaluationContext, Figure
 
 SHOWN = 4
@@ -85,7 +84,7 @@ def measure(
         figures = similarities(made, image, scale)
         figures |= {f"bicubic_{name}": value for name, value in similarities(base, image, scale).items()}
         rows.append((number, figures, middles(low, base, made, image) if number < SHOWN else None))
-    rows = sorted(gather_object(rows), key=lambda row: row[0])
+    rows = sorted(gather(rows), key=lambda row: row[0])
     return {name: float(np.mean([row[1][name] for row in rows])) for name in rows[0][1]}, rows
 
 

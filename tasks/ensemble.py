@@ -22,7 +22,7 @@ from tasks.ensemble_scores import EnsembleScores, score_ensemble
 from tasks.inputs import PREDICTED, given_of
 from training.data import Images, ImageSet
 from training.data.statistics import far_channels
-from training.processes import on_main, process_state
+from training.processes import gather, on_main, process_state
 from training.settings import require
 from training.task import Evaluation, EvaluationContext, Figure
 from unet import EDM2Config, UNetConfig
@@ -152,7 +152,7 @@ class Ensemble(Evaluation):
             if step == config.steps:
                 require_finite(numbers, x, config.guidance)
                 drawn += zip(numbers, as_floats(model.pixel_format.from_unit(x.float())), strict=True)
-        images = torch.from_numpy(np.stack(gather_drawn(drawn, count)))
+        images = torch.from_numpy(np.stack(gather_drawn(drawn, count, gather)))
         members = images.unflatten(0, (len(self.pairs), self.members)).transpose(0, 1)
         return score_ensemble(members, truth_of(model, self.pairs), periodic_axes(model), config.seed)
 
@@ -180,7 +180,7 @@ def score_prediction(model: RegressionModel, held_out: ImageSet) -> EnsembleScor
         given = {"image": None, "vector": None} | given_of(model.inputs, pairs, numbers)
         x = model.predict(**given, count=len(numbers), size=model.shape[1:], device=state.device)
         found += zip(numbers.tolist(), as_floats(model.pixel_format.from_unit(x)), strict=True)
-    images = torch.from_numpy(np.stack(gather_drawn(found, len(pairs))))
+    images = torch.from_numpy(np.stack(gather_drawn(found, len(pairs), gather)))
     return score_ensemble(images[None], truth_of(model, pairs), periodic_axes(model))
 
 

@@ -13,6 +13,7 @@ from pictures.grid import draw_samples
 from pipelines.diffusion import MAX_GUIDANCE, DiffusionModel, Network
 from pipelines.drawn import gather_drawn
 from storage.write import replace_file
+from training.processes import gather
 from training.task import Evaluation, EvaluationContext, Figure
 
 MAX_IN_GRID = 10_000
@@ -85,7 +86,7 @@ class GridEvaluation(Evaluation):
                 return None
             if step == config.steps:
                 drawn += zip(numbers, x.float().cpu().numpy(), strict=True)
-        images = gather_drawn(drawn, config.num)
+        images = gather_drawn(drawn, config.num, gather)
         if not images:
             return {}
         finished = torch.from_numpy(np.stack(images))

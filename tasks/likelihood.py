@@ -15,7 +15,7 @@ from pipelines.drawn import gather_drawn
 from tasks.comparison import QualityConfig, class_names
 from tasks.judge import pixels_of
 from training.data import Images
-from training.processes import process_state
+from training.processes import gather, process_state
 
 Bits = Float[np.ndarray, "n"]
 """bits per dimension of each image"""
@@ -53,7 +53,7 @@ def bits_per_dimension(model: DiffusionModel, images: Images, config: QualityCon
         nats = log_likelihood(denoise, model.formulation, x.to(state.device), condition, sources, steps=config.steps)
         bits = -nats / (x[0].numel() * math.log(2)) - (0 if spacing is None else math.log2(spacing))
         found += zip(numbers.tolist(), bits.tolist(), strict=True)
-    return np.array(gather_drawn(found, len(part)))
+    return np.array(gather_drawn(found, len(part), gather))
 
 
 def _labels(model: DiffusionModel, images: Images, what: str) -> list[int] | None:

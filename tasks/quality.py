@@ -17,7 +17,7 @@ from tasks.comparison import Comparison, QualityConfig, names_for
 from tasks.inputs import given_of
 from tasks.judge import pixels_of
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
-from training.processes import on_main, process_state
+from training.processes import gather, on_main, process_state
 from training.task import Evaluation, EvaluationContext, Figure
 
 DISTANCE = "Fréchet distance (squared features)"
@@ -117,7 +117,7 @@ class Quality(Evaluation):
                 require_finite(numbers, x, config.guidance)
                 pixels = model.output_format.from_unit(model.decoded(x.float()))
                 drawn += zip(numbers, self.comparison.of_pixels(pixels, model.output_format), strict=True)
-        features = torch.from_numpy(np.stack(gather_drawn(drawn, len(self.comparison))))
+        features = torch.from_numpy(np.stack(gather_drawn(drawn, len(self.comparison), gather)))
         return self.comparison.compare(features, self._names)
 
     def _labels(self, numbers: Sequence[int]) -> list[int] | None:

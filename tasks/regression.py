@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from diffusion.denoiser import Images
 from pipelines.regression import RegressionModel, regress
 from tasks.inputs import PREDICTED, inputs_of, require_pixels
 from training.data import ImageSet, open_validation
-from training.processes import on_main, process_state
+from training.processes import gather, on_main, process_state
 from training.random import GlobalRandom, seeded
 from training.run import Run
 from training.settings import variants
@@ -111,7 +110,7 @@ def prediction_error(
         error = squared_error(model, model.net, Batch(image, None, vector=vector))
         known = (~image[:, : model.shape[0]].isnan()).sum()
         sums.append((float(error.double().sum()), int(known)))
-    total, count = map(sum, zip(*gather_object(sums), strict=True))
+    total, count = map(sum, zip(*gather(sums), strict=True))
     return {"rmse": (total / count) ** 0.5}
 
 

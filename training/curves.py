@@ -74,7 +74,7 @@ def _read(log_file: Path, figures: Mapping[str, Figure]) -> dict[str, list[Point
     """The logged values of each figure that has any, in the order of `figures`."""
     found: dict[str, list[Point]] = {name: [] for name in figures}
     for row in log.read(log_file):
-        for name in figures if row.get("evaluated") else ():
+        for name in figures if "evaluated" in row else ():
             if isinstance(value := row.get(name), int | float):
                 found[name].append((row["images"], value))
     return {name: points for name, points in found.items() if points}

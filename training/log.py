@@ -4,7 +4,7 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from accelerate.tracking import GeneralTracker, filter_trackers
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from residual.names import shorten
+from residual.names import amount, shorten
 from storage.read import is_regular, open_regular, parse_json, read_bytes
 from storage.show import printable
 from storage.write import write_text
@@ -48,6 +48,19 @@ def truncate(path: Path, images: int) -> None:
 def evaluated(path: Path, images: int) -> bool:
     """Whether the log holds the evaluation after `images` images."""
     return any(row["images"] == images and row.get("evaluated") for row in read(path))
+
+
+def failures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line about each evaluation that failed in these lines of the log: how often, and the last reason."""
+    found = dict[str, list[str]]()
+    for row in rows:
+        failed = row.get("failed")
+        for name, reason in failed.items() if isinstance(failed, dict) else ():
+            found.setdefault(name, []).append(str(reason))
+    return [
+        f"the {name} failed {amount(len(reasons), 'time')}, the last time because of: {reasons[-1]}"
+        for name, reasons in found.items()
+    ]
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -100,6 +113,8 @@ class RunLog:
     ) -> None:
         self.path, self.accelerator, self.images = path, accelerator, config.updates * config.batch
         self.was_full = False
+        self._broken = set[str]()
+        """names of the trackers that failed"""
         accelerator.log_with = filter_trackers(list(config.trackers), tracker_folder)
         accelerator.project_configuration.set_directories(str(tracker_folder))
         options: dict[str, dict[str, Any]] = {
@@ -134,7 +149,7 @@ class RunLog:
     def write(self, images_seen: int, update: int, numbers: Mapping[str, float], **marks: Any) -> None:
         """Write one line to log.jsonl, the numbers to the trackers (over images seen), and `SHOWN` to the progress bar.
 
-        On a full disk the line is left out. A tracker that fails is disabled for the rest of the run, with a message.
+        On a full disk the line is left out. A tracker that fails is reported once, and gets the next numbers again.
         """
         if numbers:
             self._track(lambda tracker: tracker.log(dict(numbers), step=images_seen))
@@ -176,13 +191,14 @@ class RunLog:
                 print(f"{images_seen:,} of {self.images:,} images: {' '.join(shown)}", file=sys.stderr, flush=True)
 
     def _track(self, call: Callable[[GeneralTracker], object]) -> None:
-        for tracker in list(self.accelerator.trackers):
+        for tracker in self.accelerator.trackers:
             try:
                 call(tracker)
             except Exception as error:  # each tracker has its own; those of its threads are raised here, too
-                self.accelerator.trackers.remove(tracker)
-                reason = "the disk is full" if is_full(error) else repr(error)
-                print_line(f"{reason}: {tracker.name} gets no more numbers of this run")
+                if tracker.name not in self._broken:
+                    reason = "the disk is full" if is_full(error) else repr(error)
+                    print_line(f"{reason}: {tracker.name} lacks numbers of this run; it is tried again with the next")
+                self._broken.add(tracker.name)
 
 
 def _wandb_id(path: Path, is_new: bool) -> str:

@@ -4,14 +4,19 @@ Time is counted in images seen.
 """
 
 import filecmp
+import math
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 
 from residual.names import amount, shorten
 from storage.read import is_regular
@@ -26,10 +31,10 @@ from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full,
 from training.ema import average_name
 from training.guard import Guard
 from training.log import RunLog
-from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
+from training.memory import checkpoint_bytes, explain_out_of_memory, is_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
 from training.peak import seconds_at_peak
-from training.processes import on_main, shared_error
+from training.processes import attempt, meet, on_main, shared_error
 from training.profile import Profile
 from training.run_facts import add_usage
 from training.run_folder import RunFolder
@@ -45,6 +50,9 @@ from training.yaml_file import flat
 
 BUILDS_ON = "+"
 """between the fingerprints of images and of weights in `CheckpointMetadata.data`"""
+FULL = "the disk is full"
+MAX_REASON = 500
+"""characters of the reason why an evaluation failed"""
 RESUMES = "the same command resumes from the newest checkpoint"
 
 
@@ -134,6 +142,8 @@ class Loop:
             if stopped
             else f"finished: {folder.path} has seen {step.images_seen:,} images; its model is in {folder.model}"
         )
+        for line in on_main(lambda: log.failures(log.read(folder.log))):
+            self.show(f"NOT MEASURED: {line}")
         if stopped is None and (command := next_command(str(folder.resolved.get("task")), folder.path)):
             self.show(f"next: {command}")
         return stopped is None
@@ -408,43 +418,62 @@ class Loop:
     def evaluate(self) -> None:
         """Run the evaluations due on the averaged model, on every process, and log their numbers together.
 
-        A stop cuts them short; then nothing is logged, and the resumed run repeats them.
+        A stop cuts them short; then nothing is logged, and the resumed run repeats them. One that fails on a process is
+        reported and in the log; training continues.
         """
-        step, folder, numbers, complete = self.step, self.folder.samples, dict[str, float](), True
-        seen = step.images_seen
+        step, seen, numbers, failed = self.step, self.step.images_seen, dict[str, float](), dict[str, str]()
         context = EvaluationContext(
-            folder,
+            self.folder.samples,
             seen,
             self.accelerator,
-            self.stop.agreed,
+            self.interrupted,
             lambda name, pixels: self.log.write_image(name, seen, pixels),
         )
         step.ema.share_buffers()
         for evaluation in self.task.evaluations:
             if not self.due(evaluation.every_images):
                 continue
-            what = f"the {evaluation.name} after {seen:,} images"
-            way_out = f"lower the numbers of images in its settings, which may change; {RESUMES}"
-            try:
-                with torch.no_grad(), explain_out_of_memory(what, way_out):
-                    self.plan(evaluation)
-                    found = evaluation.run(step.ema.model, context)
-            except OSError as error:  # on the main process, which alone writes
-                if not is_full(error):
-                    raise
-                found, complete = {}, False
-                log.print_line(f"the disk is full: {folder} lacks {what}")
-            self.accelerator.wait_for_everyone()
-            if found is None:
+            found, problem = attempt(partial(self.measure, evaluation, context), describe_failure)
+            if problem is not None:
+                failed[evaluation.name] = problem
+                self.report_failure(f"the {evaluation.name} after {seen:,} images", problem)
+            elif found is None:
                 return
-            numbers |= found
-        require_finite(f"in the evaluation after {seen:,} images", numbers)
-        if complete:
-            self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
-            self.log.write(step.images_seen, step.updates, numbers, evaluated=True)
-            on_main(self.draw_curves)
-            if not self.ended:  # else it is written once more at the end
-                on_main(self.write_report)
+            else:
+                numbers |= found
+        self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
+        marks = {"evaluated": False, "failed": failed} if failed else {"evaluated": True}
+        self.log.write(step.images_seen, step.updates, numbers, **marks)
+        _, problem = attempt(lambda: on_main(self.draw_curves), describe_failure)
+        if problem is not None:
+            self.show(f"NOT DRAWN: the curves after {seen:,} images: {problem}; training continues")
+        if not self.ended:  # else it is written once more at the end
+            on_main(self.write_report)
+
+    def interrupted(self) -> str | None:
+        """`Stop.agreed` for evaluations, in which a process may fail."""
+        meet()
+        return self.stop.agreed()
+
+    def measure(self, evaluation: Evaluation, context: EvaluationContext) -> Mapping[str, float] | None:
+        """The numbers of an evaluation; None if it was interrupted. Raises ValueError if one is not finite."""
+        with torch.no_grad():
+            self.plan(evaluation)
+            found = evaluation.run(self.step.ema.model, context)
+        if wrong := {name: number for name, number in (found or {}).items() if not math.isfinite(number)}:
+            raise ValueError(", ".join(f"{name} is {number}" for name, number in wrong.items()))
+        return found
+
+    def report_failure(self, what: str, problem: str) -> None:
+        """Print that an evaluation failed. Raises ValueError if the averaged weights are not finite."""
+        clear_device_cache(garbage_collection=True)
+        if problem == FULL:
+            self.show(f"the disk is full: {self.folder.samples} lacks {what}")
+        else:
+            again = "the same command" if self.ended else "training continues, and the next evaluation"
+            self.show(f"NOT MEASURED: {what}: {problem}; {again} tries it again")
+        largest = torch.stack([weight.abs().max() for weight in self.step.ema.model.parameters()]).max().item()
+        require_finite(f"after {self.step.images_seen:,} images", {"the largest averaged weight": largest})
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -457,8 +486,9 @@ class Loop:
         """Before the first run of an evaluation in this process, let it decide how much it measures; print its cost."""
         if evaluation.name in self.planned:
             return
+        plan = evaluation.plan(self.step.ema.model, self.folder.samples)
         self.planned.add(evaluation.name)
-        if plan := evaluation.plan(self.step.ema.model, self.folder.samples):
+        if plan:
             self.show(plan_line(evaluation, plan, self.config.images, self.images_per_second))
 
     @property
@@ -498,10 +528,23 @@ class Loop:
             with raise_disk_full(folder.path, model_bytes(step.trained), "the best model"):
                 best.keep(folder.best, new, figure, lambda target: self.task.save(step.ema.model, target))
 
-        try:
-            on_main(write)
-        except DiskFull as error:
-            self.show(f"NOT KEPT as the best model after {seen:,} images: {error}; training continues")
+        _, problem = attempt(lambda: on_main(write), describe_failure)
+        if problem is not None:
+            self.show(f"NOT KEPT as the best model after {seen:,} images: {problem}; training continues")
+
+
+def describe_failure(error: Exception) -> str:
+    """Why something failed without which training goes on, in one line. An unexpected error prints its traceback."""
+    if is_out_of_memory(error):
+        return "it needs more memory than there is; lower the numbers of images in its settings, which may change"
+    if is_full(error):
+        return FULL
+    text = str(error)
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {error}"
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            print(printable(line), file=sys.stderr, flush=True)
+    return " ".join(text.split())[:MAX_REASON]
 
 
 def _same(new: Path, old: Path) -> bool:

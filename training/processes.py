@@ -5,8 +5,10 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
@@ -62,7 +64,8 @@ def process_state() -> PartialState:
 def on_main(function: Callable[[], T]) -> T:
     """Call `function` on the main process only; every process waits, and returns its result or raises its error.
 
-    Otherwise an error on the main process would leave the others waiting. Results must be picklable.
+    Otherwise an error on the main process would leave the others waiting. Results must be picklable. Raises
+    ProcessFailed as `meet` does.
     """
     outcome: list = [None, None]
     if process_state().is_main_process:
@@ -70,15 +73,74 @@ def on_main(function: Callable[[], T]) -> T:
             outcome[0] = function()
         except Exception as error:
             outcome[1] = error
+    meet()
     result, raised = broadcast_object_list(outcome)
     if raised is not None:
         raise raised
     return result
 
 
+def largest(number: int) -> int:
+    """The largest of the numbers of all processes, on each of them. They wait for each other, and for no device."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return number
+    vote = torch.tensor(number)
+    dist.all_reduce(vote, dist.ReduceOp.MAX, _voters(dist.group.WORLD))
+    return int(vote)
+
+
+@lru_cache(maxsize=1)
+def _voters(world: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """All processes of the group `world`, exchanging numbers on the CPU."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+
 def shared_error(error: Exception | None) -> Exception | None:
     """The error of the first process that has one, on all of them; every process waits. Errors must be picklable."""
     return next((found for found in gather_object([error]) if found is not None), None)
+
+
+class ProcessFailed(Exception):
+    """Some processes failed in an `attempt`; the message is the reason, the same on every process."""
+
+
+def meet(problem: str | None = None) -> None:
+    """Wait for all processes. Raises ProcessFailed on every one if one of them comes with a `problem`.
+
+    Whatever processes do together within an `attempt` begins with this, so that one that fails can leave it.
+    """
+    if not largest(int(problem is not None)):
+        return
+    problems = gather_object([problem])
+    failed = {rank: text for rank, text in enumerate(problems) if text is not None}
+    rank, text = next(iter(failed.items()))
+    raise ProcessFailed(text if len(failed) == len(problems) else f"process {rank}: {text}")
+
+
+def gather(values: list[T]) -> list[T]:
+    """The values of all processes in one list, as accelerate's `gather_object`; raises ProcessFailed as `meet` does."""
+    meet()
+    return gather_object(values)
+
+
+def attempt(function: Callable[[], T], describe: Callable[[Exception], str]) -> tuple[T, None] | tuple[None, str]:
+    """Call `function` on every process. Its result; or None and the reason, if it failed on at least one of them.
+
+    All processes have the same outcome. `describe` makes the reason of an error. Within `function` processes exchange
+    nothing except by `on_main`, `gather` and `meet`.
+    """
+    try:
+        try:
+            result = function()
+        except ProcessFailed:
+            raise
+        except Exception as error:
+            meet(describe(error))
+            raise
+        meet()
+    except ProcessFailed as failure:
+        return None, str(failure)
+    return result, None
 
 
 def leave_processes(accelerator: Accelerator | None = None, exit_code: int = 0) -> None:

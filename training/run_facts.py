@@ -20,7 +20,7 @@ from training.run_folder import RunFolder
 from training.yaml_file import read_settings
 
 USAGE_FILE = "usage.json"
-NOT_FIGURES = {"images", "update", "time", "evaluated", "saved"}
+NOT_FIGURES = {"images", "update", "time", "evaluated", "failed", "saved"}
 Point = tuple[int, float]
 """images seen, value"""
 
@@ -63,12 +63,12 @@ class RunFacts:
     @cached_property
     def curves(self) -> dict[str, list[Point]]:
         """The finite values of every number of the log, over the images seen, in the order in which they appeared."""
-        return self._points([row for row in self.rows if not row.get("evaluated")])
+        return self._points([row for row in self.rows if "evaluated" not in row])
 
     @cached_property
     def figures(self) -> dict[str, list[Point]]:
         """As `curves`, of the numbers that evaluations logged."""
-        return self._points([row for row in self.rows if row.get("evaluated")])
+        return self._points([row for row in self.rows if "evaluated" in row])
 
     @property
     def training_seconds(self) -> float:

@@ -17,6 +17,7 @@ from storage.read import is_regular, read_bytes, read_json
 from storage.show import printable
 from storage.write import replace_file
 from training.charts import chart
+from training.log import failures
 from training.run_facts import RunFacts, read_facts
 from training.task import Figure, limits_of
 from training.units import show_size
@@ -70,7 +71,7 @@ def next_command(task: str, run: Path) -> str | None:
 
 def make_report(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
     """The page of a run."""
-    notes = list(facts.notes)
+    notes = [*facts.notes, *failures(facts.rows)]
     name = _text(facts.path.resolve().name)
     sections = {
         "Figures": _figures(facts, figures),

@@ -9,10 +9,7 @@ import signal
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-import torch
-import torch.distributed as dist
-
-from training.processes import TIMEOUT
+from training.processes import largest
 
 EXIT_CODE = 75
 """Exit code of a run that was asked to stop and has saved: EX_TEMPFAIL. The same command resumes the run."""
@@ -35,9 +32,6 @@ class Stop:
         self.reason = 0  # index into REASONS
         self._previous: dict[int, object] = {}
         self._launched = any(name in os.environ for name in _LAUNCHERS)
-        several = dist.is_initialized() and dist.get_world_size() > 1
-        # on the CPU, so that no device waits for the votes
-        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if several else None
 
     def __enter__(self) -> "Stop":
         for number in SIGNALS:
@@ -54,19 +48,11 @@ class Stop:
         """The reason to stop, or None; the same on every process. Must be called by all of them."""
         if not self.reason and self._launched and os.getppid() != _PARENT:
             self.reason = REASONS.index(LAUNCHER_DIED)
-        return REASONS[self._largest(self.reason)] or None
+        return REASONS[largest(self.reason)] or None
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any process; to be called on every process."""
-        return bool(self._largest(int(flag)))
-
-    def _largest(self, number: int) -> int:
-        """The largest of the numbers of all processes."""
-        if self._group is None:
-            return number
-        vote = torch.tensor(number)
-        dist.all_reduce(vote, dist.ReduceOp.MAX, self._group)
-        return int(vote)
+        return bool(largest(int(flag)))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or 1 + SIGNALS.index(number)

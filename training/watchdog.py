@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 EXIT_CODE = 69
 """Exit code of a process that waited for one that hangs: EX_UNAVAILABLE. The same command resumes the run."""
 MAX_INTERVAL_S = 5.0
-LOOKS = 50
+LOOKS = 200
 """how often a process looks at the others within the limit, unless that is more than `MAX_INTERVAL_S`"""
 
 Phase = Literal["reading", "computing", "waiting", "between", "left"]

@@ -382,6 +382,7 @@ def tables(draw: DrawFn) -> Case:
             label_column=st.sampled_from(("label", "image", "no such")),
             allow_outside=st.booleans(),
             stream_shards=st.sampled_from((1, 2)),
+            stream_parts=st.sampled_from((1, 2)),
             condition=st.sampled_from(("label", "other", "img", "no such")),
             vector_columns=st.sampled_from((("label",), ("other",), ("image",), ("no such",))),
         )

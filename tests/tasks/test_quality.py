@@ -133,7 +133,7 @@ def test_processes_share_the_images_over_uneven_parts(
     module = {"drawn": "tasks.quality", "real": "tasks.comparison"}[what]
     whole: list = []
 
-    def gather(share: list, count: int) -> list:
+    def gather(share: list, count: int, _: object) -> list:
         assert count == num
         whole.extend(share)
         raise Gathered

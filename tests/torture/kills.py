@@ -57,11 +57,14 @@ def wait_for_moment(started: Started, in_save: bool, dice: random.Random) -> boo
     return False
 
 
-def strike(started: Started, dice: random.Random) -> None:
-    """SIGKILL to all processes, to the launcher alone, or to one rank; then waits until all are gone."""
+def strike(started: Started, dice: random.Random) -> str:
+    """SIGKILL to all processes, to the launcher alone, or to one rank; then waits until all are gone. Returns which."""
     below = started.below()
-    everybody = [started.process, *below]
-    victims = dice.choice([everybody, [started.process], below[:1], below[-1:]]) if below else everybody
-    for process in victims:
+    victims = {"all processes": [started.process, *below]}
+    if below:
+        victims |= {"the launcher": [started.process], "the first rank": below[:1], "the last rank": below[-1:]}
+    name = dice.choice(list(victims))
+    for process in victims[name]:
         send(process, signal.SIGKILL)
     started.wait(below)
+    return name

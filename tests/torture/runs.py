@@ -53,6 +53,10 @@ class Run:
     processes: int = 1
     launcher: tuple[str, ...] = ()
     """further arguments of torchrun"""
+    flags: tuple[str, ...] = ()
+    """further arguments of train.py"""
+    script: Path = ROOT / "train.py"
+    """or another one that runs it"""
 
     @property
     def command(self) -> list[str]:
@@ -60,13 +64,13 @@ class Run:
         torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(self.processes)]
         torchrun += [*(self.launcher or ["--standalone"]), "--"]
         alone = self.processes == 1 and not self.launcher
-        return [sys.executable, *([] if alone else torchrun), str(ROOT / "train.py"), *self.arguments]
+        return [sys.executable, *([] if alone else torchrun), str(self.script), *self.arguments]
 
     @property
     def arguments(self) -> list[str]:
         flags = {"config": "torture.yaml", "run": self.folder.name, "train.images": self.images}
         flags["train.checkpoint_every_images"] = self.saves_every * BATCH
-        return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        return [*(word for name, value in flags.items() for word in (f"--{name}", str(value))), *self.flags]
 
     def start(self, command: Sequence[str] = ()) -> "Started":
         """Starts the command."""

@@ -73,26 +73,37 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
                 code = started.wait()
                 require(code == 0, f"{run.folder.name} ends with exit code {code}: {started.printed()[-2000:]}")
                 break
-            below, since = started.below(), time.monotonic()
-            way.ask(started, dice)
-            code = started.wait(below)
-            slowest = max(slowest, time.monotonic() - since)
-            require(slowest < MAX_SECONDS, f"{run.folder.name} took {slowest:.1f} s to stop")
-            newest, damaged = checkpoint.newest(run.checkpoints)
-            require(newest is not None and not damaged, f"{run.folder.name}: {damaged}")
-            assert newest is not None
-            if newest.images == run.images:
+            saved, seconds = stop(started, way, dice)
+            slowest = max(slowest, seconds)
+            if saved == run.images:
                 run.finish()  # it was about to end
                 break
-            require(code in way.codes, f"{run.folder.name} exits with {code}: {started.printed()[-2000:]}")
-            require(
-                f"after {newest.images:,} images, saved in" in started.printed(),
-                f"{run.folder.name} does not print what it saved: {started.printed()[-2000:]}",
-            )
             asked += 1
-            left = newest.images
+            left = saved
         run.check_same(quiet)
     return {"times": asked, "slowest_s": slowest}
+
+
+def stop(started: Started, way: Way, dice: random.Random) -> tuple[int, float]:
+    """Stops a run in this way; returns the images of the newest checkpoint, and the seconds until all had ended.
+
+    Raises Broken unless all updates were saved within `MAX_SECONDS`.
+    """
+    run, below, since = started.run, started.below(), time.monotonic()
+    way.ask(started, dice)
+    code = started.wait(below)
+    seconds = time.monotonic() - since
+    require(seconds < MAX_SECONDS, f"{run.folder.name} took {seconds:.1f} s to stop")
+    newest, damaged = checkpoint.newest(run.checkpoints)
+    require(newest is not None and not damaged, f"{run.folder.name}: {damaged}")
+    assert newest is not None
+    if newest.images < run.images:
+        require(code in way.codes, f"{run.folder.name} exits with {code}: {started.printed()[-2000:]}")
+        require(
+            f"after {newest.images:,} images, saved in" in started.printed(),
+            f"{run.folder.name} does not print what it saved: {started.printed()[-2000:]}",
+        )
+    return newest.images, seconds
 
 
 def trains(started: Started, dice: random.Random) -> bool:

@@ -151,15 +151,6 @@ def test_the_speed_counts_only_what_this_process_trained(tmp_path):
     assert (state["unlogged_updates"], state["unlogged_sums"]) == (0, [[0.0, 0.0]])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_figure_of_an_evaluation_that_is_not_finite_ends_the_run(tmp_path, monkeypatch, value):
-    monkeypatch.setattr(ToyEvaluation, "run", lambda evaluation, model, context: {"average": value})
-    for _ in range(2):  # the same command repeats the evaluation
-        with pytest.raises(ValueError, match=rf"evaluation after 80 images average is {value}\..*--fresh"):
-            train(tmp_path)
-    assert not any(row.get("evaluated") for row in read(tmp_path / "log.jsonl"))
-
-
 def test_an_evaluation_is_planned_once_before_it_runs(tmp_path, monkeypatch, capsys):
     planned = []
 

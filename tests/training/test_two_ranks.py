@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from tests.training.test_loop import losses, rows, same_weights
 from tests.training.toy import BATCH, ToyTask, hashes, loop, newest, train
 from tests.training.two_ranks import AVERAGES
+from training.log import read
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,15 @@ def test_both_use_a_smaller_micro_batch_if_the_memory_of_one_runs_out(two):
     assert printed.count("out of memory with 4 images in a forward pass: from now on 2, in 2 passes") == 2
     for rank in range(2):
         assert "not even one image" in (two / f"too_large{rank}.txt").read_text()
+
+
+def test_an_evaluation_that_fails_on_one_process_leaves_no_trace(two):
+    assert hashes(two / "failing") == hashes(two / "plain")
+    found = {row["images"]: row for row in read(two / "failing/log.jsonl") if "evaluated" in row}
+    for images, rank in {16: 1, 32: 1, 48: 0}.items():
+        assert found[images]["failed"] == {"sum": f"process {rank}: RuntimeError: injected"}
+    assert [found[images]["ranks"] for images in (64, 80)] == [1, 1], "both take part again"
+    assert "the sum failed 3 times" in (two / "stdout").read_text()
 
 
 def test_stops_change_no_line_of_the_log(two):
@@ -137,4 +147,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 22
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 23

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from tests.training.toy import BATCH, Tight, ToyTask, config, images, loop, resolved, train
+from tests.training import toy
+from tests.training.toy import BATCH, Tight, ToyEvaluation, ToyTask, config, images, loop, resolved, train
 from training.data import DataConfig, DataLost, open_images
 from training.freeze import freeze
-from training.processes import leave_processes, on_main, process_state
+from training.processes import gather, leave_processes, on_main, process_state
 from training.run_folder import RunFolder
 from training.state import state_tensors
 from training.step import Step
+from training.task import EvaluationContext
 
 LOGGED = {"log_every_images": 4 * BATCH, "eval_every_images": 5 * BATCH, "checkpoint_every_images": 3 * BATCH}
 AVERAGES = {"halflife_images": 30, "more_halflife_images": (16,), "power_widths": (0.1,)}
@@ -36,6 +39,9 @@ def main(out: Path) -> None:
         task.signal_at = (update - before, signal.SIGTERM) if rank == update % 2 else (-1, 0)
         train(out / "logged in pieces", task, **LOGGED)
     train(out / "logged in pieces", **LOGGED)
+    toy.ToyEvaluation, evaluation = Failing, toy.ToyEvaluation
+    train(out / "failing", eval_every_images=2 * BATCH)
+    toy.ToyEvaluation = evaluation
     train(out / "elastic")
     average(out, rank)
     task = ToyTask()
@@ -61,6 +67,20 @@ def main(out: Path) -> None:
     nothing = DataConfig(source=str(out / "nothing"), cache=out / "cache")
     report(out / f"no_images{rank}.txt", lambda: open_images(nothing, on_main=on_main))
     leave_processes()
+
+
+class Failing(ToyEvaluation):
+    """Fails on one process, while the other one waits for it: in `gather`, in `on_main`, in `interrupted`."""
+
+    def run(self, model: nn.Module, context: EvaluationContext) -> dict[str, float]:
+        rank = context.accelerator.process_index
+        if (context.images_seen, rank) in {(16, 1), (32, 1), (48, 0)}:
+            raise RuntimeError("injected")
+        if context.images_seen == 32:
+            on_main(lambda: None)
+        elif context.images_seen == 48:
+            context.interrupted()
+        return {"ranks": float(sum(gather([rank])))}
 
 
 class Losing:

@@ -112,6 +112,9 @@ class DataConfig:
     stream_shards: int = 16
     """number of row groups of tables whose images are shuffled together while streaming; twice as many are held in
     memory, encoded"""
+    stream_parts: int = 1
+    """number of parts into which the shards of a streamed set are divided. Each slice of the batch has a part of its
+    own: of as many processes, or a divisor of it, each reads only its own shards"""
     max_bad: int = setting(10, may_change=True)
     """number of unreadable images that may be skipped before that is an error"""
 
@@ -131,6 +134,10 @@ class DataConfig:
             raise ValueError(f"data.max_bad {self.max_bad} must be 0 or more")
         if self.stream_shards < 1:
             raise ValueError(f"data.stream_shards {self.stream_shards} must be positive")
+        if self.stream_parts < 1 or (self.stream_parts > 1 and not self.stream):
+            raise ValueError(
+                f"data.stream_parts {self.stream_parts} must be positive, and 1 unless data.stream is true"
+            )
         if self.autoencoder is not None:
             self._check_autoencoder(self.autoencoder)
         if self.stream:

@@ -51,10 +51,12 @@ def open_images(
     on_main: OnMain = directly,
     training: bool = True,
     units: Units | None = None,
+    batch: int | None = None,
 ) -> ImageSet:
     """The images that a run is trained on: memory-mapped from the cache, which is built if needed; or streamed.
 
-    Only streamed images for `training` are cropped at random, and `Images.seen` is found for it alone. With
+    Only streamed images for `training` are cropped at random, and `Images.seen` is found for it alone. They are read in
+    the parts of `data.stream_parts` if the `batch` is given that these divide: the images of an update. With
     `data.normalisation` mean_std their units follow from their own statistics, unless `units` are given, as for images
     that a trained model is compared with; these have the dtype of the images, if that is stored otherwise.
 
@@ -65,8 +67,16 @@ def open_images(
     autoencoder = None if config.autoencoder is None else open_autoencoder(config.autoencoder, config.preprocessing)
     if config.stream:
         source, shards = find_source(config, training=training), config.stream_shards
+        parts, batch = (1, 1) if batch is None else (config.stream_parts, batch)
         streamed = StreamedImages(
-            source, config.preprocessing, shards, config.max_bad, static=static, training=training
+            source,
+            config.preprocessing,
+            shards,
+            config.max_bad,
+            static=static,
+            training=training,
+            parts=parts,
+            batch=batch,
         )
         if config.normalisation == "mean_std":
             stated = config.mean, config.std, config.transform

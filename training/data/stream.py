@@ -18,7 +18,7 @@ from pictures.preprocessing import Preprocessing
 from pictures.units import AnyFormat
 from storage.show import printable
 from training.data.images import Images, check_bad, check_parts, describe, with_static
-from training.data.order import ShardOrder, image_random
+from training.data.order import PartOrder, image_random
 from training.data.originals import Originals
 from training.data.sources.labels import count_classes, number_labels, summarize
 from training.data.sources.records import Item, Records, Source
@@ -30,15 +30,16 @@ CHUNK = 8
 
 
 class StreamedImages:
-    """A set of images of one shape that is read shard by shard, see `ShardOrder`; otherwise like `Images`.
+    """A set of images of one shape that is read shard by shard, see `PartOrder`; otherwise like `Images`.
 
-    The image at a position follows from the seed and the files alone. The images of `group` shards are shuffled
-    together; these shards are held in memory, encoded, while a thread reads those of the next group. An unreadable
-    image is replaced by the next readable one of its shard; `max_bad` of them are allowed. Only images to train on, if
+    The image at a position follows from the seed and the files alone, with several `parts` also from the `batch`. The
+    images of `group` shards are shuffled together; these shards are held in memory, encoded, while a thread reads those
+    of the next group. Shards of parts in which a process takes no image are not read by it. An unreadable image is
+    replaced by the next readable one of its shard; `max_bad` of them are allowed. Only images to train on, if
     `training`, are cropped at random.
 
     Raises ValueError for an empty set, a shape that neither files nor settings define, labels out of range, `static`
-    fields of another size, and shards that do not fit into memory.
+    fields of another size, shards that do not fit into memory, and as `PartOrder` does.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class StreamedImages:
         *,
         static: Float32[np.ndarray, "k h w"] | None = None,
         training: bool = True,
+        parts: int = 1,
+        batch: int = 1,
     ) -> None:
         records = source.open()
         if records.count == 0:
@@ -72,7 +75,8 @@ class StreamedImages:
         """names and units of the channels and axes, or None"""
         check_parts(self.shape, self.conditions, static)
         check_memory(records, group)
-        self._order = ShardOrder(records.sizes, group)
+        self._order = PartOrder(records.sizes, group, parts, batch)
+        self._group = group
         self.labels: np.ndarray | None = None
         """class number of each image, int64 (n,), or None"""
         self.classes: tuple[str, ...] | None = None
@@ -89,6 +93,7 @@ class StreamedImages:
         self._read_late = not any(records.bytes)  # items are read when they are decoded
         self._bad: dict[int, str] = {}
         self._held: OrderedDict[int, Future[Sequence[Item]]] = OrderedDict()
+        self._parts_read: set[int] = set()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._decoders = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="decode")
 
@@ -102,8 +107,9 @@ class StreamedImages:
 
     def __str__(self) -> str:
         """A summary in one line."""
-        shards, group = len(self._records.sizes), self._order.group
-        how = f" in {shards:,} shards, {group} shuffled together" if shards > group else ""
+        shards, group, parts = len(self._records.sizes), self._group, len(self._order.parts)
+        how = f" in {shards:,} shards, {group} shuffled together" if shards > group * parts else ""
+        how += f", in {parts} parts" if parts > 1 else ""
         classes, notes = summarize(self.class_counts, self.classes), "".join(f"; {note}" for note in self._notes)
         static = 0 if self.static is None else len(self.static)
         text = describe(
@@ -121,7 +127,7 @@ class StreamedImages:
     ) -> Int64[np.ndarray, "b"]:
         """As `Images.take`. Raises ValueError if more images are unreadable than `data.max_bad` allows, and DataLost if
         a file has changed or disappeared since the set was opened."""
-        ahead = self._order.window(int(position[0]), seed)
+        ahead = self._order.window(position, seed)
         random = [image_random(seed, int(place)) for place in position] if self._draws else None
         return self.read(self._order.index(position, seed), out, ahead, random)
 
@@ -156,11 +162,12 @@ class StreamedImages:
         return found
 
     def _hold(self, shard: int) -> Future[Sequence[Item]]:
-        """Loads a shard unless it is held; the shards of the two most recent groups are held."""
+        """Loads a shard unless it is held; the shards of the two most recent groups of each part are held."""
+        self._parts_read.add(shard % len(self._order.parts))
         if shard not in self._held:
             self._held[shard] = self._loader.submit(self._load, shard)
         self._held.move_to_end(shard)
-        while len(self._held) > 2 * self._order.group:
+        while len(self._held) > 2 * self._group * len(self._parts_read):
             self._held.popitem(last=False)
         return self._held[shard]
 

@@ -1,0 +1,61 @@
+"""The soak: what it finds in series of samples and in run folders, and a minute of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.soak.__main__ import numbers
+from tests.soak.watch import EVERY_S, WARM_UP_S, Series, Slopes, processes_in
+from tests.torture.runs import Run
+
+ROOT = Path(__file__).parents[1]
+
+
+def sampled(seed: int, growth_per_hour: float) -> Series:
+    """Two minutes of a process with 200 MB, noise of 1 MB, and more in the warm-up."""
+    seconds = np.arange(0, WARM_UP_S + 90, EVERY_S)
+    noise = np.random.default_rng(seed).normal(0, 1e6, len(seconds))
+    values = 2e8 + growth_per_hour * seconds / 3600 + noise - 1e8 * (seconds < WARM_UP_S - 1)
+    return Series(0, seconds.tolist(), values.astype(int).tolist(), [9] * len(seconds), [3] * len(seconds))
+
+
+def test_a_leak_is_told_from_noise() -> None:
+    flat, leaking = ([sampled(seed, growth) for seed in range(8)] for growth in (0.0, 1e8))
+    found = Slopes.of(flat, "bytes")
+    assert found is not None
+    assert found.is_flat
+    assert (found.count, found.level) == (8, pytest.approx(2e8, rel=0.01))
+    found = Slopes.of(leaking, "bytes")
+    assert found is not None
+    assert not found.is_flat
+    assert found.mean == pytest.approx(1e8, rel=0.5)
+    files = Slopes.of(flat, "files")
+    assert files is not None
+    assert files.is_flat
+    assert Slopes.of(flat[:1], "bytes") is None
+
+
+def test_processes_are_found_by_their_folder(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=tmp_path, stdin=subprocess.PIPE) as process:
+        assert any(text.startswith(f"{process.pid} ") for text in processes_in(tmp_path.resolve()))
+        process.kill()
+    assert processes_in(tmp_path.resolve()) == []
+
+
+def test_logs_are_compared_without_the_clock(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        '{"images": 32, "time": "1", "loss": 0.5, "data_wait": 0.1}\n{"images": 32, "saved": false}\n'
+    )
+    assert numbers(Run(tmp_path, 1, 1)) == [{"images": 32, "loss": 0.5}]
+
+
+@pytest.mark.slow
+def test_a_minute_of_faults_leaves_no_trace(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tests.soak", "--minutes", "1", "--seed", "3", "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs that ended as the reference" in done.stdout
