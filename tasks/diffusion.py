@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
 from diffusion import (
     DDPM,
@@ -28,6 +29,7 @@ from tasks.init import init_config, read_init
 from tasks.inputs import check_predicts, given_of, inputs_of, residual_std
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet, open_validation
+from training.lora import LoraConfig, adapt
 from training.precision import place
 from training.processes import on_main, process_state
 from training.random import seeded
@@ -56,6 +58,7 @@ class DiffusionRun(Run[DiffusionTask]):
     which also give the defaults of the section model, or a safetensors file with another library's names"""
     init_layout: Literal["diffusers", "adm", "adm-new-order", "edm", "edm2"] | None = None
     """layout of the names in a safetensors file; null: found by the names, which do not distinguish the two of adm"""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     model: UNetConfig | EDM2Config = variants(MODELS, "unet", presets=_presets)
     objective: Formulation = variants(FORMULATIONS, "ddpm")
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -97,6 +100,7 @@ class DiffusionRun(Run[DiffusionTask]):
         self._check_ensemble()
         if self.data.autoencoder is not None:
             self._check_latents(self.data.autoencoder)
+        self._check_lora()
 
     def _check_latents(self, autoencoder: str) -> None:
         """Raises ValueError for what changes or compares pixels, which latents are not: those of a mirrored picture are
@@ -114,6 +118,22 @@ class DiffusionRun(Run[DiffusionTask]):
                 raise ValueError(
                     f"{name}={value} is for pixels, but the run is trained on latents of data.autoencoder="
                     f"{autoencoder}; leave one of them out"
+                )
+
+    def _check_lora(self) -> None:
+        if (rank := self.lora.rank) is None:
+            return
+        if self.init is None:
+            raise ValueError(f"lora.rank={rank} adds to trained weights, but init is null; give them with --init")
+        if self.freeze:
+            raise ValueError(
+                f"freeze={','.join(self.freeze)}, but lora.rank={rank} freezes all weights; leave one of them out"
+            )
+        for name in ("more_halflife_images", "power_widths"):
+            if given := getattr(self.ema, name):
+                raise ValueError(
+                    f"ema.{name}={','.join(map(str, given))} is not for lora.rank={rank}, which has the main average "
+                    "alone; leave one of them out"
                 )
 
     def _check_ensemble(self) -> None:
@@ -138,6 +158,12 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def outline(self) -> Network:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
+        net = self._network_outline()
+        adapt(net, replace(self.lora, also=()), self.train.seed)  # the images decide whether there are labels
+        return net
+
+    def _network_outline(self) -> Network:
+        """The network without LoRA."""
         side = 2 * self.model.skeleton.stride  # the least that every padding takes
         with torch.device("meta"):
             return build(replace(self.model, size=(side, side)))
@@ -156,7 +182,7 @@ class DiffusionRun(Run[DiffusionTask]):
                 return
             inputs = {name: getattr(trained, name) for name in ("in_channels", "out_channels", "classes")}
             run = replace(self, model=replace(self.model, **inputs))
-        read_init(run.outline(), self.init, self.init_layout, self.objective)
+        read_init(run._network_outline(), self.init, self.init_layout, self.objective)
 
     def load_init(self, task: DiffusionTask) -> list[str]:
         """Loads the weights of `init` into the network of `task`; returns messages to print.
@@ -171,6 +197,10 @@ class DiffusionRun(Run[DiffusionTask]):
         weights, adapted = read_init(trained.net, self.init, self.init_layout, self.objective, trained.classes)
         task.model.load_state_dict(weights)
         return messages + adapted
+
+    def freeze_weights(self, model: nn.Module) -> list[str]:
+        """Freezes what is not trained, and adds LoRA. Returns messages to print."""
+        return super().freeze_weights(model) + adapt(model, self.lora, self.train.seed)
 
     def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""

@@ -131,6 +131,10 @@ class RunAverages:
             raise ValueError(f"ema needs a run folder of train.py, with its checkpoints and snapshots, but got {run!r}")
         self.folder = RunFolder(home)
         settings, _ = read_settings(self.folder.config, is_record=True)
+        if (rank := settings.get("lora.rank")) is not None:
+            raise ValueError(
+                f"{home} trained LoRA (lora.rank={rank}), which has only the average of its model; leave ema out"
+            )
         more = settings.get("ema.more_halflife_images")
         more = more if isinstance(more, list) else []  # a record that was edited by hand may hold anything
         self.main: Any = settings.get("ema.halflife_images")

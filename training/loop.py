@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 
+from residual.lora import lora_state, merged, save_lora
 from residual.names import amount, shorten
 from storage.read import is_regular
 from storage.show import printable
@@ -224,7 +225,7 @@ class Loop:
         def write() -> None:
             new = empty_folder(staging_folder(model))
             try:
-                self.task.save(self.step.ema.model, new)
+                self.write_model(new)
                 names = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
                 differ = [str(name) for name in names if not _same(new / name, model / name)]
                 if differ or model.is_symlink():
@@ -374,7 +375,7 @@ class Loop:
         def write() -> None:
             with raise_disk_full(folder.path, needed, what):
                 staged = checkpoint.stage(folder.checkpoints, state_tensors(step), metadata)
-                replace_folder(folder.model, lambda new: self.task.save(step.ema.model, new))
+                replace_folder(folder.model, self.write_model)
                 checkpoint.publish(staged)
             checkpoint.prune(folder.checkpoints, self.config.keep_last, self.config.is_permanent)
 
@@ -392,6 +393,14 @@ class Loop:
             return False
         self.saved_images = step.images_seen
         return True
+
+    def write_model(self, folder: Path) -> None:
+        """Write the averaged model into an empty folder; LoRA is merged, and is in its folder `adapter`, too."""
+        model = self.step.ema.model
+        self.task.save(merged(model), folder)
+        if lora_state(model):
+            (folder / "adapter").mkdir()
+            save_lora(model, folder / "adapter")
 
     def snapshot_due(self) -> bool:
         """Whether snapshots are due after the last update; the end of the run always has them."""
@@ -526,7 +535,7 @@ class Loop:
 
         def write() -> None:
             with raise_disk_full(folder.path, model_bytes(step.trained), "the best model"):
-                best.keep(folder.best, new, figure, lambda target: self.task.save(step.ema.model, target))
+                best.keep(folder.best, new, figure, self.write_model)
 
         _, problem = attempt(lambda: on_main(write), describe_failure)
         if problem is not None:
