@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion import generators
 from diffusion.edits import slerp
-from diffusion.guidance import ALL_LEVELS
+from diffusion.options import ALL_LEVELS
 from diffusion.sampler import steps_made
 from diffusion.seeds import standard_normal
 from drawing.conditions import Conditions, open_conditions
@@ -30,10 +30,10 @@ from drawing.options import (
     NUM,
     RESAMPLE,
     STRENGTH,
-    check_together,
     denoising_options,
+    show,
 )
-from drawing.series import Series, show, sweep_rows
+from drawing.series import Series, sweep_rows
 from pictures.files import are_pictures, check_savable
 from pictures.grid import grid_size
 from pipelines.classification import load_classifier
@@ -244,7 +244,6 @@ class Job:
 
 def prepare(args: argparse.Namespace) -> Job:
     """Opens and checks what the options name, and completes them. Raises ValueError for what does not fit."""
-    check_together(args)
     args.out = default_folder(args.model, "drawn") if args.out is None else expand_home("out", args.out)
     average = None if args.ema is None else RunAverages(args.model).choose(args.ema)
     model = load_average(load_model, args.model, average)

@@ -38,7 +38,7 @@ from diffusion import (
     unclipped,
 )
 from diffusion.edits import Projection, between_labels, invert, projected
-from diffusion.guidance import ALL_LEVELS
+from diffusion.options import ALL_LEVELS, STEPS
 from diffusion.windows import Size, check_windows, windowed
 from pictures.autoencoder import Autoencoder
 from pictures.coordinates import Coordinates
@@ -67,8 +67,6 @@ MAX_SIDE = 8192
 MAX_RESAMPLE = 1_000
 MAX_SCALE = 16
 """of images that are enlarged"""
-STEPS = 50
-"""steps of a sampler, unless others are given"""
 GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale")
 """options of `DiffusionModel.denoiser`, besides those of a classifier"""
 

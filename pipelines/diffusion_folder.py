@@ -34,8 +34,8 @@ from pipelines.inputs import Inputs, read_inputs
 from pipelines.regression import Base, load_regression
 from residual.names import amount
 from residual.weights.config import read_config, read_json, require_version
+from residual.weights.note import note
 from residual.weights.pretrained import local_folder
-from residual.weights.read import note
 from unet import EDM2UNet, UNet, UNetConfig, from_pretrained
 from unet.adapt import adapt_weights
 from unet.layouts.diffusers import find_network

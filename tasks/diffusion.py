@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ from training.run import Run
 from training.settings import variants
 from training.task import Evaluation
 from unet import NETWORKS, EDM2Config, UNetConfig, build, list_presets, preset
+from unet.layout_names import EDM2LayoutName, UNetLayoutName
 
 MODELS = ConfigClasses(NETWORKS)
 
@@ -56,7 +57,7 @@ class DiffusionRun(Run[DiffusionTask]):
     init: str | None = None
     """a trained network to start from: a run folder, a model folder (ours or diffusers'), an id on the hub, all of
     which also give the defaults of the section model, or a safetensors file with another library's names"""
-    init_layout: Literal["diffusers", "adm", "adm-new-order", "edm", "edm2"] | None = None
+    init_layout: UNetLayoutName | EDM2LayoutName | None = None
     """layout of the names in a safetensors file; null: found by the names, which do not distinguish the two of adm"""
     lora: LoraConfig = field(default_factory=LoraConfig)
     model: UNetConfig | EDM2Config = variants(MODELS, "unet", presets=_presets)

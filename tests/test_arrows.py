@@ -20,7 +20,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "resnet": ({"residual", "storage"}, BASE),
     "unet": ({"residual", "storage"}, BASE),
     "metrics": (set(), BASE),
-    "diffusion": ({"residual"}, BASE | {"diffusers"}),
+    "diffusion": ({"residual", "storage"}, BASE | {"diffusers"}),
     "training": (
         {"residual", "pictures", "storage"},
         BASE | {"accelerate", "datasets", "filelock", "PIL", "safetensors", "tqdm", "yaml"},
@@ -40,6 +40,11 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "web": (
         {"residual", "diffusion", "pictures", "training", "pipelines", "drawing", "storage"},
         BASE | {"PIL", "tqdm", "fastapi", "gradio", "starlette"},
+    ),
+    "evaluating": ({"residual", "pictures", "training", "pipelines", "tasks", "storage"}, BASE | {"tqdm"}),
+    "exporting": (
+        {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines", "tasks", "web", "storage"},
+        BASE | {"diffusers"},
     ),
     "experiments": (
         {
@@ -66,6 +71,7 @@ LAZY = {
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
     "pipelines": {"onnxruntime"},
+    "exporting": {"safetensors"},
     "experiments": {"matplotlib"},
 }
 # The one file that needs the extra [gpu]; it is imported only where the extra is installed.

@@ -15,8 +15,6 @@ from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler, 
 from residual.names import amount
 from storage.read import is_regular
 
-RUNS = Path("runs")
-"""folder of the runs of train.py"""
 MODEL_FILES = ("config.json", "model_index.json")
 """files by which a model folder, of this project or of diffusers, is known"""
 
@@ -52,7 +50,7 @@ def require_models(folders: Sequence[str]) -> list[str]:
     return list(folders)
 
 
-def find_runs(folder: Path = RUNS) -> list[str]:
+def find_runs(folder: Path) -> list[str]:
     """The run folders in a folder, the one that was changed last first."""
     runs = [path for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
     return [str(path) for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]

@@ -12,7 +12,8 @@ from torch import nn
 from residual.count import on_meta
 from residual.weights.config import foreign_version, read_config, read_json
 from residual.weights.keymap import check_state
-from residual.weights.read import note, read_folder_weights
+from residual.weights.note import note
+from residual.weights.read import read_folder_weights
 from storage.show import markdown, printable
 from storage.write import replace_file
 

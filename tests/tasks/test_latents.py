@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import evaluate
 import sample
 import train
 from metrics import frechet_distance
@@ -412,6 +413,21 @@ def test_neither_likelihood_nor_graphs_are_those_of_pictures(folder: Path, task:
         bits_per_dimension(task.diffusion, pictures(folder), QualityConfig(), "the images")
     with pytest.raises(ValueError, match="draws latents"):
         check_graphs(task.diffusion, "pt2")
+
+
+@pytest.mark.parametrize("script", ["export", "push", "evaluate"])
+def test_scripts_that_take_no_latents_print_one_line(folder: Path, model: Path, tmp_path: Path, script: str, capsys):
+    source = ["--data.source", str(folder / "pictures"), "--data.validation", "0.5"]
+    command = {
+        "export": lambda: export.main([str(model), "--to", "diffusers", "--out", str(tmp_path / "out")]),
+        "push": lambda: export.main([str(model), "--push", "owner/name"]),
+        "evaluate": lambda: evaluate.main([str(model), *source, "--data.autoencoder", str(folder / "grey")]),
+    }[script]
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 2
+    assert "autoencoder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # --- a run ---
