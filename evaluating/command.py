@@ -471,7 +471,7 @@ def read_run(given: str, flags: Sequence[str]) -> AnyRun:
     settings = read_flags(flags)[1]
     if "data.autoencoder" in settings:
         raise ValueError(
-            f"data.autoencoder={settings['data.autoencoder']} is that of a training; pictures are compared, leave it out"
+            f"data.autoencoder={settings['data.autoencoder']} is for training; pictures are compared, leave it out"
         )
     if config is None and "data.source" not in settings:
         kind_of(given)  # has an error of its own for what is nothing

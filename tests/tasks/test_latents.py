@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import evaluate
+import export
 import sample
 import train
 from metrics import frechet_distance
