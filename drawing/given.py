@@ -1,5 +1,6 @@
 """The images that a command starts from, and what is known of them: pixels outside a mask, or grey values."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,12 +136,25 @@ def require_units(option: str, source: str, images: Images, units: AnyFormat) ->
 
 
 def open_option(option: str, source: str, values: AnyFormat, **settings: Any) -> Images:
-    """The images that an option names, in these values, without labels. Raises ValueError, which names the option."""
+    """The images that an option names, in these values, without labels. `source` is as in `data.source`, or FILE:NAME.
+
+    Raises ValueError, which names the option.
+    """
     if values.file == "png":
         settings["bits"] = 16 if values.dtype == "uint16" else 8
+    file, column = split_column(source)
+    if column is not None:
+        settings["image_column"] = column
     try:
-        images = open_as_trained(values, on_main=on_main, source=source, labels=False, **settings)
+        images = open_as_trained(values, on_main=on_main, source=file, labels=False, **settings)
     except ValueError as error:
         raise ValueError(f"{option} {source!r}: {error}") from None
     assert isinstance(images, Images), "they are not streamed"
     return images
+
+
+def split_column(source: str) -> tuple[str, str | None]:
+    """The file and the name in FILE:NAME, a column of a table or an array of an .npz file; else the source and None."""
+    file, _, name = source.rpartition(":")
+    has_column = name and os.path.isfile(os.path.expanduser(file)) and not os.path.lexists(os.path.expanduser(source))
+    return (file, name) if has_column else (source, None)

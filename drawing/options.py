@@ -211,7 +211,8 @@ def _add_conditions(group: argparse._ArgumentGroup) -> None:
         "--condition",
         metavar="FILES",
         help="conditions for models that were trained with data.condition: a folder, file or table in the format and "
-        "the units of the training data; without --num as many images as conditions times --members",
+        "the units of the training data; FILE:NAME is a column of a table or an array of an .npz file. Without --num "
+        "as many images as conditions times --members",
     )
     group.add_argument(
         "--members",
