@@ -262,7 +262,7 @@ def listing(bad: Sequence[str]) -> str:
     return f" ({'; '.join(bad[:10])}{more})" if bad else ""
 
 
-class TooManyBad(ValueError):
+class TooManyBad(DataLost):
     """More images are unreadable than may be skipped."""
 
 
