@@ -20,7 +20,6 @@ from training.accelerator import make_accelerator
 from training.cli import parse
 from training.data import open_images
 from training.data.validate import validate
-from training.freeze import freeze
 from training.loop import fit
 from training.memory import require_memory
 from training.processes import leave_processes, on_main
@@ -60,8 +59,8 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
     task = run.build(images)
     for line in [] if resumes else run.load_init(task):
         show(line)
-    if frozen := freeze(task.model, run.freeze):
-        show(frozen)
+    for line in run.freeze_weights(task.model):
+        show(line)
     exit_code = 0
     outlook = Outlook(task, run, images, accelerator.device, accelerator.num_processes)
     if parsed.dry_run:

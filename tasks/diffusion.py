@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from diffusion import (
     DDPM,
@@ -28,6 +29,7 @@ from tasks.init import init_config, read_init
 from tasks.inputs import check_predicts, given_of, inputs_of, residual_std
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet, open_validation
+from training.lora import LoraConfig, adapt
 from training.precision import place
 from training.processes import on_main, process_state
 from training.random import seeded
@@ -35,6 +37,7 @@ from training.run import Run
 from training.settings import variants
 from training.task import Evaluation
 from unet import NETWORKS, EDM2Config, UNetConfig, build, list_presets, preset
+from unet.layout_names import EDM2LayoutName, UNetLayoutName
 
 MODELS = ConfigClasses(NETWORKS)
 
@@ -54,8 +57,9 @@ class DiffusionRun(Run[DiffusionTask]):
     init: str | None = None
     """a trained network to start from: a run folder, a model folder (ours or diffusers'), an id on the hub, all of
     which also give the defaults of the section model, or a safetensors file with another library's names"""
-    init_layout: Literal["diffusers", "adm", "adm-new-order", "edm", "edm2"] | None = None
+    init_layout: UNetLayoutName | EDM2LayoutName | None = None
     """layout of the names in a safetensors file; null: found by the names, which do not distinguish the two of adm"""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     model: UNetConfig | EDM2Config = variants(MODELS, "unet", presets=_presets)
     objective: Formulation = variants(FORMULATIONS, "ddpm")
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -95,6 +99,43 @@ class DiffusionRun(Run[DiffusionTask]):
             )
         require_validation(self.quality, self.data)
         self._check_ensemble()
+        if self.data.autoencoder is not None:
+            self._check_latents(self.data.autoencoder)
+        self._check_lora()
+
+    def _check_latents(self, autoencoder: str) -> None:
+        """Raises ValueError for what changes or compares pixels, which latents are not: those of a mirrored picture are
+        not the mirrored latents."""
+        settings = {
+            "augment.flip": self.augment.flip,
+            "augment.non_leaky": self.augment.non_leaky,
+            "augment.crop_px": self.augment.crop_px,
+            "diffusion.upscale": self.diffusion.upscale,
+            "diffusion.regression": self.diffusion.regression,
+            "ensemble.members": self.ensemble.members,
+        }
+        for name, value in settings.items():
+            if value:
+                raise ValueError(
+                    f"{name}={value} is for pixels, but the run is trained on latents of data.autoencoder="
+                    f"{autoencoder}; leave one of them out"
+                )
+
+    def _check_lora(self) -> None:
+        if (rank := self.lora.rank) is None:
+            return
+        if self.init is None:
+            raise ValueError(f"lora.rank={rank} adds to trained weights, but init is null; give them with --init")
+        if self.freeze:
+            raise ValueError(
+                f"freeze={','.join(self.freeze)}, but lora.rank={rank} freezes all weights; leave one of them out"
+            )
+        for name in ("more_halflife_images", "power_widths"):
+            if given := getattr(self.ema, name):
+                raise ValueError(
+                    f"ema.{name}={','.join(map(str, given))} is not for lora.rank={rank}, which has the main average "
+                    "alone; leave one of them out"
+                )
 
     def _check_ensemble(self) -> None:
         if (members := self.ensemble.members) is None:
@@ -118,6 +159,12 @@ class DiffusionRun(Run[DiffusionTask]):
 
     def outline(self) -> Network:
         """The network on the meta device, as far as it is known without the images. Raises ValueError as it does."""
+        net = self._network_outline()
+        adapt(net, replace(self.lora, also=()), self.train.seed)  # the images decide whether there are labels
+        return net
+
+    def _network_outline(self) -> Network:
+        """The network without LoRA."""
         side = 2 * self.model.skeleton.stride  # the least that every padding takes
         with torch.device("meta"):
             return build(replace(self.model, size=(side, side)))
@@ -136,14 +183,14 @@ class DiffusionRun(Run[DiffusionTask]):
                 return
             inputs = {name: getattr(trained, name) for name in ("in_channels", "out_channels", "classes")}
             run = replace(self, model=replace(self.model, **inputs))
-        read_init(run.outline(), self.init, self.init_layout, self.objective)
+        read_init(run._network_outline(), self.init, self.init_layout, self.objective)
 
     def load_init(self, task: DiffusionTask) -> list[str]:
         """Loads the weights of `init` into the network of `task`; returns messages to print.
 
         Raises ValueError if they do not fit, or were trained under another formulation.
         """
-        note = hidden_note(self.sample.num, task.diffusion.shape, task.diffusion.pixel_format)
+        note = hidden_note(self.sample.num, task.diffusion.output_shape, task.diffusion.output_format)
         messages = [] if note is None else [f"samples: {note}"]
         if self.init is None:
             return messages
@@ -152,13 +199,19 @@ class DiffusionRun(Run[DiffusionTask]):
         task.model.load_state_dict(weights)
         return messages + adapted
 
+    def freeze_weights(self, model: nn.Module) -> list[str]:
+        """Freezes what is not trained, and adds LoRA. Returns messages to print."""
+        return super().freeze_weights(model) + adapt(model, self.lora, self.train.seed)
+
     def build(self, images: ImageSet) -> DiffusionTask:
         """The task, with its freshly initialised network. Raises ValueError if run and images do not fit together."""
         channels, height, width = self._trained_shape(images)
         if reason := self.model.size_error(height, width):
             arrays = "arrays are read as (channels, height, width) and are not resized"
-            way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
-            raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
+            resizes = images.pixel_format.file == "png" or images.autoencoder is not None
+            what = "images" if images.autoencoder is None else "latents of the images"
+            way_out = "data.size resizes them" if resizes else arrays
+            raise ValueError(f"{what} of {self.data.source}: {reason}; {way_out}")
         classes = None if images.classes is None else len(images.classes)
         inputs = inputs_of(images, self.data.missing, self.augment.crop_px, self.augment.crop_positions)
         count = channels if self.diffusion.upscale is None else 2 * channels
@@ -183,6 +236,7 @@ class DiffusionRun(Run[DiffusionTask]):
             inputs=inputs,
             base=base,
             coordinates=images.coordinates,
+            autoencoder=images.autoencoder,
         )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)

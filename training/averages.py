@@ -25,11 +25,6 @@ from training.yaml_file import read_settings
 M = TypeVar("M")
 MAX_ERROR = 0.05
 """relative error of a reconstruction that is still accepted"""
-OPTION = (
-    "another average of the run: a number below 1 is a width (relative standard deviation), reconstructed from the "
-    "snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked"
-)
-"""help text of --ema"""
 _CUTOFF = 1e-9
 """of singular values. A smaller one would give coefficients that multiply the rounding of float32"""
 
@@ -131,6 +126,10 @@ class RunAverages:
             raise ValueError(f"ema needs a run folder of train.py, with its checkpoints and snapshots, but got {run!r}")
         self.folder = RunFolder(home)
         settings, _ = read_settings(self.folder.config, is_record=True)
+        if (rank := settings.get("lora.rank")) is not None:
+            raise ValueError(
+                f"{home} trained LoRA (lora.rank={rank}), which has only the average of its model; leave ema out"
+            )
         more = settings.get("ema.more_halflife_images")
         more = more if isinstance(more, list) else []  # a record that was edited by hand may hold anything
         self.main: Any = settings.get("ema.halflife_images")

@@ -83,16 +83,18 @@ class Ema:
 
     `model` is that second model, in eval mode and without gradients. The trained weights are never swapped. Buffers of
     floating point type are averaged, too, because running statistics of batch norms belong to the weights that they
-    were measured with; others are copied. All ranks hold the same averaged weights.
+    were measured with; others are copied. Frozen weights equal their average. All ranks hold the same averaged weights.
     """
 
     def __init__(self, average: nn.Module, trained: nn.Module) -> None:
         """`average` is a copy of `trained` on the same device; it becomes `model`."""
         self.model = average.requires_grad_(False).eval()
         pairs = list(zip(average.buffers(), trained.buffers(), strict=True))
-        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._average: list[Tensor] = [*average.parameters(), *(ours for ours, _ in averaged)]
-        self._weights: list[Tensor] = [*trained.parameters(), *(theirs for _, theirs in averaged)]
+        averaged: list[tuple[Tensor, Tensor]] = [pair for pair in pairs if pair[0].is_floating_point()]
+        weights = zip(average.parameters(), trained.parameters(), strict=True)
+        averaged += [pair for pair in weights if pair[1].requires_grad]
+        self._average: list[Tensor] = [ours for ours, _ in averaged]
+        self._weights: list[Tensor] = [theirs for _, theirs in averaged]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import nn
 
 from training.data import DataConfig, ImageSet
+from training.freeze import freeze
 from training.step import TrainingSettings
 from training.task import Task
 
@@ -39,7 +40,8 @@ class Run(TrainingSettings, ABC, Generic[T]):
         return None
 
     def outline(self) -> nn.Module:
-        """The network on the meta device, as far as it is known without the images: enough to tell its size.
+        """The network on the meta device, as far as it is known without the images: enough to tell its size, and which
+        of its parameters can be trained.
 
         By default nothing is known, and memory is not checked.
         """
@@ -60,3 +62,10 @@ class Run(TrainingSettings, ABC, Generic[T]):
         Raises ValueError if they do not fit.
         """
         return []
+
+    def freeze_weights(self, model: nn.Module) -> list[str]:
+        """Freezes what of the model of a task is not trained. Returns messages to print. Called after `load_init`, for
+        resumed runs, too. Raises ValueError for patterns that match nothing.
+        """
+        note = freeze(model, self.freeze)
+        return [] if note is None else [note]

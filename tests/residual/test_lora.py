@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import resnet
 from residual import Chain, Residual, count
-from residual.lora import add_lora, lora_state, merge_lora
+from residual.lora import add_lora, lora_state, merge_lora, merged
 from unet import UNet, UNetConfig
 
 TINY = UNetConfig(
@@ -54,6 +54,7 @@ def test_training_changes_the_additions_alone_and_merging_keeps_the_output(kind:
     assert all(weight.requires_grad for weight in net.parameters())
     assert_close(net(*given), changed, rtol=1e-4, atol=1e-5)
     assert not lora_state(net)
+    assert merged(net) is net
     other = shaken(type(net)(net.config))
     other.load_state_dict(own)
     add_lora(other, rank=2)
@@ -65,10 +66,15 @@ def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     net = UNet(TINY)
     with pytest.raises(ValueError, match="rank=0"):
         add_lora(net, rank=0)
+    with pytest.raises(ValueError, match=r"rank=9 .*at most 8"):
+        add_lora(net, rank=9)
+    with pytest.raises(ValueError, match="head"):
+        add_lora(net, also=("heads.conv",))
+    for options in ({"groups": 2}, {"dilation": 2}):
+        with pytest.raises(ValueError, match="has a convolution for LoRA"):
+            add_lora(Residual(Chain(conv=nn.Conv2d(4, 4, 3, padding=1, **options))))
     with pytest.raises(ValueError, match="has a convolution for LoRA"):
         add_lora(nn.Sequential(nn.Conv2d(1, 1, 3)))
-    with pytest.raises(ValueError, match="has a convolution for LoRA"):
-        add_lora(Residual(Chain(conv=nn.Conv2d(4, 4, 3, padding=1, groups=2))))
     with pytest.raises(ValueError, match="add_lora"):
         merge_lora(net)
     monkeypatch.setitem(sys.modules, "peft", None)
