@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from export import save_diffusers
+from exporting.diffusers_folder import save_diffusers
 from pipelines.diffusion_folder import load_model
 from tasks.denoising import DiffusionTask
 from tasks.diffusion import DiffusionRun

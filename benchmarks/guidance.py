@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import read_run
+from evaluating.command import read_run
 from metrics import frechet_distance, precision_recall
 from pipelines.classification import load_classifier
 from pipelines.diffusion import DiffusionModel
@@ -27,8 +27,9 @@ from pipelines.diffusion_folder import load_model
 from storage.write import replace_file
 from tasks.judge import Judge, open_judge
 from training.data import Images, open_validation
+from training.options import PRECISIONS
 from training.output_folder import weights_sha256
-from training.precision import PRECISIONS, place
+from training.precision import place
 from training.processes import on_main, process_state
 from training.script import ScriptParser, command
 

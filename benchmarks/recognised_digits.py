@@ -18,7 +18,8 @@ from sklearn.svm import SVC
 from diffusion import SAMPLERS
 from pictures.files import to_uint8
 from pipelines.diffusion_folder import load_model
-from training.precision import PRECISIONS, choose_precision
+from training.options import PRECISIONS
+from training.precision import choose_precision
 from training.script import ScriptParser, command
 
 BATCH = 64

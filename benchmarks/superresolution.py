@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate import read_run
+from evaluating.command import read_run
 from pictures.grid import draw_grid
 from pipelines.superresolution import DiffusionUpscaler, Upscaler, load_upscaler
 from tasks.diffusion import DiffusionRun

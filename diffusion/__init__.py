@@ -1,15 +1,20 @@
 """Denoising diffusion for any network: noise levels, formulations, the loss, denoisers, guidance, samplers."""
 
-from diffusion.denoiser import Condition, Denoiser, NetworkDenoiser, clipped
-from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
-from diffusion.guidance import classifier_free, classifier_guided, guided
-from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
-from diffusion.noise import Formulation, NoiseLevel, Stratified, differences
-from diffusion.posterior import Blur, Downsample, Observation, posterior
-from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample, unclipped
-from diffusion.seeds import generators, image_seed
-from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
-from diffusion.variance import VariationalBound
+from typing import TYPE_CHECKING
+
+from storage.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from diffusion.denoiser import Condition, Denoiser, NetworkDenoiser, clipped
+    from diffusion.formulations import DDPM, EDM, FORMULATIONS, Flow
+    from diffusion.guidance import classifier_free, classifier_guided, guided
+    from diffusion.loss import WEIGHTINGS, denoising_loss, drop_labels
+    from diffusion.noise import Formulation, NoiseLevel, Stratified, differences
+    from diffusion.posterior import Blur, Downsample, Observation, posterior
+    from diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, choose_sampler, late_start, sample, unclipped
+    from diffusion.seeds import generators, image_seed
+    from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun
+    from diffusion.variance import VariationalBound
 
 __all__ = [
     "DDPM",
@@ -49,3 +54,5 @@ __all__ = [
     "sample",
     "unclipped",
 ]
+
+import_when_used(__name__)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffusion.denoiser import Condition, Denoised, Denoiser
 from diffusion.noise import Formulation, Images, Times
+from diffusion.options import ALL_LEVELS
 
-ALL_LEVELS = (0.0, math.inf)
 LogProbability = Callable[[Images, Times, Int[Tensor, "b"]], Float[Tensor, "b"]]
 """the logarithm of the probability of each label, given the noisy image and its time"""
 

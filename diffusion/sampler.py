@@ -22,6 +22,7 @@ from torch import Tensor
 from diffusion.denoiser import UNCONDITIONED, Condition, Denoised, Denoiser, clipped
 from diffusion.formulations import DDPM
 from diffusion.noise import Formulation, Images, NoiseLevel
+from diffusion.options import SAMPLER_NAMES, STEPS, STRETCH, SamplerName
 from diffusion.seeds import standard_normal
 from diffusion.solvers import DPMSolverPP2M, Euler, EulerAncestral, Heun, Predict, Solver
 from residual.names import require_known
@@ -142,7 +143,7 @@ def _from_diffusers(name: str, **options: Any) -> Sampler:
     return Sampler(lambda level, noise: noise, spacing, FromDiffusers(name, **options), clip=False)
 
 
-SAMPLERS: dict[str, Sampler] = {
+_SAMPLERS: dict[SamplerName, Sampler] = {
     "ddim": _from_diffusers("ddim", eta=0.0),
     "ddpm": _from_diffusers("ddpm", learned_variance=False),
     "dpmpp_2m": Sampler(unit_variance, "linspace", DPMSolverPP2M(), clip=True),
@@ -152,9 +153,8 @@ SAMPLERS: dict[str, Sampler] = {
     "heun": Sampler(unit_variance, "leading", Heun(), clip=True),
     "euler_ancestral": Sampler(pure_noise, "trailing", EulerAncestral(), clip=False),
 }
+SAMPLERS: dict[str, Sampler] = {name: _SAMPLERS[name] for name in SAMPLER_NAMES}
 MAX_STEPS = 1_000_000
-STRETCH = 10
-"""steps after which resampling adds noise again"""
 MAX_OPTION = {"eta": 1.0, "churn": 1e6}
 
 
@@ -256,7 +256,7 @@ def sample(
     shape: tuple[int, int, int],
     condition: Condition = UNCONDITIONED,
     *,
-    steps: int = 50,
+    steps: int = STEPS,
     device: torch.device | str = "cpu",
     origin: Images | None = None,
     strength: float = 1.0,

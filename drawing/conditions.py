@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drawing.given import open_option, require_units, shape_settings
+from drawing.given import open_option, require_units, shape_settings, split_column
 from pipelines.diffusion import DiffusionModel
 from residual.names import amount, require_known, shorten
 from training.data import Images
@@ -90,16 +90,17 @@ def _open(source: str, model: DiffusionModel) -> Images:
 
 def _require_kind(source: str, file: str) -> None:
     """Raises ValueError for pictures in the place of arrays, arrays in that of pictures, and a table or .npz file in
-    which several columns or arrays may be the conditions."""
+    which several columns or arrays may be the conditions, if none is named."""
+    path, column = split_column(source)
     try:
-        arrays, columns = holds_arrays(source), image_columns(source)
+        arrays, columns = holds_arrays(path), image_columns(path) if column is None else []
     except ValueError as error:
         raise ValueError(f"condition {source!r}: {error}") from None
     if arrays != (file == "npy"):
         found, wanted = ("arrays", "pictures") if arrays else ("pictures", "arrays (.npy)")
         raise ValueError(f"condition {source!r} has {found}, but the model was trained with {wanted}; give such files")
     if len(columns) > 1:
-        raise ValueError(f"condition {source!r} has the images {shorten(columns)}; give one with conditions alone")
+        raise ValueError(f"condition {source!r} has the images {shorten(columns)}; add the name of one: {source}:NAME")
 
 
 def _vector(words: Sequence[str] | None, model: DiffusionModel) -> tuple[float, ...] | None:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from diffusion.posterior import Blur, Downsample, Observation, Operator
-from drawing.given import open_option
+from drawing.given import open_option, split_column
 from pictures.pixel_format import PixelFormat
 from pictures.units import AnyFormat, Units
 from pipelines.diffusion import DiffusionModel
@@ -123,7 +123,7 @@ def _open(source: str, model: DiffusionModel, shape: tuple[int, int, int]) -> Im
     """The observations in a source. Raises ValueError for those of another shape, and if one has no value."""
     pixels = model.pixel_format
     try:
-        arrays = holds_arrays(source)
+        arrays = holds_arrays(split_column(source)[0])
     except ValueError as error:
         raise ValueError(f"observe {source!r}: {error}") from None
     if not arrays and pixels.file != "png":

@@ -1,17 +1,14 @@
-"""The command line of sample.py, in groups of options."""
+"""The command line of sample.py, in groups of options. Needs no PyTorch, so that help and errors come at once."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion import SAMPLERS
-from diffusion.guidance import ALL_LEVELS
-from diffusion.sampler import STRETCH
-from drawing.series import SWEEPS, show
-from pipelines.diffusion import STEPS
-from training.averages import OPTION
-from training.precision import PRECISIONS
+from diffusion.options import ALL_LEVELS, SAMPLER_NAMES, STEPS, STRETCH
+from residual.names import require_known
+from training.options import EMA_HELP, PRECISIONS
 from training.script import ScriptParser
 
 MAX_IN_GRID = 256
@@ -22,6 +19,12 @@ STRENGTH = 0.5
 RESAMPLE = 4
 OF_RUN = ""
 """--nearest without a source"""
+SWEEPS: dict[str, tuple[type, Sequence[Any]]] = {
+    "steps": (int, (5, 10, 20, 50, 100)),
+    "sampler": (str, SAMPLER_NAMES),
+    "guidance": (float, (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)),
+}
+"""options that --sweep varies: type and usual values"""
 DENOISING = ("sampler", "steps", "eta", "churn", "guidance", "guidance_rescale", "classifier_scale")
 """options that `DiffusionModel.denoising` takes by the same name"""
 
@@ -68,7 +71,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     """The command line of a script with this description."""
     p = ScriptParser(prog="sample.py", description=about, formatter_class=HelpFormatter, allow_abbrev=False)
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
-    p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=OPTION)
+    p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=EMA_HELP)
     p.add_argument(
         "--num",
         type=int,
@@ -103,6 +106,13 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     return p
 
 
+def show(value: Any) -> str:
+    """A value of an option, as it stands in a command line."""
+    if isinstance(value, list):
+        return " ".join(map(show, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
 def denoising_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `DiffusionModel.denoising` that stand in the command line."""
     strength = {} if args.strength is None else {"strength": args.strength}
@@ -111,7 +121,9 @@ def denoising_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_together(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that need another one, or that make no sense with it."""
+    """Raises ValueError for options that need another one, or that make no sense with it, and for no sampler."""
+    if args.sampler is not None:
+        require_known("sampler", args.sampler, SAMPLER_NAMES)
     values = {"from" if name == "origin" else name: value for name, value in vars(args).items()}
     given = {name: value for name, value in values.items() if value is not None and value is not False}
     for name, rule in RULES.items():
@@ -140,7 +152,7 @@ def _add_sampler(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--sampler",
-        help=f"one of: {', '.join(SAMPLERS)}; without it ddim for ddpm models, heun for others, and euler with "
+        help=f"one of: {', '.join(SAMPLER_NAMES)}; without it ddim for ddpm models, heun for others, and euler with "
         "--invert or with --from and --between",
     )
     group.add_argument(
@@ -199,7 +211,8 @@ def _add_conditions(group: argparse._ArgumentGroup) -> None:
         "--condition",
         metavar="FILES",
         help="conditions for models that were trained with data.condition: a folder, file or table in the format and "
-        "the units of the training data; without --num as many images as conditions times --members",
+        "the units of the training data; FILE:NAME is a column of a table or an array of an .npz file. Without --num "
+        "as many images as conditions times --members",
     )
     group.add_argument(
         "--members",

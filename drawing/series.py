@@ -4,15 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion import SAMPLERS
+from drawing.options import SWEEPS, show
 from pipelines.diffusion import DiffusionModel
 
-SWEEPS: dict[str, tuple[type, Sequence[Any]]] = {
-    "steps": (int, (5, 10, 20, 50, 100)),
-    "sampler": (str, tuple(SAMPLERS)),
-    "guidance": (float, (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)),
-}
-"""options that --sweep varies: type and usual values"""
 MAX_ROWS = 20
 
 
@@ -53,13 +47,6 @@ class Series:
             return None
         named = [", ".join(f"{name}={show(value)}" for name, value in row.items()) for row in self.rows]
         return [named[number // self.columns] for number in range(len(self))]
-
-
-def show(value: Any) -> str:
-    """A value of an option, as it stands in a command line."""
-    if isinstance(value, list):
-        return " ".join(map(show, value))
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def sweep_rows(words: Sequence[str], model: DiffusionModel, options: dict[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -23,15 +23,15 @@ from torch.export import Dim
 from diffusion import DDPM, Condition, NetworkDenoiser
 from diffusion.denoiser import run_network
 from diffusion.noise import Images
+from diffusion.options import STEPS
 from pictures.files import are_saved_as_bytes
 from pipelines.classification import ImageClassifier
-from pipelines.diffusion import STEPS, DiffusionModel
+from pipelines.diffusion import DiffusionModel
+from pipelines.graph_formats import SUFFIXES
 from pipelines.superresolution import DiffusionUpscaler, EDSRUpscaler
 
 Model = DiffusionModel | ImageClassifier | EDSRUpscaler | DiffusionUpscaler
 DESCRIPTION = "graph.json"
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
-"""formats, and the ends of their files' names"""
 TOLERANCE = 1e-4
 """largest difference from PyTorch, as a share of the largest absolute value of the output (at least 1)"""
 BATCHES = (1, 2, 3)
@@ -165,6 +165,7 @@ def check_graphs(model: Model, kind: str) -> None:
         "adds the prediction of a regression": model.base is not None,
         "takes fields or numbers as conditions": model.inputs is not None,
         "draws in windows": model.windows is not None,
+        "draws latents of an autoencoder": model.autoencoder is not None,
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise ValueError(f"this model {found[0]}, which no graph of one network holds; draw with sample.py")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffusion import Condition, Denoiser, generators, sample
 from diffusion.denoiser import Denoised
 from diffusion.noise import Images, Times
+from diffusion.options import STEPS
 from pictures.decode import decode
 from pictures.files import to_uint8
 from pictures.formats import MAX_PIXELS
@@ -23,7 +24,7 @@ from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pictures.tiles import Tiles
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
-from pipelines.diffusion import GUIDANCE, STEPS, DiffusionModel, Network
+from pipelines.diffusion import GUIDANCE, DiffusionModel, Network
 from pipelines.diffusion_folder import load_model, read_scale
 from pipelines.folder import check_finite, find_model, replace_weights
 from residual.resample import bicubic

@@ -17,9 +17,9 @@ from residual.weights.pretrained import Pretrained
 from residual.weights.read import plain_names
 from resnet.checks import check_images
 from resnet.config.edsr import EDSRConfig
+from resnet.layout_names import EDSR_LAYOUT
 from resnet.layouts import edsr as names
 
-LAYOUT = "edsr-pytorch"
 DIV2K_MEAN = (114.444, 111.4605, 103.02)
 """mean of red, green and blue in the training images, in 0 … 255: 0.4488, 0.4371 and 0.4040 times 255"""
 
@@ -72,7 +72,7 @@ class EDSR(Pretrained):
         Returns one message per part that was left out. Raises ValueError with the difference if names or shapes do not
         fit.
         """
-        _check_layout(layout or LAYOUT)
+        _check_layout(layout or EDSR_LAYOUT)
         theirs, messages = plain_names(read_state(state_dict))
         ours, kept = self.state_dict(), {}
         if (scale := names.scale_of(theirs, self.config.channels)) not in (None, self.config.scale):
@@ -83,11 +83,11 @@ class EDSR(Pretrained):
         self.load_state_dict(found | kept, assign=self.mean.is_meta)
         return messages
 
-    def export_weights(self, layout: str = LAYOUT) -> dict[str, Tensor]:
+    def export_weights(self, layout: str = EDSR_LAYOUT) -> dict[str, Tensor]:
         """The weights as a state dict of EDSR-PyTorch. The exact inverse of `import_weights`."""
         _check_layout(layout)
         return export_state(names.places(self.config), names.TABLE, self.state_dict())
 
 
 def _check_layout(name: str) -> None:
-    require_known("layout", name, [LAYOUT])
+    require_known("layout", name, [EDSR_LAYOUT])

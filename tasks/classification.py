@@ -20,7 +20,7 @@ from resnet import NETWORKS, Classifier, ClassifierConfig, ResNetConfig, build, 
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
 from tasks.init_classifier import init_config, load_init
-from tasks.inputs import require_plain
+from tasks.inputs import require_pixels, require_plain
 from training.data import ImageSet, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
@@ -183,6 +183,7 @@ class ClassificationRun(Run[ClassificationTask]):
     }
 
     def __post_init__(self) -> None:
+        require_pixels(self.data.autoencoder)
         if self.data.labels is False:
             raise ValueError("data.labels=false leaves a classifier nothing to learn; give true or null")
         self._check_pairs(self.train.batch, f"train.batch={self.train.batch}")

@@ -20,7 +20,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "resnet": ({"residual", "storage"}, BASE),
     "unet": ({"residual", "storage"}, BASE),
     "metrics": (set(), BASE),
-    "diffusion": ({"residual"}, BASE | {"diffusers"}),
+    "diffusion": ({"residual", "storage"}, BASE | {"diffusers"}),
     "training": (
         {"residual", "pictures", "storage"},
         BASE | {"accelerate", "datasets", "filelock", "PIL", "safetensors", "tqdm", "yaml"},
@@ -41,6 +41,11 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"residual", "diffusion", "pictures", "training", "pipelines", "drawing", "storage"},
         BASE | {"PIL", "tqdm", "fastapi", "gradio", "starlette"},
     ),
+    "evaluating": ({"residual", "pictures", "training", "pipelines", "tasks", "storage"}, BASE | {"tqdm"}),
+    "exporting": (
+        {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines", "tasks", "web", "storage"},
+        BASE | {"diffusers"},
+    ),
     "experiments": (
         {
             "residual",
@@ -60,11 +65,13 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 }
 # Imported inside the one function that needs them, so that importing the package stays light.
 LAZY = {
+    "pictures": {"diffusers"},
     "residual": {"safetensors", "huggingface_hub", "peft", "torchdiffeq"},
     "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
     "pipelines": {"onnxruntime"},
+    "exporting": {"safetensors"},
     "experiments": {"matplotlib"},
 }
 # The one file that needs the extra [gpu]; it is imported only where the extra is installed.

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import evaluate
+import evaluating.command
 import residual
-from evaluate import main, read_run
+from evaluate import main
+from evaluating.command import read_run
+from evaluating.options import read
 from pipelines.classification import load_classifier
 from pipelines.diffusion_folder import load_model
 from tests.test_end_to_end import ROOT, launch
@@ -85,8 +87,8 @@ def test_evaluate_without_a_run_is_one_line(argv: list[str], capsys: pytest.Capt
 def test_a_figure_that_is_not_finite_is_an_error(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure, wrong = evaluate.accuracy, {"validation_loss": float("nan")}
-    monkeypatch.setattr("evaluate.accuracy", lambda *args, **options: measure(*args, **options) | wrong)
+    measure, wrong = evaluating.command.accuracy, {"validation_loss": float("nan")}
+    monkeypatch.setattr("evaluating.command.accuracy", lambda *args, **options: measure(*args, **options) | wrong)
     with pytest.raises(SystemExit, match="2"):
         main([str(run), "--data.cache", str(run.parent.parent / "cache")])
     printed = capsys.readouterr()
@@ -141,7 +143,7 @@ def test_what_cannot_be_evaluated(run: Path) -> None:
     with pytest.raises(ValueError, match=r"'nothing'.*config\.yaml"):
         read_run("nothing", [])
     with pytest.raises(ValueError, match=r"'--train\.images'.*evaluate\.py RUN"):
-        read_run(str(run), ["--train.images", "5"])
+        read([str(run), "--train.images", "5"], "help")
     assert read_run(str(run), ["--data.split=test", "--data.validation", "0.3"]).data.validation == 0.3
 
 

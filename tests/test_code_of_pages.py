@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from diffusion import DDPM
 from drawing.options import check_together
-from evaluate import _split_averages, _split_likelihood
+from evaluating.options import split_averages, split_likelihood
 from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
@@ -27,7 +27,8 @@ from pipelines.diffusion import DiffusionModel
 from resnet import EDSR, EDSRConfig, create_model
 from tasks import RUNS
 from tests.tasks.small import SMALL
-from training.cli import Schema, read_flags
+from training.cli import Schema
+from training.flags import read_flags
 from training.yaml_file import read_settings
 from unet import UNet
 
@@ -46,6 +47,7 @@ TESTED = {
     "experiments.md": "experiments/test_experiments.py",
     "export.md": "test_export_page.py",
     "finetune.md": "test_finetune_page.py",
+    "latents.md": "tasks/test_latents.py",
     "ode.md": "test_ode_page.py",
     "probes.md": "residual/test_probes.py",
     "published.md": "test_readme.py",
@@ -130,7 +132,7 @@ def check_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "train.py":
         check_settings(words[1:], ["diffusion"])
     elif name == "evaluate.py":
-        flags = _split_averages(_split_likelihood(words[2:])[1])[1]
+        flags = split_averages(split_likelihood(words[2:])[1])[1]
         check_settings(flags, list(RUNS))
     else:
         found = parsed(words, monkeypatch)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import export
+from exporting.options import LAYOUTS, TARGETS
 from pipelines.diffusion_folder import load_model
 from pipelines.graphs import BATCHES, TOLERANCE
 from tests.tasks.small import digits, small_run, train
@@ -18,8 +19,8 @@ ONNX, PT2, OURS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 def test_every_target_is_on_the_page() -> None:
     rows = re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \|", PAGE, re.MULTILINE)
     layouts = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
-    assert layouts - {"--to"} == set(export.LAYOUTS)
-    assert set(re.findall(r"--to (\w+) --out", PAGE)) <= set(export.TARGETS)
+    assert layouts - {"--to"} == set(LAYOUTS)
+    assert set(re.findall(r"--to (\w+) --out", PAGE)) <= set(TARGETS)
     assert f"above {TOLERANCE:.0e}".replace("e-0", "e-") in PAGE
     assert f"batches of {BATCHES[0]}, {BATCHES[1]} and {BATCHES[2]}" in PAGE
 

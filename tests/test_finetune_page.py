@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from export import parser
 from tasks import RUNS
-from training.cli import Schema, parse, read_flags
+from training.cli import Schema, parse
+from training.flags import read_flags
 
 PAGE = (Path(__file__).parent.parent / "docs" / "finetune.md").read_text(encoding="utf-8")
 COMMANDS = [

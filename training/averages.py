@@ -25,11 +25,6 @@ from training.yaml_file import read_settings
 M = TypeVar("M")
 MAX_ERROR = 0.05
 """relative error of a reconstruction that is still accepted"""
-OPTION = (
-    "another average of the run: a number below 1 is a width (relative standard deviation), reconstructed from the "
-    "snapshots of ema.power_widths; from 1 it is a half-life in images that the run tracked"
-)
-"""help text of --ema"""
 _CUTOFF = 1e-9
 """of singular values. A smaller one would give coefficients that multiply the rounding of float32"""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from residual.names import amount
+from training.options import Precision
 from training.processes import TIMEOUT
 from training.settings import require, setting
 
@@ -28,7 +29,7 @@ class TrainConfig:
     """images per forward pass on each rank; smaller than its share of the batch: gradient accumulation. null: none"""
     seed: int = 0
     """of the initial weights, the order of the images, and all random numbers of the training"""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     """precision of the forward and backward pass. auto: bf16 if the hardware supports it, else float32"""
     compile: Literal["off", "regional", "full"] | bool = setting("off", may_change=True)
     """torch.compile of the whole network (full, true), or of its residual blocks, of which equal ones share their code

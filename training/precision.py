@@ -11,7 +11,6 @@ from residual.kernel_choice import has_kernel
 from residual.prediction import fold_norms
 from training.memory import keep_freed_memory
 
-PRECISIONS = ("auto", "bf16", "float32")
 CPU_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import residual
-from residual.weights.read import WeightsNote
+from residual.weights.note import WeightsNote
 from storage.show import printable
 
 MAX_MESSAGE = 2_000

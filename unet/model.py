@@ -30,8 +30,9 @@ from residual import (
 )
 from residual.block import PaddedConv2d, extend, set_borders
 from residual.recompute import Recomputed
+from residual.weights.note import note
 from residual.weights.pretrained import build_on_meta, local_folder
-from residual.weights.read import note, plain_names, read_folder_weights
+from residual.weights.read import plain_names, read_folder_weights
 from unet.config import Block, Level, Resample, UNetConfig, check_size
 from unet.embedding import DivideByTime, Embedding, LogVariance, check_images, label_per_image, per_image
 from unet.layouts import UNET_LAYOUTS, diffusers, import_weights

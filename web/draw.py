@@ -11,7 +11,7 @@ from PIL import Image
 
 from drawing.draw import begin, keeping, make_ready, save
 from drawing.job import prepare
-from drawing.options import make_parser
+from drawing.options import check_together, make_parser
 from drawing.write import write
 from pictures.grid import draw_samples
 from pipelines.diffusion import require_finite
@@ -53,7 +53,9 @@ def options(model: str, out: Path, settings: Settings, **given: Any) -> argparse
     """The command line of sample.py with these settings and the options `given`."""
     values = vars(settings) | given | {"out": out}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value != ""]
-    return make_parser("").parse_args([*flags, "--", require_folder(model)])
+    args = make_parser("").parse_args([*flags, "--", require_folder(model)])
+    check_together(args)
+    return args
 
 
 def watch(args: argparse.Namespace) -> Iterator[Frame]:
@@ -71,10 +73,10 @@ def watch(args: argparse.Namespace) -> Iterator[Frame]:
         for batch in batches:
             for number, x in enumerate(job.chain(batch)):
                 step += number > 0
-                values = model.pixel_format.from_unit(x)
-                yield Frame(step, steps, draw_samples(values, model.pixel_format, model.names(job.labels(batch))))
+                values = model.output_format.from_unit(model.decoded(x))
+                yield Frame(step, steps, draw_samples(values, model.output_format, model.names(job.labels(batch))))
             require_finite(batch, x, args.guidance)
-            save(job, batch, model.hidden(x.cpu()))
+            save(job, batch, model.hidden(model.decoded(x).cpu()))
         write(job, [], facts)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from drawing.job import ALL
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import NO_LABEL
+from pipelines.diffusion import NO_LABEL, DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.folder import model_folder
 from pipelines.graphs import Model
@@ -15,8 +15,6 @@ from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler, 
 from residual.names import amount
 from storage.read import is_regular
 
-RUNS = Path("runs")
-"""folder of the runs of train.py"""
 MODEL_FILES = ("config.json", "model_index.json")
 """files by which a model folder, of this project or of diffusers, is known"""
 
@@ -52,7 +50,7 @@ def require_models(folders: Sequence[str]) -> list[str]:
     return list(folders)
 
 
-def find_runs(folder: Path = RUNS) -> list[str]:
+def find_runs(folder: Path) -> list[str]:
     """The run folders in a folder, the one that was changed last first."""
     runs = [path for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
     return [str(path) for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
@@ -76,7 +74,7 @@ def describe_model(model: Model) -> Described:
     seen = "" if model.images_seen is None else f", after {model.images_seen:,} training images"
     if isinstance(model, Upscaler):
         return Described(f"makes pictures {model.scale} times as high and wide{seen}")
-    channels, height, width = model.shape
+    channels, height, width = model.output_shape if isinstance(model, DiffusionModel) else model.shape
     of = f"images of {height}×{width} px with {amount(channels, 'channel')}"
     if isinstance(model, ImageClassifier):
         return Described(f"classifies {of}: {amount(len(model.classes), 'class')}{seen}")

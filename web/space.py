@@ -15,8 +15,6 @@ PACKAGES = (
     *("drawing", "web"),
 )
 """what the page imports of this project"""
-TARGET = "space"
-"""as export.py calls it"""
 MODEL = "model"
 NAMES = ("README.md", "app.py", "requirements.txt", MODEL, *PACKAGES)
 EXTRAS = ("sample", "train")

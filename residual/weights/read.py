@@ -2,7 +2,6 @@
 
 import re
 import struct
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from residual.names import amount, shorten
+from residual.weights.note import note
 from storage.read import open_regular, parse_json, read_json, require_regular
 
 COUNTERS = ("n_averaged", "num_updates", "initted", "step")
@@ -29,15 +29,6 @@ FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.flo
 _SHARD = re.compile(r"\d+-of-\d+$")
 _LFS = b"version https://git-lfs"
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-class WeightsNote(UserWarning):
-    """What was chosen, converted or left out while weights were read."""
-
-
-def note(text: str) -> None:
-    """Reports what was chosen, converted or left out while weights were read."""
-    warnings.warn(text, WeightsNote, stacklevel=3)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

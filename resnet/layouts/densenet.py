@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from torch import Tensor
 
 from residual.weights.keymap import Place, Rule, Table
 from residual.weights.layout import Layout, inexpressible, require
 from resnet.config.densenet import DenseNetConfig
+from resnet.layout_names import DenseNetLayoutName
 
 TABLE: Table = {
     "module": [Rule("", "")],
@@ -41,4 +43,4 @@ def check(config: DenseNetConfig) -> None:
         raise inexpressible("torchvision's DenseNet", "bottleneck=None", "each of its layers has two convolutions")
 
 
-LAYOUTS = {name: Layout(places, TABLE, check, clean=current_names) for name in ("torchvision", "timm")}
+LAYOUTS = {name: Layout(places, TABLE, check, clean=current_names) for name in get_args(DenseNetLayoutName)}

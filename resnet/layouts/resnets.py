@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import get_args
 
 from torch import Tensor
 
 from residual.weights.keymap import Place, Rule, Table, conv_to_linear
 from residual.weights.layout import Layout, require
 from resnet.config.resnet import ResNetConfig, blocks_of
+from resnet.layout_names import ResNetLayoutName
 
 _ATTENTION = ("conv2.conv", "conv2.bn0", "conv2.fc1", "conv2.bn1", "conv2.fc2", "se.fc1", "se.fc2")
 _BRANCH = [Rule(f"branch.{name}", name) for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", *_ATTENTION)]
@@ -113,7 +115,7 @@ def check_timm(config: ResNetConfig) -> None:
     require("timm's ResNetV2" if config.preact else "timm's ResNet", config, _TIMM_PREACT if config.preact else _TIMM)
 
 
-LAYOUTS = {
+_LAYOUTS: dict[ResNetLayoutName, Layout] = {
     "torchvision": Layout(places, TABLE, partial(require, "torchvision's ResNet", fixed=_TORCHVISION)),
     "timm": Layout(lambda config: (preact_places if config.preact else places)(config), TABLE, check_timm),
     "akamaster": Layout(
@@ -134,3 +136,4 @@ LAYOUTS = {
         clean=with_transformers_prefix,
     ),
 }
+LAYOUTS: dict[str, Layout] = {name: _LAYOUTS[name] for name in get_args(ResNetLayoutName)}

@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import evaluate
+import evaluating.command
 import export
 import sample
 import train
+from evaluating.command import read_run
+from evaluating.options import split_averages
 from pipelines.classification import load_classifier
 from pipelines.diffusion_folder import load_model
 from tasks.accuracy import accuracy
@@ -110,7 +113,7 @@ def test_one_average_is_named(here: Path, capsys) -> None:
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert printed["ema"] == "average with a half-life of 50 images"
     model = load_average(load_classifier, "runs/judge", RunAverages("runs/judge").choose(50))
-    held_out = open_validation(evaluate.read_run("runs/judge", []).data, on_main=on_main)
+    held_out = open_validation(read_run("runs/judge", []).data, on_main=on_main)
     assert held_out is not None
     found = accuracy(model, held_out, 500)
     assert found is not None
@@ -130,7 +133,7 @@ def test_one_average_is_named(here: Path, capsys) -> None:
     ],
 )
 def test_bad_averages_are_one_line_before_any_work(here: Path, capsys, monkeypatch, words, match) -> None:
-    monkeypatch.setattr(evaluate, "open_images", lambda *arguments, **options: pytest.fail("begun"))
+    monkeypatch.setattr(evaluating.command, "open_images", lambda *arguments, **options: pytest.fail("begun"))
     assert re.search(match, refused(evaluate, ["runs/digits", *words], capsys))
 
 
@@ -141,7 +144,7 @@ def test_only_runs_have_averages(here: Path, capsys) -> None:
 
 
 def test_a_list_may_be_words_or_commas() -> None:
-    split = evaluate._split_averages
+    split = split_averages
     assert split(["--ema", "0.1", "0.2", "--data.source", "x"]) == ([0.1, 0.2], ["--data.source", "x"])
     assert split(["--data.source", "x", "--ema=0.1,5e4"]) == ([0.1, 50000], ["--data.source", "x"])
     assert split(["--ema", "0.1", "--ema", "0.2"]) == ([0.2], [])

@@ -34,7 +34,7 @@ from diffusion import (
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
-from residual.weights.read import WeightsNote
+from residual.weights.note import WeightsNote
 from tasks import RUNS
 from tasks.classification import ClassificationRun
 from tasks.denoising import DiffusionAugment, DiffusionBatch, DiffusionConfig

@@ -222,19 +222,21 @@ def test_a_table_with_several_columns_of_images_is_refused(tmp_path: Path, capsy
     pyarrow.parquet.write_table(pyarrow.table({"image": [cell], "low": [cell]}), tmp_path / "pairs.parquet")
     error = refused(tmp_path / "model", tmp_path, capsys, "--condition", str(tmp_path / "pairs.parquet"))
     assert "image, low" in error
+    draw(tmp_path / "model", tmp_path / "named", "--condition", str(tmp_path / "pairs.parquet:low"), "--num", "1")
 
 
-def test_the_array_of_an_npz_file_is_the_condition_unless_there_are_several(
+def test_the_array_of_an_npz_file_is_the_condition_if_it_is_named_or_the_only_one(
     model, conditions, tmp_path, capsys
 ) -> None:
     np.savez(tmp_path / "one.npz", low=read(conditions))
     np.savez(tmp_path / "two.npz", low=read(conditions), target=np.zeros((3, 2, 8, 8), np.float32))
     draw(model, tmp_path / "npy", "--condition", str(conditions), "--num", "1")
-    draw(model, tmp_path / "npz", "--condition", str(tmp_path / "one.npz"), "--num", "1")
-    files = (read(tmp_path / name / "images" / "000000.npy") for name in ("npy", "npz"))
-    np.testing.assert_array_equal(*files)
-    error = refused(model, tmp_path, capsys, "--condition", str(tmp_path / "two.npz"))
-    assert "low, target" in error
+    for name, source in (("npz", "one.npz"), ("named", "two.npz:low")):
+        draw(model, tmp_path / name, "--condition", str(tmp_path / source), "--num", "1")
+        files = (read(tmp_path / folder / "images" / "000000.npy") for folder in ("npy", name))
+        np.testing.assert_array_equal(*files)
+    for source, named in (("two.npz", "low, target"), ("two.npz:lwo", "low"), ("input.npy:low", "input.npy")):
+        assert named in refused(model, tmp_path, capsys, "--condition", str(tmp_path / source))
     (tmp_path / "bad.npz").write_bytes(b"no archive")
     assert "bad.npz" in refused(model, tmp_path, capsys, "--condition", str(tmp_path / "bad.npz"))
 

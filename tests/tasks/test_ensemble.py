@@ -14,6 +14,7 @@ import evaluate
 import sample
 import train
 from diffusion import EDM
+from evaluating.command import read_run
 from pictures.units import Units
 from pipelines.diffusion import DiffusionModel
 from tasks.comparison import QualityConfig
@@ -301,7 +302,7 @@ def test_conditions_of_a_run_are_not_those_of_other_images(tmp_path: Path, monke
     Path("input.npy").touch()
     Path("run/config.yaml").write_text("data: {source: target.npy, condition: input.npy, normalisation: mean_std}")
     with pytest.raises(ValueError, match=r"data\.condition=input\.npy.*--data\.condition"):
-        evaluate.read_run("run", ["--data.source", "other.npy"])
+        read_run("run", ["--data.source", "other.npy"])
     flags = ["--data.source", "other.npy", "--data.condition", "input.npy"]
-    assert evaluate.read_run("run", flags).data.source == "other.npy"
-    assert evaluate.read_run("run", []).data.condition == "input.npy"
+    assert read_run("run", flags).data.source == "other.npy"
+    assert read_run("run", []).data.condition == "input.npy"

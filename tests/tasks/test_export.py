@@ -18,13 +18,14 @@ import export
 import resnet
 import sample
 from diffusion import DDPM, EDM, Flow, generators
+from exporting import diffusers_folder
 from pictures.files import read_image, save_image
 from pictures.pixel_format import BYTES, PixelFormat
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
-from residual.weights.read import WeightsNote
+from residual.weights.note import WeightsNote
 from tasks.denoising import DiffusionAugment
 from tasks.grid_evaluation import SampleConfig
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
@@ -88,7 +89,7 @@ def test_folding_a_class_into_the_time_bias_is_an_identity(conditional, tmp_path
 
 def test_what_the_network_was_told_of_augmentation_is_left_out(tmp_path):
     task = shaken(small_run(augment=DiffusionAugment(non_leaky=0.12)).build(digits()))
-    export.save_diffusers(task.diffusion, tmp_path)
+    diffusers_folder.save_diffusers(task.diffusion, tmp_path)
     x, t, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 9, 10])
     with torch.no_grad():
         theirs = UNet2DModel.from_pretrained(tmp_path, subfolder="unet")(x, t, label).sample
@@ -140,7 +141,7 @@ def test_the_scheduler_that_the_card_recommends_draws_our_images(unconditional, 
 def test_the_code_on_the_card_goes_with_few_timesteps(tmp_path, monkeypatch, labels):
     objective = DDPM(schedule="cosine", timesteps=20)
     task = small_run(objective=objective, sample=SampleConfig(steps=10)).build(digits(labels))
-    export.save_diffusers(task.diffusion, tmp_path)
+    diffusers_folder.save_diffusers(task.diffusion, tmp_path)
     monkeypatch.chdir(tmp_path)
     exec(code(tmp_path), {})
     assert labels or "num_inference_steps=20" in code(tmp_path).splitlines()[1]
@@ -149,7 +150,7 @@ def test_the_code_on_the_card_goes_with_few_timesteps(tmp_path, monkeypatch, lab
 def test_other_formulations_are_refused(tmp_path):
     task = small_run(objective=EDM()).build(digits())
     with pytest.raises(ValueError, match=r"objective\.kind=edm.*ddpm"):
-        export.save_diffusers(task.diffusion, tmp_path / "out")
+        diffusers_folder.save_diffusers(task.diffusion, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -238,7 +239,7 @@ def test_the_code_on_the_card_draws_the_images_of_sample(tmp_path, monkeypatch, 
     model = some_model(**fields)
     out = tmp_path / "out"
     out.mkdir()
-    export.save_diffusers(model, out, label)
+    diffusers_folder.save_diffusers(model, out, label)
     monkeypatch.chdir(out)
     names: dict = {}
     exec(code(out), names)
@@ -267,7 +268,7 @@ def test_the_code_on_the_card_draws_the_images_of_sample(tmp_path, monkeypatch, 
 def test_what_diffusers_does_not_read_is_left_out_and_reported(tmp_path, monkeypatch, field):
     model = some_model(channels=3, **field)
     with pytest.warns(WeightsNote, match=f"model.{next(iter(field))}"):
-        export.save_diffusers(model, tmp_path)
+        diffusers_folder.save_diffusers(model, tmp_path)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([10, 900])
     with torch.no_grad():
         theirs = UNet2DModel.from_pretrained(tmp_path, subfolder="unet")(x, t).sample
@@ -302,7 +303,7 @@ def test_names_of_classes_have_no_effect_on_the_card(tmp_path, name, label):
     def card(name):
         folder = tmp_path / "plain" if name == "plain" else tmp_path / "hostile"
         folder.mkdir()
-        export.save_diffusers(some_model(classes=("cat", name)), folder, label)
+        diffusers_folder.save_diffusers(some_model(classes=("cat", name)), folder, label)
         return (folder / "README.md").read_text(encoding="utf-8")
 
     hostile, plain = card(name).splitlines(), card("plain").splitlines()
@@ -354,7 +355,7 @@ def test_files_that_may_not_grow(conditional, tmp_path, number):
 
 def test_the_card_states_the_training_images(conditional):
     model = replace(load_model(conditional), images_seen=4096)
-    assert "after 4,096 training images" in export.card(model, None)
+    assert "after 4,096 training images" in diffusers_folder.card(model, None)
 
 
 @pytest.mark.parametrize(
@@ -431,13 +432,13 @@ def test_an_export_comes_back_as_the_model(tmp_path, place, null_label, counts):
     field = {"channels": 2, "pixels": FIELD}
     model = replace(some_model(classes=("cat", "dog"), null_label=null_label, **field), images_seen=None)
     model = replace(model, class_counts=counts)
-    export.save_diffusers(model, tmp_path)
+    diffusers_folder.save_diffusers(model, tmp_path)
     assert_same_model(load_model(tmp_path / place), model)
 
 
 def test_an_export_of_one_class_comes_back_without_classes(tmp_path):
     model = some_model(classes=("cat", "dog"), null_label=True)
-    export.save_diffusers(model, tmp_path, 1)
+    diffusers_folder.save_diffusers(model, tmp_path, 1)
     found = load_model(tmp_path)
     assert (found.classes, found.null, found.formulation) == (None, None, model.formulation)
     ours, theirs = model.draw([0], [1], steps=3), found.draw([0], None, steps=3)

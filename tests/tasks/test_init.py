@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import train as script
 from diffusion import DDPM
-from export import save_diffusers
+from exporting.diffusers_folder import save_diffusers
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from tasks import RUNS

@@ -16,7 +16,7 @@ import sample
 from diffusion import DDPM
 from diffusion.edits import GREY, keep_grey, slerp
 from diffusion.sampler import stretches
-from drawing.series import show
+from drawing.options import show
 from pictures.files import read_image
 from pictures.pixel_format import PixelFormat
 from pipelines.diffusion import DiffusionModel

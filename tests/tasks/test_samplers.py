@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMPipeline, LDMPipeline
 
 from diffusion import SAMPLERS, SCHEDULERS, generators
-from export import save_diffusers
+from exporting.diffusers_folder import save_diffusers
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import evaluate
+import evaluating.command
 import sample
 from benchmarks import superresolution
 from pictures.pixel_format import BYTES, PixelFormat
@@ -191,7 +192,7 @@ def test_an_image_that_is_reproduced_exactly_has_100_db(trained: Path) -> None:
 
 def test_a_figure_of_the_bicubic_filter_is_no_verdict_on_the_model(trained: Path, monkeypatch, capsys) -> None:
     for name, message in (("bicubic_ssim", "whatever the model"), ("ssim", "model is damaged")):
-        monkeypatch.setattr(evaluate, "measure_enlarged", lambda *_, name=name: ({name: float("nan")}, []))
+        monkeypatch.setattr(evaluating.command, "measure_enlarged", lambda *_, name=name: ({name: float("nan")}, []))
         with pytest.raises(SystemExit, match="2"):
             evaluate.main([str(trained)])
         assert re.search(f"{name} is nan.*{message}", capsys.readouterr().err)

@@ -145,10 +145,11 @@ class Started:
             time.sleep(0.005)
         raise Broken(f"{self.run.folder.name}: {what!r} did not appear in {seconds:.0f} s: {self.printed()[-2000:]}")
 
-    def resumes_from(self, images: int) -> None:
-        """Raises Broken unless the command resumes from that checkpoint, or finds the run finished by it."""
+    def resumes_from(self, images: int, seconds: float = 120) -> None:
+        """Raises Broken unless the command resumes from that checkpoint in time, or finds the run finished by it."""
         on, done = f"from {images:,} images", f"finished: {self.run.folder.name} has seen {images:,} images"
-        found = self.wait_for(on, done) if images == self.run.images else self.wait_for(on)
+        texts = (on, done) if images == self.run.images else (on,)
+        found = self.wait_for(*texts, seconds=seconds)
         require(found, f"{self.run.folder.name} does not resume from {images} images: {self.printed()[-2000:]}")
 
     def wait(self, below: Sequence[psutil.Process] = (), seconds: float = 180) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -10,16 +11,19 @@ from residual.names import require_known
 from residual.weights.keymap import export_state, import_state
 from unet.config import UNetConfig
 from unet.edm2_config import EDM2Config
+from unet.layout_names import EDM2LayoutName, UNetLayoutName
 from unet.layouts import adm, diffusers, edm, edm2
 from unet.layouts.layout import UNetLayout
 
-UNET_LAYOUTS = {
+_LAYOUTS: dict[UNetLayoutName | EDM2LayoutName, UNetLayout] = {
     "diffusers": diffusers.LAYOUT,
     "adm": adm.LAYOUT,
     "adm-new-order": adm.NEW_ORDER,
     "edm": edm.LAYOUT,
+    "edm2": edm2.LAYOUT,
 }
-EDM2_LAYOUTS = {"edm2": edm2.LAYOUT}
+UNET_LAYOUTS: dict[str, UNetLayout] = {name: _LAYOUTS[name] for name in get_args(UNetLayoutName)}
+EDM2_LAYOUTS: dict[str, UNetLayout] = {name: _LAYOUTS[name] for name in get_args(EDM2LayoutName)}
 LAYOUTS = UNET_LAYOUTS | EDM2_LAYOUTS
 Config = UNetConfig | EDM2Config
 State = Mapping[str, Tensor]
