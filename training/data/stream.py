@@ -64,6 +64,8 @@ class StreamedImages:
         """how decoded values become those of networks"""
         self.seen: np.ndarray | None = None
         """unknown, as no image has been read; see `Images.seen`"""
+        self.autoencoder: None = None
+        """streamed images are not encoded"""
         self.conditions = records.condition_channels(self.shape[0])
         """number of channels that are a condition: the last ones"""
         self.static = static
