@@ -205,8 +205,8 @@ def local_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> P
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        options = {"revision": pinned or revision, "allow_patterns": ["*.json", "*.safetensors"]}
-        return Path(snapshot_download(name, **options))
+        patterns = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(name, revision=pinned or revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         message = f"{text!r} is neither a local folder nor a repository on the hub: {_first_line(error)}"
         raise ValueError(message) from None
