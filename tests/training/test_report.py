@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.toy import ToyEvaluation, ToyTask, accelerator, images
-from tests.training.toy import config as settings_with
+from tests.training.toy import config
 from training.data import Images
 from training.memory import activation_bytes, model_bytes
 from training.report import Outlook, rate_points, report
@@ -21,6 +21,11 @@ from training.task import Batch, Task
 FLOAT = 4
 CPU = torch.device("cpu")
 IMAGES = Images(np.zeros((400, 3, 1, 1), np.uint8))
+
+
+def settings_with(**changes: object) -> TrainingSettings:
+    """Settings with a checkpoint within the run."""
+    return config(**{"checkpoint_every_images": 100} | changes)
 
 
 def net() -> nn.Module:
@@ -136,7 +141,8 @@ def test_a_run_that_fits_has_no_warning():
 
 
 def test_a_checkpoint_that_is_never_due_before_the_end():
-    (line,) = Outlook(Vectors(), settings_with(images=4_000, batch=8, max_skipped=7), IMAGES, CPU).warnings()
+    settings = settings_with(images=4_000, batch=8, max_skipped=7, checkpoint_every_images=10**9)
+    (line,) = Outlook(Vectors(), settings, IMAGES, CPU).warnings()
     assert re.search(r"checkpoint_every_images=1,000,000,000 .*max_skipped=7 .*train\.images=4,000", line)
 
 
