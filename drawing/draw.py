@@ -71,15 +71,15 @@ def begin(job: Job, facts: Mapping[str, Any]) -> None:
             remove(path)
     if left := sum(1 for _ in folder.iterdir()):
         print_line(f"continuing: {left:,} of {len(job):,} images are already in {folder}")
-    if model.pixel_format.file == "npy":
-        needed = math.prod(model.shape) * np.dtype(model.pixel_format.dtype).itemsize * (len(job) - left)
+    if model.output_format.file == "npy":
+        needed = math.prod(model.output_shape) * np.dtype(model.output_format.dtype).itemsize * (len(job) - left)
         require_disk_space(folder, needed, amount(len(job) - left, "image"))
 
 
 def _finished(path: Path, model: DiffusionModel) -> bool:
     """Whether a file holds a whole image of the model."""
     try:
-        return not path.is_symlink() and read_image(path).shape == model.shape
+        return not path.is_symlink() and read_image(path).shape == model.output_shape
     except (ValueError, OSError):
         return False
 
@@ -91,7 +91,7 @@ def keeping(job: Job) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        count = sum(1 for _ in (staging / "images").glob(f"[0-9]*.{job.model.pixel_format.file}"))
+        count = sum(1 for _ in (staging / "images").glob(f"[0-9]*.{job.model.output_format.file}"))
         job.out.leave(discard=count == 0)
         kept = f"{count:,} of {len(job):,} images are kept in {str(staging)!r}; the same command goes on with them"
         kept = kept if count else "nothing was written"
@@ -123,10 +123,10 @@ def make_ready(job: Job) -> list[str]:
 
 
 def save(job: Job, numbers: Sequence[int], images: Float[Tensor, "b c h w"]) -> None:
-    """Writes drawn images of these numbers, as networks draw them, into the staging folder."""
+    """Writes drawn images of these numbers, as `DiffusionModel.decoded` returns them, into the staging folder."""
     for number, image in zip(numbers, images, strict=True):
         path = job.out.staging / "images" / job.file(number)
-        save_image(image, job.model.pixel_format, path, job.text(number), job.kept(number))
+        save_image(image, job.model.output_format, path, job.text(number), job.kept(number))
 
 
 def draw(job: Job) -> Frames:
@@ -168,8 +168,8 @@ def draw(job: Job) -> Frames:
                 for step, x in enumerate(job.chain(filled)):
                     bar.update(step > 0)
                     if step in wanted and numbers[0] < shown:
-                        frames.append(model.pixel_format.from_unit(x[: len(numbers)]))
-                images = x[: len(numbers)].cpu()
+                        frames.append(model.output_format.from_unit(model.decoded(x[: len(numbers)])))
+                images = model.decoded(x[: len(numbers)]).cpu()
             except Exception as error:
                 if not is_out_of_memory(error) or len(numbers) == 1:
                     raise

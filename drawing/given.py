@@ -1,7 +1,7 @@
 """The images that a command starts from, and what is known of them: pixels outside a mask, or grey values."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,13 @@ class Given:
     """of --mask: one, or one per image"""
     grey: bool = False
     """whether only their grey values are known"""
+    encoded: Callable[[Tensor], Tensor] = lambda images: images
+    """what the images are as a network draws them, see `DiffusionModel.encoded`"""
 
     def unit(self, numbers: Sequence[int]) -> Float[Tensor, "b c h w"]:
         """The images of these numbers in the values of the network, 0 where no training image had a value."""
-        return self.images.pixel_format.to_unit(torch.from_numpy(_read(self.images, numbers))).nan_to_num_(nan=0.0)
+        images = self.images.pixel_format.to_unit(torch.from_numpy(_read(self.images, numbers)))
+        return self.encoded(images.nan_to_num_(nan=0.0))
 
     def drawn(self, numbers: Sequence[int]) -> Bool[Tensor, "b 1 h w"]:
         """The pixels that a mask has drawn anew: those that are not black."""
@@ -72,12 +75,12 @@ def open_given(option: str, source: str, model: DiffusionModel, exact: bool = Fa
     training images had some.
     """
     seen = None if model.inputs is None else model.inputs.seen
-    settings = {} if exact else shape_settings(model.shape)
-    images = open_option(option, source, model.pixel_format, missing=seen is not None, **settings)
-    if images.shape != model.shape:
+    settings = {} if exact else shape_settings(model.output_shape)
+    images = open_option(option, source, model.output_format, missing=seen is not None, **settings)
+    if images.shape != model.output_shape:
         raise ValueError(
-            f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.shape}; convert them, or "
-            "give others"
+            f"{option} {source!r}: images of shape {images.shape}, but the model's are {model.output_shape}; convert "
+            "them, or give others"
         )
     if seen is not None:
         for number in range(len(images)):

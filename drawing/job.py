@@ -79,6 +79,8 @@ IN_PICTURES = (
     *("observe", "operator", "observe_noise"),
 )
 """options that the metadata of a picture names only where they are given"""
+OF_PIXELS = ("size", "window", "overlap", "mask", "grey", "invert", "observe", "classifier")
+"""options that a model of latents does not take"""
 
 Labels = Callable[[Sequence[int]], list[int] | None]
 """gives the labels of image numbers"""
@@ -132,7 +134,7 @@ class Job:
 
     def file(self, number: int) -> str:
         """The name of the file of an image."""
-        return f"{number:06d}.{self.model.pixel_format.file}"
+        return f"{number:06d}.{self.model.output_format.file}"
 
     def chain(self, numbers: Sequence[int]) -> Iterator[Float[Tensor, "b c h w"]]:
         """Draws images of one row: yields where they start, then each of `steps`, last the images."""
@@ -215,9 +217,10 @@ class Job:
             "classifier_sha256": None if model.classifier is None else weights_sha256(model.classifier.net),
             "classifier_scale": None if model.classifier is None else args.classifier_scale,
             "classes": None if model.classes is None else len(model.classes),
-            "shape": list(model.shape),
+            "shape": list(model.output_shape),
             "windows": None if model.windows is None else list(map(list, model.windows)),
-            "pixel_format": asdict(model.pixel_format),
+            "pixel_format": asdict(model.output_format),
+            **({} if model.autoencoder is None else {"autoencoder_sha256": model.autoencoder.fingerprint}),
             "device": self.device.type,
             "precision": args.precision,
             "compile": args.compile,
@@ -247,6 +250,8 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.guide is not None:
         worse = None if args.guide_ema is None else RunAverages(args.guide).choose(args.guide_ema)
         model = model.guided_by(load_average(load_model, args.guide, worse))
+    if model.autoencoder is not None:
+        _check_latents(args)
     model = _sized(args, model)
     if args.classifier is not None:
         model = model.classified_by(load_classifier(args.classifier))
@@ -285,6 +290,16 @@ def _sized(args: argparse.Namespace, model: DiffusionModel) -> DiffusionModel:
     if args.window or args.overlap is not None:
         model = model.in_windows(args.overlap)
     return model if args.size is None else model.sized(*args.size)
+
+
+def _check_latents(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that change or observe pixels, in the place of which the model draws latents."""
+    for name in OF_PIXELS:
+        if (value := getattr(args, name)) not in (None, False):
+            raise ValueError(
+                f"{name}={show(value)} is for models of pixels, but this one draws latents of an autoencoder; leave it "
+                "out"
+            )
 
 
 def _complete(args: argparse.Namespace, model: DiffusionModel) -> None:
@@ -332,7 +347,8 @@ def _open_given(args: argparse.Namespace, model: DiffusionModel) -> Given | None
     images = open_given("from", args.origin, model, exact=args.mask is not None)
     if args.between and (wrong := [k for k in args.between if not 0 <= k < len(images)]):
         raise ValueError(f"between: there is no picture {wrong[0]} in {args.origin!r}; give 0 to {len(images) - 1}")
-    return Given(images, None if args.mask is None else open_masks(args.mask, images))
+    masks = None if args.mask is None else open_masks(args.mask, images)
+    return Given(images, masks, encoded=model.encoded)
 
 
 def _check(args: argparse.Namespace, model: DiffusionModel) -> tuple[dict[str, Any], ...]:
@@ -349,8 +365,8 @@ def _check(args: argparse.Namespace, model: DiffusionModel) -> tuple[dict[str, A
             raise ValueError(f"{name}={ends[0]} {ends[1]} has equal ends; give two different ones")
         if ends and args.num == 1:
             raise ValueError(f"num=1 shows nothing between the ends of --{name}; give at least 2")
-    check_savable(model.shape[0], model.pixel_format)
-    if args.npz and not are_pictures(model.shape[0], model.pixel_format):
+    check_savable(model.output_shape[0], model.output_format)
+    if args.npz and not are_pictures(model.output_shape[0], model.output_format):
         raise ValueError("npz is for evaluators of pictures, but this model draws arrays; read the .npy files instead")
     if args.resample is not None and not 1 <= args.resample <= MAX_RESAMPLE:
         raise ValueError(f"resample={args.resample} is out of range; give 1 (each step once) to {MAX_RESAMPLE}")
@@ -366,7 +382,7 @@ def _check_shown(args: argparse.Namespace, model: DiffusionModel, series: Series
     """Raises ValueError for a series that its grid or animation would cut."""
     if not (series.frames or (args.grid and len(series.rows) > 1)):
         return
-    most = grid_size(MAX_IN_GRID, model.shape, model.pixel_format) if args.grid else MAX_IN_GRID
+    most = grid_size(MAX_IN_GRID, model.output_shape, model.output_format) if args.grid else MAX_IN_GRID
     if len(series) > most:
         raise ValueError(
             f"num={args.num} makes a series of {len(series):,} images, but {most} are shown; give a smaller --num"

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def open_training(source: str, model_name: str, model: DiffusionModel) -> Images
     if model.inputs is not None and model.inputs.seen is not None:
         raise ValueError(f"nearest {source or model_name!r}: images with missing values have no distance; leave it out")
     images = _of_run(model_name, model) if source == OF_RUN else open_given("nearest", source, model)
-    if (found := images.pixel_format.about) != (wanted := model.pixel_format.about):
+    if (found := images.pixel_format.about) != (wanted := model.output_format.about):
         raise ValueError(
             f"nearest {source or model_name!r}: values are {found}, but the model's are {wanted}; convert them, or "
             "give others"
@@ -50,7 +51,7 @@ def _of_run(model_name: str, model: DiffusionModel) -> Images:
         raise ValueError(f"nearest: {model_name!r} is no run folder; give --nearest SOURCE, its training images")
     settings, _ = read_settings(home / "config.yaml", is_record=True)
     fields = {name.removeprefix("data."): value for name, value in settings.items() if name.startswith("data.")}
-    config = read_config(DataConfig, fields)
+    config = replace(read_config(DataConfig, fields), autoencoder=None)  # pictures are compared, also of latents
     try:
         images = open_images(config, on_main=on_main)
     except ValueError as error:
@@ -61,9 +62,9 @@ def _of_run(model_name: str, model: DiffusionModel) -> Images:
         )
     if images.conditions:
         images = images.targets()
-    if images.shape != model.shape:
+    if images.shape != model.output_shape:
         raise ValueError(
-            f"nearest {config.source!r}: images of shape {images.shape}, but the model's are {model.shape}"
+            f"nearest {config.source!r}: images of shape {images.shape}, but the model's are {model.output_shape}"
         )
     return images
 

@@ -39,7 +39,7 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     missing = len(job) - sum(1 for _ in (folder / "images").iterdir())
     if missing:
         raise ValueError(f"{missing} of {len(job)} images are missing in {folder}; all machines need the same folder")
-    read = lambda number: _read(folder / "images" / job.file(number), model.pixel_format)  # noqa: E731
+    read = lambda number: _read(folder / "images" / job.file(number), model.output_format)  # noqa: E731
     lines = [f"images: {args.out / 'images' / job.file(0)} … {args.out / 'images' / job.file(len(job) - 1)}"]
     if model.classes is not None and job.toward is None:
         _write_labels(folder / "labels.csv", job)
@@ -54,10 +54,10 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
         _write_npz(folder / "samples.npz", job, read)
         lines.append(f"npz: {args.out / 'samples.npz'}")
     found: dict[str, Any] = {"clipped_share": None}
-    if isinstance(model.pixel_format, PixelFormat) and not are_pictures(model.shape[0], model.pixel_format):
+    if isinstance(model.output_format, PixelFormat) and not are_pictures(model.output_shape[0], model.output_format):
         found["clipped_share"] = clipped = _clipped_share(len(job), model, read)
         if clipped >= NOTABLE:
-            ends = f"{model.pixel_format.low:g} … {model.pixel_format.high:g}"
+            ends = f"{model.output_format.low:g} … {model.output_format.high:g}"
             lines.append(
                 f"note: {clipped:.1%} of the values are at the ends of the range {ends}, where they are clipped"
             )
@@ -70,7 +70,7 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     if args.between or args.morph:
         frames_between = np.stack([read(number) for number in range(job.in_grid)])
         ranges = value_ranges(frames_between)
-        pictures = [draw_samples(values[None], model.pixel_format, None, ranges) for values in frames_between]
+        pictures = [draw_samples(values[None], model.output_format, None, ranges) for values in frames_between]
         save_animation(pictures, folder / "between.gif", SERIES_MS)
         lines.append(f"animation: {args.out / 'between.gif'}")
     if job.training is not None:
@@ -80,19 +80,19 @@ def write(job: Job, frames: list[list[np.ndarray]], facts: Mapping[str, Any]) ->
     if args.grid or args.animation:
         tiles = [(*job.beside(number), read(number)) for number in range(job.in_grid)]
         shown = np.stack([image for tile in tiles for image in tile])
-        if note := hidden_note(len(job) * len(tiles[0]), model.shape, model.pixel_format, len(shown)):
+        if note := hidden_note(len(job) * len(tiles[0]), model.output_shape, model.output_format, len(shown)):
             lines.append(f"note: {note}")
         names = job.series.names() or (None if job.series.frames else model.names(labels(range(job.in_grid))))
         if args.animation:
             ranges = value_ranges(shown)
             steps = [np.stack(frame) for frame in zip(*frames, strict=True)]
-            pictures = [draw_samples(values, model.pixel_format, names, ranges) for values in steps]
+            pictures = [draw_samples(values, model.output_format, names, ranges) for values in steps]
             save_animation(pictures, folder / "animation.gif")
             lines.append(f"animation: {args.out / 'animation.gif'}")
         if args.grid:
             each = len(tiles[0])
             named = None if names is None else [name for name in names for _ in range(each)]
-            draw_samples(shown, model.pixel_format, named, columns=_columns(job, each)).save(folder / "grid.png")
+            draw_samples(shown, model.output_format, named, columns=_columns(job, each)).save(folder / "grid.png")
             lines.append(f"grid: {args.out / 'grid.png'}")
     job.out.publish({**facts, **found})
     return lines
@@ -115,7 +115,7 @@ def _columns(job: Job, each: int) -> int | None:
 def _psnr(job: Job, read: Read) -> tuple[float | None, str]:
     """The PSNR in dB of reconstructed images, and a line about it; None if they are identical."""
     assert job.given is not None, "RULES"
-    pixels = job.model.pixel_format
+    pixels = job.model.output_format
     errors = list[float]()
     for number in range(len(job)):
         (original,) = pixels.from_unit(job.given.unit([job.series.column(number)]))
@@ -166,7 +166,7 @@ def _write_npz(path: Path, job: Job, read: Read) -> None:
     count = len(job)
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *job.model.shape[1:], 3)}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *job.model.output_shape[1:], 3)}
             np.lib.format.write_array_header_1_0(file, header)
             for number in range(count):
                 pixels = picture_bytes(read(number))
@@ -178,5 +178,5 @@ def _write_npz(path: Path, job: Job, read: Read) -> None:
 
 def _clipped_share(count: int, model: DiffusionModel, read: Read) -> float:
     """The share of all values that are at an end of the range."""
-    low, high = model.pixel_format.from_unit(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2)).ravel()
+    low, high = model.output_format.from_unit(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2)).ravel()
     return float(np.mean([np.mean((values <= low) | (values >= high)) for values in map(read, range(count))]))

@@ -469,6 +469,10 @@ def read_run(given: str, flags: Sequence[str]) -> AnyRun:
     """
     config = _config_of(given)
     settings = read_flags(flags)[1]
+    if "data.autoencoder" in settings:
+        raise ValueError(
+            f"data.autoencoder={settings['data.autoencoder']} is for training; pictures are compared, leave it out"
+        )
     if config is None and "data.source" not in settings:
         kind_of(given)  # has an error of its own for what is nothing
         raise ValueError(
@@ -480,6 +484,7 @@ def read_run(given: str, flags: Sequence[str]) -> AnyRun:
     run = parsed.run
     if not isinstance(run, AnyRun):
         raise ValueError(f"{given} is a run of {parsed.task}, for which no evaluation is known")
+    run = replace(run, data=replace(run.data, autoencoder=None))  # pictures are compared, also of latents
     if config is None:
         return run
     own_data = parse(RUNS, ["--config", str(config), "--run", str(config.parent)]).run.data

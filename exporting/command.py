@@ -161,6 +161,11 @@ def _drawing(model: Model) -> Model:
             f"this model enlarges pictures (upscale={model.upscale}), which neither diffusers nor a model card knows; "
             "give its folder, RUN/model, to sample.py --upscale"
         )
+    if isinstance(model, DiffusionModel) and model.autoencoder is not None:
+        raise ValueError(
+            "this model draws latents of an autoencoder, which neither diffusers' DDPMPipeline nor a model card knows; "
+            "give its folder, RUN/model, to sample.py"
+        )
     if isinstance(model, DiffusionModel) and (model.inputs is not None or model.pixel_format.limit != 1):
         what = "draws standardised values" if model.inputs is None else "takes more than noise and a label"
         raise ValueError(

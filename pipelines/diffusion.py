@@ -1,6 +1,7 @@
 """A trained diffusion model: draws images, and is saved as a folder that is enough to sample.
 
-The folder holds config.json and model.safetensors, which are the network's own, and diffusion.json.
+The folder holds config.json and model.safetensors, which are the network's own, and diffusion.json. A regression and an
+autoencoder are in folders of their own.
 """
 
 import json
@@ -39,6 +40,7 @@ from diffusion import (
 from diffusion.edits import Projection, between_labels, invert, projected
 from diffusion.options import ALL_LEVELS, STEPS
 from diffusion.windows import Size, check_windows, windowed
+from pictures.autoencoder import Autoencoder
 from pictures.coordinates import Coordinates
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat
@@ -57,8 +59,8 @@ Network = UNet | EDM2UNet
 
 FORMAT_VERSION = 3
 DESCRIPTION_FILE = "diffusion.json"
-REGRESSION = "regression"
-"""folder of the regression in a model folder"""
+REGRESSION, AUTOENCODER = "regression", "autoencoder"
+"""folders of these networks in a model folder"""
 MAX_GUIDANCE = 1_000
 """A larger value is almost certainly a typo."""
 MAX_SIDE = 8192
@@ -101,6 +103,8 @@ class DiffusionModel:
     """pixels in height and width that windows share at least, where `in_windows` sets them"""
     classifier: ImageClassifier | None = None
     """a classifier of noisy images, along whose gradient images are moved; see `classified_by`"""
+    autoencoder: Autoencoder | None = None
+    """decodes its images, which are latents of pictures; None: they are the pictures or arrays themselves"""
 
     def guided_by(self, other: "DiffusionModel") -> "DiffusionModel":
         """This model with a worse one as its guide: a smaller, less trained or earlier one (Karras et al. 2024,
@@ -115,6 +119,9 @@ class DiffusionModel:
         mine, its = (model.inputs and model.inputs.document() for model in (self, other))
         if mine != its:
             raise ValueError(f"guide has inputs={its}, but the model has {mine}; give a model of the same kind")
+        mine, its = (model.autoencoder and model.autoencoder.fingerprint for model in (self, other))
+        if mine != its:
+            raise ValueError(f"guide has autoencoder={its}, but the model has {mine}; give a model of the same kind")
         mine, its = (model.base and model.base.std for model in (self, other))
         if mine != its:
             raise ValueError(f"guide has residual_std={its}, but the model has {mine}; give a model of the same kind")
@@ -208,6 +215,36 @@ class DiffusionModel:
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of its images."""
         return (self.net.config.out_channels, *(self.size or self._whole or self.net.config.size))
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of what is written of its images: of pictures, where it draws latents."""
+        if self.autoencoder is None:
+            return self.shape
+        height, width = (side * self.autoencoder.factor for side in self.shape[1:])
+        return self.autoencoder.channels, height, width
+
+    @property
+    def output_format(self) -> AnyFormat:
+        """The format of what is written of its images."""
+        return self.pixel_format if self.autoencoder is None else BYTES
+
+    def decoded(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d height width"]:
+        """Drawn images as `output_format` takes them: latents are decoded, others returned."""
+        if self.autoencoder is None:
+            return x
+        latents = torch.from_numpy(self.pixel_format.from_unit(x))
+        return self.autoencoder.decode(latents.to(self._device)).to(x.device)
+
+    def encoded(self, x: Float[Tensor, "b d height width"]) -> Float[Tensor, "b c h w"]:
+        """The inverse of `decoded`: pictures become latents as the network takes them."""
+        if self.autoencoder is None:
+            return x
+        return self.pixel_format.to_unit(self.autoencoder.encode(x.to(self._device))).to(x.device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
 
     @property
     def _whole(self) -> Size | None:
@@ -587,6 +624,8 @@ class DiffusionModel:
         if self.base is not None:
             (folder / REGRESSION).mkdir()
             self.base.model.save(folder / REGRESSION)
+        if self.autoencoder is not None:
+            self.autoencoder.save(folder / AUTOENCODER)
         self.write_description(folder)
 
     def write_description(self, folder: Path) -> None:
@@ -606,6 +645,8 @@ class DiffusionModel:
             document["coordinates"] = asdict(self.coordinates)
         if self.base is not None:
             document["residual_std"] = self.base.std
+        if self.autoencoder is not None:
+            document["autoencoder_sha256"] = self.autoencoder.fingerprint
         (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload model") -> str:
@@ -624,7 +665,7 @@ class DiffusionModel:
 
     def summary(self) -> str:
         """A few words on the images, the training and the formulation, as one line of Markdown."""
-        return summary(self.formulation, self.shape, self.pixel_format, self.inputs, self.images_seen)
+        return summary(self.formulation, self.output_shape, self.output_format, self.inputs, self.images_seen)
 
     def list_labels(self) -> str:
         """The labels and the names of their classes, as a list in Markdown."""

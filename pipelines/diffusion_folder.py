@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 
 from diffusion import DDPM, Formulation
+from pictures.autoencoder import Autoencoder, load_autoencoder
 from pictures.coordinates import Coordinates
 from pictures.units import AnyFormat, Units
-from pipelines.diffusion import DESCRIPTION_FILE, FORMAT_VERSION, MAX_SCALE, REGRESSION, DiffusionModel, Network
+from pipelines.diffusion import (
+    AUTOENCODER,
+    DESCRIPTION_FILE,
+    FORMAT_VERSION,
+    MAX_SCALE,
+    REGRESSION,
+    DiffusionModel,
+    Network,
+)
 from pipelines.folder import check_counts, check_finite, find_model, read_counts, read_format, replace_weights
 from pipelines.formulation import read_formulation
 from pipelines.from_diffusers import (
@@ -61,7 +70,7 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
     document = read_json(file)
     try:
         inputs, base = read_inputs(document, file.parent), read_base(document, file.parent)
-        places = read_coordinates(document)
+        places, autoencoder = read_coordinates(document), read_autoencoder(document, file.parent)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from None
     _check_channels(net, folder, scale, inputs)
@@ -78,6 +87,7 @@ def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) ->
         inputs=inputs,
         base=base,
         coordinates=places,
+        autoencoder=autoencoder,
     )
     _check_parts(model, folder)
     return model
@@ -179,6 +189,8 @@ def _check_parts(model: DiffusionModel, folder: Path) -> None:
         )
     if base is not None and (base.model.pixel_format, base.model.shape) != (model.pixel_format, model.shape):
         raise ValueError(f"{folder}: its {REGRESSION} predicts images of other units or sizes; copy the model again")
+    if model.autoencoder is not None and len(model.autoencoder.units.mean) != config.out_channels:
+        raise ValueError(f"{folder}: its {AUTOENCODER} has latents of other channels; copy the model again")
 
 
 def read_scale(folder: Path) -> int | None:
@@ -211,6 +223,19 @@ def read_base(document: Mapping[str, Any], folder: Path) -> Base | None:
     if not (isinstance(std, list) and len(std) == model.shape[0] and all(type(x) is float and x > 0 for x in std)):
         raise ValueError(f"residual_std={std!r} should be {amount(model.shape[0], 'positive number')}")
     return Base(model, tuple(std))
+
+
+def read_autoencoder(document: Mapping[str, Any], folder: Path) -> Autoencoder | None:
+    """The autoencoder of a diffusion.json in its folder; None if it has none.
+
+    Raises ValueError if it is damaged, and for another one than that of the training.
+    """
+    if (sha256 := document.get("autoencoder_sha256")) is None:
+        return None
+    autoencoder = load_autoencoder(folder / AUTOENCODER)
+    if autoencoder.fingerprint != sha256:
+        raise ValueError(f"{folder / AUTOENCODER} is not the autoencoder of its training; copy the model again")
+    return autoencoder
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def check_graphs(model: Model, kind: str) -> None:
         "adds the prediction of a regression": model.base is not None,
         "takes fields or numbers as conditions": model.inputs is not None,
         "draws in windows": model.windows is not None,
+        "draws latents of an autoencoder": model.autoencoder is not None,
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise ValueError(f"this model {found[0]}, which no graph of one network holds; draw with sample.py")

@@ -20,7 +20,7 @@ from resnet import NETWORKS, Classifier, ClassifierConfig, ResNetConfig, build, 
 from tasks.accuracy import AccuracyEvaluation
 from tasks.augment import cutout, mixed, padded_crop, random_flip
 from tasks.init_classifier import init_config, load_init
-from tasks.inputs import require_plain
+from tasks.inputs import require_pixels, require_plain
 from training.data import ImageSet, open_validation
 from training.processes import on_main, process_state
 from training.random import GlobalRandom, seeded
@@ -132,12 +132,12 @@ class ClassificationTask(Task[ClassificationBatch]):
         With a formulation, each image gets noise of a random level, and the network this level.
         """
         assert batch.label is not None
-        inputs: tuple[Tensor, ...] = (batch.image,)
-        if (formulation := self.classifier.formulation) is not None:
+        if (formulation := self.classifier.formulation) is None:
+            logits = model(batch.image)
+        else:
             time = formulation.draw_time(random)
             noisy = formulation.level(time).noisy(batch.image, random.normal(*batch.image.shape[1:]))
-            inputs = self.classifier.noisy_inputs(noisy, time)
-        logits = model(*inputs)
+            logits = self.classifier.noisy_logits(model, noisy, time)
         loss = self._cross_entropy(logits, batch.label)
         if batch.share is None or batch.other_label is None:
             return loss
@@ -183,6 +183,7 @@ class ClassificationRun(Run[ClassificationTask]):
     }
 
     def __post_init__(self) -> None:
+        require_pixels(self.data.autoencoder)
         if self.data.labels is False:
             raise ValueError("data.labels=false leaves a classifier nothing to learn; give true or null")
         self._check_pairs(self.train.batch, f"train.batch={self.train.batch}")

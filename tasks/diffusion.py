@@ -99,7 +99,27 @@ class DiffusionRun(Run[DiffusionTask]):
             )
         require_validation(self.quality, self.data)
         self._check_ensemble()
+        if self.data.autoencoder is not None:
+            self._check_latents(self.data.autoencoder)
         self._check_lora()
+
+    def _check_latents(self, autoencoder: str) -> None:
+        """Raises ValueError for what changes or compares pixels, which latents are not: those of a mirrored picture are
+        not the mirrored latents."""
+        settings = {
+            "augment.flip": self.augment.flip,
+            "augment.non_leaky": self.augment.non_leaky,
+            "augment.crop_px": self.augment.crop_px,
+            "diffusion.upscale": self.diffusion.upscale,
+            "diffusion.regression": self.diffusion.regression,
+            "ensemble.members": self.ensemble.members,
+        }
+        for name, value in settings.items():
+            if value:
+                raise ValueError(
+                    f"{name}={value} is for pixels, but the run is trained on latents of data.autoencoder="
+                    f"{autoencoder}; leave one of them out"
+                )
 
     def _check_lora(self) -> None:
         if (rank := self.lora.rank) is None:
@@ -170,7 +190,7 @@ class DiffusionRun(Run[DiffusionTask]):
 
         Raises ValueError if they do not fit, or were trained under another formulation.
         """
-        note = hidden_note(self.sample.num, task.diffusion.shape, task.diffusion.pixel_format)
+        note = hidden_note(self.sample.num, task.diffusion.output_shape, task.diffusion.output_format)
         messages = [] if note is None else [f"samples: {note}"]
         if self.init is None:
             return messages
@@ -188,8 +208,10 @@ class DiffusionRun(Run[DiffusionTask]):
         channels, height, width = self._trained_shape(images)
         if reason := self.model.size_error(height, width):
             arrays = "arrays are read as (channels, height, width) and are not resized"
-            way_out = "data.size resizes them" if images.pixel_format.file == "png" else arrays
-            raise ValueError(f"images of {self.data.source}: {reason}; {way_out}")
+            resizes = images.pixel_format.file == "png" or images.autoencoder is not None
+            what = "images" if images.autoencoder is None else "latents of the images"
+            way_out = "data.size resizes them" if resizes else arrays
+            raise ValueError(f"{what} of {self.data.source}: {reason}; {way_out}")
         classes = None if images.classes is None else len(images.classes)
         inputs = inputs_of(images, self.data.missing, self.augment.crop_px, self.augment.crop_positions)
         count = channels if self.diffusion.upscale is None else 2 * channels
@@ -214,6 +236,7 @@ class DiffusionRun(Run[DiffusionTask]):
             inputs=inputs,
             base=base,
             coordinates=images.coordinates,
+            autoencoder=images.autoencoder,
         )
         try:
             model.check(sampler=self.sample.sampler, steps=self.sample.steps, guidance=self.sample.guidance)

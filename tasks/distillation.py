@@ -15,7 +15,7 @@ from pipelines.diffusion_folder import load_model
 from tasks.comparison import QualityConfig
 from tasks.denoising import DiffusionAugment, DiffusionBatch, DiffusionConfig, DiffusionTask
 from tasks.grid_evaluation import GridEvaluation, SampleConfig
-from tasks.inputs import require_plain
+from tasks.inputs import require_pixels, require_plain
 from tasks.quality import Quality, open_quality, require_validation
 from training.data import ImageSet
 from training.output_folder import weights_sha256
@@ -122,6 +122,7 @@ class DistillationRun(Run[DistillationTask]):
     )
 
     def __post_init__(self) -> None:
+        require_pixels(self.data.autoencoder)
         require_validation(self.quality, self.data)
 
     @cached_property

@@ -93,7 +93,8 @@ class GridEvaluation(Evaluation):
         if accelerator.is_main_process:
             context.folder.mkdir(parents=True, exist_ok=True)
             names = trained.names(trained.cycle(range(config.num)))
-            grid = draw_samples(trained.pixel_format.from_unit(finished), trained.pixel_format, names)
+            pictures = trained.output_format.from_unit(trained.decoded(finished))
+            grid = draw_samples(pictures, trained.output_format, names)
             replace_file(context.folder / f"{context.images_seen:09d}.png", grid.save, flush=False)
             context.log_image("grid", np.asarray(grid.convert("RGB")))
         values = to_uint8(finished) / 127.5 - 1 if trained.pixel_format.limit == 1 else finished.numpy()

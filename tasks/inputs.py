@@ -99,6 +99,12 @@ def given_of(inputs: Inputs | None, images: ImageSet, numbers: Sequence[int] | n
     return given
 
 
+def require_pixels(autoencoder: str | None) -> None:
+    """Raises ValueError, for tasks that take pixels, if `data.autoencoder` is given."""
+    if autoencoder is not None:
+        raise ValueError(f"data.autoencoder={autoencoder} is for the task diffusion only; leave it out")
+
+
 def require_plain(images: ImageSet, missing: bool) -> None:
     """Raises ValueError, for tasks that take images alone, for those with conditions or, if `missing`, without some
     values."""

@@ -170,6 +170,8 @@ def _scripted(path: Path, images: Images, prepare: Preparation) -> Judge:
 
 def pixels_of(images: Images | ImageClassifier | DiffusionModel) -> str:
     """Shape and values of images, or of those that a model takes or draws; equal texts mean that they go together."""
+    if isinstance(images, DiffusionModel):
+        return f"{images.output_shape} (channels, height, width) of {images.output_format.about}"
     return f"{images.shape} (channels, height, width) of {images.pixel_format.about}"
 
 

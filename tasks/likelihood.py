@@ -30,10 +30,12 @@ def bits_per_dimension(model: DiffusionModel, images: Images, config: QualityCon
 
     Call it on every process; the network has to be on the device. Raises ValueError, with `what` the images are, for
     images of another kind, for classes that the model does not have, and for a model with conditions, numbers, static
-    fields or missing values.
+    fields, missing values or an autoencoder.
     """
     if model.inputs is not None:
         raise ValueError("likelihood is that of images alone, but the model takes more than a label; leave it out")
+    if model.autoencoder is not None:
+        raise ValueError("likelihood is that of pixels, but the model draws latents of an autoencoder; leave it out")
     if (given := pixels_of(images)) != (taken := pixels_of(model)):
         raise ValueError(f"the model draws {taken}, but {what} are {given}")
     chosen = np.random.default_rng(config.seed).permutation(len(images))[: config.num]

@@ -16,7 +16,7 @@ from tasks.budget import choose_count, seconds_per_image
 from tasks.comparison import Comparison, QualityConfig, names_for
 from tasks.inputs import given_of
 from tasks.judge import pixels_of
-from training.data import DataConfig, Images, ImageSet, open_validation
+from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.processes import gather, on_main, process_state
 from training.task import Evaluation, EvaluationContext, Figure
 
@@ -115,8 +115,8 @@ class Quality(Evaluation):
                 return None
             if step == config.steps:
                 require_finite(numbers, x, config.guidance)
-                pixels = model.pixel_format.from_unit(x.float())
-                drawn += zip(numbers, self.comparison.of_pixels(pixels, model.pixel_format), strict=True)
+                pixels = model.output_format.from_unit(model.decoded(x.float()))
+                drawn += zip(numbers, self.comparison.of_pixels(pixels, model.output_format), strict=True)
         features = torch.from_numpy(np.stack(gather_drawn(drawn, len(self.comparison), gather)))
         return self.comparison.compare(features, self._names)
 
@@ -140,9 +140,15 @@ def require_validation(config: QualityConfig, data: DataConfig) -> None:
 def open_quality(
     model: DiffusionModel, config: QualityConfig, data: DataConfig, training: ImageSet, every_images: int
 ) -> Quality | None:
-    """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare."""
+    """The metrics of `model`; None without a judge. Raises ValueError for images that it cannot compare.
+
+    Of latents, the pictures are compared.
+    """
     if config.judge is None:
         return None
+    if data.autoencoder is not None:
+        data = replace(data, autoencoder=None)
+        training = open_images(data, on_main=on_main)
     held_out = open_validation(data, on_main=on_main)
     assert held_out is not None, "see require_validation"
     return Quality(model, config, held_out, training, every_images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion.denoiser import Images
 from pipelines.regression import RegressionModel, regress
-from tasks.inputs import PREDICTED, inputs_of
+from tasks.inputs import PREDICTED, inputs_of, require_pixels
 from training.data import ImageSet, open_validation
 from training.processes import gather, on_main, process_state
 from training.random import GlobalRandom, seeded
@@ -123,6 +123,7 @@ class RegressionRun(Run[RegressionTask]):
     derived: ClassVar[dict[str, str]] = dict.fromkeys(_DERIVED, "it follows from the images; see data.condition")
 
     def __post_init__(self) -> None:
+        require_pixels(self.data.autoencoder)
         if self.model.time_embedding == "log_fourier":
             raise ValueError(
                 "model.time_embedding=log_fourier takes the logarithm of the time, which is 0 for a regression; give "

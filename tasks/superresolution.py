@@ -15,7 +15,7 @@ from residual.names import amount
 from resnet import EDSR, EDSRConfig, build, list_models, model_info
 from tasks.augment import random_crop, random_turn
 from tasks.enlargement import EnlargementEvaluation, check_measurable
-from tasks.inputs import require_plain
+from tasks.inputs import require_pixels, require_plain
 from training.data import ImageSet, open_validation
 from training.processes import on_main
 from training.random import GlobalRandom, seeded
@@ -84,6 +84,7 @@ class SuperResolutionRun(Run[SuperResolutionTask]):
     derived: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
+        require_pixels(self.data.autoencoder)
         if (side := self.superresolution.patch_px) % self.model.scale:
             raise ValueError(
                 f"superresolution.patch_px={side} is no multiple of model.scale={self.model.scale}; give "

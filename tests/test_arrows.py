@@ -65,6 +65,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 }
 # Imported inside the one function that needs them, so that importing the package stays light.
 LAZY = {
+    "pictures": {"diffusers"},
     "residual": {"safetensors", "huggingface_hub", "peft", "torchdiffeq"},
     "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},

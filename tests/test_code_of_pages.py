@@ -47,6 +47,7 @@ TESTED = {
     "experiments.md": "experiments/test_experiments.py",
     "export.md": "test_export_page.py",
     "finetune.md": "test_finetune_page.py",
+    "latents.md": "tasks/test_latents.py",
     "ode.md": "test_ode_page.py",
     "probes.md": "residual/test_probes.py",
     "published.md": "test_readme.py",

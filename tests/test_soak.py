@@ -58,4 +58,4 @@ def test_a_minute_of_faults_leaves_no_trace(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.soak", "--minutes", "1", "--seed", "3", "--out", str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "runs that ended as the reference" in done.stdout
+    assert "finished: the bits, the log and the files of the reference" in done.stdout

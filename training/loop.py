@@ -27,7 +27,7 @@ from training import best, checkpoint, log
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
 from training.compile import explain_compile_error
 from training.curves import draw_curves
-from training.data import DataLost, ImageSet
+from training.data import DataLost, ImageSet, StreamedImages
 from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
 from training.ema import average_name
 from training.guard import Guard
@@ -35,7 +35,7 @@ from training.log import RunLog
 from training.memory import checkpoint_bytes, explain_out_of_memory, is_out_of_memory, model_bytes, saved_bytes
 from training.meter import Meter, require_finite
 from training.peak import seconds_at_peak
-from training.processes import attempt, meet, on_main, shared_error
+from training.processes import attempt, gather, largest, meet, on_main, shared_error
 from training.profile import Profile
 from training.run_facts import add_usage
 from training.run_folder import RunFolder
@@ -112,6 +112,8 @@ class Loop:
         """for an image, at the peak of all devices; None if that is not known"""
         self.saved_images = -1
         """images seen when the newest checkpoint was written or restored"""
+        self.known_bad = 0
+        """unreadable images of a stream that all processes have found and exchanged"""
         self.planned = set[str]()
         """names of the evaluations that were planned"""
         self.spent = dict[str, float]()
@@ -145,7 +147,7 @@ class Loop:
         )
         for line in on_main(lambda: log.failures(log.read(folder.log))):
             self.show(f"NOT MEASURED: {line}")
-        if stopped is None and (command := next_command(str(folder.resolved.get("task")), folder.path)):
+        if stopped is None and (command := next_command(dict(flat(folder.resolved)), folder.path)):
             self.show(f"next: {command}")
         return stopped is None
 
@@ -320,16 +322,25 @@ class Loop:
             raise self.lost(error) from None
 
     def check_data(self) -> None:
-        """On several processes, waits for the images of the next update; if one of them has lost a file, all save and
-        raise DataLost."""
+        """On several processes, waits for the images of the next update. If one of them has lost a file, or all of them
+        together have found more than `data.max_bad` unreadable images, all save and raise DataLost."""
         if self.accelerator.num_processes == 1 or self.ended:
             return
         mine = self.step.reader.lost(self.step.updates)
-        if self.stop.any(mine is not None) and (error := shared_error(mine)):
-            raise self.lost(error)
+        bad = self.images.bad_numbers if isinstance(self.images, StreamedImages) else {}
+        news = largest(2 if mine is not None else int(len(bad) > self.known_bad))
+        if news == 1 and isinstance(self.images, StreamedImages):
+            try:
+                self.images.add_bad({number: reason for found in gather([bad]) for number, reason in found.items()})
+            except DataLost as error:
+                mine = error
+            self.known_bad = len(self.images.bad)
+        if news and (lost := shared_error(mine)):
+            raise self.lost(lost)
 
     def lost(self, error: Exception) -> DataLost:
-        """The error to raise for a lost file, after a checkpoint of the updates so far; called on every process."""
+        """The error to raise for a data set that cannot be read on, after a checkpoint of the updates so far; called on
+        every process."""
         if self.step.images_seen > self.saved_images:
             self.save(last=True)
         return DataLost(f"{error} (saved after {self.step.images_seen:,} images)")

@@ -50,10 +50,6 @@ class Stop:
             self.reason = REASONS.index(LAUNCHER_DIED)
         return REASONS[largest(self.reason)] or None
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any process; to be called on every process."""
-        return bool(largest(int(flag)))
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or 1 + SIGNALS.index(number)
         if number == signal.SIGINT:

@@ -73,10 +73,10 @@ def watch(args: argparse.Namespace) -> Iterator[Frame]:
         for batch in batches:
             for number, x in enumerate(job.chain(batch)):
                 step += number > 0
-                values = model.pixel_format.from_unit(x)
-                yield Frame(step, steps, draw_samples(values, model.pixel_format, model.names(job.labels(batch))))
+                values = model.output_format.from_unit(model.decoded(x))
+                yield Frame(step, steps, draw_samples(values, model.output_format, model.names(job.labels(batch))))
             require_finite(batch, x, args.guidance)
-            save(job, batch, model.hidden(x.cpu()))
+            save(job, batch, model.hidden(model.decoded(x).cpu()))
         write(job, [], facts)
 
 

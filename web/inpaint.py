@@ -22,6 +22,8 @@ SHOWN_PX = 384
 def open_drawing(folder: str) -> DiffusionModel:
     """The model of a folder. Raises ValueError if there is none, and if it draws arrays."""
     model = load_model(require_folder(folder))
+    if model.autoencoder is not None:
+        raise ValueError("this model draws latents of an autoencoder, on which the page draws no mask; use another")
     if not are_pictures(model.shape[0], model.pixel_format):
         raise ValueError("this model draws arrays, on which the page draws no mask; use sample.py --from --mask")
     return model

@@ -7,7 +7,7 @@ from pathlib import Path
 from drawing.job import ALL
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
-from pipelines.diffusion import NO_LABEL
+from pipelines.diffusion import NO_LABEL, DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.folder import model_folder
 from pipelines.graphs import Model
@@ -74,7 +74,7 @@ def describe_model(model: Model) -> Described:
     seen = "" if model.images_seen is None else f", after {model.images_seen:,} training images"
     if isinstance(model, Upscaler):
         return Described(f"makes pictures {model.scale} times as high and wide{seen}")
-    channels, height, width = model.shape
+    channels, height, width = model.output_shape if isinstance(model, DiffusionModel) else model.shape
     of = f"images of {height}×{width} px with {amount(channels, 'channel')}"
     if isinstance(model, ImageClassifier):
         return Described(f"classifies {of}: {amount(len(model.classes), 'class')}{seen}")

@@ -186,8 +186,8 @@ def build_on_meta(model_class: type[M], config: Any, path: Path) -> M:
         raise ValueError(f"{path}: {error}") from None
 
 
-def local_folder(folder_or_hub_id: str | Path) -> Path:
-    """Returns the folder, or downloads the JSON and safetensors files of a hub repository.
+def local_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """Returns the folder, or downloads the JSON and safetensors files of a hub repository, by default the newest.
 
     Raises ValueError if there is no such folder and the repository cannot be downloaded.
     """
@@ -201,7 +201,7 @@ def local_folder(folder_or_hub_id: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         message = f"{text!r} is neither a local folder nor a repository on the hub: {_first_line(error)}"
         raise ValueError(message) from None

@@ -19,7 +19,7 @@ from rich.table import Table
 from tests.soak.faults import BETWEEN, ENDING, SURVIVED
 from tests.soak.watch import Slopes, Watch, processes_in, shared_memory
 from tests.torture import signals
-from tests.torture.runs import Broken, Run, Started, require, send
+from tests.torture.runs import QUIET_S, Broken, Run, Started, require, send
 from training import checkpoint
 from training.lock import RunLock
 
@@ -38,7 +38,12 @@ HOURS = 3600.0
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    p.add_argument("--minutes", type=float, default=60.0, help="with the reference; the last run is then finished")
+    p.add_argument(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="of faults, after a reference that takes a tenth; the last run is then finished",
+    )
     p.add_argument("--seed", type=int, default=int(time.time()), help="of the faults and their moments")
     p.add_argument("--out", type=Path, help="folder for the runs; a temporary one by default")
     args = p.parse_args()
@@ -51,7 +56,7 @@ def main() -> None:
 
 
 class Soak:
-    """Runs under faults in `folder`, for so many seconds."""
+    """Runs under faults in `folder`, for so many seconds after the reference."""
 
     def __init__(self, folder: Path, seconds: float, seed: int) -> None:
         self.folder, self.seconds, self.seed, self.dice = folder, seconds, seed, random.Random(seed)
@@ -65,6 +70,7 @@ class Soak:
         shared, problems, runs, quiet = shared_memory(), 0, 0, None
         try:
             quiet = self.reference()
+            self.begun = time.monotonic()
             while not self.is_over():
                 run = replace(quiet, folder=self.folder / f"run-{runs + problems + 1}")
                 try:
@@ -96,9 +102,13 @@ class Soak:
         script = Path(__file__).with_name("slow_disk_train.py")
         endless = Run(self.folder / "reference", 10**6, 10, 2, flags=flags, script=script)
         started = endless.start()
-        require(started.wait_for("images: loss"), f"the reference does not train: {started.printed()[-2000:]}")
-        time.sleep(min(LARGEST_REFERENCE_S, REFERENCE_SHARE * self.seconds))
-        signals.stop(started, next(way for way in signals.WAYS if way.name == "SIGUSR1 to one rank"), self.dice)
+        try:
+            require(started.wait_for("images: loss"), f"the reference does not train: {started.printed()[-2000:]}")
+            time.sleep(min(LARGEST_REFERENCE_S, REFERENCE_SHARE * self.seconds))
+            way = next(way for way in signals.WAYS if way.name == "SIGUSR1 to one rank")
+            signals.stop(started, way, self.dice, QUIET_S)
+        finally:
+            started.kill()
         newest, _ = checkpoint.newest(endless.checkpoints)
         assert newest is not None, "it has been saved"
         quiet = replace(endless, updates=newest.update + 1)  # it ends by itself
@@ -172,7 +182,7 @@ class Soak:
         if not ranks:
             return False
         send(self.dice.choice(ranks), 9)
-        end = time.monotonic() + 120
+        end = time.monotonic() + QUIET_S
         while started.printed().count("data: ") == before:
             if started.process.poll() is not None:
                 return False
@@ -187,7 +197,7 @@ class Soak:
 
     def finish(self, started: Started) -> int:
         """Waits for the end of a command; returns 0 if the run is finished, 2 if the disk was full at its end."""
-        code = started.wait(seconds=HOURS)
+        code = started.wait()
         printed = started.printed()
         full = code == 2 and "the last updates are not saved" in printed
         require(code == 0 or full, f"{started.run.folder.name} ends with exit code {code}: {printed[-2000:]}")

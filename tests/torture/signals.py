@@ -84,16 +84,16 @@ def stop_until(folder: Path, quiet: Run, way: Way, times: int, dice: random.Rand
     return {"times": asked, "slowest_s": slowest}
 
 
-def stop(started: Started, way: Way, dice: random.Random) -> tuple[int, float]:
+def stop(started: Started, way: Way, dice: random.Random, limit: float = MAX_SECONDS) -> tuple[int, float]:
     """Stops a run in this way; returns the images of the newest checkpoint, and the seconds until all had ended.
 
-    Raises Broken unless all updates were saved within `MAX_SECONDS`.
+    Raises Broken unless all updates were saved within `limit` seconds.
     """
     run, below, since = started.run, started.below(), time.monotonic()
     way.ask(started, dice)
     code = started.wait(below)
     seconds = time.monotonic() - since
-    require(seconds < MAX_SECONDS, f"{run.folder.name} took {seconds:.1f} s to stop")
+    require(seconds < limit, f"{run.folder.name} took {seconds:.1f} s to stop")
     newest, damaged = checkpoint.newest(run.checkpoints)
     require(newest is not None and not damaged, f"{run.folder.name}: {damaged}")
     assert newest is not None

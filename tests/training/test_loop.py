@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -419,8 +420,17 @@ def test_compile_changes_the_speed_only(tmp_path, monkeypatch, backend):
         assert_close(compiled[name], value, rtol=0, atol=1e-5)
 
 
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """accelerate chooses the GPU, other than in the tests of the CPU that ran before."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.gpu
-def test_cuda_graphs_change_the_speed_only(tmp_path):
+def test_cuda_graphs_change_the_speed_only(tmp_path, on_gpu):
     task = ToyTask()
     task.model.norm = nn.GroupNorm(2, 8)  # as above
     replayed = final(tmp_path / "a", task, images=6 * BATCH, compile=True, cuda_graphs=True)

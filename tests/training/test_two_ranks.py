@@ -61,6 +61,15 @@ def test_both_save_and_end_if_one_loses_a_file_and_no_update_is_repeated(two):
     assert losses(two / "lost") == losses(two / "straight")
 
 
+def test_unreadable_images_count_on_all_processes_together(two):
+    for rank in range(2):
+        text = (two / f"unreadable{rank}.txt").read_text()
+        assert text.startswith("more than data.max_bad 1 images cannot be read"), "one on each"
+        assert text.count("not an image") == 2
+        assert text.endswith("(saved after 8 images)")
+    assert newest(two / "streamed").name == "000000008"
+
+
 def test_both_use_a_smaller_micro_batch_if_the_memory_of_one_runs_out(two):
     assert hashes(two / "halved") == hashes(two / "straight")
     assert losses(two / "halved") == losses(two / "straight")
@@ -147,4 +156,4 @@ def test_an_error_on_the_main_process_is_raised_on_both(two):
 
 
 def test_only_the_main_process_prints(two):
-    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 23
+    assert (two / "stdout").read_text().count("device: cpu, 2 processes; precision: float32 (as requested)") == 24

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from tests.training import toy
 from tests.training.toy import BATCH, Tight, ToyEvaluation, ToyTask, config, images, loop, resolved, train
-from training.data import DataConfig, DataLost, open_images
+from training.data import DataConfig, DataLost, ImageSet, image_index, open_images
 from training.freeze import freeze
 from training.processes import gather, leave_processes, on_main, process_state
 from training.run_folder import RunFolder
@@ -57,6 +58,9 @@ def main(out: Path) -> None:
     report(out / f"lost{rank}.txt", lambda: train(out / "lost", ToyTask(dropout=0.3), Losing(rank), micro_batch=2))
     train(out / "lost", ToyTask(dropout=0.3), micro_batch=2)
 
+    streamed = unreadable(out / "unreadable", [2, 6])
+    report(out / f"unreadable{rank}.txt", lambda: train(out / "streamed", pictures=streamed))
+
     task = ToyTask()
     task.spoil_at = (4,) if rank == 1 else ()
     report(out / f"diverged{rank}.txt", lambda: train(out / "diverged", task, max_skipped=0))
@@ -81,6 +85,22 @@ class Failing(ToyEvaluation):
         elif context.images_seen == 48:
             context.interrupted()
         return {"ranks": float(sum(gather([rank])))}
+
+
+def unreadable(folder: Path, positions: list[int]) -> ImageSet:
+    """24 pictures in three classes, of which one may be unreadable, but those at these positions of the run are."""
+
+    def write() -> None:
+        broken = image_index(np.array(positions), 24, 0)
+        for number in range(24):
+            path = folder / "abc"[number // 8] / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 9 * number, np.uint8)).save(path)
+            if number in broken:
+                path.write_bytes(b"no image")
+
+    on_main(write)
+    return open_images(DataConfig(source=str(folder), stream=True, size=8, channels=1, max_bad=1))
 
 
 class Losing:

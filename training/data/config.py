@@ -100,6 +100,9 @@ class DataConfig:
     metadata.parquet or EDM's dataset.json beside the images, else sub-folders"""
     labels: bool | None = setting(None, may_change=True)
     """true requires labels, false ignores them, null uses them if there are any"""
+    autoencoder: str | None = setting(None, may_change=True)
+    """train on latents of the pictures: folder with an AutoencoderKL of diffusers, or OWNER/NAME[@REVISION] of the
+    Hugging Face hub. Each picture is encoded once, into the cache; requires size and channels. null: train on pixels"""
     cache: Path | None = setting(None, may_change=True)
     """folder for the decoded images; null is residual-diffusion in $XDG_CACHE_HOME or ~/.cache, or a temporary folder
     if nothing can be written there"""
@@ -135,6 +138,8 @@ class DataConfig:
             raise ValueError(
                 f"data.stream_parts {self.stream_parts} must be positive, and 1 unless data.stream is true"
             )
+        if self.autoencoder is not None:
+            self._check_autoencoder(self.autoencoder)
         if self.stream:
             self._check_stream()
         elif preprocessing.crop == "random":
@@ -176,6 +181,22 @@ class DataConfig:
                 Units(mean=self.mean, std=self.std, transform=transform)
             except ValueError as error:
                 raise ValueError(f"data.{error}") from None
+
+    def _check_autoencoder(self, autoencoder: str) -> None:
+        encodes = f"data.autoencoder {autoencoder!r} encodes"
+        if self.stream:
+            raise ValueError(f"{encodes} each picture once, into the cache, but data.stream is true; set it to false")
+        if self.size is None or self.channels is None:
+            name = "size" if self.size is None else "channels"
+            raise ValueError(
+                f"{encodes} pictures as they are decoded, but data.{name} is null; set data.size and data.channels, "
+                "such as --data.size 64 --data.channels 3"
+            )
+        if self.bits != 8:
+            raise ValueError(f"{encodes} pictures of 8 bits, but data.bits is {self.bits}; leave it out")
+        for name in ("condition", "static", "missing"):
+            if (value := getattr(self, name)) not in (None, False):
+                raise ValueError(f"{encodes} pictures alone, but data.{name} is {str(value)!r}; leave one of them out")
 
     def _check_stream(self) -> None:
         if self.cache is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int, Int64, Shaped
 
+from pictures.autoencoder import Autoencoder
 from pictures.coordinates import Coordinates
 from pictures.pixel_format import BYTES
 from pictures.units import AnyFormat, Units
@@ -93,6 +94,8 @@ class Images:
         """how stored values become those of networks"""
         self.seen: np.ndarray | None = None
         """where at least one training image has a value, bool (c, h, w); None if none may be missing"""
+        self.autoencoder: Autoencoder | None = None
+        """what has encoded the images, if they are latents"""
         self.conditions = conditions
         """number of channels that are a condition: the last ones"""
         self.static = static
@@ -128,6 +131,9 @@ class Images:
         """A summary in one line."""
         skipped = f"; {len(self.bad)} more could not be read{listing(self.bad)}" if self.bad else ""
         notes = "".join(f"; {note}" for note in self.notes)
+        if self.autoencoder is not None:
+            height, width = (side * self.autoencoder.factor for side in self.shape[1:])
+            notes = f"; latents of {height} x {width} px{notes}"
         classes = summarize(self.class_counts, self.classes)
         static = 0 if self.static is None else len(self.static)
         text = describe(
@@ -256,7 +262,7 @@ def listing(bad: Sequence[str]) -> str:
     return f" ({'; '.join(bad[:10])}{more})" if bad else ""
 
 
-class TooManyBad(ValueError):
+class TooManyBad(DataLost):
     """More images are unreadable than may be skipped."""
 
 

@@ -15,6 +15,7 @@ from training.data.cache.files import load_cache
 from training.data.cache.open import find_cache
 from training.data.config import DataConfig
 from training.data.images import Images, check_bad, check_parts
+from training.data.latents import open_autoencoder
 from training.data.order import permutation
 from training.data.sources.records import Records, Source
 from training.data.sources.source import find_source
@@ -63,6 +64,7 @@ def open_images(
     is raised on all. Raises ValueError, in one line, for errors in the source, its labels or its images.
     """
     static = None if config.static is None else read_static(config.static)
+    autoencoder = None if config.autoencoder is None else open_autoencoder(config.autoencoder, config.preprocessing)
     if config.stream:
         source, shards = find_source(config, training=training), config.stream_shards
         parts, batch = (1, 1) if batch is None else (config.stream_parts, batch)
@@ -87,6 +89,8 @@ def open_images(
         source = find_source(config, training=training)
         if static is not None:
             source = replace(source, open=partial(open_fitting, source, config.preprocessing.size, static))
+        if autoencoder is not None:
+            source = replace(source, autoencoder=autoencoder)
         notes.extend(source.notes)
         return find_cache(source, config.preprocessing, config.cache, config.max_bad)
 
@@ -96,6 +100,8 @@ def open_images(
     images = load_cache(folder, static)
     images.notes = (*notes, *images.notes)
     check_bad(images.bad, config.max_bad)
+    if autoencoder is not None:
+        images.autoencoder, images.pixel_format = autoencoder, autoencoder.units
     if isinstance(config.validation, float):
         images = images.part(divided(len(images), config.validation)[0])
     whole = images

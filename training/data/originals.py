@@ -18,7 +18,7 @@ ABSENT = (-1, -1)
 
 
 class DataLost(ValueError):
-    """A file of the data set has changed or disappeared since the set was opened."""
+    """The data set cannot be read on: a file has changed or disappeared since, or too many images are unreadable."""
 
 
 class Originals:

@@ -82,7 +82,7 @@ class BatchReader:
         return found.to(self.device)
 
     def lost(self, update: int) -> DataLost | None:
-        """Waits for the first micro-batch of an update; returns the error if a file of the data set was lost."""
+        """Waits for the first micro-batch of an update; returns the error if the data set cannot be read on."""
         if self._ahead is None or self._ahead[0] != (update, 0):
             self._submit(update, 0)
         assert self._ahead is not None

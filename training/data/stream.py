@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -19,7 +19,7 @@ from pictures.units import AnyFormat
 from storage.show import printable
 from training.data.images import Images, check_bad, check_parts, describe, with_static
 from training.data.order import PartOrder, image_random
-from training.data.originals import Originals
+from training.data.originals import DataLost, Originals
 from training.data.sources.labels import count_classes, number_labels, summarize
 from training.data.sources.records import Item, Records, Source
 from training.memory import total_bytes
@@ -35,7 +35,8 @@ class StreamedImages:
     The image at a position follows from the seed and the files alone, with several `parts` also from the `batch`. The
     images of `group` shards are shuffled together; these shards are held in memory, encoded, while a thread reads those
     of the next group. Shards of parts in which a process takes no image are not read by it. An unreadable image is
-    replaced by the next readable one of its shard; `max_bad` of them are allowed. Only images to train on, if
+    replaced by the next readable one of its shard; `max_bad` of them are allowed, on all processes if they exchange
+    `bad_numbers`. Only images to train on, if
     `training`, are cropped at random.
 
     Raises ValueError for an empty set, a shape that neither files nor settings define, labels out of range, `static`
@@ -63,6 +64,8 @@ class StreamedImages:
         """how decoded values become those of networks"""
         self.seen: np.ndarray | None = None
         """unknown, as no image has been read; see `Images.seen`"""
+        self.autoencoder: None = None
+        """streamed images are not encoded"""
         self.conditions = records.condition_channels(self.shape[0])
         """number of channels that are a condition: the last ones"""
         self.static = static
@@ -117,14 +120,25 @@ class StreamedImages:
 
     @property
     def bad(self) -> tuple[str, ...]:
-        """Name and reason of each image that this process could not read so far."""
+        """Name and reason of each image that could not be read so far."""
         return tuple(self._bad.values())
+
+    @property
+    def bad_numbers(self) -> dict[int, str]:
+        """As `bad`, by the number of the image."""
+        return dict(self._bad)
+
+    def add_bad(self, found: Mapping[int, str]) -> None:
+        """Counts images that other processes could not read. Raises TooManyBad for more of them than are allowed."""
+        for index, reason in found.items():
+            self._bad.setdefault(index, reason)
+        check_bad(self.bad, self._max_bad)
 
     def take(
         self, position: Int64[np.ndarray, "b"], seed: int, out: Shaped[np.ndarray, "b c h w"]
     ) -> Int64[np.ndarray, "b"]:
-        """As `Images.take`. Raises ValueError if more images are unreadable than `data.max_bad` allows, and DataLost if
-        a file has changed or disappeared since the set was opened."""
+        """As `Images.take`. Raises DataLost if a file has changed or disappeared since the set was opened, and if more
+        images are unreadable than `data.max_bad` allows, or all of a shard."""
         ahead = self._order.window(position, seed)
         random = [image_random(seed, int(place)) for place in position] if self._draws else None
         return self.read(self._order.index(position, seed), out, ahead, random)
@@ -204,10 +218,10 @@ class StreamedImages:
                     break
                 self._skip(start + row, f"{items[row].name}: {decoded}")
             else:
-                raise ValueError(f"none of the images from {items[0].name} to {items[-1].name} can be read")
+                raise DataLost(f"none of the images from {items[0].name} to {items[-1].name} can be read")
 
     def _skip(self, index: int, reason: str) -> None:
-        """Reports once that an image is replaced. Raises ValueError for more of them than are allowed."""
+        """Reports once that an image is replaced. Raises TooManyBad for more of them than are allowed."""
         if self._bad.setdefault(index, reason) is reason:
             tqdm.write(printable(f"replaced {reason}"), file=sys.stderr)
             check_bad(self.bad, self._max_bad)

@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from pictures.autoencoder import Autoencoder
 from pictures.preprocessing import Preprocessing
 from storage.show import printable
 from storage.write import remove, replace_file, write_text
@@ -28,6 +29,7 @@ from training.data.cache.files import FORMAT_VERSION, IMAGES, INFO, LABELS, VECT
 from training.data.cache.journal import JOURNAL, Journal, Progress, crc32
 from training.data.cache.pixel_file import PixelFile
 from training.data.images import TooManyBad, check_bad, fingerprint, listing
+from training.data.latents import LATENTS, chained, encode
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Records, Source
 
@@ -96,10 +98,11 @@ def only_builder(folder: Path, partial: Path) -> Iterator[None]:
 
 def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: int) -> None:
     """Decodes a source into the files of a cache folder, from where its journal ends."""
-    records = source.open()
-    stored = records.pixel_format.stored
+    records, autoencoder = source.open(), source.autoencoder
+    pixel_format = records.pixel_format if autoencoder is None else LATENTS
+    stored = pixel_format.stored
     with closing(PixelFile(folder, stored, records.count)) as file:
-        decode_into(file, records, preprocessing, max_bad)
+        decode_into(file, records, preprocessing, max_bad, autoencoder)
     progress = file.progress
     if progress.shape is None:
         raise ValueError(f"data.source {source.setting!r} holds no image that can be read" + listing(progress.bad))
@@ -121,20 +124,24 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
         parts["vector_columns"] = records.vector_columns
     if records.coordinates is not None:
         parts["coordinates"] = asdict(records.coordinates)
+    content = read_parts(file.path)
+    if autoencoder is not None:  # whose latents differ in the last bits between devices
+        content = iter([progress.pixels.encode(), autoencoder.fingerprint.encode()])
+        parts["autoencoder"] = {"sha256": autoencoder.fingerprint, "units": asdict(autoencoder.units)}
     info = {
         "format_version": FORMAT_VERSION,
         "shape": shape,
         "dtype": stored.name,
-        "pixel_format": asdict(records.pixel_format),
+        "pixel_format": asdict(pixel_format),
         "classes": classes,
         "bad": progress.bad,
         "notes": notes(progress),
         "fingerprint": fingerprint(
-            read_parts(file.path),
+            content,
             shape,
             numbers,
             classes,
-            records.pixel_format,
+            pixel_format,
             conditions,
             vectors,
             records.vector_columns,
@@ -151,8 +158,17 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, max_bad: i
     write_text(folder / INFO, json.dumps(info | {"crc32": crc32(info)}, indent=1))
 
 
-def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing, max_bad: int) -> None:
-    """Decodes the records after those of `file.progress`. Raises ValueError for errors in images and labels."""
+def decode_into(
+    file: PixelFile,
+    records: Records,
+    preprocessing: Preprocessing,
+    max_bad: int,
+    autoencoder: Autoencoder | None = None,
+) -> None:
+    """Decodes the records after those of `file.progress`, and encodes them if an autoencoder is given.
+
+    Raises ValueError for errors in images and labels.
+    """
     from training.data.decode import decode_all
 
     progress, saved = file.progress, time.monotonic()
@@ -180,6 +196,9 @@ def decode_into(file: PixelFile, records: Records, preprocessing: Preprocessing,
                 label = None if records.labels is None else records.labels[progress.taken]
                 if records.labels is not None:
                     check_label(label, progress.count, limit, item.name)
+                if autoencoder is not None:
+                    progress.pixels = chained(progress.pixels, decoded)
+                    decoded = encode(autoencoder, decoded)
                 file.append(decoded, item.name)
                 progress.labels.append(label)
                 if several:

@@ -39,6 +39,8 @@ class Progress:
     """the first of them"""
     checksum: int = 0
     """`Checksums.total` of the images written"""
+    pixels: str = ""
+    """`chained` hash of the pixels of images that are written as latents"""
 
 
 class Journal:

@@ -1,7 +1,8 @@
 """The cache: a folder with every image decoded once, readable by numpy alone; docs/data.md describes its files.
 
-The name of a folder is a hash of the source (paths, sizes, modification times, columns) and of the preprocessing; a
-folder gets its name when it is complete (see `build`). It can be deleted at any time: it is built again when needed.
+The name of a folder is a hash of the source (paths, sizes, modification times, columns), of the preprocessing and of
+the autoencoder, if there is one; a folder gets its name when it is complete (see `build`). It can be deleted at any
+time: it is built again when needed.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ def find_cache(source: Source, preprocessing: Preprocessing, caches: Path | None
     Without `caches` it is in the default folder, or in a temporary one if nothing can be written there. Raises
     ValueError as `build` and `writable_caches` do.
     """
-    key = json.dumps([FORMAT_VERSION, source.key, asdict(preprocessing)])
+    encoded = [] if source.autoencoder is None else [source.autoencoder.fingerprint]
+    key = json.dumps([FORMAT_VERSION, source.key, asdict(preprocessing), *encoded])
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[:40] or "images"
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     given = None if caches is None else expand_home("data.cache", caches)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from pictures.autoencoder import Autoencoder
 from pictures.coordinates import Coordinates
 from pictures.pixel_format import PixelFormat
 from training.data.sources.arrays import ArrayImage
@@ -114,6 +115,8 @@ class Source:
     """lists the items without reading an image; raises ValueError for what cannot be read and for wrong columns"""
     notes: tuple[str, ...] = ()
     """remarks for the user, one line each, such as the number of files that are left out"""
+    autoencoder: Autoencoder | None = None
+    """encodes each decoded picture; None: the pixels are kept"""
 
 
 def split_of(name: str) -> str | None:

@@ -43,6 +43,7 @@ USED_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "vector_columns": ((*TABLE_KINDS, "npz", "grids", "images", "arrays"), "its images have no columns of numbers"),
     "bits": (PICTURE_KINDS, "arrays keep their dtype"),
     "crop": (PICTURE_KINDS, "arrays are not cropped"),
+    "autoencoder": (PICTURE_KINDS, "it encodes pictures; arrays may be latents themselves, with data.normalisation"),
 }
 """field -> the kinds of sources that it has an effect on, and why not on others"""
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
