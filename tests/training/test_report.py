@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.toy import ToyEvaluation, ToyTask, accelerator, images
-from tests.training.toy import config
+from tests.training.toy import ToyEvaluation, ToyTask, accelerator, config, images
 from training.data import Images
 from training.memory import activation_bytes, model_bytes
 from training.report import Outlook, rate_points, report
