@@ -41,7 +41,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"residual", "diffusion", "pictures", "training", "pipelines", "drawing", "storage"},
         BASE | {"PIL", "tqdm", "fastapi", "gradio", "starlette"},
     ),
-    "evaluating": ({"residual", "pictures", "training", "pipelines", "tasks", "storage"}, BASE | {"tqdm"}),
+    "evaluating": ({"residual", "pictures", "training", "pipelines", "tasks", "storage"}, BASE),
     "exporting": (
         {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines", "tasks", "web", "storage"},
         BASE | {"diffusers"},
