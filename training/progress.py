@@ -18,24 +18,16 @@ class Bar(tqdm):
         super().__init__(*given, **{"dynamic_ncols": True} | options)
 
     @staticmethod
-    def format_meter(
-        n: float,
-        total: float | None,
-        elapsed: float,
-        ncols: int | None = None,
-        prefix: str | None = "",
-        postfix: Any = None,
-        **options: Any,
-    ) -> str:
-        """The line for a terminal of `ncols` columns; None: as long as it is."""
-        line, options["prefix"] = "", f"{prefix} " if prefix else ""
+    def format_meter(*given: Any, **options: Any) -> str:
+        """The line for a terminal of `ncols` columns; None: as long as it is. Other values are those of tqdm."""
+        ncols, prefix, postfix = (options.pop(name, None) for name in ("ncols", "prefix", "postfix"))
+        options["prefix"], line = f"{prefix} " if prefix else "", ""
         for layout in _layouts(str(postfix or "").split()):
-            options["bar_format"] = layout.replace(" {bar}", "")
-            line = tqdm.format_meter(n, total, elapsed, **options)
+            line = tqdm.format_meter(*given, **options | {"bar_format": layout.replace(" {bar}", "")})
             if ncols is None or len(line) <= ncols:
-                options["bar_format"] = layout
                 has_room = ncols is not None and len(line) + len(" #") <= ncols
-                return tqdm.format_meter(n, total, elapsed, ncols, **options) if has_room else line
+                whole = options | {"bar_format": layout, "ncols": ncols}
+                return tqdm.format_meter(*given, **whole) if has_room else line
         return line[:ncols]
 
 

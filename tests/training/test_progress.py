@@ -12,7 +12,7 @@ WORDS = "loss=0.0323 norm=0.35 lr=0.00012 wait=0%"
 def line(columns: int | None, desc: str | None = None, postfix: str = WORDS, total: int | None = 200_000) -> str:
     """A bar after 122,000 of 200,000 images, at 200 images per second."""
     options = {"unit": "img", "unit_scale": True, "prefix": desc, "rate": 200.0}
-    return Bar.format_meter(122_000, total, 610, columns, postfix=postfix, **options)
+    return Bar.format_meter(122_000, total, 610, ncols=columns, postfix=postfix, **options)
 
 
 @pytest.mark.parametrize(
