@@ -22,6 +22,7 @@ def chart(curves: Mapping[str, Curve], log: bool = False, dashed: Sequence[str] 
     xs, ys = ([point[axis] for curve in points.values() for point in curve] for axis in (0, 1))
     log = log and min(ys) > 0
     low, high, ticks = _log_axis(min(ys), max(ys)) if log else _axis(min(ys), max(ys))
+    step = None if log else ticks[1] - ticks[0]
     scale: Callable[[float], float] = math.log10 if log else float
     left, right = (0.0, max(xs)) if max(xs) > 0 else (-0.5, 0.5)
 
@@ -35,7 +36,7 @@ def chart(curves: Mapping[str, Curve], log: bool = False, dashed: Sequence[str] 
     for tick in ticks:
         y = y_of(tick)
         lines.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        lines.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{_short(tick)}</text>')
+        lines.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{_short(tick, step)}</text>')
     for tick in _axis(left, right, 4)[2]:
         if left <= tick <= right:
             anchor = "end" if x_of(tick) > WIDTH - 3 * RIGHT else "middle"
@@ -88,9 +89,12 @@ def _log_axis(low: float, high: float) -> tuple[float, float, list[float]]:
     return low_end, high_end, kept[:: -(-len(kept) // 8)]
 
 
-def _short(value: float) -> str:
-    """A number of an axis in few characters: 250k, 1.5M, 0.02."""
+def _short(value: float, step: float | None = None) -> str:
+    """A number of an axis in few characters: 250k, 1.5M, 0.02. Numbers that differ by `step` have different texts."""
+    digits = 3
+    if step is not None and abs(value) > step:
+        digits = max(digits, math.floor(math.log10(abs(value))) - math.floor(math.log10(step)) + 1)
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
+            return f"{value / unit:.{digits}g}{name}"
+    return f"{value:.{digits}g}"

@@ -147,7 +147,7 @@ class Loop:
         )
         for line in on_main(lambda: log.failures(log.read(folder.log))):
             self.show(f"NOT MEASURED: {line}")
-        if stopped is None and (command := next_command(str(folder.resolved.get("task")), folder.path)):
+        if stopped is None and (command := next_command(dict(flat(folder.resolved)), folder.path)):
             self.show(f"next: {command}")
         return stopped is None
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -43,8 +44,8 @@ OF_CLASSES = {
 DRAWN_ELSEWHERE = {"metrics.png", *OF_CLASSES}
 OF_TRAINING = ("loss", "gradient_norm", "learning_rate", "images_per_second")
 COMMANDS = {
-    "diffusion": ("python sample.py {run} --num 64", "python evaluate.py {run}"),
-    "distillation": ("python sample.py {run} --num 64", "python evaluate.py {run}"),
+    "diffusion": ("python sample.py {run} {given}", "python evaluate.py {run}"),
+    "distillation": ("python sample.py {run} {given}", "python evaluate.py {run}"),
     "classification": ("python evaluate.py {run}", "python evaluate.py {run} --data.source MY_IMAGES"),
     "superresolution": ("python sample.py {run} --upscale IMAGES", "python evaluate.py {run}"),
     "regression": ("python evaluate.py {run}",),
@@ -64,9 +65,22 @@ def write_report(path: Path, figures: Mapping[str, Figure]) -> Path:
     return target
 
 
-def next_command(task: str, run: Path) -> str | None:
-    """The first command that uses the model of a run, quoted for a shell; None for a task of one's own."""
-    return next((command.format(run=shlex.quote(str(run))) for command in COMMANDS.get(task, ())), None)
+def use_commands(settings: Mapping[str, Any], run: str) -> list[str]:
+    """The commands that use the model of a run with these settings, by dotted name; none for a task of one's own. `run`
+    is quoted for a shell."""
+    commands = COMMANDS.get("superresolution" if _enlarges(settings) else str(settings.get("task")), ())
+    given = "--condition FILES" if settings.get("data.condition") else "--num 64"
+    return [command.format(run=run, given=given) for command in commands]
+
+
+def _enlarges(settings: Mapping[str, Any]) -> bool:
+    """Whether the run trains a model that enlarges images."""
+    return settings.get("task") == "superresolution" or settings.get("diffusion.upscale") is not None
+
+
+def next_command(settings: Mapping[str, Any], run: Path) -> str | None:
+    """The first of `use_commands`; None if there is none."""
+    return next(iter(use_commands(settings, shlex.quote(str(run)))), None)
 
 
 def make_report(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
@@ -159,7 +173,8 @@ def _grids(facts: RunFacts, notes: list[str]) -> str:
     if not grids and facts.images_seen and facts.task in ("diffusion", "distillation"):
         notes.append(f"samples/ of {facts.path} has no grids")
     chosen = sorted({round(k * (len(grids) - 1) / max(1, MAX_GRIDS - 1)) for k in range(MAX_GRIDS)} if grids else set())
-    pictures = [(grids[k], f"{int(grids[k].stem):,} images seen") for k in reversed(chosen)]
+    columns = ": small, by the bicubic filter, by the model, original" if _enlarges(facts.settings) else ""
+    pictures = [(grids[k], f"{int(grids[k].stem):,} images seen{columns}") for k in reversed(chosen)]
     others = [(paths[-1], paths[-1].name) for paths in list(series.values())[:MAX_OTHERS]]
     newest, *earlier = _pictures(pictures, notes) or [""]
     panels = f'<div class="panels">{"".join(earlier)}</div>' if earlier else ""
@@ -189,7 +204,9 @@ def _classes(facts: RunFacts, notes: list[str]) -> str:
     more = f"<p>{len(rows) - MAX_CLASSES:,} more classes are better.</p>" if len(rows) > MAX_CLASSES else ""
     table = _table(("class, the worst first", "accuracy", "right", "most often taken for"), cells)
     pictures = [(folder / name, text) for name, text in OF_CLASSES.items() if (folder / name).exists()]
-    return f"<p>After {seen:,} images seen.</p>{''.join(_pictures(pictures, notes))}{table}{more}"
+    matrix, *others = _pictures(pictures, notes) or [""]
+    beside = f'<div class="panels">{"".join(others)}<div>{table}{more}</div></div>'
+    return f"<p>After {seen:,} images seen.</p>{matrix}{beside}"
 
 
 def _pictures(pictures: Sequence[tuple[Path, str]], notes: list[str]) -> list[str]:
@@ -271,7 +288,7 @@ def _memory(facts: RunFacts) -> str:
 def _use(facts: RunFacts) -> str:
     run = shlex.quote(printable(str(facts.path)))
     config = shlex.quote(printable(str(facts.path / "config.yaml")))
-    lines = [line.format(run=run) for line in COMMANDS.get(facts.task, ())]
+    lines = use_commands(facts.settings, run)
     resume = CONTINUE.format(run=run, config=config)
     lines.append(resume if not facts.is_finished else f"{resume} --train.images MORE")
     return f"<pre>{escape(chr(10).join(lines))}</pre>"

@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.soak.faults import BETWEEN, ENDING, STOP_S, SURVIVED
+from tests.soak.faults import BETWEEN, ENDING, SURVIVED
 from tests.soak.watch import Slopes, Watch, processes_in, shared_memory
 from tests.torture import signals
-from tests.torture.runs import Broken, Run, Started, require, send
+from tests.torture.runs import QUIET_S, Broken, Run, Started, require, send
 from training import checkpoint
 from training.lock import RunLock
 
@@ -103,10 +103,10 @@ class Soak:
         endless = Run(self.folder / "reference", 10**6, 10, 2, flags=flags, script=script)
         started = endless.start()
         try:
-            wait_for_training(started)
+            require(started.wait_for("images: loss"), f"the reference does not train: {started.printed()[-2000:]}")
             time.sleep(min(LARGEST_REFERENCE_S, REFERENCE_SHARE * self.seconds))
             way = next(way for way in signals.WAYS if way.name == "SIGUSR1 to one rank")
-            signals.stop(started, way, self.dice, STOP_S)
+            signals.stop(started, way, self.dice, QUIET_S)
         finally:
             started.kill()
         newest, _ = checkpoint.newest(endless.checkpoints)
@@ -146,7 +146,7 @@ class Soak:
         """Faults of one command, until it ends; returns 0 if the run is finished."""
         run = started.run
         if saved is not None:
-            started.resumes_from(saved, STOP_S)
+            started.resumes_from(saved)
             require(expected in started.printed(), f"not reported: {expected!r}: {started.printed()[-2000:]}")
         if self.is_over() or not signals.trains(started, self.dice):
             return self.finish(started)
@@ -182,7 +182,7 @@ class Soak:
         if not ranks:
             return False
         send(self.dice.choice(ranks), 9)
-        end = time.monotonic() + STOP_S
+        end = time.monotonic() + QUIET_S
         while started.printed().count("data: ") == before:
             if started.process.poll() is not None:
                 return False
@@ -197,7 +197,7 @@ class Soak:
 
     def finish(self, started: Started) -> int:
         """Waits for the end of a command; returns 0 if the run is finished, 2 if the disk was full at its end."""
-        code = started.wait(seconds=HOURS)
+        code = started.wait()
         printed = started.printed()
         full = code == 2 and "the last updates are not saved" in printed
         require(code == 0 or full, f"{started.run.folder.name} ends with exit code {code}: {printed[-2000:]}")
@@ -239,12 +239,6 @@ class Soak:
         table.add_row("temporary folders of PyTorch left", str(self.counts["of torch"]))
         self.console.print(table)
         return flat
-
-
-def wait_for_training(started: Started) -> None:
-    """Waits for the first update. Raises Broken if the command ends before, or needs more than `STOP_S`."""
-    found = started.wait_for("images: loss", seconds=STOP_S)
-    require(found, f"{started.run.folder.name} does not train: {started.printed()[-2000:]}")
 
 
 def check_no_trace(run: Run, quiet: Run, damaged: int) -> None:

@@ -11,15 +11,13 @@ import psutil
 from tests.soak.slow_disk_train import SLOW
 from tests.torture import damage, kills, signals
 from tests.torture.disk import REFUSED
-from tests.torture.runs import Started, require, send
+from tests.torture.runs import QUIET_S, Started, require, send
 from training import checkpoint
 
 PAUSE_S = (0.5, 3.0)
 SLOW_S = (0.02, 0.3)
 """seconds that each flush and each renaming takes longer on a slow disk"""
 SLOW_FOR_S = (2.0, 8.0)
-STOP_S = 600.0
-"""seconds that a start or a stop may take; other programs may leave a process little of the processor"""
 SPARE_BYTES = 64 * 2**10
 """that the log and the output of a run may grow while the disk is full for everything larger"""
 
@@ -101,7 +99,7 @@ def killed(started: Started, dice: random.Random) -> str | None:
 def asked_to_stop(started: Started, dice: random.Random) -> str | None:
     """A signal that is handled: all updates are saved."""
     way = dice.choice([way for way in signals.WAYS if way.processes == 2])
-    saved, seconds = signals.stop(started, way, dice, STOP_S)
+    saved, seconds = signals.stop(started, way, dice, QUIET_S)
     return None if saved == started.run.images else f"{way.name}: saved within {seconds:.1f} s"
 
 

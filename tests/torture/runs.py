@@ -16,6 +16,8 @@ from training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 BATCH = 32
+QUIET_S = 600.0
+"""seconds without output after which a command hangs; other programs may leave it little of the processor"""
 RUNS_PER_TIME = 5
 """at most; a run may end before the moment at which it is to be disturbed"""
 CONFIG = """
@@ -133,7 +135,7 @@ class Started:
     def printed(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait_for(self, *what: str, seconds: float = 120) -> bool:
+    def wait_for(self, *what: str, seconds: float = QUIET_S) -> bool:
         """Whether one of the texts appears before the command ends."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -145,23 +147,30 @@ class Started:
             time.sleep(0.005)
         raise Broken(f"{self.run.folder.name}: {what!r} did not appear in {seconds:.0f} s: {self.printed()[-2000:]}")
 
-    def resumes_from(self, images: int, seconds: float = 120) -> None:
-        """Raises Broken unless the command resumes from that checkpoint in time, or finds the run finished by it."""
+    def resumes_from(self, images: int) -> None:
+        """Raises Broken unless the command resumes from that checkpoint, or finds the run finished by it."""
         on, done = f"from {images:,} images", f"finished: {self.run.folder.name} has seen {images:,} images"
-        texts = (on, done) if images == self.run.images else (on,)
-        found = self.wait_for(*texts, seconds=seconds)
+        found = self.wait_for(on, done) if images == self.run.images else self.wait_for(on)
         require(found, f"{self.run.folder.name} does not resume from {images} images: {self.printed()[-2000:]}")
 
-    def wait(self, below: Sequence[psutil.Process] = (), seconds: float = 180) -> int:
-        """The exit code, once the command and all its child processes (also `below`) have ended."""
-        end = time.monotonic() + seconds
+    def wait(self, below: Sequence[psutil.Process] = ()) -> int:
+        """The exit code, once the command and all its child processes (also `below`) have ended.
+
+        Raises Broken if nothing was printed for `QUIET_S`.
+        """
         below = [*below, *self.below()]
-        try:
-            code = self.process.wait(seconds)
-        except psutil.TimeoutExpired:
-            self.kill()
-            raise Broken(f"{self.run.folder.name} hangs: {self.printed()[-2000:]}") from None
-        _, alive = psutil.wait_procs(below, max(0.1, end - time.monotonic()))
+        size, end = -1, 0.0
+        while True:
+            try:
+                code = self.process.wait(1)
+                break
+            except psutil.TimeoutExpired:
+                if (now := self.output.stat().st_size) != size:
+                    size, end = now, time.monotonic() + QUIET_S
+                elif time.monotonic() > end:
+                    self.kill()
+                    raise Broken(f"{self.run.folder.name} hangs: {self.printed()[-2000:]}") from None
+        _, alive = psutil.wait_procs(below, QUIET_S)
         require(not alive, f"{self.run.folder.name}: child processes remain")
         return code
 

@@ -91,7 +91,7 @@ def stop(started: Started, way: Way, dice: random.Random, limit: float = MAX_SEC
     """
     run, below, since = started.run, started.below(), time.monotonic()
     way.ask(started, dice)
-    code = started.wait(below, max(180.0, limit))
+    code = started.wait(below)
     seconds = time.monotonic() - since
     require(seconds < limit, f"{run.folder.name} took {seconds:.1f} s to stop")
     newest, damaged = checkpoint.newest(run.checkpoints)

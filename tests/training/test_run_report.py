@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.training.toy import BATCH, train
 from training import run_report
+from training.charts import chart
 from training.run_facts import add_usage, read_facts
 from training.run_report import (
     COMMANDS,
@@ -235,10 +236,36 @@ def test_a_report_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize("task", COMMANDS)
 def test_the_next_command_is_read_by_a_shell(task: str) -> None:
     run = Path("my runs/it's")
-    command = next_command(task, run)
+    command = next_command({"task": task}, run)
     assert command is not None
     assert shlex.split(command)[:3] == ["python", shlex.split(COMMANDS[task][0])[1], str(run)]
 
 
 def test_a_task_of_ones_own_has_no_next_command() -> None:
-    assert next_command("toy", Path("run")) is None
+    assert next_command({"task": "toy"}, Path("run")) is None
+
+
+def test_a_diffusion_model_that_enlarges_is_used_as_such() -> None:
+    command = next_command({"task": "diffusion", "diffusion.upscale": 2}, Path("run"))
+    assert command == "python sample.py run --upscale IMAGES"
+    assert next_command({"task": "diffusion", "diffusion.upscale": None}, Path("run")) != command
+
+
+def test_a_model_of_conditions_is_used_with_them() -> None:
+    command = next_command({"task": "diffusion", "data.condition": "input.npy"}, Path("run"))
+    assert command == "python sample.py run --condition FILES"
+
+
+@pytest.mark.parametrize(("low", "high"), [(31.19, 31.24), (0.9011, 0.9021), (1e6, 1.0004e6), (0, 3e-4), (-0.2, 1)])
+def test_ticks_of_an_axis_differ(low: float, high: float) -> None:
+    texts = re.findall(r'text-anchor="end">([^<]*)<', chart({"a": [(0, low), (100, high)]}))
+    assert len(texts) >= 3
+    assert len(set(texts)) == len(texts)
+    assert max(map(len, texts)) <= 8
+
+
+@pytest.mark.parametrize("settings", [{"task": "superresolution"}, {"task": "diffusion", "diffusion": {"upscale": 2}}])
+def test_the_columns_of_enlarged_pictures_are_named(tmp_path: Path, settings: dict) -> None:
+    path = run_of(tmp_path / "run", **settings)
+    grid(path / "samples" / "000000100.png")
+    assert "100 images seen: small, by the bicubic filter, by the model, original" in page(path).text

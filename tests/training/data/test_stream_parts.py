@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import train
 from benchmarks.stream import GROUP, SIDE, simulated
 from pictures.preprocessing import Preprocessing
 from training.data import BatchReader, DataConfig, StreamedImages, open_images
@@ -128,3 +129,14 @@ def test_settings_of_parts() -> None:
     for wrong in ({"stream_parts": 0}, {"stream": False}):
         with pytest.raises(ValueError, match=r"data\.stream_parts [02] .*data\.stream"):
             replace(settings, **wrong)
+
+
+def test_train_py_divides_its_batch(pixels, save, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Of a folder, which is one shard: an error before any work, which names the batch."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "set/0.png", pixels(0, SIDE, SIDE))
+    words = f"--data.source set --data.size {SIDE} --data.channels 1 --data.stream true --data.stream_parts 2".split()
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*words, "--train.batch", "6", "--task", "diffusion", "--run", "run"])
+    assert stopped.value.code == 2
+    assert "data.stream_parts 2 must divide the batch of 6 images" in capsys.readouterr().err
