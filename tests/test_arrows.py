@@ -67,7 +67,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 LAZY = {
     "pictures": {"diffusers"},
     "residual": {"safetensors", "huggingface_hub", "peft", "torchdiffeq"},
-    "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard", "xarray"},
+    "training": {"matplotlib", "pyarrow", "shtab", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
     "pipelines": {"onnxruntime"},
