@@ -194,10 +194,11 @@ class RunLog:
             try:
                 call(tracker)
             except Exception as error:  # each tracker has its own; those of its threads are raised here, too
-                if tracker.name not in self._broken:
-                    reason = "the disk is full" if is_full(error) else repr(error)
-                    print_line(f"{reason}: {tracker.name} lacks numbers of this run; it is tried again with the next")
+                if tracker.name in self._broken:
+                    continue
                 self._broken.add(tracker.name)
+                reason = "the disk is full" if is_full(error) else repr(error)
+                print_line(f"{reason}: {tracker.name} lacks numbers of this run; it is tried again with the next")
 
 
 def _wandb_id(path: Path, is_new: bool) -> str:
