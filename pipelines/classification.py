@@ -4,7 +4,7 @@ The folder holds config.json and model.safetensors, which are the network's own,
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,6 +76,19 @@ class ImageClassifier:
         level = self.formulation.level(time)
         return self.normalise(level.c_in * x), level.c_noise
 
+    def noisy_logits(
+        self, net: Callable[..., Tensor], x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b classes"]:
+        """The logits of the classes for noisy images with these times, float32, by the network or a wrapper of it.
+
+        Its outputs are multiplied by `alpha / sqrt(alpha² + sigma²)`. So the gradient with respect to the image falls
+        with the noise as that of exact logits does, `alpha mean · x / sigma²` for classes around their means, and
+        vanishes for pure noise.
+        """
+        assert self.formulation is not None, "it was trained on images without noise"
+        share = (1 + self.formulation.level(time).ratio.square()).rsqrt().flatten(1)
+        return share * net(*self.noisy_inputs(x, time)).float()
+
     def inputs(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor | None]:
         """The network's inputs for images in [-1, 1] without noise: normalised images, and timesteps or None."""
         if self.formulation is None:
@@ -90,8 +103,7 @@ class ImageClassifier:
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], label: Int[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
         """The logarithm of the probability of each label, given a noisy image and its time, with gradients."""
-        logits = self.net(*self.noisy_inputs(x, time)).float()
-        return logits.log_softmax(dim=1).gather(1, label[:, None])[:, 0]
+        return self.noisy_logits(self.net, x, time).log_softmax(dim=1).gather(1, label[:, None])[:, 0]
 
     @torch.no_grad()
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:

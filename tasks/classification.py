@@ -132,12 +132,12 @@ class ClassificationTask(Task[ClassificationBatch]):
         With a formulation, each image gets noise of a random level, and the network this level.
         """
         assert batch.label is not None
-        inputs: tuple[Tensor, ...] = (batch.image,)
-        if (formulation := self.classifier.formulation) is not None:
+        if (formulation := self.classifier.formulation) is None:
+            logits = model(batch.image)
+        else:
             time = formulation.draw_time(random)
             noisy = formulation.level(time).noisy(batch.image, random.normal(*batch.image.shape[1:]))
-            inputs = self.classifier.noisy_inputs(noisy, time)
-        logits = model(*inputs)
+            logits = self.classifier.noisy_logits(model, noisy, time)
         loss = self._cross_entropy(logits, batch.label)
         if batch.share is None or batch.other_label is None:
             return loss

@@ -1,6 +1,5 @@
 """Classifiers as a user trains and evaluates them: the digits, on one process and on two."""
 
-import json
 import re
 from pathlib import Path
 
@@ -15,21 +14,15 @@ from evaluating.command import read_run
 from evaluating.options import read
 from pipelines.classification import load_classifier
 from pipelines.diffusion_folder import load_model
-from tests.test_end_to_end import ROOT, launch
+from tests.test_end_to_end import RECIPE, ROOT, evaluated, launch
 from training.data.open import divided
 
 PAGE = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
-RECIPE = ROOT / "configs" / "resnet8-digits.yaml"
 
 
 def train(folder: Path, name: str, *flags: object, processes: int = 1) -> None:
     common = ("--config", RECIPE, "--run", name, "--data.cache", "cache", "--train.trackers", "[]")
     launch(folder, "train.py", *common, *flags, processes=processes)
-
-
-def evaluated(run: Path) -> dict[str, float]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line.get("evaluated")][-1]
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +113,6 @@ def test_the_page_names_every_recipe_of_a_classifier() -> None:
     recipes = [path.stem for path in RECIPE.parent.glob("*.yaml") if "task: classification" in path.read_text()]
     assert len(recipes) == 7
     assert all(f"`{name}`" in PAGE for name in recipes)
-
-
-def test_two_processes_count_every_image_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """359 images are 180 and 179; both processes have the batch norms of the first, which are those that are saved."""
-    train(folder, "two", "--train.images", 640, "--train.eval_every_images", 640, processes=2)
-    main([str(folder / "two"), "--data.cache", str(folder / "cache")])
-    said, found = capsys.readouterr().out, evaluated(folder / "two")
-    for name in ("top1", "top5"):
-        count = found[name] * 359
-        assert count == pytest.approx(round(count), abs=1e-3)
-        assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in said
-    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
 
 
 def test_a_classifier_is_not_sampled(run: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import evaluate
 from training.checkpoint import sha256
 
 ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "configs" / "resnet8-digits.yaml"
 BATCH = 32
 CONFIG = """
 data: {source: digits}
@@ -49,24 +51,28 @@ def launch(folder: Path, script: str, *arguments: object, processes: int = 1) ->
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every run has been trained for ten updates; those in pieces were stopped after six."""
+    """A folder in which every run has been trained for ten updates; those in pieces were stopped after six.
+
+    The classifier has seen 640 images. Only the end of the pieces is a launch of its own, as it is for a user.
+    """
     out = tmp_path_factory.mktemp("runs")
     (out / "digits.yaml").write_text(CONFIG)
     (out / "edm2.yaml").write_text(EDM2)
 
-    def train(name: str, *flags: object, processes: int = 1, config: str = "digits.yaml") -> str:
-        common = ("--config", config, "--run", name, "--data.cache", "cache")
-        return launch(out, "train.py", *common, *flags, processes=processes)
+    def train(runs: dict[str, list[str]], processes: int = 1) -> None:
+        commands = [["--run", name, "--data.cache", "cache", *flags] for name, flags in runs.items()]
+        launch(out, "tests/several_runs.py", json.dumps(commands), processes=processes)
 
-    train("one")
-    train("accumulated", "--train.micro_batch", BATCH // 4)
-    train("two", processes=2)
-    for name, processes in (("edm2", 1), ("edm2_two", 2)):
-        train(name, processes=processes, config="edm2.yaml")
-    dropout = ("--model.dropout", 0.2)
-    train("straight", *dropout, processes=2)
-    train("pieces", *dropout, "--train.images", 6 * BATCH, processes=2)
-    printed = train("pieces", *dropout, processes=2)
+    digits, edm2 = ["--config", "digits.yaml"], ["--config", "edm2.yaml"]
+    dropout = [*digits, "--model.dropout", "0.2"]
+    classifier = ["--config", str(RECIPE), "--train.trackers", "[]", "--train.images", "640"]
+    classifier += ["--train.eval_every_images", "640"]
+    train({"one": digits, "accumulated": [*digits, "--train.micro_batch", str(BATCH // 4)], "edm2": edm2})
+    pieces = [*dropout, "--train.images", str(6 * BATCH)]
+    train(
+        {"two": digits, "edm2_two": edm2, "straight": dropout, "pieces": pieces, "classifier": classifier}, processes=2
+    )
+    printed = launch(out, "train.py", "--run", "pieces", "--data.cache", "cache", *dropout, processes=2)
     assert "resuming pieces from 192 images (update 6)" in printed
     return out
 
@@ -74,6 +80,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def losses(run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
+
+
+def evaluated(run: Path) -> dict[str, float]:
+    """The last evaluation of a classifier in its log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("evaluated")][-1]
 
 
 def hashes(run: Path) -> dict[str, str]:
@@ -96,6 +108,17 @@ def test_a_run_in_pieces_is_the_run_in_one_go_bit_for_bit(runs: Path) -> None:
 
 def test_dropout_makes_another_run(runs: Path) -> None:
     assert losses(runs / "two") != pytest.approx(losses(runs / "straight"), rel=0, abs=1e-5)
+
+
+def test_two_processes_count_every_image_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """359 images are 180 and 179; both processes have the batch norms of the first, which are those that are saved."""
+    evaluate.main([str(runs / "classifier"), "--data.cache", str(runs / "cache")])
+    said, found = capsys.readouterr().out, evaluated(runs / "classifier")
+    for name in ("top1", "top5"):
+        count = found[name] * 359
+        assert count == pytest.approx(round(count), abs=1e-3)
+        assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in said
+    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
 
 
 def test_the_same_command_again_says_finished(runs: Path) -> None:

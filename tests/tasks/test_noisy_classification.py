@@ -53,7 +53,9 @@ def test_the_loss_is_the_cross_entropy_of_noisy_images_and_their_levels(formulat
     seen, numbers = batch(task), random()
     level = formulation.level(formulation.draw_time(numbers))
     noisy = level.noisy(seen.image, numbers.normal(1, 8, 8))
-    logits = task.model(level.c_in * noisy, level.c_noise)
+    logits = (level.alpha / torch.hypot(level.alpha, level.sigma)).flatten(1) * task.model(
+        level.c_in * noisy, level.c_noise
+    )
     expected = F.cross_entropy(logits, seen.label, reduction="none")
     found = task.loss(task.model, task.prepare(seen, random("augment")), random())
     assert_close(found, expected)
@@ -96,14 +98,29 @@ def test_clean_images_are_classified_at_a_low_level(trained: ClassificationTask)
     time = DDPM().time_at(torch.full((len(seen.image),), CLEAN))
     assert seen.label is not None
     with torch.no_grad():
-        expected = trained.model(seen.image, time).softmax(dim=1)
+        expected = (logits := trained.model(seen.image, time)).softmax(dim=1)
         of_labels = classifier.log_probability(seen.image, time, seen.label)
         assert_close(classifier.net.fc(classifier.features(seen.image)).softmax(dim=1), expected)
     assert_close(classifier.probabilities(seen.image), expected)
-    assert_close(of_labels.exp(), expected.gather(1, seen.label[:, None])[:, 0])
+    noisy = (logits / (1 + CLEAN**2) ** 0.5).softmax(dim=1)
+    assert_close(of_labels.exp(), noisy.gather(1, seen.label[:, None])[:, 0])
     found = accuracy(classifier, digits().part(np.arange(BATCH)), 7)
     assert found is not None
     assert found["top1"] == pytest.approx((expected.argmax(dim=1) == seen.label).double().mean().item())
+
+
+@pytest.mark.parametrize("formulation", [DDPM(schedule="cosine"), EDM(), Flow()])
+def test_logits_of_much_noise_are_those_of_classes_around_their_means(trained, formulation) -> None:
+    means = torch.nn.functional.normalize(torch.randn(10, 64, dtype=torch.float64))
+    classifier = replace(trained.classifier, formulation=formulation)
+    time = formulation.time_at(torch.full((5,), 300.0, dtype=torch.float64))
+    level = formulation.level(time)
+    x = level.scale() * torch.randn(5, 1, 8, 8, dtype=torch.float64)
+    found = classifier.noisy_logits(lambda x, _: x.flatten(1) @ means.T.to(x), x, time)
+    distance = (x.flatten(1)[:, None] - level.alpha.flatten(1)[:, None] * means).square().sum(dim=2)
+    exact = -distance / (2 * level.sigma.square().flatten(1))
+    centred = (found - found.mean(dim=1, keepdim=True), exact - exact.mean(dim=1, keepdim=True))
+    assert_close(*centred, rtol=1 / 250, atol=1e-6, check_dtype=False)  # equal but for terms of alpha / sigma
 
 
 @pytest.mark.parametrize(
@@ -158,8 +175,9 @@ def test_classifier_and_classifier_free_guidance_add_up(guided: DiffusionModel, 
         assert (both - other).abs().max() > 1e-3
     within = guided.draw([0, 1], labels, steps=2, guidance_interval=(1e6, 2e6))
     assert_close(within, load_model(conditional).draw([0, 1], labels, steps=2))
-    rescaled = guided.draw([0, 1], labels, steps=2, guidance_rescale=0.7)
-    assert (rescaled - guided.draw([0, 1], labels, steps=2)).abs().max() > 1e-3
+    strong = guided.draw([0, 1], labels, steps=2, classifier_scale=10.0)
+    rescaled = guided.draw([0, 1], labels, steps=2, classifier_scale=10.0, guidance_rescale=0.7)
+    assert (rescaled - strong).abs().max() > 1e-3
 
 
 def test_classes_are_matched_by_name(guided: DiffusionModel, trained: ClassificationTask) -> None:

@@ -66,8 +66,9 @@ def test_pairs_are_disjoint_and_have_equal_classes(judge: Path) -> None:
     assert training is not None
     assert len(held_out) == len(training) == 150
     assert Counter(held_out.tolist()) == Counter(training.tolist())
-    pixels = {images.read(np.array([k])).tobytes() for images in (found.comparison.held_out,) for k in range(150)}
-    assert not pixels & {halves()[1].read(np.array([k])).tobytes() for k in range(600)}
+    pixels = {found.comparison.held_out.read(np.array([k])).tobytes() for k in range(150)}
+    source = halves()[1]
+    assert not pixels & {source.read(np.array([k])).tobytes() for k in range(600)}
     assert len(quality(judge, labels=False).comparison.held_out) == 400
     assert not np.array_equal(quality(judge, num=150, seed=2).comparison.held_out.labels, held_out)
 

@@ -320,13 +320,20 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 PAGE = 4096
+FILLED = {"images": 6 * BATCH, "checkpoint_every_images": 2 * BATCH, "eval_every_images": 3 * BATCH}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of a run on a disk with space."""
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    train(run, **FILLED)
+    return hashes(run)
 
 
 @pytest.mark.parametrize("pages", range(20))
-def test_a_disk_that_fills_up(small_disk, tmp_path, pages):
+def test_a_disk_that_fills_up(small_disk, undisturbed, pages):
     """During the third of six updates something else takes all but some pages, and gives them back at the end."""
-    settings = {"images": 6 * BATCH, "checkpoint_every_images": 2 * BATCH, "eval_every_images": 3 * BATCH}
-    train(tmp_path / "straight", **settings)
     ballast, run = small_disk / "ballast", small_disk / "run"
     saved: dict[str, str] = {}
 
@@ -335,7 +342,7 @@ def test_a_disk_that_fills_up(small_disk, tmp_path, pages):
         ballast.write_bytes(bytes(disk_space.free_bytes(small_disk) - pages * PAGE))
 
     with suppress(DiskFull):
-        train(run, Acting(3, fill), **settings)
+        train(run, Acting(3, fill), **FILLED)
     assert checkpoint.verify(newest(run)) is None
     if newest(run).name == "000000016":
         assert hashes(run) == saved
@@ -343,5 +350,5 @@ def test_a_disk_that_fills_up(small_disk, tmp_path, pages):
     for line in (run / "log.jsonl").read_text().splitlines():
         json.loads(line)
     ballast.unlink()
-    train(run, **settings)
-    assert hashes(run) == hashes(tmp_path / "straight")
+    train(run, **FILLED)
+    assert hashes(run) == undisturbed

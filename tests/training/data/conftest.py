@@ -18,13 +18,13 @@ def config(tmp_path: Path) -> Callable[..., DataConfig]:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pixels() -> Callable[..., np.ndarray]:
     """Random pixels, (h, w) or (h, w, channels) uint8, from a seed."""
     return lambda seed, *shape: np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save() -> Callable[..., np.ndarray]:
     """Write pixels to an image file, folders included."""
 

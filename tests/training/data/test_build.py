@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,20 +26,27 @@ from training.data.cache.pixel_file import PixelFile
 COUNT = 120
 
 
-@pytest.fixture
-def pets(pixels, save, tmp_path: Path) -> Path:
-    """Grey pictures, one in colour late among them, one bad, one animation; two classes."""
+@pytest.fixture(scope="module")
+def pets(pixels, save, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey pictures, one in colour late among them, one bad, one animation; two classes. They are only read."""
+    folder = tmp_path_factory.mktemp("source") / "pets"
     for i in range(COUNT):
         shape = (4, 5, 3) if i == 70 else (4, 5)
-        save(tmp_path / "pets" / ("cat" if i % 3 else "dog") / f"{i:03}.png", pixels(i, *shape))
-    (tmp_path / "pets" / "cat" / "010.png").write_text("no image")
+        save(folder / ("cat" if i % 3 else "dog") / f"{i:03}.png", pixels(i, *shape))
+    (folder / "cat" / "010.png").write_text("no image")
     frames = [Image.fromarray(pixels(i, 4, 5)) for i in range(2)]
-    frames[0].save(tmp_path / "pets" / "cat" / "011.png", save_all=True, append_images=frames[1:])
-    return tmp_path / "pets"
+    frames[0].save(folder / "cat" / "011.png", save_all=True, append_images=frames[1:])
+    return folder
 
 
 @pytest.fixture
-def content(config, pets: Path, tmp_path: Path) -> Callable[[DataConfig], dict[str, bytes]]:
+def own_pets(pets: Path, tmp_path: Path) -> Path:
+    """A copy of these pictures that a test changes."""
+    return shutil.copytree(pets, tmp_path / "pets")
+
+
+@pytest.fixture(scope="module")
+def content() -> Callable[[DataConfig], dict[str, bytes]]:
     """The bytes of each file of the only folder in a cache, after it is opened."""
 
     def read(config: DataConfig) -> dict[str, bytes]:
@@ -49,10 +57,10 @@ def content(config, pets: Path, tmp_path: Path) -> Callable[[DataConfig], dict[s
     return read
 
 
-@pytest.fixture
-def straight(pets: Path, content, tmp_path: Path) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def straight(pets: Path, content, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a build without interruption."""
-    return content(DataConfig(source=str(pets), cache=tmp_path / "straight"))
+    return content(DataConfig(source=str(pets), cache=tmp_path_factory.mktemp("straight") / "cache"))
 
 
 class Killed(BaseException):
@@ -249,19 +257,19 @@ def test_who_waited_finds_the_cache(pets, config, monkeypatch) -> None:
     assert list(config().cache.iterdir()) == [folder]
 
 
-def test_a_build_with_invalid_data_leaves_no_files(pets, config, pixels, save) -> None:
-    save(pets / "dog" / "999.png", pixels(0, 9, 9))
+def test_a_build_with_invalid_data_leaves_no_files(own_pets, config, pixels, save) -> None:
+    save(own_pets / "dog" / "999.png", pixels(0, 9, 9))
     with pytest.raises(ValueError, match=r"999\.png has 9 x 9"):
-        open_images(config(source=pets))
+        open_images(config(source=own_pets))
     assert list(config().cache.iterdir()) == []
 
 
-def test_a_higher_max_bad_resumes_the_build(pets, config, every_image, written) -> None:
-    (pets / "dog" / "099.png").write_text("no image")
+def test_a_higher_max_bad_resumes_the_build(own_pets, config, every_image, written) -> None:
+    (own_pets / "dog" / "099.png").write_text("no image")
     for _ in range(2):
         with pytest.raises(ValueError, match=r"data\.max_bad 1 .*cat/010\.png: "):
-            open_images(config(source=pets, max_bad=1))
-    assert len(open_images(config(source=pets, max_bad=2)).bad) == 2
+            open_images(config(source=own_pets, max_bad=1))
+    assert len(open_images(config(source=own_pets, max_bad=2)).bad) == 2
     assert len(written) == len(set(written)) == COUNT - 2
 
 
@@ -297,7 +305,7 @@ def test_a_full_disk_is_named_and_the_build_resumes_later(pets, config, content,
 def test_the_progress_bar_resumes_with_the_build(pets, config, every_image, build_until, monkeypatch) -> None:
     build_until(30)
     seen = []
-    bar = module.tqdm
-    monkeypatch.setattr(module, "tqdm", lambda **options: (seen.append(options["initial"]), bar(**options))[1])
+    bar = module.Bar
+    monkeypatch.setattr(module, "Bar", lambda **options: (seen.append(options["initial"]), bar(**options))[1])
     assert np.shape(open_images(config(source=pets)).labels) == (COUNT - 1,)
     assert seen == [31]  # with an unreadable one
