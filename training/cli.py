@@ -13,12 +13,13 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
+from storage.secret import secret_in
 from storage.write import expand_home
 from training.flags import OWN, read_flags
 from training.run import Run
 from training.script import VERSION, ScriptParser, show_and_exit
 from training.settings import Leaf, is_representable, kind_of, leaves, plain, sections
-from training.yaml_file import listing, read_settings, read_value
+from training.yaml_file import flat, listing, read_settings, read_value
 
 R = TypeVar("R", bound=Run)
 RUN_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.,+=@-]*[A-Za-z0-9_,+=@-])?")
@@ -102,9 +103,20 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     resolved = {"task": task, **plain(run)}
     for section, _, name in (name.rpartition(".") for name in run_class.derived):
         resolved[section].pop(name, None)
+    _require_no_secret(resolved)
     notes += schema.notes()
     fresh, dry_run, validate, profile = (name in own for name in ("fresh", "dry-run", "validate", "profile"))
     return Command(task, run, folder, fresh, dry_run, validate, profile, resolved, tuple(notes))
+
+
+def _require_no_secret(resolved: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that contains a secret: settings are stored in the run folder and in trackers."""
+    for name, value in flat(resolved):
+        if what := secret_in(str(value)):
+            raise ValueError(
+                f"{name} contains {what}, and all settings are stored in the run folder; "
+                "leave secrets to the environment, such as HF_TOKEN, which the libraries read themselves"
+            )
 
 
 def _config_of(
