@@ -21,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache
 from residual.lora import lora_state, merged, save_lora
 from residual.names import amount, shorten
 from storage.read import is_regular
+from storage.secret import hide_secrets
 from storage.show import printable
 from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
 from training import best, checkpoint, log
@@ -565,7 +566,7 @@ def describe_failure(error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
         for line in "".join(traceback.format_exception(error)).splitlines():
             print(printable(line), file=sys.stderr, flush=True)
-    return " ".join(text.split())[:MAX_REASON]
+    return " ".join(hide_secrets(text).split())[:MAX_REASON]
 
 
 def _same(new: Path, old: Path) -> bool:
