@@ -1,7 +1,12 @@
 """Show trained models and runs on a web page of this computer.
 
-python demo.py
-python demo.py RUN_OR_MODEL ... --port 7861
+what people ask first:
+  all runs          python demo.py: those in runs/, the newest first
+  one model         python demo.py RUN, a model folder, or one of diffusers
+  while it trains   python demo.py RUN: its curves and grids, while it goes on
+  open it at once   --open
+  the port is taken --port 7861
+  another computer  the page is only for this one; reach it by ssh -L 7860:127.0.0.1:7860 HOST
 """
 
 import argparse
@@ -13,7 +18,7 @@ from web.options import make_parser, require_port
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return make_parser(__doc__.splitlines()[0])
+    return make_parser(__doc__.strip())
 
 
 @command

@@ -1,14 +1,18 @@
 """Evaluate a trained model, or images that were drawn with one.
 
-python evaluate.py RUN
-python evaluate.py RUN --data.source my_images
-python evaluate.py RUN --quality.judge CLASSIFIER --quality.steps 18
-python evaluate.py RUN --ema 0.02 0.05 0.1
-python evaluate.py RUN --ensemble.members 8 --ensemble.num 100
-python evaluate.py RUN --likelihood --other IMAGES --quality.num 256 --quality.steps 50
-python evaluate.py MODEL --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
-python evaluate.py DRAWN --data.source my_images --data.validation 0.5 --quality.judge CLASSIFIER
-torchrun --nproc_per_node 4 -- evaluate.py RUN
+what people ask first:
+  a run             python evaluate.py RUN: with its held-out images and its settings
+  other images      --data.source IMAGES; only a part of them: --data.validation 0.5
+  a model folder    python evaluate.py MODEL --data.source IMAGES --data.validation 0.5 --quality.judge CLASSIFIER
+  drawn images      python evaluate.py DRAWN --data.source IMAGES --data.validation 0.5 --quality.judge CLASSIFIER
+  FID and others    --quality.judge CLASSIFIER --quality.num 1000; the judge is a classifier of such images
+  how it draws      --quality.steps 18 --quality.sampler heun --quality.guidance 1.5
+  which average     --ema 0.02 0.05 0.1
+  ensembles         --ensemble.members 8 --ensemble.num 100
+  likelihood        --likelihood --other IMAGES --quality.num 256 --quality.steps 50
+  memory            --quality.batch 16, --classification.validation_batch 100
+  several GPUs      torchrun --nproc_per_node 4 -- evaluate.py RUN
+  all settings      python evaluate.py RUN --help
 
 RUN is a run folder of train.py; MODEL a model folder (of this project or diffusers') or its name on the hub; DRAWN a
 folder of images, such as one of sample.py, or an .npz file. A model or images in a run folder are evaluated with the
@@ -46,8 +50,10 @@ from training.script import command, show_and_exit
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, evaluates, prints one line per figure."""
     request = read(argv, __doc__)
-    from evaluating.command import run, settings_help  # imports PyTorch, for which errors need not wait
+    from evaluating.command import print_completion, run, settings_help  # import PyTorch, for which errors do not wait
 
+    if request.completion is not None:
+        print_completion(request.completion)
     if request.help:
         show_and_exit("\n".join([__doc__, USAGE, *settings_help(request)]))
     run(request)

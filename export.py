@@ -1,10 +1,14 @@
 """Write a trained model as a folder for another library, or upload it to the Hugging Face hub.
 
-python export.py RUN_OR_MODEL --to diffusers --out DIR
-python export.py RUN_OR_MODEL --to onnx --out DIR          (or pt2: a program of torch.export)
-python export.py RUN_OR_MODEL --to torchvision --out DIR   (weights under the names of another library)
-python export.py RUN_OR_MODEL --to space --out DIR         (the page of demo.py, for a Hugging Face Space)
-python export.py RUN_OR_MODEL --push OWNER/NAME
+what people ask first:
+  diffusers         python export.py RUN --to diffusers --out FOLDER; then DDPMPipeline.from_pretrained(FOLDER)
+  other programs    --to onnx; --to pt2 is a program of torch.export
+  other code        --to torchvision, timm, adm, edm, ...: weights under the names of that library
+  a web page        --to space: the page of demo.py, for a Hugging Face Space
+  the hub           python export.py RUN --push OWNER/NAME; --private
+  another average   --ema 0.05, or --ema 500000
+  one class         --label 3, for diffusers' pipelines, which take no labels
+  afterwards        the README.md of the folder has code that uses it
 """
 
 import argparse
@@ -16,7 +20,7 @@ from training.script import command
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return make_parser(__doc__.splitlines()[0])
+    return make_parser(__doc__.strip())
 
 
 @command

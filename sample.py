@@ -1,8 +1,18 @@
 """Draw images with a trained diffusion model.
 
-python sample.py RUN_OR_MODEL --num 64 --label 3
-python sample.py RUN_OR_MODEL --upscale IMAGES
-torchrun --nproc_per_node 4 -- sample.py RUN_OR_MODEL --num 50000 --npz --out DIR
+what people ask first:
+  64 images         python sample.py RUN --num 64; RUN is a run of train.py, or a model folder
+  one class         --label 3, or its name; nearer to the class: --guidance 2
+  fewer steps       --steps 20 --sampler dpmpp_2m
+  the same again    --seed 0; image k of a seed is the same for every --num
+  where they go     --out FOLDER; without it RUN/drawn, beside a grid of the first ones
+  larger images     --size 96 96 --window
+  change pictures   --from IMAGES --strength 0.5; only a part of them: --mask MASKS
+  enlarge pictures  --upscale IMAGES, with a model that was trained for it
+  a short film      --animation, or --between 1 2 from one image to another
+  memory, speed     --batch 16; --precision bf16
+  several GPUs      torchrun --nproc_per_node 4 -- sample.py RUN --num 50000 --npz --out FOLDER
+  afterwards        python evaluate.py RUN/drawn --quality.judge CLASSIFIER; python demo.py RUN
 """
 
 import argparse
@@ -14,7 +24,7 @@ from training.script import command
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return make_parser(__doc__.splitlines()[0])
+    return make_parser(__doc__.strip())
 
 
 @command

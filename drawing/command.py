@@ -1,7 +1,9 @@
 """What `sample.py` does with its options: draws or enlarges, and writes."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from diffusion import late_start
 from drawing.draw import begin, draw, keeping, make_ready
@@ -14,6 +16,7 @@ from residual.names import amount
 from training.compile import explain_compile_error, require_compiler
 from training.log import print_line
 from training.processes import leave_processes, on_main, process_state
+from training.script import show_next
 
 COMPILE_OPTION = "compile=True", "leave it out"
 """the option that asks for compilation, and what to do without it"""
@@ -37,7 +40,19 @@ def run(args: argparse.Namespace) -> None:
         if process_state().is_main_process:
             for line in write(job, frames, facts):
                 print_line(line)
+    show_next(next_command(job.args))
     leave_processes()
+
+
+def next_command(args: argparse.Namespace) -> str | None:
+    """The command that uses what was drawn, quoted for a shell; None for images that are changed or steered."""
+    out, folders = shlex.quote(str(args.out)), (args.out, args.out.parent)
+    if args.condition is not None:
+        return f"python evaluate.py {out} --ensemble.members {args.members or 1}"
+    if any((args.origin, args.grey, args.observe, args.between, args.morph, args.sweep)):
+        return f"python demo.py {shlex.quote(str(args.model))}" if Path(args.model).is_dir() else None
+    source = "" if any((folder / "config.yaml").is_file() for folder in folders) else " --data.source IMAGES"
+    return f"python evaluate.py {out}{source} --quality.judge CLASSIFIER"
 
 
 def _announce(job: Job, lines: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from drawing.job import Job
 from drawing.options import BATCH, BATCH_OF_CPU
@@ -31,6 +30,7 @@ from training.log import print_line
 from training.memory import free_bytes, is_out_of_memory
 from training.precision import place
 from training.processes import process_state
+from training.progress import Bar
 from training.report import activation_bytes
 
 MAX_FRAMES = 40
@@ -152,7 +152,7 @@ def draw(job: Job) -> Frames:
     total = lambda: sum(job.steps(batch[0]) for batch in left)  # noqa: E731
 
     with (
-        tqdm(total=total(), unit="step", disable=None if state.is_main_process else True) as bar,
+        Bar(total=total(), unit="step", disable=None if state.is_main_process else True) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
         written = writer.submit(lambda: None)

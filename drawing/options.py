@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.options import ALL_LEVELS, SAMPLER_NAMES, STEPS, STRETCH
-from residual.names import require_known
 from training.options import EMA_HELP, PRECISIONS
-from training.script import ScriptParser
+from training.script import HelpFormatter, ScriptParser
 
 MAX_IN_GRID = 256
 BATCH, BATCH_OF_CPU = 512, 64
@@ -60,42 +59,19 @@ RULES = {
 }
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default of an option to its help, if it has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def make_parser(about: str) -> argparse.ArgumentParser:
+def make_parser(about: str) -> ScriptParser:
     """The command line of a script with this description."""
-    p = ScriptParser(prog="sample.py", description=about, formatter_class=HelpFormatter, allow_abbrev=False)
+    p = ScriptParser(
+        prog="sample.py",
+        usage="%(prog)s RUN_OR_MODEL [--OPTION VALUE ...]",
+        description=about,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
-    p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=EMA_HELP)
-    p.add_argument(
-        "--num",
-        type=int,
-        help=f"number of images, or of columns with --sweep; without it {NUM}, with --between and --morph {FRAMES}, "
-        f"with --sweep {COLUMNS}, with --grey, --invert and --observe as many as are given",
-    )
-    p.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="another size than that of the training: multiples of what the levels of the network can halve, or any "
-        "size if it was trained with model.pad",
-    )
-    p.add_argument(
-        "--window",
-        action="store_true",
-        help="draw images of --size, which may be any larger one, in windows of the size of the training that agree at "
-        "every step; a model of patches with positions, fields or conditions does so without it, at the size of its "
-        "data",
-    )
-    p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
+    _add_first(p.add_argument_group("what people change first"))
     _add_sampler(p.add_argument_group("sampler"))
-    _add_guidance(p.add_argument_group("labels and guidance"))
+    _add_guidance(p.add_argument_group("guidance"))
     _add_conditions(p.add_argument_group("conditions"))
     _add_given(p.add_argument_group("images to start from"))
     _add_observed(p.add_argument_group("observations that images agree with"))
@@ -121,9 +97,7 @@ def denoising_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_together(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that need another one, or that make no sense with it, and for no sampler."""
-    if args.sampler is not None:
-        require_known("sampler", args.sampler, SAMPLER_NAMES)
+    """Raises ValueError for options that need another one, or that make no sense with it."""
     values = {"from" if name == "origin" else name: value for name, value in vars(args).items()}
     given = {name: value for name, value in values.items() if value is not None and value is not False}
     for name, rule in RULES.items():
@@ -143,27 +117,13 @@ def check_together(args: argparse.Namespace) -> None:
         )
 
 
-def _add_sampler(group: argparse._ArgumentGroup) -> None:
+def _add_first(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--steps",
+        "--num",
         type=int,
-        default=STEPS,
-        help="steps of the sampler, at most the timesteps of the model (heun evaluates the network twice per step)",
+        help=f"number of images, or of columns with --sweep; without it {NUM}, with --between and --morph {FRAMES}, "
+        f"with --sweep {COLUMNS}, with --grey, --invert and --observe as many as are given",
     )
-    group.add_argument(
-        "--sampler",
-        help=f"one of: {', '.join(SAMPLER_NAMES)}; without it ddim for ddpm models, heun for others, and euler with "
-        "--invert or with --from and --between",
-    )
-    group.add_argument(
-        "--eta", type=float, default=0.0, help="noise that ddim adds, from 0 (none) to 1 (as much as ddpm)"
-    )
-    group.add_argument(
-        "--churn", type=float, default=0.0, help="noise that heun adds and removes again: S_churn of EDM"
-    )
-
-
-def _add_guidance(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--label",
         help="a class, by its name, or by its number if no name is a number; all: the classes in turn, as by default; "
@@ -176,6 +136,61 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
         default=1.0,
         help="strength of the label: 0 none, 1 as trained, above 1 stronger (and twice the time)",
     )
+    group.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        help="steps of the sampler, at most the timesteps of the model (heun evaluates the network twice per step)",
+    )
+    group.add_argument(
+        "--sampler",
+        choices=SAMPLER_NAMES,
+        metavar="NAME",
+        help=f"one of: {', '.join(SAMPLER_NAMES)}; without it ddim for ddpm models, heun for others, and euler with "
+        "--invert or with --from and --between",
+    )
+    group.add_argument("--seed", type=int, default=0, help="image k of a seed is the same for every --num and --batch")
+    group.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="another size than that of the training: multiples of what the levels of the network can halve, or any "
+        "size if it was trained with model.pad",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for images/000000.png … (.npy for models trained on arrays); replaced as a whole if it holds an "
+        "earlier output with this model; without it drawn in the folder of the run or model",
+    )
+    group.add_argument(
+        "--batch",
+        type=int,
+        help=f"images per forward pass, on each process; without it {BATCH_OF_CPU} on a CPU, {BATCH} on other devices, "
+        "or as many as fit into free memory. Halved while it does not fit",
+    )
+    group.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=EMA_HELP)
+
+
+def _add_sampler(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--eta", type=float, default=0.0, help="noise that ddim adds, from 0 (none) to 1 (as much as ddpm)"
+    )
+    group.add_argument(
+        "--churn", type=float, default=0.0, help="noise that heun adds and removes again: S_churn of EDM"
+    )
+    group.add_argument(
+        "--window",
+        action="store_true",
+        help="draw images of --size, which may be any larger one, in windows of the size of the training that agree at "
+        "every step; a model of patches with positions, fields or conditions does so without it, at the size of its "
+        "data",
+    )
+
+
+def _add_guidance(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--guidance-interval",
         type=float,
@@ -340,13 +355,6 @@ def _add_upscaling(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for images/000000.png … (.npy for models trained on arrays); replaced as a whole if it holds an "
-        "earlier output with this model; without it drawn in the folder of the run or model",
-    )
-    group.add_argument(
         "--grid",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -369,12 +377,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--batch",
-        type=int,
-        help=f"images per forward pass, on each process; without it {BATCH_OF_CPU} on a CPU, {BATCH} on other devices, "
-        "or as many as fit into free memory. Halved while it does not fit",
-    )
     group.add_argument(
         "--precision",
         choices=PRECISIONS,

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from drawing.job import choose_device
 from drawing.options import DENOISING, denoising_options
@@ -22,6 +22,7 @@ from pictures.tiles import Tiles
 from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler, load_upscaler, middles
 from residual.names import amount
 from residual.resample import bicubic
+from storage.read import is_regular
 from storage.show import printable
 from storage.write import expand_home
 from training.averages import RunAverages, load_average
@@ -33,7 +34,8 @@ from training.memory import explain_out_of_memory
 from training.output_folder import OutputFolder, default_folder, weights_sha256
 from training.precision import choose_precision, place
 from training.processes import leave_processes, on_main, process_state
-from training.script import VERSION
+from training.progress import Bar
+from training.script import VERSION, show_next
 
 RECORD = "upscaled.json"
 NAMES = ("images", "files.csv", "grid.png")
@@ -105,6 +107,8 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
         process_state().wait_for_everyone()
         if process_state().is_main_process:
             _write(args, upscaler, sizes, out, facts)
+            if is_regular(Path(args.model, "config.yaml")):
+                show_next(f"python evaluate.py {shlex.quote(args.model)}")
     except BaseException:
         out.leave()
         raise
@@ -155,7 +159,7 @@ def _check(source: str, upscaler: Upscaler) -> tuple[Sizes, str]:
 def _enlarge(source: str, upscaler: Upscaler, sizes: Sizes, folder: Path) -> None:
     """Enlarges and writes this process's share of the pictures, without those that are finished."""
     state = process_state()
-    pairs = tqdm(
+    pairs = Bar(
         enumerate(_items(source)), total=len(sizes), unit="picture", disable=None if state.is_main_process else True
     )
     for number, item in pairs:

@@ -2,16 +2,16 @@
 
 import math
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from torch import nn
-from tqdm import tqdm
 
-from evaluating.options import ALLOWED, USAGE, Request
+from evaluating.options import ALLOWED, OWN, USAGE, Request
 from pictures.units import AnyFormat, Units
 from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
 from pipelines.classification import ImageClassifier, load_classifier
@@ -41,14 +41,15 @@ from tasks.regression import RegressionRun
 from tasks.report import FIGURES
 from tasks.superresolution import SuperResolutionRun
 from training.averages import Average, RunAverages, load_average
-from training.cli import Schema, parse
+from training.cli import Schema, all_settings, parse, settings_parser
 from training.curves import draw_histograms
 from training.data import DataConfig, Images, ImageSet, open_images, open_validation
 from training.flags import read_flags
 from training.memory import explain_out_of_memory
 from training.precision import place
 from training.processes import leave_processes, on_main, process_state
-from training.script import require_printed
+from training.progress import Bar
+from training.script import require_printed, show_next
 from training.task import plan_line
 from training.yaml_file import read_settings
 
@@ -103,7 +104,7 @@ def run(request: Request) -> None:
             model = load_average(load, given, averages[0])
             run = _in_units(given, run, model)
             evaluated = _likelihood(given, run, model, request.other) if likelihood else _evaluated(given, run, model)
-        for average in tqdm(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
+        for average in Bar(averages, unit="average", disable=None if is_main and len(averages) > 1 else True):
             found = evaluated.measure(load_average(load, given, average) if rows else model)
             assert found is not None, "no interrupt callback was given"
             rows.append(found)
@@ -125,7 +126,20 @@ def run(request: Request) -> None:
         if name in BASELINES:
             raise ValueError(f"{given}: {name} is {value}, whatever the model; give other images in data.validation")
         raise ValueError(f"{given}: {name} is {value}; its model is damaged or diverged, so train it again")
+    config = _config_of(given)
+    show_next(next_command(run, Path(given) if config is None else config.parent))
     leave_processes()
+
+
+def next_command(run: AnyRun, folder: Path) -> str | None:
+    """The command that uses a model that was evaluated, quoted for a shell; None without a folder of it."""
+    if not folder.is_dir():
+        return None
+    if isinstance(run, SuperResolutionRun):
+        return f"python sample.py {shlex.quote(str(folder))} --upscale IMAGES"
+    if isinstance(run, DrawingRun):
+        return f"python sample.py {shlex.quote(str(folder))} --num 64"
+    return f"python demo.py {shlex.quote(str(folder))}"
 
 
 def _place(net: nn.Module) -> None:
@@ -430,6 +444,14 @@ def kind_of(given: str) -> Literal["model", "drawn"]:
         f"{given!r} is neither a run folder (with config.yaml), nor a model folder ({DIFFUSION}, {CLASSIFIER} or "
         f"diffusers' files), nor a folder or .npz file of images; {USAGE}"
     )
+
+
+def print_completion(shell: str) -> NoReturn:
+    """Prints the code by which a shell completes the flags, and exits. Raises ValueError as `completion` does."""
+    settings = {name: leaf for name, leaf in all_settings(RUNS).items() if name.startswith(ALLOWED)}
+    p = settings_parser("evaluate.py", settings, OWN)
+    p.add_argument("given", metavar="RUN_OR_MODEL")
+    p.print_completion(shell)
 
 
 def settings_help(request: Request) -> list[str]:

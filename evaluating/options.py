@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from training.flags import read_flags
 from training.script import VERSION, show_and_exit
 
+OWN: dict[str, tuple[str | None, str]] = {
+    "ema": ("NUMBER", "other averages of the run"),
+    "likelihood": (None, "the bits per dimension that a diffusion model needs"),
+    "other": ("IMAGES", "images whose likelihood is computed, too"),
+}
+"""flags that are no settings of a run"""
 USAGE = (
     "usage: evaluate.py RUN|MODEL|DRAWN [--ema NUMBER ...] [--likelihood [--other IMAGES]] [--data.KEY VALUE ...] "
     "[--quality.KEY VALUE ...] [--ensemble.KEY VALUE ...] [--classification.validation_batch N]"
@@ -28,6 +34,8 @@ class Request:
     """images whose likelihood is computed, too"""
     help: bool = False
     """whether the settings are shown, and nothing is evaluated"""
+    completion: str | None = None
+    """the shell whose completion is printed, and nothing is evaluated"""
 
 
 def read(argv: Sequence[str], about: str) -> Request:
@@ -43,6 +51,8 @@ def read(argv: Sequence[str], about: str) -> Request:
     own, settings = read_flags(flags)
     if "version" in own:
         show_and_exit(VERSION)
+    if "print-completion" in own:
+        return Request("", (), completion=own["print-completion"])
     if given is None:
         if "help" in own:
             show_and_exit(f"{about}\n{USAGE}")

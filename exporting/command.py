@@ -1,6 +1,7 @@
 """What `export.py` does with its options: converts a model and writes a folder, or uploads it."""
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from training.averages import Average, RunAverages, load_average
 from training.disk_space import is_full
 from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
-from training.script import VERSION
+from training.script import VERSION, show_next
 from web import space
 
 Model = TypeVar("Model")
@@ -79,6 +80,19 @@ def run(args: argparse.Namespace) -> None:
         (folder / "README.md").write_text(_complete(args, text, export.model), encoding="utf-8")
         out.publish(facts)
     print_line(f"model: {args.out} (how to use it: {args.out / 'README.md'})")
+    show_next(next_command(args, export.model))
+
+
+def next_command(args: argparse.Namespace, model: graphs.Model) -> str | None:
+    """The command that uses what was written or uploaded, quoted for a shell; None for programs of one's own."""
+    place = args.push or shlex.quote(str(args.out))
+    if args.to == SPACE:
+        return f"hf upload OWNER/NAME {place} --repo-type space"
+    if args.to not in (None, DIFFUSERS):
+        return None
+    if isinstance(model, ImageClassifier):
+        return f"python evaluate.py {place} --data.source IMAGES --data.validation 0.5"
+    return f"python sample.py {place} --num 64"
 
 
 @dataclass(frozen=True)
@@ -128,14 +142,16 @@ def _for_diffusers(args: argparse.Namespace) -> tuple[DiffusionModel, int | None
 
 def _push(args: argparse.Namespace) -> None:
     """Uploads the model folder, or the folder for another library."""
+    model: DiffusionModel | ImageClassifier
     if args.to is None:
-        found = _load(args)
-        model_card, save = _complete(args, found.model_card(args.push), found), found.save
+        model = _load(args)
+        model_card, save = _complete(args, model.model_card(args.push), model), model.save
     else:
         model, label = _for_diffusers(args)
         model_card = _complete(args, card(model, label, args.push), model)
         save = partial(save_diffusers, model, label=label)
     print_line(f"model: {upload(args.push, save, model_card, private=args.private)}")
+    show_next(next_command(args, model))
 
 
 def _complete(args: argparse.Namespace, text: str, model: graphs.Model) -> str:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import get_args
 
 from pipelines.graph_formats import SUFFIXES
-from residual.names import require_known
 from resnet.layout_names import EDSR_LAYOUT, DenseNetLayoutName, ResNetLayoutName
 from training.options import EMA_HELP
-from training.script import ScriptParser
+from training.script import HelpFormatter, ScriptParser
 from unet.layout_names import EDM2LayoutName, UNetLayoutName
 
 DIFFUSERS, SPACE = "diffusers", "space"
@@ -18,19 +17,27 @@ LAYOUTS = sorted({*(name for names in _NAMES for name in get_args(names)), EDSR_
 TARGETS = (DIFFUSERS, SPACE, *SUFFIXES, *LAYOUTS)
 
 
-def make_parser(about: str) -> argparse.ArgumentParser:
+def make_parser(about: str) -> ScriptParser:
     """The command line of a script with this description."""
-    p = ScriptParser(prog="export.py", description=about, allow_abbrev=False)
+    p = ScriptParser(
+        prog="export.py",
+        usage="%(prog)s RUN_OR_MODEL (--out DIR | --push OWNER/NAME) [--OPTION VALUE ...]",
+        description=about,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
-    p.add_argument(
+    group = p.add_argument_group("what is written, and where")
+    group.add_argument(
         "--to",
+        choices=TARGETS,
         metavar="TARGET",
         help="diffusers: a folder for its pipelines; space: a folder for a Hugging Face Space; onnx or pt2: network "
         "and sampler step as ONNX or as programs of "
         f"torch.export; {', '.join(LAYOUTS)}: weights under the names of that library or code (default: diffusers "
         "with --out, the model folder itself with --push)",
     )
-    place = p.add_mutually_exclusive_group(required=True)
+    place = group.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="DIR", help="the folder to write; an earlier export is replaced")
     place.add_argument(
         "--push",
@@ -38,22 +45,21 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         help="the repository of the Hugging Face hub to upload to; sample.py, train.py --init and load_model (or "
         "load_classifier) then open the model by this name",
     )
-    p.add_argument("--private", action="store_true", help="a new repository is private")
-    p.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=EMA_HELP)
-    p.add_argument("--license", metavar="NAME", help="licence of the model in its card, such as apache-2.0")
-    p.add_argument(
+    group.add_argument("--private", action="store_true", help="a new repository is private")
+    group = p.add_argument_group("the model")
+    group.add_argument(
         "--label",
         metavar="CLASS|none",
         help="export one class of a model with classes (by name or number), or the model without labels (none), for "
         "diffusers' pipelines; without this flag all classes are exported, for a loop of your own",
     )
+    group.add_argument("--ema", type=float, metavar="WIDTH|IMAGES", help=EMA_HELP)
+    group.add_argument("--license", metavar="NAME", help="licence of the model in its card, such as apache-2.0")
     return p
 
 
 def check_together(args: argparse.Namespace) -> None:
-    """Raises ValueError for an unknown target, and for options that make no sense together."""
-    if args.to is not None:
-        require_known("target of --to", args.to, TARGETS)
+    """Raises ValueError for options that make no sense together."""
     if args.push is not None and args.to not in (None, DIFFUSERS):
         raise ValueError(f"push uploads the model folder, or --to diffusers; write --to {args.to} to a folder by --out")
     if args.private and args.push is None:

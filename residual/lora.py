@@ -56,8 +56,7 @@ def add_lora(model: nn.Module, rank: int = 4, alpha: float | None = None, also: 
     model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers)
     inject_adapter_in_model(config, model, NAME)
-    if also:
-        config.modules_to_save = list(also)
+    config.modules_to_save = list(also) or None  # given before, PEFT would put a copy beside each of these layers
     for name in also:
         others[name].requires_grad_(True)
     return layers
@@ -109,14 +108,14 @@ def save_lora(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"{type(model).__name__} has no LoRA to save: call add_lora first")
     from safetensors.torch import save_file
 
-    layers = sorted(
-        {name.partition(".lora_")[0] for name in state if ".lora_" in name}
-    )  # PEFT has them in the order of a set
+    layers = sorted({name.partition(".lora_")[0] for name in state if ".lora_" in name})  # those of PEFT are a set
     config: Any = vars(model)["peft_config"][NAME]
     values = config.to_dict() | {"target_modules": layers, "inference_mode": True}
     write_text(folder / "adapter_config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
-    names = {name: f"base_model.model.{name.replace(f'.{NAME}.', '.')}" for name in state}
-    tensors = {names[name]: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+    }
     replace_file(folder / "adapter_model.safetensors", partial(save_file, tensors, metadata={"format": "pt"}))
 
 

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from storage.secret import hide_secrets
+
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 """Unicode categories of control, format (text direction), surrogate, private-use and line-separating characters"""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>&<])")
@@ -11,10 +13,11 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>&<])")
 def printable(text: str) -> str:
     """One line of text without characters that control a terminal or the direction of text: those become escapes.
 
-    Bytes that are no UTF-8, which file names may have, become `\\xNN`.
+    Bytes that are no UTF-8, which file names may have, become `\\xNN`. Secrets are hidden, see `hide_secrets`.
     """
     return "".join(
-        _escape(character) if unicodedata.category(character) in _HIDDEN else character for character in text
+        _escape(character) if unicodedata.category(character) in _HIDDEN else character
+        for character in hide_secrets(text)
     )
 
 

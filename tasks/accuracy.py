@@ -13,7 +13,7 @@ from pipelines.classification import ImageClassifier
 from resnet import Classifier
 from tasks.class_outcome import SURPLUS, ClassCounter
 from training.data import BatchReader, ImageSet
-from training.processes import on_main, process_state
+from training.processes import meet, on_main, process_state
 from training.task import Evaluation, EvaluationContext, Figure
 
 
@@ -59,6 +59,7 @@ def accuracy(
             loss.update(losses, (label != SURPLUS).float())
             for share in shares.values():
                 share.update(logits, label)
+    meet()  # before torchmetrics exchanges its sums
     return {
         **{name: share.compute().item() for name, share in shares.items()},
         "validation_loss": loss.compute().item(),

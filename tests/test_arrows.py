@@ -41,7 +41,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"residual", "diffusion", "pictures", "training", "pipelines", "drawing", "storage"},
         BASE | {"PIL", "tqdm", "fastapi", "gradio", "starlette"},
     ),
-    "evaluating": ({"residual", "pictures", "training", "pipelines", "tasks", "storage"}, BASE | {"tqdm"}),
+    "evaluating": ({"residual", "pictures", "training", "pipelines", "tasks", "storage"}, BASE),
     "exporting": (
         {"residual", "resnet", "unet", "diffusion", "pictures", "training", "pipelines", "tasks", "web", "storage"},
         BASE | {"diffusers"},
@@ -67,7 +67,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 LAZY = {
     "pictures": {"diffusers"},
     "residual": {"safetensors", "huggingface_hub", "peft", "torchdiffeq"},
-    "training": {"matplotlib", "pyarrow", "sklearn", "tensorboard", "xarray"},
+    "training": {"matplotlib", "pyarrow", "shtab", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
     "pipelines": {"onnxruntime"},

@@ -13,12 +13,13 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from residual.names import closest, require_known, shorten
 from residual.weights.config import convert
+from storage.secret import secret_in
 from storage.write import expand_home
 from training.flags import OWN, read_flags
 from training.run import Run
-from training.script import VERSION, show_and_exit
+from training.script import VERSION, ScriptParser, show_and_exit
 from training.settings import Leaf, is_representable, kind_of, leaves, plain, sections
-from training.yaml_file import listing, read_settings, read_value
+from training.yaml_file import flat, listing, read_settings, read_value
 
 R = TypeVar("R", bound=Run)
 RUN_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.,+=@-]*[A-Za-z0-9_,+=@-])?")
@@ -79,6 +80,8 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     own, flags = read_flags(argv)
     if "version" in own:
         show_and_exit(VERSION)
+    if "print-completion" in own:
+        settings_parser("train.py", all_settings(runs), OWN).print_completion(own["print-completion"])
     path, notes = _config_of(own, flags, default_config)
     file, version = read_settings(path) if path else ({}, None)
     task = str(flags.pop("task", file.pop("task", None) or next(iter(runs))))
@@ -100,9 +103,20 @@ def parse(runs: Mapping[str, type[R]], argv: Sequence[str], default_config: Path
     resolved = {"task": task, **plain(run)}
     for section, _, name in (name.rpartition(".") for name in run_class.derived):
         resolved[section].pop(name, None)
+    _require_no_secret(resolved)
     notes += schema.notes()
     fresh, dry_run, validate, profile = (name in own for name in ("fresh", "dry-run", "validate", "profile"))
     return Command(task, run, folder, fresh, dry_run, validate, profile, resolved, tuple(notes))
+
+
+def _require_no_secret(resolved: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that contains a secret: settings are stored in the run folder and in trackers."""
+    for name, value in flat(resolved):
+        if what := secret_in(str(value)):
+            raise ValueError(
+                f"{name} contains {what}, and all settings are stored in the run folder; "
+                "leave secrets to the environment, such as HF_TOKEN, which the libraries read themselves"
+            )
 
 
 def _config_of(
@@ -293,6 +307,34 @@ class Schema(Generic[R]):
         given = None if is_own else self.flags.get(leaf.name, self.file.get(leaf.name))
         now = "" if given is None else f"{show(given, flag=True)}; "
         return [f"  --{leaf.name} {words(leaf.hint)}  ({now}{default})", _filled(leaf.help, 6)]
+
+
+def all_settings(runs: Mapping[str, type[R]]) -> dict[str, list[Leaf]]:
+    """The settings of all tasks and of every kind of a section, by dotted name; each as all of these have it."""
+    found = {"task": [Leaf("task", Literal[tuple(runs)], MISSING, "what is trained")]}
+    for run in runs.values():
+        tables = {name: section.metadata.get("table", ()) for name, section in sections(run).items()}
+        chosen = [{f"{name}.kind": kind} for name, table in tables.items() for kind in table]
+        for flags in ({}, *chosen):
+            for name, leaf in Schema(run, {}, flags).leaves.items():
+                found.setdefault(name, []).append(leaf)
+    return found
+
+
+def settings_parser(
+    script: str, settings: Mapping[str, Sequence[Leaf]], own: Mapping[str, tuple[str | None, str]]
+) -> ScriptParser:
+    """The flags of a script that reads settings, and its `own` ones, with their choices, for completion in a shell."""
+    p = ScriptParser(prog=script)
+    for name, (metavar, text) in own.items():
+        if name not in ("help", "version", "print-completion"):  # which every parser has
+            options: dict[str, Any] = {"action": "store_true"} if metavar is None else {"metavar": metavar}
+            p.add_argument(f"--{name}", help=text, **options)
+    for name, same in settings.items():
+        found = dict.fromkeys(word for leaf in same for word in words(leaf.hint).split("|"))
+        choices = [word for word in found if re.fullmatch(r"[a-z0-9_.-]+", word)]
+        p.add_argument(f"--{name}", choices=choices or None, help=same[0].help.replace("%", "%%"))
+    return p
 
 
 def words(hint: Any) -> str:

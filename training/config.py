@@ -75,6 +75,8 @@ class TrainConfig:
         is_multiple = every is None or (every >= 1 and every % interval == 0)
         way_out = f"give a multiple of train.checkpoint_every_images={interval}, or null"
         require(is_multiple, self, "keep_every_images", way_out)
+        way_out = f"a run of train.images={self.images} does not reach it; give at most that, or null"
+        require(every is None or every <= self.images, self, "keep_every_images", way_out)
 
     @property
     def compile_option(self) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from training.completion import COMPLETION
+
 OWN = {
     "help": (None, "show this text and exit"),
     "config": ("FILE", "the run, as a YAML file"),
@@ -9,6 +11,7 @@ OWN = {
     "fresh": (None, "start over; the existing contents of the run folder are moved aside"),
     "dry-run": (None, "show the settings, the size of the model, memory and learning rates, and exit"),
     "version": (None, "show the version of the project and exit"),
+    "print-completion": ("SHELL", COMPLETION),
     "profile": (None, "profile some updates: RUN/profile/trace.json, and a table of where their time goes"),
     "validate": (None, "check every image of the data set, report errors and statistics, and exit"),
 }

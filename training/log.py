@@ -21,6 +21,7 @@ from storage.show import printable
 from storage.write import write_text
 from training.config import TrainConfig
 from training.disk_space import append_line, ignore_disk_full, is_full
+from training.progress import Bar
 
 
 def print_line(text: str) -> None:
@@ -84,7 +85,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 PROJECT = "residual-diffusion"
 """of all runs in the trackers"""
-BAR = "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"
 SHOWN = {
     "loss": "loss={:.3g}",
     "gradient_norm": "norm={:.2g}",
@@ -131,12 +131,11 @@ class RunLog:
             raise ValueError(f"train.trackers={names} cannot be started: {type(error).__name__}: {error}") from error
         plain = {name: str(value) if isinstance(value, list) else value for name, value in (settings or {}).items()}
         self._track(lambda tracker: tracker.store_init_configuration(plain))
-        self.bar = tqdm(
+        self.bar = Bar(
             total=self.images,
             initial=images_seen,
             unit="img",
             unit_scale=True,
-            bar_format=BAR,
             disable=not (accelerator.is_main_process and sys.stderr.isatty()),
             mininterval=0.5,
         )
@@ -195,10 +194,11 @@ class RunLog:
             try:
                 call(tracker)
             except Exception as error:  # each tracker has its own; those of its threads are raised here, too
-                if tracker.name not in self._broken:
-                    reason = "the disk is full" if is_full(error) else repr(error)
-                    print_line(f"{reason}: {tracker.name} lacks numbers of this run; it is tried again with the next")
+                if tracker.name in self._broken:
+                    continue
                 self._broken.add(tracker.name)
+                reason = "the disk is full" if is_full(error) else repr(error)
+                print_line(f"{reason}: {tracker.name} lacks numbers of this run; it is tried again with the next")
 
 
 def _wandb_id(path: Path, is_new: bool) -> str:

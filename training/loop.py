@@ -21,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache
 from residual.lora import lora_state, merged, save_lora
 from residual.names import amount, shorten
 from storage.read import is_regular
+from storage.secret import hide_secrets
 from storage.show import printable
 from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
 from training import best, checkpoint, log
@@ -330,11 +331,12 @@ class Loop:
         bad = self.images.bad_numbers if isinstance(self.images, StreamedImages) else {}
         news = largest(2 if mine is not None else int(len(bad) > self.known_bad))
         if news == 1 and isinstance(self.images, StreamedImages):
+            exchanged = {number: reason for found in gather([bad]) for number, reason in found.items()}
+            self.known_bad = len(exchanged)  # reading ahead may have found more meanwhile
             try:
-                self.images.add_bad({number: reason for found in gather([bad]) for number, reason in found.items()})
+                self.images.add_bad(exchanged)
             except DataLost as error:
                 mine = error
-            self.known_bad = len(self.images.bad)
         if news and (lost := shared_error(mine)):
             raise self.lost(lost)
 
@@ -439,7 +441,7 @@ class Loop:
         """Run the evaluations due on the averaged model, on every process, and log their numbers together.
 
         A stop cuts them short; then nothing is logged, and the resumed run repeats them. One that fails on a process is
-        reported and in the log; training continues.
+        reported and logged; training continues.
         """
         step, seen, numbers, failed = self.step, self.step.images_seen, dict[str, float](), dict[str, str]()
         context = EvaluationContext(
@@ -492,8 +494,8 @@ class Loop:
         else:
             again = "the same command" if self.ended else "training continues, and the next evaluation"
             self.show(f"NOT MEASURED: {what}: {problem}; {again} tries it again")
-        largest = torch.stack([weight.abs().max() for weight in self.step.ema.model.parameters()]).max().item()
-        require_finite(f"after {self.step.images_seen:,} images", {"the largest averaged weight": largest})
+        weight = torch.stack([weight.abs().max() for weight in self.step.ema.model.parameters()]).max().item()
+        require_finite(f"after {self.step.images_seen:,} images", {"the largest averaged weight": weight})
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -536,7 +538,7 @@ class Loop:
             log.print_line(f"{self.folder.path / REPORT_FILE} is not written: {reason}")
 
     def keep_best(self, numbers: Mapping[str, float]) -> None:
-        """Write the averaged model as `RUN/best` if the leading figure is the best so far. A full disk is reported."""
+        """Write the averaged model as `RUN/best` if the leading figure is the best so far. A failure is reported."""
         step, folder = self.step, self.folder
         if (leading := self.task.leading) is None or leading[1] not in numbers:
             return
@@ -564,7 +566,7 @@ def describe_failure(error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
         for line in "".join(traceback.format_exception(error)).splitlines():
             print(printable(line), file=sys.stderr, flush=True)
-    return " ".join(text.split())[:MAX_REASON]
+    return " ".join(hide_secrets(text).split())[:MAX_REASON]
 
 
 def _same(new: Path, old: Path) -> bool:

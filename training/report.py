@@ -110,6 +110,13 @@ class Outlook:
                 f"warning: each of the {len(self.images):,} images is seen {self.repeats:,.0f} times by "
                 f"train.images={self.settings.train.images:,}; {enough}"
             )
+        config = self.settings.train
+        if config.checkpoint_every_images > config.images and config.updates > config.max_skipped:
+            lines.append(
+                f"warning: train.checkpoint_every_images={config.checkpoint_every_images:,} is longer than the run: an "
+                f"interruption, or train.max_skipped={config.max_skipped} skipped updates in a row, loses all updates; "
+                f"give at most half of train.images={config.images:,}"
+            )
         return lines
 
     def measure(self, accelerator: Accelerator, samples: Path) -> tuple[str, list[str]]:

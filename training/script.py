@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import residual
+from residual.names import require_known
 from residual.weights.note import WeightsNote
 from storage.show import printable
+from training.completion import COMPLETION, completion
 
 MAX_MESSAGE = 2_000
 """characters of an error message; the middle of a longer one, such as a value of a megabyte, is left out"""
@@ -76,6 +78,15 @@ def show_and_exit(text: str) -> NoReturn:
         print("\n".join(map(printable, text.split("\n"))))
         require_printed()
     raise SystemExit(0)
+
+
+def show_next(command: str | None) -> None:
+    """Prints a command that uses the results, if there is one, on the first of several processes.
+
+    It goes to stderr, so that the standard output holds results alone.
+    """
+    if command is not None and rank() == 0:
+        print(f"next: {printable(command)}", file=sys.stderr)
 
 
 class StandardStream(io.FileIO):
@@ -156,12 +167,29 @@ def _one_line(text: str) -> str:
     return printable(text)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the description as it is, and the default of an option, if it has one that is a value, behind its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_value = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if is_value else action.help
+
+
 class ScriptParser(argparse.ArgumentParser):
-    """An argument parser with `--version`, whose errors are ValueErrors, for use inside `command`."""
+    """An argument parser with `--version` and `--print-completion`, whose errors are ValueErrors, for `command`.
+
+    In its help the groups of options come first, and what every script has comes last.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.add_argument("--version", action="version", version=VERSION, help="show the version of the project")
+        self.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", help=COMPLETION)
+
+    def format_help(self) -> str:
+        """The text of `--help`."""
+        self._action_groups.sort(key=lambda group: group is self._optionals)
+        return super().format_help()
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Ends the script after `--help` and `--version`. Raises ValueError if their text could not be written."""
@@ -170,3 +198,18 @@ class ScriptParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            require_known(action.option_strings[-1], str(value), map(str, action.choices))
+
+    def print_completion(self, shell: str) -> NoReturn:
+        """Prints the code by which a shell completes the options, and exits. Raises ValueError as `completion` does."""
+        print(completion(self, shell))
+        self.exit()
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: object = None) -> None:
+        assert isinstance(parser, ScriptParser)
+        parser.print_completion(values)

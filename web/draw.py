@@ -15,7 +15,7 @@ from drawing.options import check_together, make_parser
 from drawing.write import write
 from pictures.grid import draw_samples
 from pipelines.diffusion import require_finite
-from web.models import require_folder
+from web.models import require_drawing
 
 MAX_STEPS, MAX_IMAGES = 250, 64
 """of one click, so that the page stays usable"""
@@ -53,7 +53,7 @@ def options(model: str, out: Path, settings: Settings, **given: Any) -> argparse
     """The command line of sample.py with these settings and the options `given`."""
     values = vars(settings) | given | {"out": out}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value != ""]
-    args = make_parser("").parse_args([*flags, "--", require_folder(model)])
+    args = make_parser("").parse_args([*flags, "--", require_drawing(model)])
     check_together(args)
     return args
 

@@ -13,7 +13,7 @@ from pictures.files import are_pictures, picture_bytes, save_image, to_picture
 from pictures.preprocessing import Preprocessing
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
-from web.models import require_folder
+from web.models import require_drawing
 
 SHOWN_PX = 384
 """about the side of a picture on which a mask is drawn"""
@@ -21,7 +21,7 @@ SHOWN_PX = 384
 
 def open_drawing(folder: str) -> DiffusionModel:
     """The model of a folder. Raises ValueError if there is none, and if it draws arrays."""
-    model = load_model(require_folder(folder))
+    model = load_model(require_drawing(folder))
     if model.autoencoder is not None:
         raise ValueError("this model draws latents of an autoencoder, on which the page draws no mask; use another")
     if not are_pictures(model.shape[0], model.pixel_format):

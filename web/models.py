@@ -42,6 +42,22 @@ def require_folder(folder: str | None) -> str:
     return folder
 
 
+def require_drawing(folder: str | None) -> str:
+    """The folder, if there is one. Raises ValueError also for a model that enlarges pictures."""
+    folder = require_folder(folder)
+    if is_upscaler(folder):
+        raise ValueError("this model enlarges pictures and draws none; use the tab Enlarge")
+    return folder
+
+
+def require_upscaler(folder: str | None) -> str:
+    """The folder, if its model enlarges pictures. Raises ValueError otherwise."""
+    folder = require_folder(folder)
+    if model_folder(folder).is_dir() and not is_upscaler(folder):
+        raise ValueError("this model enlarges no pictures; choose one that does, such as of --task superresolution")
+    return folder
+
+
 def require_models(folders: Sequence[str]) -> list[str]:
     """The folders, if each is a run or holds a model. Raises ValueError for the first that does not."""
     for folder in map(require_folder, folders):

@@ -1,19 +1,24 @@
 """The command line of demo.py. Needs no PyTorch, so that help and errors come at once."""
 
-import argparse
 import socket
 from pathlib import Path
 
-from training.script import ScriptParser
+from training.script import HelpFormatter, ScriptParser
 
 HOST, PORT = "127.0.0.1", 7860
 RUNS = Path("runs")
 """folder of the runs of train.py"""
 
 
-def make_parser(about: str) -> argparse.ArgumentParser:
+def make_parser(about: str) -> ScriptParser:
     """The command line of a script with this description."""
-    p = ScriptParser(prog="demo.py", description=about, allow_abbrev=False)
+    p = ScriptParser(
+        prog="demo.py",
+        usage="%(prog)s [RUN_OR_MODEL ...] [--port PORT] [--open]",
+        description=about,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument(
         "models",
         nargs="*",
@@ -21,8 +26,9 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         help=f"folders that the page offers: of runs, of models, of pipelines of diffusers; without any, those of the "
         f"runs in {RUNS}/",
     )
-    p.add_argument("--port", type=int, default=PORT, help=f"of {HOST}, the only address of the page (default: {PORT})")
-    p.add_argument("--open", action="store_true", help="open the page in the browser")
+    group = p.add_argument_group("the page")
+    group.add_argument("--port", type=int, default=PORT, help=f"of {HOST}, the only address of the page")
+    group.add_argument("--open", action="store_true", help="open the page in the browser")
     return p
 
 

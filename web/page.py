@@ -22,11 +22,13 @@ from drawing.upscale import upscale
 from pictures.files import read_image
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import load_classifier
+from pipelines.folder import model_folder
+from pipelines.superresolution import is_edsr
 from web.draw import MAX_IMAGES, MAX_STEPS, Frame, Settings, archive, options, watch
 from web.follow import CURVES, GRIDS, follow
 from web.inpaint import fit, open_drawing, painted, read_picture, shown, write_inputs
 from web.messages import SCRATCH, line, message, table
-from web.models import describe, is_run, require_folder
+from web.models import describe, is_run, require_folder, require_upscaler
 
 TITLE = "Residual Diffusion"
 OF_MODEL = "default"
@@ -331,6 +333,7 @@ def _canvas(values: Any) -> dict[str, Any]:
 def _enlarge_tab(model: gr.Dropdown) -> None:
     """Enlarges an upload."""
     upload = _upload()
+    steps = gr.Slider(1, MAX_STEPS, value=18, step=1, label="Steps of a diffusion model", elem_id="enlarge-steps")
     enlarge = gr.Button("Enlarge", variant="primary", elem_id="enlarge-button")
     status = gr.HTML(elem_classes="status", elem_id="enlarge-status")
     with gr.Row():
@@ -338,7 +341,7 @@ def _enlarge_tab(model: gr.Dropdown) -> None:
         grid = _picture("Small, bicubic, enlarged", type="filepath", elem_id="enlarged-grid")
 
     @_reporting(status)
-    def handle(folder: str, given: str | None) -> Iterator[Shown]:
+    def handle(folder: str, given: str | None, count: int) -> Iterator[Shown]:
         yield {status: line("enlarging"), picture: None, grid: None}
         file, begun = _uploaded(given), time.monotonic()
         _, height, width = read_picture(file, Preprocessing()).shape
@@ -349,14 +352,14 @@ def _enlarge_tab(model: gr.Dropdown) -> None:
             )
         with _scratch() as scratch:
             out, defaults = Path(scratch, "enlarged"), make_parser("").parse_args(["model"])
-            upscale(
-                make_parser("").parse_args([f"--upscale={file}", f"--out={out}", "--", require_folder(folder)]),
-                vars(defaults),
-            )
+            flags, chosen = [f"--upscale={file}", f"--out={out}"], require_upscaler(folder)
+            if not is_edsr(model_folder(chosen)):
+                flags.append(f"--steps={count}")
+            upscale(make_parser("").parse_args([*flags, "--", chosen]), vars(defaults))
             text = f"{file.name}, {height}×{width} px, enlarged in {time.monotonic() - begun:.1f} s"
             yield {status: line(text), picture: str(out / "images" / "000000.png"), grid: str(out / "grid.png")}
 
-    enlarge.click(handle, [model, upload], [status, picture, grid], show_progress="hidden", **QUEUED)
+    enlarge.click(handle, [model, upload, steps], [status, picture, grid], show_progress="hidden", **QUEUED)
 
 
 def _classify_tab(model: gr.Dropdown) -> None:

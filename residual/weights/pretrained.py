@@ -187,7 +187,8 @@ def build_on_meta(model_class: type[M], config: Any, path: Path) -> M:
 
 
 def local_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """Returns the folder, or downloads the JSON and safetensors files of a hub repository, by default the newest.
+    """Returns the folder, or downloads the JSON and safetensors files of a hub repository, OWNER/NAME or, pinned to a
+    commit, tag or branch, OWNER/NAME@REVISION. `revision` pins one without it; by default the newest is taken.
 
     Raises ValueError if there is no such folder and the repository cannot be downloaded.
     """
@@ -195,13 +196,17 @@ def local_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> P
     if folder.is_dir():
         return folder
     text = str(folder_or_hub_id)
-    if isinstance(folder_or_hub_id, Path) or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise ValueError(f"no folder {text!r}; give a model folder or a hub id of the form 'owner/name'")
+    name, at, pinned = text.partition("@")
+    is_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and bool(at) == bool(pinned)
+    if isinstance(folder_or_hub_id, Path) or not is_name:
+        way_out = "give a model folder or a hub id of the form 'owner/name' or 'owner/name@revision'"
+        raise ValueError(f"no folder {text!r}; {way_out}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        patterns = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(name, revision=pinned or revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         message = f"{text!r} is neither a local folder nor a repository on the hub: {_first_line(error)}"
         raise ValueError(message) from None

@@ -25,6 +25,7 @@ from training.schedule import Constant, InverseSqrt, Step
         (TrainConfig, "micro_batch", 0, "null"),
         (TrainConfig, "keep_last", 1, "2"),
         (TrainConfig, "keep_every_images", 75_000, "train.checkpoint_every_images=50000"),
+        (TrainConfig, "keep_every_images", 250_000, "train.images=200000"),
         (TrainConfig, "keep_every_images", 0, "train.checkpoint_every_images=50000"),
         (EmaConfig, "halflife_images", 0, "null"),
         (EmaConfig, "rampup", 0.0, "null"),

@@ -127,7 +127,7 @@ def test_the_bar_shows_all_numbers_at_80_columns(tmp_path, capsys, monkeypatch):
     settings = config(images=102_400_000, batch=128)
     log = opened(tmp_path, settings, 3_600_000)
     with closing(log):
-        log.bar.ncols = 79  # what tqdm takes of a terminal with 80
+        monkeypatch.setattr(log.bar, "dynamic_ncols", lambda file: (79, 24))  # what tqdm takes of a terminal with 80
         log.bar.start_t -= 3600
         log.advance(36_000_000)
         numbers = {"loss": 0.0345678, "gradient_norm": 0.123456, "learning_rate": 1.87654e-4, "data_wait": 0.0123}

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.toy import ToyEvaluation, ToyTask, accelerator, images
-from tests.training.toy import config as settings_with
+from tests.training.toy import ToyEvaluation, ToyTask, accelerator, config, images
 from training.data import Images
 from training.memory import activation_bytes, model_bytes
 from training.report import Outlook, rate_points, report
@@ -21,6 +20,11 @@ from training.task import Batch, Task
 FLOAT = 4
 CPU = torch.device("cpu")
 IMAGES = Images(np.zeros((400, 3, 1, 1), np.uint8))
+
+
+def settings_with(**changes: object) -> TrainingSettings:
+    """Settings with a checkpoint within the run."""
+    return config(**{"checkpoint_every_images": 100} | changes)
 
 
 def net() -> nn.Module:
@@ -127,7 +131,18 @@ def test_rates_are_shown_before_updates_that_happen(images: int, warmup: int):
 
 
 def test_a_run_that_fits_has_no_warning():
-    assert Outlook(Vectors(), settings_with(images=4_000_000, batch=8), IMAGES, CPU).warnings() == []
+    assert (
+        Outlook(
+            Vectors(), settings_with(images=4_000_000, batch=8, checkpoint_every_images=4_000_000), IMAGES, CPU
+        ).warnings()
+        == []
+    )
+
+
+def test_a_checkpoint_that_is_never_due_before_the_end():
+    settings = settings_with(images=4_000, batch=8, max_skipped=7, checkpoint_every_images=10**9)
+    (line,) = Outlook(Vectors(), settings, IMAGES, CPU).warnings()
+    assert re.search(r"checkpoint_every_images=1,000,000,000 .*max_skipped=7 .*train\.images=4,000", line)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +163,12 @@ def test_memory_is_compared_with_the_machine(available: int, way_out: str | None
 
 
 def test_a_length_that_is_absurd_for_the_images():
-    outlook = Outlook(Vectors(), settings_with(images=20_000_000, batch=8), IMAGES.part(np.arange(60)), CPU)
+    outlook = Outlook(
+        Vectors(),
+        settings_with(images=20_000_000, batch=8, checkpoint_every_images=100),
+        IMAGES.part(np.arange(60)),
+        CPU,
+    )
     (line,) = outlook.warnings()
     assert re.search(r"60 images .*333,333 times .*train\.images=20,000,000.*train\.images=60,000", line)
     assert report({}, outlook).endswith(line)

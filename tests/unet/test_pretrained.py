@@ -124,13 +124,18 @@ def test_hub_ids(kind: str, theirs: UNet2DModel, tmp_path: Path, monkeypatch: py
         net.save_pretrained(tmp_path)
     asked: list[Any] = []
 
-    def snapshot_download(repo_id: str, allow_patterns: list[str]) -> str:
-        asked.extend([repo_id, *allow_patterns])
+    def snapshot_download(repo_id: str, allow_patterns: list[str], revision: str | None = None) -> str:
+        asked.extend([repo_id, revision, *allow_patterns])
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert_same(UNet.from_pretrained("someone/net"), theirs)
-    assert asked == ["someone/net", "*.json", "*.safetensors"]
+    for name, revision in (("someone/net", None), ("someone/net@1a2b3c", "1a2b3c"), ("someone/net@pr/1", "pr/1")):
+        asked.clear()
+        assert_same(UNet.from_pretrained(name), theirs)
+        assert asked == ["someone/net", revision, "*.json", "*.safetensors"]
+    for name in ("someone/net@", "net@1a2b3c", "@someone/net"):
+        with pytest.raises(ValueError, match=f"no folder '{name}'.*owner/name@revision"):
+            UNet.from_pretrained(name)
 
 
 def test_pickled_and_missing_weights_are_refused(folder: Path, theirs: UNet2DModel) -> None:

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import nn
 
 import resnet
-from diffusion import DDPM
+from diffusion import DDPM, EDM
 from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import ImageClassifier
@@ -32,6 +33,28 @@ def save_drawing(folder: Path) -> str:
     net = UNet(replace(SMALL, in_channels=1, out_channels=1, classes=len(CLASSES), null_label=True))
     model = DiffusionModel(shaken(net), DDPM(), CLASSES, null_label=True)
     model.save(folder)
+    return str(folder)
+
+
+def save_pipeline(folder: Path) -> str:
+    """A pipeline of diffusers for colour pictures of 16x16 px, as its save_pretrained writes it."""
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    net = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        **blocks,
+    )
+    DDPMPipeline(shaken(net), DDPMScheduler()).save_pretrained(folder)
+    return str(folder)
+
+
+def save_diffusion_upscaler(folder: Path) -> str:
+    """A diffusion model that enlarges colour pictures 2 times."""
+    config = replace(SMALL, in_channels=6, out_channels=3, base_channels=8, groups=4, attention_levels=())
+    DiffusionModel(shaken(UNet(config)), EDM(), upscale=2).save(folder)
     return str(folder)
 
 

@@ -20,7 +20,14 @@ import export
 import sample
 from benchmarks.page_pictures import WIDTHS, PageVisitor, browser, find_browser, free_port, served
 from pictures.files import read_image
-from tests.web.models import save_classifier, save_drawing, save_run, save_upscaler
+from tests.web.models import (
+    save_classifier,
+    save_diffusion_upscaler,
+    save_drawing,
+    save_pipeline,
+    save_run,
+    save_upscaler,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +38,14 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    kinds = {"drawing": save_drawing, "classifier": save_classifier, "upscaler": save_upscaler, "run": save_run}
+    kinds = {
+        "drawing": save_drawing,
+        "classifier": save_classifier,
+        "upscaler": save_upscaler,
+        "run": save_run,
+        "pipeline": save_pipeline,
+        "diffusion_upscaler": save_diffusion_upscaler,
+    }
     return {name: save(folder / name) for name, save in kinds.items()}
 
 
@@ -124,11 +138,32 @@ def test_inpaint(visitor: PageVisitor, picture: Path) -> None:
     assert zipfile.is_zipfile(BytesIO(downloaded(visitor, "#inpaint-zip")))
 
 
-def test_enlarge(visitor: PageVisitor, models: dict[str, str], picture: Path) -> None:
-    visitor.choose(models["upscaler"], "times as high")
+@pytest.mark.parametrize("visitor", WIDTHS[:1], indirect=True)
+def test_a_pipeline_of_diffusers_draws(visitor: PageVisitor, models: dict[str, str], tmp_path: Path) -> None:
+    visitor.choose(models["pipeline"], "draws images of 16×16 px with 3 channels")
+    visitor.page.get_by_label("number input for Images").first.fill("2")
+    visitor.page.get_by_label("number input for Steps", exact=True).first.fill("2")
+    visitor.click("Draw", "draw-status", "finished")
+    visitor.page.locator("#drawn img").wait_for()
+    sample.main([models["pipeline"], "--num", "2", "--steps", "2", "--out", str(tmp_path / "out")])
+    with zipfile.ZipFile(BytesIO(downloaded(visitor, "#zip"))) as files, files.open("images/000001.png") as file:
+        expected = read_image(tmp_path / "out/images/000001.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(file)).transpose(2, 0, 1), expected)
+    visitor.open("Enlarge")
+    visitor.upload(tmp_path / "out/images/000000.png")
+    visitor.click("Enlarge", "enlarge-status", "enlarges no pictures")
+    visitor.choose(models["diffusion_upscaler"], "times as high")
+    visitor.open("Draw")
+    visitor.click("Draw", "draw-status", "use the tab Enlarge")
+
+
+@pytest.mark.parametrize("kind", ["upscaler", "diffusion_upscaler"])
+def test_enlarge(visitor: PageVisitor, models: dict[str, str], picture: Path, kind: str) -> None:
+    visitor.choose(models[kind], "times as high")
     visitor.open("Enlarge")
     visitor.click("Enlarge", "enlarge-status", "no picture is given")
     visitor.upload(picture)
+    visitor.page.get_by_label("number input for Steps of a diffusion model").fill("2")
     visitor.click("Enlarge", "enlarge-status", "enlarged in")
     data = downloaded(visitor, "#enlarged [data-testid=download-link]")
     assert Image.open(BytesIO(data)).size == (60, 40)

@@ -2,6 +2,7 @@
 
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,27 @@ from pictures.files import read_image
 from pipelines.diffusion_folder import load_model
 from pipelines.superresolution import EDSRUpscaler
 from tests.test_arrows import ARROWS, imports
-from tests.web.models import save_classifier, save_drawing, save_run, save_upscaler
+from tests.web.models import (
+    save_classifier,
+    save_diffusion_upscaler,
+    save_drawing,
+    save_pipeline,
+    save_run,
+    save_upscaler,
+)
 from web.draw import MAX_IMAGES, MAX_STEPS, Settings, archive, options, watch
 from web.follow import follow
 from web.inpaint import SHOWN_PX, fit, open_drawing, painted, shown, write_inputs
 from web.messages import line, message, table
-from web.models import describe, find_runs, loader, require_folder, require_models
+from web.models import (
+    Described,
+    describe,
+    find_runs,
+    loader,
+    require_folder,
+    require_models,
+    require_upscaler,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +96,29 @@ def test_wrong_settings_leave_nothing(drawing: str, tmp_path: Path, given: dict,
     with pytest.raises(ValueError, match=named):
         list(watch(options(drawing, tmp_path / "page", Settings(**given))))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("save", [save_upscaler, save_diffusion_upscaler])
+def test_a_model_that_enlarges_draws_nothing(tmp_path: Path, save: Callable[[Path], str]) -> None:
+    folder = save(tmp_path / "model")
+    assert "2 times as high and wide" in describe(folder).about
+    assert require_upscaler(folder) == folder
+    with pytest.raises(ValueError, match="enlarges pictures and draws none"):
+        options(folder, tmp_path / "page", Settings())
+    with pytest.raises(ValueError, match="enlarges pictures and draws none"):
+        open_drawing(folder)
+
+
+def test_a_pipeline_of_diffusers_draws_the_images_of_sample(tmp_path: Path) -> None:
+    folder = save_pipeline(tmp_path / "model")
+    assert describe(folder) == Described("draws images of 16×16 px with 3 channels")
+    assert open_drawing(folder).shape == (3, 16, 16)
+    frames = list(watch(options(folder, tmp_path / "page", Settings(steps=2, num=2))))
+    assert [frame.step for frame in frames] == [0, 1, 2]
+    sample.main([folder, "--steps", "2", "--num", "2", "--out", str(tmp_path / "script")])
+    assert_close(drawn(tmp_path / "page"), drawn(tmp_path / "script"), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="enlarges no pictures"):
+        require_upscaler(folder)
 
 
 def test_a_stopped_drawing_leaves_nothing(drawing: str, tmp_path: Path) -> None:

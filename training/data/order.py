@@ -95,14 +95,14 @@ class PartOrder:
     what was read before, and each of as many processes as parts reads the shards of one part. With one part, the order
     is that of `ShardOrder` for any batch.
 
-    Raises ValueError for fewer shards than parts, and for a batch or a number of parts that does not fit.
+    Raises ValueError for a batch that the parts do not divide, and for a part without images.
     """
 
     def __init__(self, sizes: Sequence[int], group: int, parts: int = 1, batch: int = 1):
-        if parts > len(sizes) or batch % parts:
+        if batch % parts or not all(any(sizes[part::parts]) for part in range(parts)):
             raise ValueError(
-                f"data.stream_parts {parts} must divide the batch of {batch} images, and there must be as many shards,"
-                f" not {len(sizes)}; a folder is one shard"
+                f"data.stream_parts {parts} must divide the batch of {batch} images, and each part needs a shard with"
+                f" images, but there are {np.count_nonzero(sizes)}; a folder is one shard"
             )
         self.batch, self.parts = batch, [ShardOrder(sizes, group, part, parts) for part in range(parts)]
         self.starts, self.count = self.parts[0].starts, int(self.parts[0].starts[-1])

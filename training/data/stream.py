@@ -35,9 +35,8 @@ class StreamedImages:
     The image at a position follows from the seed and the files alone, with several `parts` also from the `batch`. The
     images of `group` shards are shuffled together; these shards are held in memory, encoded, while a thread reads those
     of the next group. Shards of parts in which a process takes no image are not read by it. An unreadable image is
-    replaced by the next readable one of its shard; `max_bad` of them are allowed, on all processes if they exchange
-    `bad_numbers`. Only images to train on, if
-    `training`, are cropped at random.
+    replaced by the next readable one of its shard; `max_bad` of them are allowed, on all processes together if they
+    exchange `bad_numbers`. Only images to train on, if `training`, are cropped at random.
 
     Raises ValueError for an empty set, a shape that neither files nor settings define, labels out of range, `static`
     fields of another size, shards that do not fit into memory, and as `PartOrder` does.

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pictures.decode import open_image, orientation
 from pictures.preprocessing import Preprocessing
@@ -24,6 +23,7 @@ from training.data.sources.labels import MAX_CLASSES, check_label
 from training.data.sources.records import Content, Item, Records
 from training.data.sources.source import find_source
 from training.data.sources.static_fields import read_static
+from training.progress import Bar
 
 MAX_LISTED = 10
 """entries at each end of a long list"""
@@ -41,7 +41,7 @@ def validate(config: DataConfig) -> None:
     report = SetReport(records)
     inspect = partial(ImageReport.of, preprocessing=config.preprocessing)
     with (
-        tqdm(total=records.count, desc="validating images", unit="image", unit_scale=True, disable=None) as bar,
+        Bar(total=records.count, desc="validating images", unit="image", unit_scale=True, disable=None) as bar,
         closing(in_threads(inspect, records.items())) as images,
     ):
         for image in images:

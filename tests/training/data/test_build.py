@@ -305,7 +305,7 @@ def test_a_full_disk_is_named_and_the_build_resumes_later(pets, config, content,
 def test_the_progress_bar_resumes_with_the_build(pets, config, every_image, build_until, monkeypatch) -> None:
     build_until(30)
     seen = []
-    bar = module.tqdm
-    monkeypatch.setattr(module, "tqdm", lambda **options: (seen.append(options["initial"]), bar(**options))[1])
+    bar = module.Bar
+    monkeypatch.setattr(module, "Bar", lambda **options: (seen.append(options["initial"]), bar(**options))[1])
     assert np.shape(open_images(config(source=pets)).labels) == (COUNT - 1,)
     assert seen == [31]  # with an unreadable one

@@ -118,10 +118,13 @@ def test_a_billion_images_in_the_middle_of_an_epoch(rank: int, ranks: int) -> No
     np.testing.assert_array_equal(taken.image[:, 0, 0, 0], taken.numbers % 256)
 
 
-@pytest.mark.parametrize(("parts", "batch"), [(3, 4), (4, 4)])
-def test_parts_that_do_not_fit(parts: int, batch: int) -> None:
-    with pytest.raises(ValueError, match=rf"data\.stream_parts {parts} .*{batch} images.* 3;"):
-        StreamedImages(simulated(3, 5), GREY, 1, 0, parts=parts, batch=batch)
+@pytest.mark.parametrize(
+    ("sizes", "parts", "batch"), [([5, 5, 5], 3, 4), ([5, 5, 5], 4, 4), ([5, 0, 5, 0, 5], 2, 4), ([5], 10**9, 4)]
+)
+def test_parts_that_do_not_fit(sizes: list[int], parts: int, batch: int) -> None:
+    shards = np.count_nonzero(sizes)
+    with pytest.raises(ValueError, match=rf"data\.stream_parts {parts} .*{batch} images.* {shards};"):
+        PartOrder(sizes, 1, parts, batch)
 
 
 def test_settings_of_parts() -> None:

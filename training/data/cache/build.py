@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from pictures.autoencoder import Autoencoder
 from pictures.preprocessing import Preprocessing
@@ -32,6 +31,7 @@ from training.data.images import TooManyBad, check_bad, fingerprint, listing
 from training.data.latents import LATENTS, chained, encode
 from training.data.sources.labels import check_label, number_labels
 from training.data.sources.records import Records, Source
+from training.progress import Bar
 
 SAVE_SECONDS = 5.0
 
@@ -176,7 +176,7 @@ def decode_into(
     limit = None if records.classes is None else len(records.classes)
     todo = islice(records.items(), progress.taken, None)
     with (
-        tqdm(
+        Bar(
             desc="decoding images",
             total=records.count,
             initial=progress.taken,
