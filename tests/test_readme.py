@@ -56,7 +56,7 @@ def test_the_python_about_published_networks_runs(tmp_path: Path, monkeypatch: p
     save_file(ddpm.export_weights("diffusers"), tmp_path / "diffusion_pytorch_model.safetensors")
     arguments = {"_class_name": "UNet2DModel", **unet.diffusers_config(ddpm.config)}
     (tmp_path / "config.json").write_text(json.dumps(arguments))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
     monkeypatch.setattr(unet.UNet, "push_to_hub", lambda net, name, private: pushed.append(name))
     edm = unet.build(unet.preset("edm-cifar10-ddpmpp")).export_weights("edm")
     save_file(edm, tmp_path / "edm.safetensors")

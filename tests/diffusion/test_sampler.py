@@ -68,8 +68,7 @@ def expected_spread(formulation, spread):
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_ddpm_lands_on_the_variance_of_gaussian_data(name, variance):
     formulation = DDPM(schedule=name, variance=variance)
-    with unchecked():
-        x = draw(ideal(formulation), formulation, generators(0, range(150)), sampler="ddpm", steps=1000)
+    x = draw(ideal(formulation), formulation, generators(0, range(150)), sampler="ddpm", steps=1000)
     assert x.std().item() == pytest.approx(
         expected_spread(formulation, 0.2), rel=0.02
     )  # 9,600 pixels: 0.7 % is one error

@@ -15,6 +15,8 @@ from tests.torture.runs import Started
 EVERY_S = 0.5
 WARM_UP_S = 30.0
 """from the first update that was seen: allocators, thread pools and the first evaluations take their memory"""
+COOL_DOWN_S = 5.0
+"""before the end: a process that stops ends its threads"""
 MIN_S = 30.0
 """length of the shortest series whose slope counts"""
 SHARED = Path("/dev/shm")
@@ -42,13 +44,14 @@ class Series:
 
     @property
     def warm(self) -> slice:
-        """The samples after the warm-up."""
-        return slice(int(np.searchsorted(self.seconds, self.seconds[0] + WARM_UP_S)), None)
+        """The samples between warm-up and end."""
+        edges = self.seconds[0] + WARM_UP_S, self.seconds[-1] - COOL_DOWN_S
+        return slice(*np.searchsorted(self.seconds, edges).tolist())
 
     @property
     def length(self) -> float:
-        """Seconds after the warm-up."""
-        return max(0.0, self.seconds[-1] - self.seconds[0] - WARM_UP_S) if self.seconds else 0.0
+        """Seconds between warm-up and end."""
+        return max(0.0, self.seconds[-1] - self.seconds[0] - WARM_UP_S - COOL_DOWN_S) if self.seconds else 0.0
 
 
 class Watch:

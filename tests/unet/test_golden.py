@@ -58,7 +58,8 @@ def test_import_then_export_is_bit_identical(row: str) -> None:
 def test_other_weights_and_sizes(row: str, salt: str, change: dict[str, Any]) -> None:
     layout, config = ROWS[row]
     config = replace(config, **change)
-    net, names = build(config).eval(), build(config).export_weights(layout)
+    net = build(config).eval()
+    names = net.export_weights(layout)
     constant = {key: tensor for key, tensor in names.items() if key.endswith("resample_filter")}
     theirs = {key: fill(key, tuple(tensor.shape), salt) for key, tensor in names.items()} | constant
     net.import_weights(theirs, layout=layout)
