@@ -49,9 +49,11 @@ from training.memory import explain_out_of_memory
 from training.precision import place
 from training.processes import leave_processes, on_main, process_state
 from training.progress import Bar
+from training.run_report import use_commands
 from training.script import require_printed, show_next
+from training.settings import plain
 from training.task import plan_line
-from training.yaml_file import read_settings
+from training.yaml_file import flat, read_settings
 
 Figures = dict[str, float]
 DrawingRun = DiffusionRun | DistillationRun
@@ -135,11 +137,9 @@ def next_command(run: AnyRun, folder: Path) -> str | None:
     """The command that uses a model that was evaluated, quoted for a shell; None without a folder of it."""
     if not folder.is_dir():
         return None
-    if isinstance(run, SuperResolutionRun):
-        return f"python sample.py {shlex.quote(str(folder))} --upscale IMAGES"
-    if isinstance(run, DrawingRun):
-        return f"python sample.py {shlex.quote(str(folder))} --num 64"
-    return f"python demo.py {shlex.quote(str(folder))}"
+    place, task = shlex.quote(str(folder)), next(name for name, kind in RUNS.items() if isinstance(run, kind))
+    commands = use_commands(dict(flat({"task": task, **plain(run)})), place)
+    return next((command for command in commands if "sample.py" in command), f"python demo.py {place}")
 
 
 def _place(net: nn.Module) -> None:

@@ -26,7 +26,8 @@ from residual.weights.pretrained import upload
 from resnet import Classifier, from_pretrained
 from storage.show import markdown
 
-FORMAT_VERSION = 3
+FORMAT_VERSION, NOISY_FORMAT_VERSION = 3, 4
+"""without and with noise; classifiers of noisy images before 4 were trained without the factor of `noisy_logits`"""
 DESCRIPTION_FILE = "classification.json"
 PREDICT_BATCH = 64
 """images per forward pass of `predict`"""
@@ -158,7 +159,7 @@ class ImageClassifier:
     def save(self, folder: Path) -> None:
         """Writes the model folder: the network's files, and the rest as classification.json."""
         document = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.formulation is None else NOISY_FORMAT_VERSION,
             "classes": self.classes,
             "class_counts": self.class_counts,
             "preprocessing": asdict(self.preprocessing),
@@ -234,13 +235,13 @@ def read_description(path: Path) -> Description:
     """
     document = read_json(path)
     try:
-        require_version(document["format_version"], FORMAT_VERSION)
+        noise = document.get("noise")  # files from before lack it
+        require_version(document["format_version"], FORMAT_VERSION if noise is None else NOISY_FORMAT_VERSION)
         preprocessing = read_config(Preprocessing, document["preprocessing"])
         if preprocessing.size is None or preprocessing.channels is None:
             raise ValueError("preprocessing has no size or channels; save the model again")
         pixel_format = read_format(document)
         labels = read_config(_Labels, {"classes": document["classes"]})
-        noise = document.get("noise")  # files from before lack it
         formulation = None if noise is None else read_formulation(noise)
         return labels.classes, preprocessing, pixel_format, read_counts(document), formulation
     except KeyError as error:

@@ -23,6 +23,7 @@ from pipelines.diffusion import DiffusionModel
 from tasks import RUNS
 from training.cli import all_settings
 from training.completion import SHELLS
+from training.data import DataConfig
 from training.script import ScriptParser, command, show_next
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +155,8 @@ def test_the_next_command_after_an_evaluation(tmp_path: Path) -> None:
         script = "sample.py" if words else "demo.py"
         expected = f"python {script} {tmp_path} {words}".strip()
         assert evaluating.command.next_command(RUNS[task](), tmp_path) == expected
+    pairs = RUNS["diffusion"](data=DataConfig(source="a.npy", condition="b.npy"))
+    assert evaluating.command.next_command(pairs, tmp_path) == f"python sample.py {tmp_path} --condition FILES"
     assert evaluating.command.next_command(RUNS["diffusion"](), tmp_path / "hub" / "name") is None
 
 

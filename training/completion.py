@@ -25,7 +25,7 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     Raises ValueError for an unknown shell, and if shtab is not installed.
     """
     if shell not in SHELLS:
-        raise ValueError(f"print-completion={shell} is no shell of those that are known; give {', '.join(SHELLS)}")
+        raise ValueError(f"print-completion={shell} is not a known shell; give one of: {', '.join(SHELLS)}")
     try:
         import shtab
     except ModuleNotFoundError:

@@ -186,9 +186,9 @@ def build_on_meta(model_class: type[M], config: Any, path: Path) -> M:
         raise ValueError(f"{path}: {error}") from None
 
 
-def local_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+def local_folder(folder_or_hub_id: str | Path) -> Path:
     """Returns the folder, or downloads the JSON and safetensors files of a hub repository, OWNER/NAME or, pinned to a
-    commit, tag or branch, OWNER/NAME@REVISION. `revision` pins one without it; by default the newest is taken.
+    commit, tag or branch, OWNER/NAME@REVISION.
 
     Raises ValueError if there is no such folder and the repository cannot be downloaded.
     """
@@ -196,8 +196,8 @@ def local_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> P
     if folder.is_dir():
         return folder
     text = str(folder_or_hub_id)
-    name, at, pinned = text.partition("@")
-    is_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and bool(at) == bool(pinned)
+    name, at, revision = text.partition("@")
+    is_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and bool(at) == bool(revision)
     if isinstance(folder_or_hub_id, Path) or not is_name:
         way_out = "give a model folder or a hub id of the form 'owner/name' or 'owner/name@revision'"
         raise ValueError(f"no folder {text!r}; {way_out}")
@@ -206,7 +206,7 @@ def local_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> P
 
     try:
         patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(name, revision=pinned or revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         message = f"{text!r} is neither a local folder nor a repository on the hub: {_first_line(error)}"
         raise ValueError(message) from None

@@ -85,11 +85,14 @@ def test_the_folder_keeps_the_formulation(trained: ClassificationTask, tmp_path:
     assert_close(found.net(image, time), trained.model(image, time))
     path = tmp_path / "classification.json"
     document = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in document.items() if name != "noise"}))
+    path.write_text(json.dumps(document | {"noise": None, "format_version": 3}))
     with pytest.raises(ValueError, match=r"classification\.json and config\.json.*noisy"):
         load_classifier(tmp_path)
     path.write_text(json.dumps(document | {"noise": {"kind": "dppm"}}))
     with pytest.raises(ValueError, match=r"classification\.json.*dppm.*ddpm"):
+        load_classifier(tmp_path)
+    path.write_text(json.dumps(document | {"format_version": 3}))
+    with pytest.raises(ValueError, match=r"classification\.json.*format_version 3"):
         load_classifier(tmp_path)
 
 

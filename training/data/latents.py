@@ -36,10 +36,7 @@ def open_autoencoder(name: str, preprocessing: Preprocessing) -> Autoencoder:
 def find_folder(name: str) -> Path:
     """The folder that `data.autoencoder` names, or that of OWNER/NAME[@REVISION] on the hub, downloaded."""
     folder = expand_home("data.autoencoder", Path(name))
-    if folder.is_dir():
-        return folder
-    repository, _, revision = name.partition("@")
-    return local_folder(repository, revision or None)
+    return folder if folder.is_dir() else local_folder(name)
 
 
 def encode(autoencoder: Autoencoder, pixels: UInt8[np.ndarray, "c h w"]) -> Float32[np.ndarray, "d h2 w2"]:
