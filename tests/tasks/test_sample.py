@@ -403,7 +403,7 @@ def test_an_earlier_output_is_replaced_as_a_whole(conditional, tmp_path):
         (["--num", "0"], "num=0"),
         (["--num", "1000000000000"], "num=1000000000000"),
         (["--batch", "0"], "batch=0"),
-        (["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
+        (["--precision", "fp8"], "--precision 'fp8'"),
         (["--steps", "0"], "steps=0"),
         (["--steps", "1001"], "steps=1001"),
         (["--sampler", "dddim"], "sampler 'dddim'; did you mean ddim"),
