@@ -43,7 +43,7 @@ def launch(folder: Path, script: str, *arguments: object, processes: int = 1) ->
     """Run a script of the project in `folder`; its standard output."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / script), *map(str, arguments)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

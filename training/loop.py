@@ -4,6 +4,7 @@ Time is counted in images seen.
 """
 
 import filecmp
+import gc
 import math
 import sys
 import time
@@ -524,6 +525,7 @@ class Loop:
         """Draw what all evaluations logged, as far as the disk has space."""
         with ignore_disk_full():
             draw_curves(self.folder.log, self.folder.samples / "metrics.png", self.figures)
+        gc.collect()  # a figure of matplotlib is garbage in cycles, which is collected late otherwise
 
     def write_report(self) -> None:
         """Write RUN/report.html and what it needs besides the log. An error is a message: training goes on."""

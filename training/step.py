@@ -119,6 +119,7 @@ class Step:
         averages = {name: copy.deepcopy(self.trained) for name in settings.ema.names}  # without accelerate's forward
         compile_network(self.trained, config)
         self.model, self.optimizer = accelerator.prepare(self.trained, settings.optimizer.make(self.trainable))
+        self._buffers = list(self.trained.buffers())  # finding them takes longer than copying them
         self.progress = Progress()
         """what this process does in an update"""
         self.progress.mark_waiting(self.model)
@@ -274,10 +275,10 @@ class Step:
         return bool(skipped), number
 
     def _copy_buffers(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self.trained.buffers()]
+        return [buffer.clone() for buffer in self._buffers]
 
     def _restore_buffers(self, before: list[Tensor]) -> None:
-        for buffer, value in zip(self.trained.buffers(), before, strict=True):
+        for buffer, value in zip(self._buffers, before, strict=True):
             buffer.data.copy_(value)
 
     def _batch(self, micro_batch: int) -> tuple[Batch, Int64[np.ndarray, "b"]]:

@@ -249,8 +249,8 @@ def test_the_size_of_checkpoints_is_printed_before_training(tmp_path, capsys):
     )  # weights, average, two of Adam; a buffer
     line = rf"checkpoints: {show_size(size)} each, 3 are kept; the first took \d+\.\d s; .+B are free"
     assert re.search(line, capsys.readouterr().out)
-    train(tmp_path, keep_every_images=10**9)  # a multiple of the interval
-    line = rf"checkpoints: {show_size(size)} each, 2 are kept, and 1 permanently; .+B are free"
+    train(tmp_path, checkpoint_every_images=10 * BATCH, keep_every_images=10 * BATCH)
+    line = rf"checkpoints: {show_size(size)} each, 2 are kept, and 2 permanently; .+B are free"
     assert re.search(line, capsys.readouterr().out)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from accelerate.state import AcceleratorState
 
 import train
 from benchmarks.stream import GROUP, SIDE, simulated
@@ -137,6 +138,7 @@ def test_settings_of_parts() -> None:
 def test_train_py_divides_its_batch(pixels, save, tmp_path: Path, monkeypatch, capsys) -> None:
     """Of a folder, which is one shard: an error before any work, which names the batch."""
     monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state()
     save(tmp_path / "set/0.png", pixels(0, SIDE, SIDE))
     words = f"--data.source set --data.size {SIDE} --data.channels 1 --data.stream true --data.stream_parts 2".split()
     with pytest.raises(SystemExit) as stopped:
