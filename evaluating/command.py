@@ -128,8 +128,8 @@ def run(request: Request) -> None:
         if name in BASELINES:
             raise ValueError(f"{given}: {name} is {value}, whatever the model; give other images in data.validation")
         raise ValueError(f"{given}: {name} is {value}; its model is damaged or diverged, so train it again")
-    config = _config_of(given)
-    show_next(next_command(run, Path(given) if config is None else config.parent))
+    if (config := _config_of(given)) is not None or kind != "drawn":
+        show_next(next_command(run, Path(given) if config is None else config.parent))
     leave_processes()
 
 
