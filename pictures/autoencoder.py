@@ -104,7 +104,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
         )
         raise ValueError(f"{folder} is no autoencoder: it has no {CONFIG}; {way_out}")
     if (name := read_json(folder / CONFIG).get("_class_name")) != CLASS:
-        raise ValueError(f"{folder / CONFIG} describes a {name!r}; give the folder of an {CLASS} of diffusers")
+        raise ValueError(f"{folder / CONFIG} has _class_name={name!r}; give the folder of an {CLASS} of diffusers")
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; save its weights as safetensors")
     from diffusers import AutoencoderKL
