@@ -41,7 +41,7 @@ from training.script import ScriptParser, command
 def main(argv: Sequence[str]) -> None:
     """Reads the command line, trains, writes the model folder."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = ScriptParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = ScriptParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--config", required=True, help="config whose images and network are used")
     parser.add_argument("--unet2d", action="store_true", help="train diffusers' UNet2DModel")
     parser.add_argument("--images", type=int, default=60_000, help="training images to show")

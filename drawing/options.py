@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion.options import ALL_LEVELS, SAMPLER_NAMES, STEPS, STRETCH
 from training.options import EMA_HELP, PRECISIONS
-from training.script import HelpFormatter, ScriptParser
+from training.script import ScriptParser
 
 MAX_IN_GRID = 256
 BATCH, BATCH_OF_CPU = 512, 64
@@ -65,8 +65,6 @@ def make_parser(about: str) -> ScriptParser:
         prog="sample.py",
         usage="%(prog)s RUN_OR_MODEL [--OPTION VALUE ...]",
         description=about,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
     _add_first(p.add_argument_group("what people change first"))

@@ -7,7 +7,7 @@ from typing import get_args
 from pipelines.graph_formats import SUFFIXES
 from resnet.layout_names import EDSR_LAYOUT, DenseNetLayoutName, ResNetLayoutName
 from training.options import EMA_HELP
-from training.script import HelpFormatter, ScriptParser
+from training.script import ScriptParser
 from unet.layout_names import EDM2LayoutName, UNetLayoutName
 
 DIFFUSERS, SPACE = "diffusers", "space"
@@ -23,8 +23,6 @@ def make_parser(about: str) -> ScriptParser:
         prog="export.py",
         usage="%(prog)s RUN_OR_MODEL (--out DIR | --push OWNER/NAME) [--OPTION VALUE ...]",
         description=about,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     p.add_argument("model", metavar="RUN_OR_MODEL", help="run folder of train.py (its averaged model), or model folder")
     group = p.add_argument_group("what is written, and where")

@@ -178,11 +178,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class ScriptParser(argparse.ArgumentParser):
     """An argument parser with `--version` and `--print-completion`, whose errors are ValueErrors, for `command`.
 
-    In its help the groups of options come first, and what every script has comes last.
+    Options cannot be abbreviated. In its help the groups of options come first, and what every script has comes last.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        defaults: dict[str, Any] = {"formatter_class": HelpFormatter, "allow_abbrev": False}
+        super().__init__(**defaults | options)
         self.add_argument("--version", action="version", version=VERSION, help="show the version of the project")
         self.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", help=COMPLETION)
 

@@ -3,7 +3,7 @@
 import socket
 from pathlib import Path
 
-from training.script import HelpFormatter, ScriptParser
+from training.script import ScriptParser
 
 HOST, PORT = "127.0.0.1", 7860
 RUNS = Path("runs")
@@ -16,8 +16,6 @@ def make_parser(about: str) -> ScriptParser:
         prog="demo.py",
         usage="%(prog)s [RUN_OR_MODEL ...] [--port PORT] [--open]",
         description=about,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     p.add_argument(
         "models",
