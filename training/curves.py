@@ -1,5 +1,6 @@
 """Pictures of numbers: what evaluations logged over the images seen, and histograms."""
 
+import gc
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
     is reported once.
     """
     draw_points(_read(log_file, figures), picture, figures)
+    gc.collect()  # a figure of matplotlib is garbage in cycles, which is collected late otherwise
 
 
 def draw_points(curves: Mapping[str, list[Point]], picture: Path, figures: Mapping[str, Figure]) -> None:

@@ -4,7 +4,6 @@ Time is counted in images seen.
 """
 
 import filecmp
-import gc
 import math
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -53,9 +52,9 @@ from training.yaml_file import flat
 
 BUILDS_ON = "+"
 """between the fingerprints of images and of weights in `CheckpointMetadata.data`"""
-FULL = "the disk is full"
 MAX_REASON = 500
 """characters of the reason why an evaluation failed"""
+T = TypeVar("T")
 RESUMES = "the same command resumes from the newest checkpoint"
 
 
@@ -456,7 +455,7 @@ class Loop:
         for evaluation in self.task.evaluations:
             if not self.due(evaluation.every_images):
                 continue
-            found, problem = attempt(partial(self.measure, evaluation, context), describe_failure)
+            found, problem = self.attempt(partial(self.measure, evaluation, context))
             if problem is not None:
                 failed[evaluation.name] = problem
                 self.report_failure(f"the {evaluation.name} after {seen:,} images", problem)
@@ -467,11 +466,15 @@ class Loop:
         self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
         marks = {"evaluated": False, "failed": failed} if failed else {"evaluated": True}
         self.log.write(step.images_seen, step.updates, numbers, **marks)
-        _, problem = attempt(lambda: on_main(self.draw_curves), describe_failure)
+        _, problem = self.attempt(lambda: on_main(self.draw_curves))
         if problem is not None:
             self.show(f"NOT DRAWN: the curves after {seen:,} images: {problem}; training continues")
         if not self.ended:  # else it is written once more at the end
             on_main(self.write_report)
+
+    def attempt(self, function: Callable[[], T]) -> tuple[T, None] | tuple[None, str]:
+        """`attempt` of something without which training goes on; see `describe_failure`."""
+        return attempt(function, partial(describe_failure, self.folder.path))
 
     def interrupted(self) -> str | None:
         """`Stop.agreed` for evaluations, in which a process may fail."""
@@ -490,11 +493,8 @@ class Loop:
     def report_failure(self, what: str, problem: str) -> None:
         """Print that an evaluation failed. Raises ValueError if the averaged weights are not finite."""
         clear_device_cache(garbage_collection=True)
-        if problem == FULL:
-            self.show(f"the disk is full: {self.folder.samples} lacks {what}")
-        else:
-            again = "the same command" if self.ended else "training continues, and the next evaluation"
-            self.show(f"NOT MEASURED: {what}: {problem}; {again} tries it again")
+        again = "the same command" if self.ended else "training continues, and the next evaluation"
+        self.show(f"NOT MEASURED: {what}: {problem}; {again} tries it again")
         weight = torch.stack([weight.abs().max() for weight in self.step.ema.model.parameters()]).max().item()
         require_finite(f"after {self.step.images_seen:,} images", {"the largest averaged weight": weight})
 
@@ -525,7 +525,6 @@ class Loop:
         """Draw what all evaluations logged, as far as the disk has space."""
         with ignore_disk_full():
             draw_curves(self.folder.log, self.folder.samples / "metrics.png", self.figures)
-        gc.collect()  # a figure of matplotlib is garbage in cycles, which is collected late otherwise
 
     def write_report(self) -> None:
         """Write RUN/report.html and what it needs besides the log. An error is a message: training goes on."""
@@ -552,17 +551,17 @@ class Loop:
             with raise_disk_full(folder.path, model_bytes(step.trained), "the best model"):
                 best.keep(folder.best, new, figure, self.write_model)
 
-        _, problem = attempt(lambda: on_main(write), describe_failure)
+        _, problem = self.attempt(lambda: on_main(write))
         if problem is not None:
             self.show(f"NOT KEPT as the best model after {seen:,} images: {problem}; training continues")
 
 
-def describe_failure(error: Exception) -> str:
-    """Why something failed without which training goes on, in one line. An unexpected error prints its traceback."""
+def describe_failure(folder: Path, error: Exception) -> str:
+    """Why something of the run in `folder` failed, in one line. An unexpected error prints its traceback."""
     if is_out_of_memory(error):
         return "it needs more memory than there is; lower the numbers of images in its settings, which may change"
     if is_full(error):
-        return FULL
+        return f"the disk is full: {folder}"
     text = str(error)
     if not isinstance(error, ValueError):
         text = f"{type(error).__name__}: {error}"

@@ -66,8 +66,10 @@ def write_report(path: Path, figures: Mapping[str, Figure]) -> Path:
 
 
 def use_commands(settings: Mapping[str, Any], run: str) -> list[str]:
-    """The commands that use the model of a run with these settings, by dotted name; none for a task of one's own. `run`
-    is quoted for a shell."""
+    """The commands that use the model of a run. A task of one's own has none.
+
+    `settings` are those of the run, by dotted name. `run` is its folder, quoted for a shell.
+    """
     commands = COMMANDS.get("superresolution" if _enlarges(settings) else str(settings.get("task")), ())
     given = "--condition FILES" if settings.get("data.condition") else "--num 64"
     return [command.format(run=run, given=given) for command in commands]

@@ -1,5 +1,6 @@
 """The picture of the figures that evaluations logged."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -45,6 +46,16 @@ ROWS = [
     {"images": 200, "evaluated": True, "distance": 2.0, "floor": 0.5, "top1": "damaged"},
     {"images": 300, "evaluated": True, "distance": 4.0, "floor": 0.5, "other": 1.0},
 ]
+
+
+def test_no_figure_stays_in_memory(tmp_path):
+    file = log_of(tmp_path / "log.jsonl", *ROWS)
+    gc.disable()
+    try:
+        draw_curves(file, tmp_path / "metrics.png", FIGURES)
+        assert not [each for each in gc.get_objects() if type(each) is Sheet]
+    finally:
+        gc.enable()
 
 
 def test_every_logged_figure_is_a_curve_over_the_images_seen(tmp_path, drawn):
