@@ -223,7 +223,7 @@ def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -
 def test_what_the_network_or_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     run = small_run(init="model", lora=LoraConfig(rank=2))
-    with pytest.raises(ValueError, match=r"PEFT.*pip install 'residual-diffusion\[lora\]'"):
+    with pytest.raises(ValueError, match=r"peft.*\[lora\]"):
         run.outline()
     with pytest.raises(ValueError, match=r"rank=17.*at most 16"):
         small_run(init="model", lora=LoraConfig(rank=17)).outline()
