@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from storage.show import printable
 from tasks import RUNS
-from training.accelerator import make_accelerator
+from training.accelerator import make_accelerator, show
 from training.cli import parse
 from training.data import open_images
 from training.data.validate import validate
@@ -44,23 +43,20 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
         return
     accelerator = make_accelerator(run.train)
 
-    def show(line: str) -> None:
-        accelerator.print(printable(line))
-
     for line in parsed.notes:
-        show(line)
+        show(accelerator, line)
     require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots, len(run.ema.names))
     folder = RunFolder(parsed.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:
         run.check_init()
     images = open_images(run.data, on_main=on_main, batch=run.train.batch)
-    show(f"data: {images}")
+    show(accelerator, f"data: {images}")
     task = run.build(images)
     for line in [] if resumes else run.load_init(task):
-        show(line)
+        show(accelerator, line)
     for line in run.freeze_weights(task.model):
-        show(line)
+        show(accelerator, line)
     exit_code = 0
     outlook = Outlook(task, run, images, accelerator.device, accelerator.num_processes)
     if parsed.dry_run:
@@ -68,7 +64,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
         require_printed()
     else:
         for line in on_main(outlook.warnings):
-            show(line)
+            show(accelerator, line)
         with closing(folder):
             folder.open(run, parsed.resolved, parsed.fresh)
             if not fit(task, images, run, folder, accelerator, parsed.profile):
