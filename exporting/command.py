@@ -174,18 +174,18 @@ def _drawing(model: Model) -> Model:
     label, or whose values are standardised."""
     if isinstance(model, DiffusionModel) and model.upscale is not None:
         raise ValueError(
-            f"this model enlarges pictures (upscale={model.upscale}), which neither diffusers nor a model card knows; "
+            f"this model enlarges pictures (upscale={model.upscale}), which diffusers and model cards do not support; "
             "give its folder, RUN/model, to sample.py --upscale"
         )
     if isinstance(model, DiffusionModel) and model.autoencoder is not None:
         raise ValueError(
-            "this model draws latents of an autoencoder, which neither diffusers' DDPMPipeline nor a model card knows; "
+            "this model draws latents of an autoencoder, which DDPMPipeline and model cards do not support; "
             "give its folder, RUN/model, to sample.py"
         )
     if isinstance(model, DiffusionModel) and (model.inputs is not None or model.pixel_format.limit != 1):
         what = "draws standardised values" if model.inputs is None else "takes more than noise and a label"
         raise ValueError(
-            f"this model {what}, which neither diffusers nor a model card knows; give its folder, RUN/model, to "
+            f"this model {what}, which diffusers and model cards do not support; give its folder, RUN/model, to "
             "sample.py"
         )
     return model
