@@ -91,7 +91,7 @@ def card(model: DiffusionModel, label: int | None, place: str = ".") -> str:
         )  # fmt: skip
     scheduler, options = SCHEDULERS[FEW_STEPS]
     settings = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    faster = f"diffusers.{scheduler.__name__}.from_config(scheduler.config, {settings})"
+    faster = f"diffusers.{scheduler}.from_config(scheduler.config, {settings})"
     where = 'Run this in this folder, or put the folder\'s path, or its name on the hub, in the place of `"."`:\n\n'
     return CARD.format(usage=usage, where=where if place == "." else "", code=code, faster=faster, sampler=FEW_STEPS)
 
