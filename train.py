@@ -14,15 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from storage.show import printable
 from tasks import RUNS
-from training.accelerator import make_accelerator
+from training.accelerator import make_accelerator, show
 from training.cli import parse
 from training.data import open_images
 from training.data.validate import validate
 from training.loop import fit
 from training.memory import require_memory
-from training.processes import leave_processes, on_main
+from training.processes import leave_processes, on_main, process_state
 from training.report import Outlook, report
 from training.run import Run
 from training.run_folder import RunFolder
@@ -42,25 +41,22 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
         require_printed()
         leave_processes()
         return
+    require_memory(run.outline, run.freeze, process_state().device, run.optimizer.slots, len(run.ema.names))
     accelerator = make_accelerator(run.train)
 
-    def show(line: str) -> None:
-        accelerator.print(printable(line))
-
     for line in parsed.notes:
-        show(line)
-    require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots, len(run.ema.names))
+        show(accelerator, line)
     folder = RunFolder(parsed.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:
         run.check_init()
     images = open_images(run.data, on_main=on_main, batch=run.train.batch)
-    show(f"data: {images}")
+    show(accelerator, f"data: {images}")
     task = run.build(images)
     for line in [] if resumes else run.load_init(task):
-        show(line)
+        show(accelerator, line)
     for line in run.freeze_weights(task.model):
-        show(line)
+        show(accelerator, line)
     exit_code = 0
     outlook = Outlook(task, run, images, accelerator.device, accelerator.num_processes)
     if parsed.dry_run:
@@ -68,7 +64,7 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
         require_printed()
     else:
         for line in on_main(outlook.warnings):
-            show(line)
+            show(accelerator, line)
         with closing(folder):
             folder.open(run, parsed.resolved, parsed.fresh)
             if not fit(task, images, run, folder, accelerator, parsed.profile):

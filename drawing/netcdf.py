@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from drawing.job import NETCDF, Job
+from storage.extra import require_extra
 from storage.write import replace_file
 
 SAMPLE = "sample"
@@ -28,9 +29,10 @@ def write_netcdf(folder: Path, job: Job, read: Callable[[int], np.ndarray]) -> s
     if wrong := [name for name in places.channels if name in taken or "/" in name]:
         return f"{NETCDF} is not written, because a channel is called {wrong[0]!r}; the .npy files hold it"
     try:
-        import xarray
-    except ImportError:
-        return f'{NETCDF} is not written, because xarray is not installed: pip install -e ".[science]"'
+        for package in ("xarray", "netCDF4"):
+            require_extra(package, "science", NETCDF)
+    except ValueError as error:
+        return f"{NETCDF} is not written: {error}"
     if len(job) * np.prod(model.shape) * 8 > MAX_BYTES:
         return f"{NETCDF} is not written, because the fields take more than {MAX_BYTES >> 30} GiB"
     fields = np.stack([read(number) for number in range(len(job))])
@@ -48,6 +50,8 @@ def write_netcdf(folder: Path, job: Job, read: Callable[[int], np.ndarray]) -> s
         columns = [job.series.column(number) for number in range(len(job))]
         axes["condition"] = ((SAMPLE,), [conditions.number(column) for column in columns], {})
         axes["member"] = ((SAMPLE,), [column % conditions.members for column in columns], {})
+    import xarray
+
     dataset = xarray.Dataset(data, axes)
     replace_file(folder / NETCDF, lambda new: dataset.to_netcdf(new), flush=False)
     return None

@@ -1,6 +1,6 @@
 """A variational autoencoder (Kingma and Welling 2014) of handwritten digits, built from `Residual` blocks alone.
 
-    pip install residual-diffusion scikit-learn
+    pip install -e . scikit-learn
     python examples/vae_digits.py
 
 Prints the loss before and after, and draws a few digits in characters; half a minute on two CPU cores.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.finding import Curve, Finding, Panel, Value
+from storage.extra import require_extra
 from storage.write import replace_file
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
@@ -25,10 +26,9 @@ TICKS = 8
 
 def draw(finding: Finding, path: Path) -> None:
     """Replaces the PNG file `path` by the panels of a finding. Raises ValueError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("matplotlib is missing, which draws the pictures: pip install -e '.[train]'") from None
+    require_extra("matplotlib", "train", "a picture")
+    from matplotlib.figure import Figure
+
     panels = finding.panels
     columns = min(IN_ROW, len(panels))
     rows = math.ceil(len(panels) / columns)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from pipelines.classification import ImageClassifier
 from pipelines.diffusion import DiffusionModel
 from pipelines.graph_formats import SUFFIXES
 from pipelines.superresolution import DiffusionUpscaler, EDSRUpscaler
+from storage.extra import require_extra
 
 Model = DiffusionModel | ImageClassifier | EDSRUpscaler | DiffusionUpscaler
 DESCRIPTION = "graph.json"
@@ -156,9 +156,8 @@ class Graph:
 
 def check_graphs(model: Model, kind: str) -> None:
     """Raises ValueError for a model whose networks are no such graphs, and for packages that ONNX needs and lacks."""
-    missing = [name for name in MODULES if kind == "onnx" and find_spec(name) is None]
-    if missing:
-        raise ValueError(f'ONNX needs {missing[0]}, which is not installed: pip install -e ".[onnx]"')
+    for package in MODULES if kind == "onnx" else ():
+        require_extra(package, "onnx", "ONNX")
     if not isinstance(model, DiffusionModel):
         return
     reasons = {

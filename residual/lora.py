@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from residual.block import PaddedConv2d, Residual
 from residual.names import require_known
+from storage.extra import require_extra
 from storage.write import replace_file, write_text
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,10 +50,9 @@ def add_lora(model: nn.Module, rank: int = 4, alpha: float | None = None, also: 
     others = {name: layer for name, layer in model.named_modules() if _is_whole(layer) and name not in layers}
     for name in also:
         require_known("also", name, others)
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ValueError(f"LoRA needs PEFT ({error}); pip install 'residual-diffusion[lora]'") from error
+    require_extra("peft", "lora", "LoRA")
+    from peft import LoraConfig, inject_adapter_in_model
+
     model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers)
     inject_adapter_in_model(config, model, NAME)

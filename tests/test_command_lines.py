@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,13 +107,6 @@ def test_every_shell_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in SHELLS:
         assert "precision" in shown(capsys, sample.main, "--print-completion", shell)
     assert "print-completion=fsh " in shown(capsys, sample.main, "--print-completion", "fsh", code=2)
-
-
-def test_without_shtab_the_line_names_the_extra(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    assert "[completion]" in shown(capsys, sample.main, "--print-completion", "bash", code=2)
 
 
 def drawn(out: Path, *words: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Makes the accelerator of this process: device, number of processes, precision, trackers."""
+"""Makes the accelerator of this process: device, number of processes, precision, trackers; prints by it."""
 
 import warnings
 
@@ -8,6 +8,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
 from residual import native
+from storage.show import printable
 from training.compile import require_compiler
 from training.config import TrainConfig
 from training.memory import keep_freed_memory
@@ -46,6 +47,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         for line in require_compiler(*config.compile_option, state.device):
             accelerator.print(line)
     return accelerator
+
+
+def show(accelerator: Accelerator, line: str) -> None:
+    """Print a line on the main process; control characters are escaped."""
+    accelerator.print(printable(line))
 
 
 def _check_trackers(trackers: tuple[str, ...]) -> None:

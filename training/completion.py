@@ -2,12 +2,13 @@
 
 import argparse
 
+from storage.extra import require_extra
+
 SHELLS = ("bash", "zsh", "tcsh")
 COMPLETION = f"print code that completes the options in a shell: {', '.join(SHELLS)}"
 """help text of --print-completion"""
 PATHS = {"DIR", "FILE", "FILES", "FOLDER", "IMAGES", "MASKS", "OBSERVATIONS", "PATH", "RUN_OR_MODEL", "SOURCE"}
 """metavars of options whose values are files or folders"""
-NEEDS_SHTAB = 'shtab is missing, which makes the code: pip install -e ".[completion]"'
 PYTHON_IN_BASH = """
 # python SCRIPT.py ... is completed as SCRIPT.py ...
 _python_script() {
@@ -26,10 +27,9 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """
     if shell not in SHELLS:
         raise ValueError(f"print-completion={shell} is not a known shell; give one of: {', '.join(SHELLS)}")
-    try:
-        import shtab
-    except ModuleNotFoundError:
-        raise ValueError(NEEDS_SHTAB) from None
+    require_extra("shtab", "completion", "--print-completion")
+    import shtab
+
     for action in parser._actions:
         if action.metavar in PATHS:
             action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from storage.extra import require_extra
 from storage.write import replace_file
 from training import log
 from training.task import Figure
@@ -113,8 +114,10 @@ def _draw_panel(axes: Any, axis: str, curves: Mapping[str, list[Point]], figures
 def figure_class() -> Any | None:
     """matplotlib's class of figures, which needs no display; None, with a message, if it is not installed."""
     try:
-        from matplotlib.figure import Figure as Sheet
-    except ImportError as error:
-        log.print_line(f"curves are not drawn, because matplotlib is missing ({error}); pip install matplotlib")
+        require_extra("matplotlib", "train", "a picture of them")
+    except ValueError as error:
+        log.print_line(f"curves are not drawn: {error}")
         return None
+    from matplotlib.figure import Figure as Sheet
+
     return Sheet

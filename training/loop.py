@@ -4,57 +4,48 @@ Time is counted in images seen.
 """
 
 import filecmp
-import math
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import clear_device_cache
 
-from residual.lora import lora_state, merged, save_lora
 from residual.names import amount, shorten
 from storage.read import is_regular
-from storage.secret import hide_secrets
-from storage.show import printable
 from storage.write import empty_folder, publish_folder, recover_folder, replace_folder, staging_folder
-from training import best, checkpoint, log
+from training import checkpoint, log
+from training.accelerator import show
 from training.checkpoint import Checkpoint, CheckpointMetadata, describe_machine
 from training.compile import explain_compile_error
-from training.curves import draw_curves
 from training.data import DataLost, ImageSet, StreamedImages
-from training.disk_space import DiskFull, free_bytes, ignore_disk_full, is_full, raise_disk_full, require_disk_space
+from training.disk_space import DiskFull, free_bytes, is_full, raise_disk_full, require_disk_space
 from training.ema import average_name
+from training.evaluator import Evaluator
 from training.guard import Guard
 from training.log import RunLog
-from training.memory import checkpoint_bytes, explain_out_of_memory, is_out_of_memory, model_bytes, saved_bytes
-from training.meter import Meter, require_finite
+from training.memory import checkpoint_bytes, explain_out_of_memory, model_bytes, saved_bytes
+from training.meter import Meter
 from training.peak import seconds_at_peak
-from training.processes import attempt, gather, largest, meet, on_main, shared_error
+from training.processes import gather, largest, on_main, shared_error
 from training.profile import Profile
 from training.run_facts import add_usage
 from training.run_folder import RunFolder
 from training.run_report import REPORT_FILE, next_command, write_report
 from training.snapshots import kept_snapshots, write_snapshots
-from training.state import restore, state_tensors
+from training.state import restore, state_tensors, write_model
 from training.step import Step, TrainingSettings
 from training.stop import Stop
-from training.task import Evaluation, EvaluationContext, Figure, Task, plan_line
+from training.task import Task
 from training.units import show_size
 from training.watchdog import watching
 from training.yaml_file import flat
 
 BUILDS_ON = "+"
 """between the fingerprints of images and of weights in `CheckpointMetadata.data`"""
-MAX_REASON = 500
-"""characters of the reason why an evaluation failed"""
-T = TypeVar("T")
 RESUMES = "the same command resumes from the newest checkpoint"
 
 
@@ -80,8 +71,8 @@ def fit(
     if folder.status == "finished":
         assert folder.resume_from is not None
         Loop(task, images, settings, folder, accelerator).check_finished(folder.resume_from)
-        seen = f"{printable(str(folder.path))} has seen {folder.resume_from.images:,} images"
-        accelerator.print(f"finished: {seen}; raise train.images to continue, or --fresh to start over")
+        seen = f"{folder.path} has seen {folder.resume_from.images:,} images"
+        show(accelerator, f"finished: {seen}; raise train.images to continue, or --fresh to start over")
         return True
     with explain_out_of_memory("the model", f"free some, or use a smaller model; {RESUMES}"):
         return Loop(task, images, settings, folder, accelerator, profiled).run()
@@ -115,14 +106,11 @@ class Loop:
         """images seen when the newest checkpoint was written or restored"""
         self.known_bad = 0
         """unreadable images of a stream that all processes have found and exchanged"""
-        self.planned = set[str]()
-        """names of the evaluations that were planned"""
         self.spent = dict[str, float]()
         """seconds beside updates that RUN/usage.json does not have yet"""
 
     def show(self, line: str) -> None:
-        """Print a line on the main process; control characters are escaped."""
-        self.accelerator.print(printable(line))
+        show(self.accelerator, line)
 
     def run(self) -> bool:
         """From the state of the run folder to the end (True), or until asked to stop (False)."""
@@ -133,8 +121,9 @@ class Loop:
             settings = dict(flat({**folder.resolved, "machine": self.metadata().machine}))
             self.log = RunLog(folder.log, folder.tensorboard, self.config, seen, self.accelerator, settings)
             with closing(self.log):
+                self.evaluator = Evaluator(step, folder, self.log, self.stop)
                 evaluated = not seen or on_main(lambda: log.evaluated(folder.log, seen))
-                if not evaluated and self.evaluation_due():
+                if not evaluated and self.evaluator.due:
                     self.evaluate()  # the run stopped between the checkpoint and its evaluation
                 watched = watching(step.progress, self.config.hang_seconds, step.updates + 1)
                 with watched, self.profiling() as after_update:
@@ -228,7 +217,7 @@ class Loop:
         def write() -> None:
             new = empty_folder(staging_folder(model))
             try:
-                self.write_model(new)
+                write_model(self.step, new)
                 names = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
                 differ = [str(name) for name in names if not _same(new / name, model / name)]
                 if differ or model.is_symlink():
@@ -262,7 +251,7 @@ class Loop:
         config, step, meter = self.config, self.step, self.meter
         meter.restart_clock(step.reader.waited_seconds)
         is_cold = config.compile != "off"
-        while not self.ended:
+        while not step.ended:
             began = time.perf_counter()
             way_out = f"give train.micro_batch={step.smaller}; {RESUMES}" if step.smaller else "use a smaller model"
             with (
@@ -282,9 +271,9 @@ class Loop:
                 is_cold = False
             self.log.advance(config.batch)
             stopped = self.stop.agreed()
-            write, save = self.due(config.log_every_images), self.due(config.checkpoint_every_images)
-            evaluate, snapshot = self.evaluation_due(), self.snapshot_due()
-            if self.guard.skipped and not self.ended:
+            write, save = step.due(config.log_every_images), step.due(config.checkpoint_every_images)
+            evaluate, snapshot = self.evaluator.due, self.snapshot_due()
+            if self.guard.skipped and not step.ended:
                 save = evaluate = snapshot = False  # of weights that may be why it was skipped
             if write:
                 numbers = {**meter.means(self.accelerator), "learning_rate": result.learning_rate}
@@ -301,8 +290,7 @@ class Loop:
                 with self.timed("checkpoints"):
                     saved = bool(save or stopped) and self.save(last=bool(stopped))
                 if evaluate and not stopped:
-                    with self.timed("evaluations"):
-                        self.evaluate()
+                    self.evaluate()
                     stopped = self.stop.agreed()
             if stopped:
                 if not saved:
@@ -325,7 +313,7 @@ class Loop:
     def check_data(self) -> None:
         """On several processes, waits for the images of the next update. If one of them has lost a file, or all of them
         together have found more than `data.max_bad` unreadable images, all save and raise DataLost."""
-        if self.accelerator.num_processes == 1 or self.ended:
+        if self.accelerator.num_processes == 1 or self.step.ended:
             return
         mine = self.step.reader.lost(self.step.updates)
         bad = self.images.bad_numbers if isinstance(self.images, StreamedImages) else {}
@@ -346,16 +334,6 @@ class Loop:
         if self.step.images_seen > self.saved_images:
             self.save(last=True)
         return DataLost(f"{error} (saved after {self.step.images_seen:,} images)")
-
-    def due(self, interval_images: int) -> bool:
-        """Whether the last update crossed a multiple of the interval, or ended the run."""
-        seen = self.step.images_seen
-        return seen // interval_images > (seen - self.config.batch) // interval_images or self.ended
-
-    @property
-    def ended(self) -> bool:
-        """Whether all images of the run have been seen."""
-        return self.step.images_seen >= self.config.images
 
     def metadata(self) -> CheckpointMetadata:
         """The metadata of a checkpoint that is written now; to be called on every process."""
@@ -388,7 +366,7 @@ class Loop:
         def write() -> None:
             with raise_disk_full(folder.path, needed, what):
                 staged = checkpoint.stage(folder.checkpoints, state_tensors(step), metadata)
-                replace_folder(folder.model, self.write_model)
+                replace_folder(folder.model, partial(write_model, step))
                 checkpoint.publish(staged)
             checkpoint.prune(folder.checkpoints, self.config.keep_last, self.config.is_permanent)
 
@@ -398,7 +376,7 @@ class Loop:
             on_main(lambda: checkpoint.clean(folder.checkpoints))
             if step.updates == 0:
                 raise
-            if last or self.ended:
+            if last or step.ended:
                 raise DiskFull(f"the last updates are not saved: {error}; the same command resumes the run") from None
             if self.accelerator.is_main_process:
                 log.print_line(f"NOT SAVED after {step.images_seen:,} images: {error}; training continues")
@@ -407,17 +385,9 @@ class Loop:
         self.saved_images = step.images_seen
         return True
 
-    def write_model(self, folder: Path) -> None:
-        """Write the averaged model into an empty folder; LoRA is merged, and is in its folder `adapter`, too."""
-        model = self.step.ema.model
-        self.task.save(merged(model), folder)
-        if lora_state(model):
-            (folder / "adapter").mkdir()
-            save_lora(model, folder / "adapter")
-
     def snapshot_due(self) -> bool:
         """Whether snapshots are due after the last update; the end of the run always has them."""
-        return bool(self.ema.power_widths) and self.due(self.ema.snapshot_every_images)
+        return bool(self.ema.power_widths) and self.step.due(self.ema.snapshot_every_images)
 
     def write_snapshots(self) -> None:
         """Write the power-function averages into the run folder. On a full disk a message is printed, and no more."""
@@ -433,70 +403,12 @@ class Loop:
         except DiskFull as error:
             self.show(f"NO SNAPSHOTS after {step.images_seen:,} images: {error}; training continues")
 
-    def evaluation_due(self) -> bool:
-        """Whether an evaluation is due after the last update; the end of the run always is."""
-        return self.ended or any(self.due(evaluation.every_images) for evaluation in self.task.evaluations)
-
     def evaluate(self) -> None:
-        """Run the evaluations due on the averaged model, on every process, and log their numbers together.
-
-        A stop cuts them short; then nothing is logged, and the resumed run repeats them. One that fails on a process is
-        reported and logged; training continues.
-        """
-        step, seen, numbers, failed = self.step, self.step.images_seen, dict[str, float](), dict[str, str]()
-        context = EvaluationContext(
-            self.folder.samples,
-            seen,
-            self.accelerator,
-            self.interrupted,
-            lambda name, pixels: self.log.write_image(name, seen, pixels),
-        )
-        step.ema.share_buffers()
-        for evaluation in self.task.evaluations:
-            if not self.due(evaluation.every_images):
-                continue
-            found, problem = self.attempt(partial(self.measure, evaluation, context))
-            if problem is not None:
-                failed[evaluation.name] = problem
-                self.report_failure(f"the {evaluation.name} after {seen:,} images", problem)
-            elif found is None:
-                return
-            else:
-                numbers |= found
-        self.keep_best(numbers)  # before the line of the log, without which a resumed run evaluates again
-        marks = {"evaluated": False, "failed": failed} if failed else {"evaluated": True}
-        self.log.write(step.images_seen, step.updates, numbers, **marks)
-        _, problem = self.attempt(lambda: on_main(self.draw_curves))
-        if problem is not None:
-            self.show(f"NOT DRAWN: the curves after {seen:,} images: {problem}; training continues")
-        if not self.ended:  # else it is written once more at the end
+        """Run the evaluations due, and show them on the page."""
+        with self.timed("evaluations"):
+            self.evaluator.run(self.images_per_second)
+        if not self.step.ended:  # else it is written once more at the end
             on_main(self.write_report)
-
-    def attempt(self, function: Callable[[], T]) -> tuple[T, None] | tuple[None, str]:
-        """`attempt` of something without which training goes on; see `describe_failure`."""
-        return attempt(function, partial(describe_failure, self.folder.path))
-
-    def interrupted(self) -> str | None:
-        """`Stop.agreed` for evaluations, in which a process may fail."""
-        meet()
-        return self.stop.agreed()
-
-    def measure(self, evaluation: Evaluation, context: EvaluationContext) -> Mapping[str, float] | None:
-        """The numbers of an evaluation; None if it was interrupted. Raises ValueError if one is not finite."""
-        with torch.no_grad():
-            self.plan(evaluation)
-            found = evaluation.run(self.step.ema.model, context)
-        if wrong := {name: number for name, number in (found or {}).items() if not math.isfinite(number)}:
-            raise ValueError(", ".join(f"{name} is {number}" for name, number in wrong.items()))
-        return found
-
-    def report_failure(self, what: str, problem: str) -> None:
-        """Print that an evaluation failed. Raises ValueError if the averaged weights are not finite."""
-        clear_device_cache(garbage_collection=True)
-        again = "the same command" if self.ended else "training continues, and the next evaluation"
-        self.show(f"NOT MEASURED: {what}: {problem}; {again} tries it again")
-        weight = torch.stack([weight.abs().max() for weight in self.step.ema.model.parameters()]).max().item()
-        require_finite(f"after {self.step.images_seen:,} images", {"the largest averaged weight": weight})
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -505,27 +417,6 @@ class Loop:
         yield
         self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - began
 
-    def plan(self, evaluation: Evaluation) -> None:
-        """Before the first run of an evaluation in this process, let it decide how much it measures; print its cost."""
-        if evaluation.name in self.planned:
-            return
-        plan = evaluation.plan(self.step.ema.model, self.folder.samples)
-        self.planned.add(evaluation.name)
-        if plan:
-            self.show(plan_line(evaluation, plan, self.config.images, self.images_per_second))
-
-    @property
-    def figures(self) -> dict[str, Figure]:
-        """The numbers of all evaluations, those of the leading one first."""
-        first = self.task.leading
-        ordered = sorted(self.task.evaluations, key=lambda each: first is None or each is not first[0])
-        return {name: figure for each in ordered for name, figure in each.figures.items()}
-
-    def draw_curves(self) -> None:
-        """Draw what all evaluations logged, as far as the disk has space."""
-        with ignore_disk_full():
-            draw_curves(self.folder.log, self.folder.samples / "metrics.png", self.figures)
-
     def write_report(self) -> None:
         """Write RUN/report.html and what it needs besides the log. An error is a message: training goes on."""
         device = self.accelerator.device
@@ -533,41 +424,10 @@ class Loop:
             peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
             add_usage(self.folder.path, self.spent, checkpoint.describe_machine(device), peak)
             self.spent.clear()
-            write_report(self.folder.path, self.figures)
+            write_report(self.folder.path, self.task.figures)
         except Exception as error:
             reason = "the disk is full" if is_full(error) else f"{type(error).__name__}: {error}"
             log.print_line(f"{self.folder.path / REPORT_FILE} is not written: {reason}")
-
-    def keep_best(self, numbers: Mapping[str, float]) -> None:
-        """Write the averaged model as `RUN/best` if the leading figure is the best so far. A failure is reported."""
-        step, folder = self.step, self.folder
-        if (leading := self.task.leading) is None or leading[1] not in numbers:
-            return
-        evaluation, name, figure = leading
-        conditions, seen = evaluation.conditions, step.images_seen
-        new = best.Measured(figure=name, value=numbers[name], images_seen=seen, conditions=conditions)
-
-        def write() -> None:
-            with raise_disk_full(folder.path, model_bytes(step.trained), "the best model"):
-                best.keep(folder.best, new, figure, self.write_model)
-
-        _, problem = self.attempt(lambda: on_main(write))
-        if problem is not None:
-            self.show(f"NOT KEPT as the best model after {seen:,} images: {problem}; training continues")
-
-
-def describe_failure(folder: Path, error: Exception) -> str:
-    """Why something of the run in `folder` failed, in one line. An unexpected error prints its traceback."""
-    if is_out_of_memory(error):
-        return "it needs more memory than there is; lower the numbers of images in its settings, which may change"
-    if is_full(error):
-        return f"the disk is full: {folder}"
-    text = str(error)
-    if not isinstance(error, ValueError):
-        text = f"{type(error).__name__}: {error}"
-        for line in "".join(traceback.format_exception(error)).splitlines():
-            print(printable(line), file=sys.stderr, flush=True)
-    return " ".join(hide_secrets(text).split())[:MAX_REASON]
 
 
 def _same(new: Path, old: Path) -> bool:

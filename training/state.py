@@ -1,11 +1,13 @@
-"""The state of a step as named tensors, for checkpoints: weights, averaged weights, optimizer."""
+"""The state of a step on the disk: tensors for checkpoints (weights, averaged weights, optimizer), and the model."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from residual.lora import lora_state, merged, save_lora
 from residual.weights.keymap import check_state
 from training.processes import on_main
 from training.step import Step
@@ -42,6 +44,15 @@ def restore(step: Step, updates: int, read: Callable[[], Tensors]) -> None:
         for tensor in tensors.values():
             tensor.copy_(broadcast(tensor.contiguous()))
     step.updates = updates
+
+
+def write_model(step: Step, folder: Path) -> None:
+    """Write the averaged model into an empty folder; LoRA is merged, and is in its folder `adapter`, too."""
+    model = step.ema.model
+    step.task.save(merged(model), folder)
+    if lora_state(model):
+        (folder / "adapter").mkdir()
+        save_lora(model, folder / "adapter")
 
 
 def _copy(source: Tensors, target: Tensors) -> None:

@@ -179,6 +179,16 @@ class Step:
         return self.updates * self.settings.train.batch
 
     @property
+    def ended(self) -> bool:
+        """Whether all images of the run have been seen."""
+        return self.images_seen >= self.settings.train.images
+
+    def due(self, interval_images: int) -> bool:
+        """Whether the last update crossed a multiple of the interval, or ended the run."""
+        seen, batch = self.images_seen, self.settings.train.batch
+        return self.ended or seen // interval_images > (seen - batch) // interval_images
+
+    @property
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that are not frozen."""
         return [parameter for parameter in self.trained.parameters() if parameter.requires_grad]

@@ -129,6 +129,13 @@ class Task(ABC, Generic[Prepared]):
         pairs = ((each, name, figure) for each in self.evaluations for name, figure in each.figures.items())
         return next((found for found in pairs if found[2].best is not None), None)
 
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The numbers of all evaluations, those of the leading one first."""
+        first = self.leading
+        ordered = sorted(self.evaluations, key=lambda each: first is None or each is not first[0])
+        return {name: figure for each in ordered for name, figure in each.figures.items()}
+
     def prepare(self, batch: Batch, random: GlobalRandom) -> Prepared:
         """All augmentation, on the device; none by default. `random` is the stream "augment" of this update."""
         unchanged: Any = batch

@@ -2,10 +2,11 @@
 
 import shutil
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.graphs import Model
+from storage.extra import require_extra
 from storage.show import markdown
 from web.models import describe_model, save_model
 
@@ -19,16 +20,13 @@ MODEL = "model"
 NAMES = ("README.md", "app.py", "requirements.txt", MODEL, *PACKAGES)
 EXTRAS = ("sample", "train")
 """of pyproject.toml; gradio itself is that of the Space"""
-NEEDS_GRADIO = 'gradio is missing, which makes the page: pip install -e ".[demo]"'
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
 def require_gradio() -> str:
     """The version of gradio. Raises ValueError if it is not installed."""
-    try:
-        return version("gradio")
-    except PackageNotFoundError:
-        raise ValueError(NEEDS_GRADIO) from None
+    require_extra("gradio", "demo", "the page")
+    return version("gradio")
 
 
 def write_space(model: Model, folder: Path) -> None:

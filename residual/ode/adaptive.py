@@ -12,15 +12,6 @@ from residual.ode.steps import RightSide
 MAX_STEPS = 1000
 
 
-def torchdiffeq() -> Any:
-    """The module torchdiffeq. Raises ValueError, with the command that installs it, if it is missing."""
-    try:
-        import torchdiffeq as module
-    except ImportError as error:
-        raise ValueError(f"dopri5 needs torchdiffeq ({error}); pip install 'residual-diffusion[ode]'") from error
-    return module
-
-
 class _Dynamics:
     """The right side as torchdiffeq calls it. `callback_step` runs before every step, also of the adjoint equation."""
 
@@ -57,6 +48,8 @@ def dopri5(f: RightSide, x: Tensor, time: float, rtol: float, adjoint: Sequence[
     Raises ValueError if `rtol` is below the precision of x, and NotConverged after 1,000 steps, if a step becomes too
     short, or if values are not finite.
     """
+    import torchdiffeq
+
     eps = torch.finfo(x.dtype).eps
     if rtol < eps:
         raise ValueError(f"rtol={rtol:g} is below {eps:.1e}, the precision of {x.dtype}: raise it, or use float64")
@@ -64,8 +57,8 @@ def dopri5(f: RightSide, x: Tensor, time: float, rtol: float, adjoint: Sequence[
     dynamics = _Dynamics(f, rtol, times)
     options: dict[str, Any] = {"rtol": rtol, "atol": rtol, "method": "dopri5"}
     if adjoint is None:
-        return torchdiffeq().odeint(dynamics, x, times, **options)[1]
-    y = torchdiffeq().odeint_adjoint(dynamics, x, times, adjoint_params=tuple(adjoint), **options)[1]
+        return torchdiffeq.odeint(dynamics, x, times, **options)[1]
+    y = torchdiffeq.odeint_adjoint(dynamics, x, times, adjoint_params=tuple(adjoint), **options)[1]
     if y.requires_grad:
         y.register_hook(require_first_derivative)
     return y

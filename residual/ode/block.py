@@ -9,8 +9,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from residual.block import Add, Chain, DropPath, Identity, Residual
 from residual.names import require_known
-from residual.ode.adaptive import dopri5, torchdiffeq
+from residual.ode.adaptive import dopri5
 from residual.ode.steps import EXPLICIT, STEPS, RightSide, Step
+from storage.extra import require_extra
 
 
 class ODEBlock(nn.Module):
@@ -52,7 +53,7 @@ class ODEBlock(nn.Module):
         if not math.isfinite(time) or time == 0:
             raise ValueError(f"time={time:g} must be finite and other than 0")
         if adaptive:
-            torchdiffeq()
+            require_extra("torchdiffeq", "ode", "dopri5")
         self.branch = branch
         self.method = method
         self.steps = steps

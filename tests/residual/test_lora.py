@@ -78,6 +78,6 @@ def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="add_lora"):
         merge_lora(net)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"PEFT.*pip install 'residual-diffusion\[lora\]'"):
+    with pytest.raises(ValueError, match="peft"):
         add_lora(net)
     assert all(weight.requires_grad for weight in net.parameters())

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def test_fields_are_written_with_their_coordinates(model: Path, conditions: Path
         for k in range(6):
             values = np.stack([found["t2m"].values[k], found["u10"].values[k]])
             np.testing.assert_array_equal(values, read(tmp_path / "out" / "images" / f"{k:06d}.npy"))
+
+
+def test_without_xarray_a_message_names_the_extra(model, conditions, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    draw(model, tmp_path / "out", "--condition", str(conditions), "--num", "1")
+    assert not (tmp_path / "out" / "samples.nc").exists()
+    assert "[science]" in capsys.readouterr().out
 
 
 def test_the_share_of_a_process_and_the_batch_change_no_condition(model, conditions, tmp_path) -> None:

@@ -25,7 +25,7 @@ def _measured(monkeypatch) -> None:
     """Evaluations have a leading figure with the values above."""
     monkeypatch.setattr(ToyEvaluation, "figures", {"average": LOWEST})
     monkeypatch.setattr(ToyEvaluation, "run", lambda self, model, context: {"average": VALUES[context.images_seen]})
-    monkeypatch.setattr("training.loop.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr("training.evaluator.draw_curves", lambda *arguments: None)
 
 
 def record(run: Path) -> dict:

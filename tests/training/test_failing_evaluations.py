@@ -25,7 +25,7 @@ INJECTED = OSError(5, "Input/output error")
 @pytest.fixture(autouse=True)
 def _without_curves(monkeypatch) -> None:
     """Drawing them takes most of the time of a short run."""
-    monkeypatch.setattr("training.loop.draw_curves", lambda *arguments: None)
+    monkeypatch.setattr("training.evaluator.draw_curves", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +108,10 @@ def test_averages_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
         train(tmp_path, images=BATCH)
 
 
-@pytest.mark.parametrize("where", ["draw_curves", "write_report", "best.keep"])
+@pytest.mark.parametrize("where", ["evaluator.draw_curves", "loop.write_report", "evaluator.best.keep"])
 def test_curves_pages_and_best_models_that_fail_are_reported(tmp_path, straight, monkeypatch, capsys, where):
     monkeypatch.setattr(ToyEvaluation, "figures", {"average": Figure("sum", best="lowest")})
-    monkeypatch.setattr(f"training.loop.{where}", failing(best.keep))
+    monkeypatch.setattr(f"training.{where}", failing(best.keep))
     assert train(tmp_path, **EACH).finished
     assert hashes(tmp_path) == hashes(straight)
     lines = [line for line in capsys.readouterr().out.splitlines() if "Input/output error" in line]

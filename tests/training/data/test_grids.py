@@ -1,6 +1,5 @@
 """netCDF files and zarr stores: variables as channels, conditions, vectors, coordinates."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,9 +195,3 @@ def test_files_that_cannot_be_read_are_errors(tmp_path: Path, config) -> None:
     np.save(tmp_path / "a.npy", field(0, 3, 1, 2, 2))
     with pytest.raises(ValueError, match=r"data\.condition \['a', 'b'\]"):
         find_source(config(source=tmp_path / "a.npy", condition=("a", "b")))
-
-
-def test_without_xarray_one_line_names_the_extra(file: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "xarray", None)
-    with pytest.raises(ValueError, match=r"residual-diffusion\[science\]"):
-        grids.open_dataset(file)

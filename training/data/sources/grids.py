@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 
 from pictures.coordinates import Coordinates
 from residual.names import amount, require_known, shorten
+from storage.extra import require_extra
 from training.data.sources.arrays import ArrayOptions, describe_array
 from training.data.sources.records import Item, Records, Source, choose_split, stamp
 from training.data.sources.table_files import first_line
@@ -145,18 +146,18 @@ def read_grid(path: Path, variables: tuple[str, ...], columns: Columns, options:
 def open_dataset(path: Path) -> Any:
     """The file as a data set of xarray, of which no value is read. Raises ValueError, in one line, if it cannot be
     opened."""
-    try:
-        import xarray
-    except ImportError as error:
-        raise ValueError(f"it needs xarray ({error}); pip install 'residual-diffusion[science]'") from error
     is_zarr = path.suffix.lower() == ".zarr"
+    kind = "zarr store" if is_zarr else "netCDF file"
+    for package in ("xarray", "zarr" if is_zarr else "netCDF4"):
+        require_extra(package, "science", f"a {kind}")
+    import xarray
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as about metadata that are not consolidated
             engine = "zarr" if is_zarr else "netcdf4"
             return xarray.open_dataset(path, engine=engine, chunks=None, decode_times=False)
     except Exception as error:  # damaged files fail in many ways
-        kind = "zarr store" if is_zarr else "netCDF file"
         raise ValueError(f"not a readable {kind} ({type(error).__name__}: {first_line(error)})") from error
 
 
