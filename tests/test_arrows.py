@@ -20,10 +20,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "resnet": ({"residual", "storage"}, BASE),
     "unet": ({"residual", "storage"}, BASE),
     "metrics": (set(), BASE),
-    "diffusion": ({"residual", "storage"}, BASE | {"diffusers"}),
+    "diffusion": ({"residual", "storage"}, BASE),
     "training": (
         {"residual", "pictures", "storage"},
-        BASE | {"accelerate", "datasets", "filelock", "PIL", "safetensors", "tqdm", "yaml"},
+        BASE | {"accelerate", "filelock", "PIL", "safetensors", "tqdm", "yaml"},
     ),
     "pipelines": (
         {"residual", "resnet", "unet", "diffusion", "pictures", "storage"},
@@ -31,7 +31,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "tasks": (
         {"residual", "resnet", "unet", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
-        BASE | {"accelerate", "diffusers", "PIL", "safetensors"},
+        BASE | {"accelerate", "PIL", "safetensors"},
     ),
     "drawing": (
         {"residual", "diffusion", "metrics", "pictures", "training", "pipelines", "storage"},
@@ -65,9 +65,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
 }
 # Imported inside the one function that needs them, so that importing the package stays light.
 LAZY = {
+    "diffusion": {"diffusers"},
     "pictures": {"diffusers"},
     "residual": {"safetensors", "huggingface_hub", "peft", "torchdiffeq"},
-    "training": {"matplotlib", "pyarrow", "shtab", "sklearn", "tensorboard", "xarray"},
+    "training": {"datasets", "matplotlib", "pyarrow", "shtab", "sklearn", "tensorboard", "xarray"},
     "tasks": {"torchmetrics"},
     "metrics": {"torchmetrics"},
     "pipelines": {"onnxruntime"},

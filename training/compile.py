@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from residual.block import Residual
 from residual.kernel_choice import use_when_compiled
@@ -45,6 +44,8 @@ def code_folder() -> tuple[Path, list[str]]:
 
     If nothing can be written there, it is in the temporary folder.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     caches, given = default_caches(), os.environ.get(CACHE)
     if given == default_cache_dir():  # torch sets it itself
         given = None
