@@ -90,7 +90,8 @@ def find_timm(path: Path | None) -> Callable[[str], nn.Module]:
     try:
         return importlib.import_module("timm").create_model
     except ImportError as error:
-        raise ValueError(f"timm cannot be imported ({error}); give a clone of its repository by --timm") from None
+        way_out = "give a clone of its repository by --timm" if path is None else "install what it needs"
+        raise ValueError(f"timm cannot be imported ({error}); {way_out}") from None
 
 
 def with_random_norms(net: nn.Module) -> nn.Module:
