@@ -21,7 +21,7 @@ from training.data import open_images
 from training.data.validate import validate
 from training.loop import fit
 from training.memory import require_memory
-from training.processes import leave_processes, on_main
+from training.processes import leave_processes, on_main, process_state
 from training.report import Outlook, report
 from training.run import Run
 from training.run_folder import RunFolder
@@ -41,11 +41,11 @@ def main(argv: Sequence[str], runs: Mapping[str, type[Run]] = RUNS) -> None:
         require_printed()
         leave_processes()
         return
+    require_memory(run.outline, run.freeze, process_state().device, run.optimizer.slots, len(run.ema.names))
     accelerator = make_accelerator(run.train)
 
     for line in parsed.notes:
         show(accelerator, line)
-    require_memory(run.outline, run.freeze, accelerator.device, run.optimizer.slots, len(run.ema.names))
     folder = RunFolder(parsed.folder)
     resumes = on_main(lambda: folder.has_checkpoint) and not parsed.fresh
     if not resumes:

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
@@ -133,6 +132,8 @@ def _tables(
 
     The roots are taken in float64 on the CPU, since not every device has float64.
     """
+    from diffusers import DDPMScheduler
+
     alpha2 = DDPMScheduler(**formulation.scheduler_config()).alphas_cumprod.double()
     alpha2 = torch.cat([torch.ones(1, dtype=torch.float64), alpha2])
     return alpha2.sqrt().to(device, dtype), (1 - alpha2).sqrt().to(device, dtype)

@@ -7,15 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,23 +25,23 @@ LEADING, TRAILING = {"timestep_spacing": "leading"}, {"timestep_spacing": "trail
 # Thresholding to the default `sample_max_value`, 1, is clipping; Euler's two schedulers have no such option.
 LINSPACE = {"timestep_spacing": "linspace", "thresholding": True}
 
-SCHEDULERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
+SCHEDULERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     # Song et al. 2021, eq. 12
-    "ddim": (DDIMScheduler, LEADING),
+    "ddim": ("DDIMScheduler", LEADING),
     # Ho et al. 2020, algorithm 2
-    "ddpm": (DDPMScheduler, LEADING),
+    "ddpm": ("DDPMScheduler", LEADING),
     # Lu et al. 2022, "DPM-Solver++", algorithm 2, and its form with noise (appendix B.3)
-    "dpmpp_2m": (DPMSolverMultistepScheduler, LINSPACE),
-    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, LINSPACE | {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", LINSPACE),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", LINSPACE | {"algorithm_type": "sde-dpmsolver++"}),
     # Zhao et al. 2023, algorithms 5 and 6
-    "unipc": (UniPCMultistepScheduler, LINSPACE),
+    "unipc": ("UniPCMultistepScheduler", LINSPACE),
     # Karras et al. 2022: algorithm 1 with one and with two evaluations per step
-    "euler": (EulerDiscreteScheduler, TRAILING),
-    "heun": (HeunDiscreteScheduler, LEADING),
+    "euler": ("EulerDiscreteScheduler", TRAILING),
+    "heun": ("HeunDiscreteScheduler", LEADING),
     # k-diffusion's sample_euler_ancestral
-    "euler_ancestral": (EulerAncestralDiscreteScheduler, TRAILING),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", TRAILING),
 }
-"""The scheduler of diffusers, with its settings, that draws the same images as each sampler does with a DDPM model."""
+"""diffusers' scheduler, by name, with its settings, that draws the same images as each sampler with a DDPM model."""
 
 
 Start = Callable[[NoiseLevel, Images], Images]
@@ -118,8 +109,11 @@ class FromDiffusers:
         times: Float[Tensor, "times"],
         generators: list[torch.Generator],
     ) -> Iterator[Images]:
+        import diffusers
+
         assert isinstance(formulation, DDPM), "choose_sampler checks it"
-        kind, settings = SCHEDULERS[self.name]
+        scheduler_name, settings = SCHEDULERS[self.name]
+        kind = getattr(diffusers, scheduler_name)
         config = formulation.scheduler_config() | {"prediction_type": "sample"}
         if self.learned_variance:
             config["variance_type"] = "learned_range"

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +21,5 @@ def standard_normal(
     generators: list[torch.Generator], shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b c h w"]:
     """The next standard normal image (c, h, w) of each generator, drawn exactly as a diffusers pipeline draws it."""
-    return randn_tensor(
-        (len(generators), *shape), generator=generators, device=torch.device(device), dtype=torch.float32
-    )
+    images = [torch.randn(1, *shape, generator=each, device=each.device, dtype=torch.float32) for each in generators]
+    return torch.cat(images).to(device)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from diffusers import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,6 +58,8 @@ class VariationalBound:
 @lru_cache(maxsize=16)
 def _tables(formulation: DDPM, device: torch.device) -> tuple[Table, Table, Table]:
     """log beta~, log beta, and the weight of x0 in the posterior's mean, at all timesteps (eq. 10 and 11)."""
+    from diffusers import DDPMScheduler
+
     beta = DDPMScheduler(**formulation.scheduler_config()).betas.double()
     alpha2 = (1 - beta).cumprod(dim=0)
     before = torch.cat([torch.ones(1, dtype=torch.float64), alpha2[:-1]])

@@ -19,7 +19,7 @@ from training.processes import leave_processes, on_main, process_state
 from training.script import show_next
 
 COMPILE_OPTION = "compile=True", "leave it out"
-"""the option that asks for compilation, and what to do without it"""
+"""the option that requests compilation, and what to do without it"""
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from exporting.options import DIFFUSERS, SPACE
 from pipelines import classification, graphs
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel
-from pipelines.diffusion_folder import load_model
+from pipelines.diffusion_folder import VQVAE, load_model
 from pipelines.superresolution import is_upscaler, load_upscaler
 from residual.weights.pretrained import local_folder, upload
 from storage.show import printable
@@ -39,6 +39,7 @@ NAMES = (
     "model_index.json",
     "scheduler",
     "unet",
+    VQVAE,
     WEIGHTS,
     graphs.DESCRIPTION,
     *GRAPHS,
@@ -160,7 +161,13 @@ def _complete(args: argparse.Namespace, text: str, model: graphs.Model) -> str:
 
 
 def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
-    return _drawing(load_average(_loader(args), args.model, _average(args)))
+    model = _drawing(load_average(_loader(args), args.model, _average(args)))
+    if isinstance(model, DiffusionModel) and model.autoencoder is not None:
+        raise ValueError(
+            "this model draws latents of an autoencoder, which the code of a model card does not decode; add --to "
+            "diffusers, or give its folder, RUN/model, to sample.py"
+        )
+    return model
 
 
 def _loader(args: argparse.Namespace) -> Callable[..., DiffusionModel | ImageClassifier]:
@@ -174,18 +181,13 @@ def _drawing(model: Model) -> Model:
     label, or whose values are standardised."""
     if isinstance(model, DiffusionModel) and model.upscale is not None:
         raise ValueError(
-            f"this model enlarges pictures (upscale={model.upscale}), which neither diffusers nor a model card knows; "
+            f"this model enlarges pictures (upscale={model.upscale}), which diffusers and model cards do not support; "
             "give its folder, RUN/model, to sample.py --upscale"
         )
-    if isinstance(model, DiffusionModel) and model.autoencoder is not None:
-        raise ValueError(
-            "this model draws latents of an autoencoder, which neither diffusers' DDPMPipeline nor a model card knows; "
-            "give its folder, RUN/model, to sample.py"
-        )
-    if isinstance(model, DiffusionModel) and (model.inputs is not None or model.pixel_format.limit != 1):
+    if isinstance(model, DiffusionModel) and (model.inputs is not None or model.output_format.limit != 1):
         what = "draws standardised values" if model.inputs is None else "takes more than noise and a label"
         raise ValueError(
-            f"this model {what}, which neither diffusers nor a model card knows; give its folder, RUN/model, to "
+            f"this model {what}, which diffusers and model cards do not support; give its folder, RUN/model, to "
             "sample.py"
         )
     return model

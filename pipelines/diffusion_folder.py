@@ -40,6 +40,8 @@ from unet import EDM2UNet, UNet, UNetConfig, from_pretrained
 from unet.adapt import adapt_weights
 from unet.layouts.diffusers import find_network
 
+VQVAE = "vqvae"
+"""folder of the autoencoder in an exported `LDMPipeline` of diffusers"""
 Description = tuple[Formulation, tuple[str, ...] | None, bool, AnyFormat, tuple[int, ...] | None]
 """formulation, names of the classes, whether there is a null label, pixel format, training images of each class"""
 
@@ -47,13 +49,14 @@ Description = tuple[Formulation, tuple[str, ...] | None, bool, AnyFormat, tuple[
 def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) -> DiffusionModel:
     """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
-    A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler says what
+    A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler has what
     it predicts. `path` may also be "owner/name" on the Hugging Face hub. `weights` replace those of the network, such
     as by another average of its run. Raises ValueError, with the reason, if there is no model, if it is incomplete,
     and for weights that do not fit.
     """
     folder, images_seen = local_folder(path), None
-    check_pipeline(folder)
+    if description_file(folder) is None:
+        check_pipeline(folder)
     if find_network(folder) is None:
         folder, images_seen = find_model(folder, DESCRIPTION_FILE)
     elif description_file(folder) is None:
@@ -232,9 +235,10 @@ def read_autoencoder(document: Mapping[str, Any], folder: Path) -> Autoencoder |
     """
     if (sha256 := document.get("autoencoder_sha256")) is None:
         return None
-    autoencoder = load_autoencoder(folder / AUTOENCODER)
+    place = folder / (VQVAE if (folder / VQVAE).is_dir() else AUTOENCODER)
+    autoencoder = load_autoencoder(place)
     if autoencoder.fingerprint != sha256:
-        raise ValueError(f"{folder / AUTOENCODER} is not the autoencoder of its training; copy the model again")
+        raise ValueError(f"{place} is not the autoencoder of its training; copy the model again")
     return autoencoder
 
 

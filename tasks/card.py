@@ -1,20 +1,22 @@
 """What a model card adds to the description of a model: its run, with figures and settings, and its licence."""
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
-from storage.read import is_regular, read_text
+from storage.read import is_regular
 from storage.show import markdown, printable
 from tasks.grid_evaluation import GridEvaluation
 from tasks.report import FIGURES
 from training.output_folder import model_home
 from training.run_facts import RunFacts, read_facts
 from training.task import limits_of
-from training.yaml_file import MAX_BYTES
+from training.yaml_file import read_yaml, write_yaml
 
 LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 NO_LICENCE = re.compile(r"^# license:.*\n", re.MULTILINE)
-"""the line of a card that asks for one"""
+"""the line of a card that stands for a missing one"""
 SEEDS = ("train.seed", "quality.seed", "ensemble.seed")
 
 
@@ -39,7 +41,7 @@ def complete_card(card: str, model: str, images_seen: int | None, licence: str |
         return card
     facts = read_facts(home)
     figures = _figures(facts, images_seen) if is_main else []
-    return "\n".join([card.rstrip("\n"), "", *figures, *_training(facts, home / "config.yaml")]) + "\n"
+    return "\n".join([card.rstrip("\n"), "", *figures, *_training(facts, read_yaml(home / "config.yaml"))]) + "\n"
 
 
 def _figures(facts: RunFacts, images_seen: int | None) -> list[str]:
@@ -61,14 +63,14 @@ def _figures(facts: RunFacts, images_seen: int | None) -> list[str]:
     return [*lines, "| figure | value | floor or baseline | unit |", "|---|---|---|---|", *rows, ""]
 
 
-def _training(facts: RunFacts, config: Path) -> list[str]:
+def _training(facts: RunFacts, settings: Mapping[str, Any]) -> list[str]:
     """Data, seeds, command and settings. The settings are indented, so that no Markdown in them takes effect."""
     seeds = [f"{name} {facts.settings[name]}" for name in SEEDS if name in facts.settings]
-    settings = read_text(config, MAX_BYTES).splitlines()
+    shown = {name: _without_folders(value) for name, value in settings.items() if name != "format_version"}
     return [
         "## Training",
         "",
-        f"- data: {markdown(str(facts.settings.get('data.source')))}",
+        f"- data: {markdown(str(_without_folders(facts.settings.get('data.source'))))}",
         f"- images seen: {facts.images_seen:,}",
         f"- seeds: {markdown(', '.join(seeds))}",
         "",
@@ -76,7 +78,19 @@ def _training(facts: RunFacts, config: Path) -> list[str]:
         "",
         "    python train.py --config config.yaml --run NEW",
         "",
-        "where `config.yaml` holds these settings, without the line `format_version`:",
+        "where `config.yaml` holds these settings, of whose absolute paths only the last part is shown:",
         "",
-        *(f"    {printable(line)}" for line in settings),
+        *(f"    {printable(line)}" for line in write_yaml(shown).splitlines()),
     ]
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings in which each absolute path, also one from a home folder (~), is its last part."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    is_path = value.startswith("~") or PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return PureWindowsPath(value).name if is_path else value

@@ -53,7 +53,7 @@ def read_init(
     try:
         if layout is not None and not is_weights_file(init):
             raise ValueError(f"init_layout={layout} is for files of weights; leave it out for a folder")
-        if not is_weights_file(init):
+        if not is_weights_file(init) and description_file(model_folder(init)) is None:
             check_pipeline(model_folder(init))
         trained = None if is_weights_file(init) else _formulation_of(model_folder(init))
         if trained is not None:

@@ -45,11 +45,11 @@ def test_the_recipe_reads_97_of_100_held_out_digits(run: Path) -> None:
 
 def test_evaluate_says_the_same_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), "--data.cache", str(run.parent.parent / "cache"), "--classification.validation_batch", "100"])
-    said, found = capsys.readouterr().out, evaluated(run)
+    printed, found = capsys.readouterr().out, evaluated(run)
     right = round(found["top1"] * 359)
-    assert f"model: {run} at 20,032 images seen\nimages: 359 grey images of 8 x 8 px" in said
-    assert f"top1: {right / 359:.4f} ({right} of 359)\ntop5: " in said
-    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+    assert f"model: {run} at 20,032 images seen\nimages: 359 grey images of 8 x 8 px" in printed
+    assert f"top1: {right / 359:.4f} ({right} of 359)\ntop5: " in printed
+    assert float(printed.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
 
 
 def test_evaluate_shows_help_with_the_values_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

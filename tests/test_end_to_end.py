@@ -113,12 +113,12 @@ def test_dropout_makes_another_run(runs: Path) -> None:
 def test_two_processes_count_every_image_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """359 images are 180 and 179; both processes have the batch norms of the first, which are those that are saved."""
     evaluate.main([str(runs / "classifier"), "--data.cache", str(runs / "cache")])
-    said, found = capsys.readouterr().out, evaluated(runs / "classifier")
+    printed, found = capsys.readouterr().out, evaluated(runs / "classifier")
     for name in ("top1", "top5"):
         count = found[name] * 359
         assert count == pytest.approx(round(count), abs=1e-3)
-        assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in said
-    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+        assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in printed
+    assert float(printed.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
 
 
 def test_the_same_command_again_says_finished(runs: Path) -> None:

@@ -43,6 +43,13 @@ def test_help_and_wrong_options_import_no_torch(script: str, wrong: list[list[st
     assert done.returncode == 0, done.stderr
 
 
+def test_training_imports_a_library_where_it_is_used() -> None:
+    late = ["datasets", "diffusers", "huggingface_hub", "matplotlib", "scipy", "sklearn", "torch._dynamo"]
+    code = f"import sys, train; print([name for name in {late} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done
+
+
 def test_packages_import_their_names_when_they_are_used() -> None:
     for package in (residual, resnet, unet, diffusion):
         assert {*package.__all__} <= {*dir(package)}

@@ -18,7 +18,7 @@ from storage.write import expand_home
 from training.flags import OWN, read_flags
 from training.run import Run
 from training.script import VERSION, ScriptParser, show_and_exit
-from training.settings import Leaf, is_representable, kind_of, leaves, plain, sections
+from training.settings import Leaf, is_representable, kind_of, leaves, plain, sections, show
 from training.yaml_file import flat, listing, read_settings, read_value
 
 R = TypeVar("R", bound=Run)
@@ -351,14 +351,6 @@ def words(hint: Any) -> str:
     several = [tuple[option, ...] for option in options if tuple[option, ...] in options]  # type: ignore[valid-type]
     left = [option for option in options if option not in several and (option is not int or float not in options)]
     return "|".join(words(each) + ("[,...]" if tuple[each, ...] in several else "") for each in left)  # type: ignore[valid-type]
-
-
-def show(value: Any, flag: bool) -> str:
-    """A value as it is written in a flag, or in a file."""
-    if isinstance(value, tuple | list):
-        items = (",", ", ")[not flag].join(show(item, flag) for item in value)
-        return items if flag and value else f"[{items}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _converted(leaf: Leaf, value: Any, where: str) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from residual.block import Residual
 from residual.kernel_choice import use_when_compiled
@@ -30,7 +29,7 @@ KINDS_OF_BLOCKS = 256
 def require_compiler(option: str, otherwise: str, device: torch.device) -> list[str]:
     """Chooses the folder of compiled code, and compiles one operation as a test. Returns lines to print.
 
-    `option` asks for compilation, such as "train.compile=full"; `otherwise` is what to do without. Raises ValueError,
+    `option` requests compilation, such as "train.compile=full"; `otherwise` is what to do without. Raises ValueError,
     with both, if code for `device` cannot be compiled.
     """
     folder, lines = code_folder()
@@ -45,6 +44,8 @@ def code_folder() -> tuple[Path, list[str]]:
 
     If nothing can be written there, it is in the temporary folder.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     caches, given = default_caches(), os.environ.get(CACHE)
     if given == default_cache_dir():  # torch sets it itself
         given = None

@@ -21,7 +21,7 @@ from training.checkpoint import Checkpoint
 from training.disk_space import raise_disk_full
 from training.lock import Holder, RunLock
 from training.processes import on_main
-from training.settings import changeable
+from training.settings import changeable, show
 from training.snapshots import remove_snapshots
 from training.step import TrainingSettings
 from training.yaml_file import FORMAT_VERSION, flat, read_settings, write_yaml
@@ -163,7 +163,7 @@ class RunFolder:
         differ = [name for name in old | new if name not in may_change and old.get(name) != new.get(name)]
         other_kinds = tuple(name.removesuffix("kind") for name in differ if name.endswith(".kind"))
         changed = [
-            f"{name}={old.get(name, 'absent')} in the folder, {new.get(name, 'absent')} now"
+            f"{name}={_shown(old, name)} in the folder, {_shown(new, name)} now"
             for name in differ
             if name.endswith(".kind") or not name.startswith(other_kinds)
         ]
@@ -173,6 +173,11 @@ class RunFolder:
                 f"give the same settings, which are in --config {self.config}; or go on with others in a new run, "
                 f"--run NEW --init {self.path}; or --fresh to start over"
             )
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    """A setting as it is written in the YAML file."""
+    return show(settings[name], flag=False) if name in settings else "absent"
 
 
 def set_aside(path: Path) -> str:

@@ -93,6 +93,14 @@ def plain(config: Any) -> Any:
     return dict(sorted(tree.items(), key=lambda item: isinstance(item[1], dict)))
 
 
+def show(value: Any, flag: bool) -> str:
+    """A value as it is written in a flag, or in a file."""
+    if isinstance(value, tuple | list):
+        items = (",", ", ")[not flag].join(show(item, flag) for item in value)
+        return items if flag and value else f"[{items}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def changeable(run: Any) -> set[str]:
     """The dotted names of the fields that were declared with `may_change`, and of those of such a section."""
     found = {each.name for each in fields(run) if each.metadata.get("may_change")}

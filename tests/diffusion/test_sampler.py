@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import diffusers
 import jaxtyping
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.utils.torch_utils import randn_tensor
 from torch.testing import assert_close
 
 from diffusion import (
@@ -169,6 +171,12 @@ def test_noise_of_an_image_depends_on_its_number_and_the_seed_alone():
     assert not torch.equal(standard_normal(generators(8, [0]), SHAPE), whole[:1])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_noise_is_that_of_a_pipeline_of_diffusers(count: int) -> None:
+    theirs = randn_tensor((count, *SHAPE), generators(7, range(count)))
+    assert_close(standard_normal(generators(7, range(count)), SHAPE), theirs, rtol=0, atol=0)
+
+
 def test_seed_0_is_the_numbers_of_the_images_and_seeds_stay_in_32_bits():
     assert [image_seed(0, k) for k in range(3)] == [0, 1, 2]
     assert image_seed(1, 0) == 1_000_003
@@ -286,7 +294,8 @@ def test_bad_options_are_refused_before_any_work(options, message):
 @pytest.mark.parametrize("steps", [1, 3, 10, 50, 600, 999])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_whole_timesteps_are_those_of_the_scheduler(sampler, steps):
-    kind, settings = SCHEDULERS[sampler]
+    name, settings = SCHEDULERS[sampler]
+    kind = getattr(diffusers, name)
     names = kind.__init__.__code__.co_varnames
     scheduler = kind(**{k: v for k, v in DDPM().scheduler_config().items() if k in names}, **settings)
     scheduler.set_timesteps(steps)

@@ -10,7 +10,7 @@ from tests.tasks.small import digits, small_run, train
 
 @pytest.fixture(scope="session")
 def conditional(tmp_path_factory) -> Path:
-    """The model folder of a net that draws the digit it is told."""
+    """The model folder of a net that draws the digit of its label."""
     folder = tmp_path_factory.mktemp("conditional")
     task = train(small_run(), digits(), 150)
     task.save(task.model, folder)

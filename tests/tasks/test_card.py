@@ -70,3 +70,26 @@ def test_nothing_of_the_run_becomes_markup(tmp_path: Path) -> None:
     assert not [line for line in lines if line.startswith(("---", "license")) or "<script>" in line[:4]]
     outside = [line for line in lines if not line.startswith("    ")]
     assert "<script>" not in "\n".join(outside)
+
+
+def test_of_absolute_paths_only_the_last_part_is_published(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    paths = {
+        "source": "/home/someone/private/cats",
+        "label_file": "C:\\Users\\someone\\labels.csv",
+        "cache": "~/someone/cache",
+        "variables": ["/home/someone/a.nc", "t2m"],
+    }
+    settings = {"format_version": 2, "init": "/home/someone/model", "teacher": "runs/digits", "data": paths}
+    (run / "config.yaml").write_text(write_yaml(settings))
+    found = complete_card(CARD, str(run), 9, None)
+    assert "someone" not in found
+    assert "- data: cats\n" in found
+    shown = yaml.safe_load(found.rpartition("only the last part is shown:\n")[2])
+    assert shown.pop("data") == {
+        "source": "cats",
+        "label_file": "labels.csv",
+        "cache": "cache",
+        "variables": ["a.nc", "t2m"],
+    }
+    assert shown == {"init": "model", "teacher": "runs/digits"}

@@ -6,11 +6,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, LDMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -19,6 +20,9 @@ import evaluate
 import export
 import sample
 import train
+from diffusion import DDPM, EDM, Formulation, generators
+from exporting.diffusers_folder import save_diffusers
+from exporting.latents import fold_units
 from metrics import frechet_distance
 from pictures.autoencoder import Autoencoder, load_autoencoder
 from pictures.files import read_image
@@ -26,6 +30,7 @@ from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
 from pictures.units import Units
 from pipelines.classification import ImageClassifier
+from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.graphs import check_graphs
 from resnet import ResNetConfig
@@ -35,6 +40,7 @@ from tasks.comparison import QualityConfig
 from tasks.denoising import DiffusionAugment, DiffusionConfig, DiffusionTask
 from tasks.distillation import DistillationRun
 from tasks.ensemble import EnsembleConfig
+from tasks.init import read_init
 from tasks.likelihood import bits_per_dimension
 from tasks.quality import Quality
 from tasks.regression import RegressionRun
@@ -42,11 +48,13 @@ from tasks.superresolution import SuperResolutionRun
 from tests.tasks.small import ROOT, SMALL, shaken, small_run
 from training.data import DataConfig, Images, open_images
 from training.data.cache import build
+from unet import UNet, UNetConfig
 from web.models import describe_model
 
 COUNT = 24
 PREPARED = Preprocessing(size=(8, 8), channels=1)
 NARROW = replace(SMALL, base_channels=8, channel_multipliers=(1,), attention_levels=(), groups=4, middle="none")
+UNITS = {"scaling_factor": 0.5, "shift_factor": 0.25}
 DOWN, UP = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
 
 
@@ -54,7 +62,7 @@ def make(seed: int = 0, channels: int = 1, **fields) -> AutoencoderKL:
     """A small autoencoder with random weights, which halves the size."""
     torch.manual_seed(seed)
     widths = {"block_out_channels": (4, 4), "norm_num_groups": 2, "latent_channels": 2}
-    return AutoencoderKL(channels, channels, DOWN, UP, scaling_factor=0.5, shift_factor=0.25, **widths, **fields)
+    return AutoencoderKL(channels, channels, DOWN, UP, **{**UNITS, **widths, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -416,11 +424,11 @@ def test_neither_likelihood_nor_graphs_are_those_of_pictures(folder: Path, task:
         check_graphs(task.diffusion, "pt2")
 
 
-@pytest.mark.parametrize("script", ["export", "push", "evaluate"])
+@pytest.mark.parametrize("script", ["graph", "push", "evaluate"])
 def test_scripts_that_take_no_latents_print_one_line(folder: Path, model: Path, tmp_path: Path, script: str, capsys):
     source = ["--data.source", str(folder / "pictures"), "--data.validation", "0.5"]
     command = {
-        "export": lambda: export.main([str(model), "--to", "diffusers", "--out", str(tmp_path / "out")]),
+        "graph": lambda: export.main([str(model), "--to", "pt2", "--out", str(tmp_path / "out")]),
         "push": lambda: export.main([str(model), "--push", "owner/name"]),
         "evaluate": lambda: evaluate.main([str(model), *source, "--data.autoencoder", str(folder / "grey")]),
     }[script]
@@ -429,6 +437,121 @@ def test_scripts_that_take_no_latents_print_one_line(folder: Path, model: Path, 
     assert ended.value.code == 2
     assert "autoencoder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# --- the pipeline of diffusers ---
+
+V = DDPM(prediction="v")
+NO_SHIFT = {"shift_factor": None}
+PER_CHANNEL = {"latents_mean": (0.5, -1.0), "latents_std": (2.0, 0.25)}
+NO_CONVS = {"use_quant_conv": False, "use_post_quant_conv": False}
+COLOUR = {"channels": 3}
+
+
+def drawing(objective: Formulation = V, config: UNetConfig = NARROW, **fields) -> DiffusionModel:
+    """A model of latents of 4x4 values without labels, with random weights."""
+    net, autoencoder = UNet(replace(config, in_channels=2, out_channels=2, size=(4, 4))), make(**fields)
+    random = torch.Generator().manual_seed(0)
+    for weight in net.parameters():
+        weight.data.add_(torch.randn(weight.shape, generator=random), alpha=0.1)
+    units = Autoencoder(autoencoder).units
+    return DiffusionModel(net.eval(), objective, pixel_format=units, autoencoder=Autoencoder(autoencoder))
+
+
+def pictures_of(model: DiffusionModel, labels: list[int] | None = None, **options) -> torch.Tensor:
+    """Three pictures in [0, 1], by our own sampler."""
+    latents = model.draw(range(3), labels, seed=5, steps=4, **options)
+    assert latents.abs().max() > 1, "clipping would have an effect"
+    found = (model.decoded(latents) / 2 + 0.5).clamp(0, 1)
+    assert found.std() > 0.05, "pictures, not a constant"
+    return found
+
+
+def pictures_of_pipeline(pipeline: LDMPipeline) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"generator": generators(5, range(3)), "num_inference_steps": 4, "output_type": "np"}
+    return torch.from_numpy(pipeline(batch_size=3, **options).images).permute(0, 3, 1, 2)
+
+
+def saved(model: DiffusionModel, folder: Path) -> LDMPipeline:
+    save_diffusers(model, folder)
+    return LDMPipeline.from_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [{}, NO_SHIFT, PER_CHANNEL, NO_CONVS, NO_SHIFT | NO_CONVS, PER_CHANNEL | NO_CONVS | NO_SHIFT, COLOUR],
+    ids=str,
+)
+@pytest.mark.parametrize("objective", [DDPM(), DDPM(prediction="v", schedule="cosine", zero_terminal_snr=True)])
+def test_the_pipeline_of_diffusers_draws_the_same_pictures(tmp_path: Path, objective: DDPM, fields: dict) -> None:
+    model = drawing(objective, **fields)
+    pipeline, ours = saved(model, tmp_path), pictures_of(model)
+    assert_close(pictures_of_pipeline(pipeline), ours, rtol=0, atol=1e-4)
+    assert_close(pictures_of(load_model(tmp_path)), ours, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{}, NO_SHIFT, PER_CHANNEL | NO_CONVS], ids=str)
+def test_latents_of_an_exported_autoencoder_have_one_unit(fields: dict) -> None:
+    """Its latents, scaled, are the values of the network, and its pictures are the same."""
+    autoencoder, x = Autoencoder(make(**fields)), torch.rand(2, 1, 8, 8) * 2 - 1
+    folded = fold_units(autoencoder)
+    assert folded.units == Units(mean=(0.0, 0.0), std=(2.0, 2.0), transform=("none", "none"))
+    assert (folded is autoencoder) == (fields == NO_SHIFT)
+    values = autoencoder.units.to_unit(autoencoder.encode(x))
+    assert_close(folded.encode(x) / 2, values, rtol=0, atol=1e-5)
+    decoded = autoencoder.decode(torch.from_numpy(autoencoder.units.from_unit(values)))
+    assert_close(folded.decode(2 * values), decoded, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        std, of_folded = (each.net.encode(x).latent_dist.std for each in (autoencoder, folded))
+    assert_close(of_folded, 2 * std / torch.tensor(autoencoder.units.std)[:, None, None])
+
+
+@pytest.mark.slow
+def test_the_card_of_a_pipeline_draws_the_same_pictures(tmp_path: Path, monkeypatch) -> None:
+    """By its code, and by the scheduler for few steps."""
+    model = drawing(DDPM(prediction="v", schedule="cosine", timesteps=20))
+    pipeline, card = saved(model, tmp_path), (tmp_path / "README.md").read_text(encoding="utf-8")
+    names: dict = {"diffusers": diffusers, "scheduler": pipeline.scheduler}
+    exec(re.search(r"^    (scheduler = .*)$", card, re.MULTILINE)[1], names)
+    pipeline.scheduler = names["scheduler"]
+    assert_close(pictures_of_pipeline(pipeline), pictures_of(model, sampler="dpmpp_2m"), rtol=0, atol=1e-4)
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], names)
+    ours = BYTES.from_unit(model.decoded(model.draw(range(4), None, steps=20)))
+    theirs = np.stack([read_image(path) for path in sorted(tmp_path.glob("*.png"))])
+    assert_close(theirs, ours, rtol=0, atol=1)
+    assert "8x8 px with 1 channel" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["cat", "none"])
+def test_one_class_of_latents_is_exported(model: Path, tmp_path: Path, label: str) -> None:
+    export.main([str(model), "--to", "diffusers", "--out", str(tmp_path / "out"), "--label", label])
+    loaded = load_model(model)
+    ours = pictures_of(loaded, [loaded.label(label)] * 3)
+    assert_close(pictures_of_pipeline(LDMPipeline.from_pretrained(tmp_path / "out")), ours, rtol=0, atol=1e-4)
+    found = draw(tmp_path / "out", tmp_path / "drawn", "--num", "3", "--seed", "5", "--steps", "4")
+    assert_close(found[:, None], BYTES.from_unit(2 * ours - 1), rtol=0, atol=1)
+    state, _ = read_init(drawing().net, str(tmp_path / "out"), None, loaded.formulation)
+    assert_close(state, dict(load_model(tmp_path / "out").net.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda: replace(drawing(), classes=("cat", "dog")), r"2 classes.*--label CLASS$"),
+        (lambda: replace(drawing(), classes=("cat",), null_label=True), r"1 class\).*--label CLASS, or --label none"),
+        (lambda: replace(drawing(), size=(4, 8)), r"8x16 px.*sample\.py"),
+        (lambda: drawing(EDM()), r"objective\.kind=edm.*sample\.py"),
+        (lambda: drawing(config=replace(NARROW, groups=4, padding="reflect")), r"padding.*reflect"),
+    ],
+)
+def test_what_the_pipeline_of_diffusers_cannot_draw_is_an_error(tmp_path: Path, broken, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_diffusers(broken(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # --- a run ---

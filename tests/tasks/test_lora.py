@@ -183,8 +183,7 @@ def test_every_field_has_an_effect(conditional: Path) -> None:
 @quiet
 def test_memory_and_dry_run_know_that_few_weights_are_trained(begin: Any, capsys: Any) -> None:
     begin("run", "--dry-run")
-    said = capsys.readouterr().out
-    assert "lora: " in said
+    assert "lora: " in capsys.readouterr().out
     run = parse(RUNS, ["--config", "run.yaml"]).run
     trained = [weight for weight in run.outline().parameters() if weight.requires_grad]
     assert 0 < sum(weight.numel() for weight in trained) < 0.3 * sum(w.numel() for w in run.outline().parameters())
@@ -232,3 +231,20 @@ def test_what_the_network_or_the_machine_lacks_is_refused(monkeypatch: pytest.Mo
         adapt(net, LoraConfig(rank=2, also=("embedding.lable",)), seed=0)
     with pytest.raises(ValueError, match="EDM2UNet has a convolution for LoRA"):
         small_run(init="model", lora=LoraConfig(rank=2), model=EDM2Config(), objective=EDM()).outline()
+
+
+@pytest.mark.parametrize(("rank", "message"), [(99, "rank=99"), (2, "peft")])
+def test_they_are_refused_before_any_work(
+    rank: int, message: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    if rank == 2:
+        monkeypatch.setitem(sys.modules, "peft", None)
+    task = small_run().build(digits())
+    task.save(task.model, tmp_path / "model")
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--init", str(tmp_path / "model"), "--lora.rank", str(rank), "--run", str(tmp_path / "run")])
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out, error.count("\n")) == (2, "", 1)
+    assert message in error
+    assert not (tmp_path / "run").exists()

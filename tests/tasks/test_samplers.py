@@ -5,6 +5,7 @@ from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMPipeline, LDMPipeline
@@ -32,7 +33,8 @@ def pipeline_images(folder: Path, sampler: str, steps: int, count: int) -> torch
     The pipeline does not pass its generators to the steps, some of which draw noise, and reads `init_noise_sigma`
     before it sets the number of steps, on which that value depends for Heun's method. Both are done here.
     """
-    (kind, settings), exported = SCHEDULERS[sampler], DDPMPipeline.from_pretrained(folder)
+    (name, settings), exported = SCHEDULERS[sampler], DDPMPipeline.from_pretrained(folder)
+    kind = getattr(diffusers, name)
     scheduler = kind.from_config(exported.scheduler.config, **settings)
     sources = generators(3, range(count))
     scheduler.set_timesteps(steps)

@@ -64,10 +64,15 @@ def test_the_resolved_config_is_stored(tmp_path):
 
 def test_another_config_is_refused_with_both_values(tmp_path):
     train(tmp_path / "run", images=HALF)
-    differences = ("train.seed=0 .*1", "optimizer.learning_rate=0.01 .*0.02", "model.channels=absent .*64")
+    differences = (
+        "train.seed=0 .*1",
+        "optimizer.learning_rate=0.01 .*0.02",
+        "model.channels=absent .*64",
+        r"model.sides=absent .*\[null, true\]",
+    )
     parts = (re.escape(str(tmp_path / "run")), *differences, "--run NEW --init ", "--fresh")
     with pytest.raises(ValueError, match=".*".join(parts)):
-        opened(tmp_path / "run", learning_rate=0.02, seed=1, other={"model": {"channels": 64}})
+        opened(tmp_path / "run", learning_rate=0.02, seed=1, other={"model": {"channels": 64, "sides": [None, True]}})
 
 
 def test_what_may_change(tmp_path):

@@ -160,7 +160,7 @@ def test_configs_that_edms_adm_cannot_express_are_refused(change: dict[str, Any]
 
 
 def test_other_filters_are_refused() -> None:
-    """They are no weights of ours, but tell the resampling that the weights were trained with."""
+    """They are no weights of ours, but the resampling that the weights were trained with."""
     theirs = weights("edm")
     name = "dec.16x16_up.skip.resample_filter"
     with pytest.warns(UserWarning, match="float16"):
