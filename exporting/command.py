@@ -24,8 +24,8 @@ from storage.write import expand_home
 from tasks.card import check_licence, complete_card
 from training.averages import Average, RunAverages, load_average
 from training.disk_space import is_full
-from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
+from training.progress import print_line
 from training.script import VERSION, show_next
 from web import space
 
