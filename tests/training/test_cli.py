@@ -773,15 +773,6 @@ def run_script(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_train_script_refuses_in_one_line():
-    Path("tiny.yaml").write_text("task: diffusion")
-    done = run_script("--config", "tiny.yaml", "--train.image", "3")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.search(r"^train.py: error: --train\.image .*--train\.images", done.stderr)
-    assert len(done.stderr.splitlines()) == 1
-
-
 def test_train_script_dry_run(folder: Path):
     Path("tiny.yaml").write_text(
         "model: {base_channels: 8, channel_multipliers: [1], attention_levels: [], blocks_per_level: 1, groups: 4}"
