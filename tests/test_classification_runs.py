@@ -14,15 +14,10 @@ from evaluating.command import read_run
 from evaluating.options import read
 from pipelines.classification import load_classifier
 from pipelines.diffusion_folder import load_model
-from tests.test_end_to_end import RECIPE, ROOT, evaluated, launch
+from tests.test_end_to_end import RECIPE, ROOT, evaluated, train_here
 from training.data.open import divided
 
 PAGE = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
-
-
-def train(folder: Path, name: str, *flags: object, processes: int = 1) -> None:
-    common = ("--config", RECIPE, "--run", name, "--data.cache", "cache", "--train.trackers", "[]")
-    launch(folder, "train.py", *common, *flags, processes=processes)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     """The recipe, trained as it stands."""
-    train(folder, "runs/resnet8-digits")
+    flags = ["--config", RECIPE, "--run", "runs/resnet8-digits", "--data.cache", "cache", "--train.trackers", "[]"]
+    train_here(folder, *flags)
     return folder / "runs" / "resnet8-digits"
 
 
