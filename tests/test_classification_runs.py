@@ -43,7 +43,7 @@ def test_the_recipe_reads_97_of_100_held_out_digits(run: Path) -> None:
     assert found["top1"] >= 0.97
 
 
-def test_evaluate_says_the_same_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_the_same_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), "--data.cache", str(run.parent.parent / "cache"), "--classification.validation_batch", "100"])
     printed, found = capsys.readouterr().out, evaluated(run)
     right = round(found["top1"] * 359)

@@ -121,7 +121,7 @@ def test_two_processes_count_every_image_once(runs: Path, capsys: pytest.Capture
     assert float(printed.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
 
 
-def test_the_same_command_again_says_finished(runs: Path) -> None:
+def test_the_same_command_again_prints_finished(runs: Path) -> None:
     printed = launch(runs, "train.py", "--config", "digits.yaml", "--run", "one", "--data.cache", "cache")
     assert "finished: one has seen 320 images" in printed
 

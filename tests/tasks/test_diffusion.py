@@ -157,7 +157,7 @@ def test_a_learned_variance_needs_the_steps_of_ddpm(kind: str) -> None:
         small_run(model=VARIANCE, objective=FORMULATIONS[kind]())
 
 
-def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
+def test_the_table_of_runs_and_what_the_command_line_needs_of_them():
     assert {
         "diffusion": DiffusionRun,
         "classification": ClassificationRun,
@@ -293,7 +293,7 @@ def test_stratified_noise_levels_fall_into_different_parts(objective: Formulatio
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9])
-def test_labels_are_dropped_as_often_as_asked(share):
+def test_labels_are_dropped_as_often_as_set(share):
     task = small_run(diffusion=DiffusionConfig(label_dropout=share)).build(digits())
     seen = []
     task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))

@@ -87,7 +87,7 @@ def test_folding_a_class_into_the_time_bias_is_an_identity(conditional, tmp_path
     assert (ours - other).abs().max() > 1e-2
 
 
-def test_what_the_network_was_told_of_augmentation_is_left_out(tmp_path):
+def test_the_input_for_augmentation_is_left_out(tmp_path):
     task = shaken(small_run(augment=DiffusionAugment(non_leaky=0.12)).build(digits()))
     diffusers_folder.save_diffusers(task.diffusion, tmp_path)
     x, t, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 9, 10])
@@ -495,7 +495,7 @@ def test_a_classifier_on_the_hub(hub, tmp_path, monkeypatch, pixels):  # noqa: F
     assert "<i>" not in (hub.root / "me/x/README.md").read_text()
 
 
-def test_a_network_alone_is_told_the_way(conditional, hub):  # noqa: F811
+def test_the_error_of_a_network_alone_names_the_way_out(conditional, hub):  # noqa: F811
     load_model(conditional).net.push_to_hub("me/x")
     with pytest.raises(ValueError, match=r"nor diffusion\.json.*RUN/model.*--push"):
         load_model("me/x")

@@ -189,7 +189,7 @@ def test_a_damaged_scheduler_is_named(text: str) -> None:
     ("kind", "flags"),
     [("FlowMatchEulerDiscreteScheduler", "--objective.kind flow"), ("EDMEulerScheduler", "--objective.kind edm")],
 )
-def test_a_run_of_another_formulation_is_told_the_flag(kind: str, flags: str) -> None:
+def test_the_error_of_another_formulation_names_the_flag(kind: str, flags: str) -> None:
     unet2d().save_pretrained("p/unet")
     getattr(diffusers, kind)().save_pretrained("p/scheduler")
     with pytest.raises(ValueError, match=flags):
