@@ -1,5 +1,6 @@
 """SIGKILL at random moments, half of them inside a save: to the run, to its launcher, to one of its processes."""
 
+import contextlib
 import random
 import signal
 import time
@@ -7,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.torture.runs import RUNS_PER_TIME, Run, Started, require, send
+from tests.torture.signals import trains
 from training import checkpoint
 
-SECONDS_PER_PIECE = 1.5
+SHARE_AFTER_AN_UPDATE = 0.7
+"""of the kills, so that runs come to their end however slow the machine is; the others come after the data are open"""
+SECONDS_OF_A_START = 1.5
 SECONDS_OF_A_SAVE = 0.02
 
 
@@ -38,7 +42,7 @@ def kill_until(folder: Path, quiet: Run, kills: int, dice: random.Random) -> dic
                 break
             strike(started, dice)
             count["kills"] += 1
-            count["inside a save"] += any(run.checkpoints.glob("tmp-*"))
+            count["inside a save"] += saves(started)
             newest, damaged = checkpoint.newest(run.checkpoints)
             require(not damaged, f"{run.folder.name}: a kill has damaged {damaged}")
             left = newest.images if newest else None
@@ -47,13 +51,31 @@ def kill_until(folder: Path, quiet: Run, kills: int, dice: random.Random) -> dic
 
 
 def wait_for_moment(started: Started, in_save: bool, dice: random.Random) -> bool:
-    """Waits for a random moment of the training, inside a save if `in_save`; False if the run ends before."""
-    end = time.monotonic() + dice.uniform(0, SECONDS_PER_PIECE) if started.wait_for("data: ") else 0
+    """Waits for a random moment, mostly after an update of its own, inside a save of its own if `in_save`.
+
+    False if the command ends before.
+    """
+    if dice.random() < SHARE_AFTER_AN_UPDATE:
+        if not trains(started, dice):
+            return False
+    elif started.wait_for("data: "):
+        time.sleep(dice.uniform(0, SECONDS_OF_A_START))
     while started.process.poll() is None:
-        if time.monotonic() > end and (not in_save or any(started.run.checkpoints.glob("tmp-*"))):
-            time.sleep(dice.uniform(0, SECONDS_OF_A_SAVE) if in_save else 0)
+        if not in_save:
+            return True
+        if saves(started):
+            time.sleep(dice.uniform(0, SECONDS_OF_A_SAVE))
             return started.process.poll() is None
         time.sleep(0.0005)
+    return False
+
+
+def saves(started: Started) -> bool:
+    """Whether the command writes or removes a checkpoint, or died of a kill while it did."""
+    for path in started.run.checkpoints.glob("tmp-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime > started.date:
+                return True
     return False
 
 

@@ -126,11 +126,12 @@ class Started:
         self.run = run
         self.output = run.folder.with_name(f"{run.folder.name}.out")
         environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.date = time.time()
+        """of its start, as that of a file"""
         with self.output.open("w") as out:
             self.process = psutil.Popen(
                 command, cwd=run.folder.parent, env=environment, stdout=out, stderr=out, start_new_session=True
             )
-        self.since = time.monotonic()
 
     def printed(self) -> str:
         return self.output.read_text(errors="replace")
