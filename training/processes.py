@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others: long enough for one of them to decode a large data set."""
-
+CONNECT = timedelta(seconds=20)
+"""How long a process tries, twice, to connect with its launcher, which answers at once unless it is gone."""
 
 LAUNCHER = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -47,11 +48,11 @@ def check_environment() -> None:
 def process_state() -> PartialState:
     """Rank, number of processes and device of this process. The first call joins the process group.
 
-    Raises ValueError as `check_environment` does, and if a launcher started several processes that do not see each
-    other.
+    Raises ValueError as `check_environment` does, if a launcher started several processes that do not see each other,
+    and if the launcher does not answer.
     """
     check_environment()
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT, **_store())
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT, **store_of_launcher())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:
         raise ValueError(
@@ -143,6 +144,17 @@ def attempt(function: Callable[[], T], describe: Callable[[Exception], str]) -> 
     return result, None
 
 
+def connect_again() -> dist.Store:
+    """A connection of its own, for another thread, to the store of the process group. Raises DistNetworkError if the
+    store is gone, that of torchrun with torchrun."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set_timeout(CONNECT)
+    try:
+        return store.clone()  # type: ignore[attr-defined]  # the stubs lack it
+    finally:
+        store.set_timeout(TIMEOUT)
+
+
 def leave_processes(accelerator: Accelerator | None = None, exit_code: int = 0) -> None:
     """Leave the process group and exit: the last call of a script. With several processes it does not return.
 
@@ -164,18 +176,24 @@ def leave_processes(accelerator: Accelerator | None = None, exit_code: int = 0) 
         raise SystemExit(exit_code)
 
 
-def _store() -> dict[str, Any]:
-    """A fresh store for processes that torchrun has restarted, free of the addresses of those that died.
+def store_of_launcher() -> dict[str, Any]:
+    """The store of torchrun, as arguments of the process group; none without torchrun, or if the group exists.
 
-    torchrun passes the same store to every attempt (pytorch#135712). Only on a single machine is its count of restarts
-    known to be the same for all processes; on several, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    PyTorch would try to connect with a torchrun that is gone for as long as processes wait for each other. For
+    processes that torchrun has restarted, the store is free of the addresses of those that died: torchrun passes the
+    same store to every attempt (pytorch#135712). Only on a single machine is its count of restarts known to be the same
+    for all processes; on several, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    machines = int(os.environ.get("GROUP_WORLD_SIZE", 0))
-    restarted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and restarts > 0 and machines == 1
-    if not restarted or dist.is_initialized():
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
         return {}
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world_size, is_master=False)
-    return {"store": dist.PrefixStore(f"restart {restarts}", store), "rank": rank, "world_size": world_size}
+    try:
+        store: dist.Store = dist.TCPStore(address, port, world_size, is_master=False, timeout=CONNECT)
+    except dist.DistNetworkError:
+        raise ValueError(f"the launcher at {address}:{port} does not answer; launch the same command again") from None
+    store.set_timeout(TIMEOUT)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if restarts and int(os.environ.get("GROUP_WORLD_SIZE", 0)) == 1:
+        store = dist.PrefixStore(f"restart {restarts}", store)
+    return {"store": store, "rank": rank, "world_size": world_size}

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from training.processes import connect_again
+
 EXIT_CODE = 69
 """Exit code of a process that waited for one that hangs: EX_UNAVAILABLE. The same command resumes the run."""
 MAX_INTERVAL_S = 5.0
@@ -168,8 +170,8 @@ class Watchdog:
         while not self._ended.wait(self.interval_s):
             try:
                 problem = self.look()
-            except RuntimeError as error:  # the launcher with the store is gone, which `Stop` notices
-                print(f"note: processes that hang are no longer noticed: {error}", file=sys.stderr, flush=True)
+            except RuntimeError as error:
+                _warn(error)
                 return
             if problem is not None:
                 _leave(problem, self.limit_s)
@@ -181,14 +183,24 @@ def watching(progress: Progress, limit_s: float, first: int) -> Iterator[None]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield
         return
-    # a connection of its own for the thread; the stubs lack `clone`
-    store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    try:
+        store = connect_again()
+    except dist.DistNetworkError as error:
+        _warn(error)
+        yield
+        return
     watchdog = Watchdog(progress, dist.get_rank(), dist.get_world_size(), limit_s, first, store)
     watchdog.start()
     try:
         yield
     finally:
         watchdog.close()
+
+
+def _warn(error: RuntimeError) -> None:
+    """Prints that the store is gone. It is that of the launcher, whose end `Stop` notices."""
+    reason = str(error).partition("\n")[0]
+    print(f"note: processes that hang are no longer noticed: {reason}", file=sys.stderr, flush=True)
 
 
 def _leave(problem: str, limit_s: float) -> None:

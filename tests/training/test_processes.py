@@ -1,10 +1,13 @@
+from datetime import timedelta
+
 import pytest
 
-from training.processes import LAUNCHER, check_environment, on_main, process_state
+from training.processes import LAUNCHER, check_environment, on_main, process_state, store_of_launcher
 from training.script import command
 
 
 def test_processes_that_do_not_see_each_other(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE=2 processes were launched, but each would train alone"):
         process_state()
@@ -44,3 +47,12 @@ def test_what_a_launcher_does_not_ask_for_is_fine(monkeypatch, value):
     for name in LAUNCHER:
         monkeypatch.setenv(name, value)
     check_environment()
+
+
+def test_a_launcher_that_is_gone_is_named(monkeypatch):
+    gone = {"TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in (gone | {"WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("training.processes.CONNECT", timedelta(milliseconds=50))
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9"):
+        store_of_launcher()

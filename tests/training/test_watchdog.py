@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from tests.training.hung_rank import UPDATE
 from training.config import TrainConfig
-from training.watchdog import Progress, Watchdog
+from training.watchdog import Progress, Watchdog, watching
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 10.0
@@ -112,6 +114,19 @@ def test_progress_starts_the_time_again():
 def test_a_limit_that_makes_no_sense_is_refused(value):
     with pytest.raises(ValueError, match=f"hang_seconds={value}"):
         TrainConfig(hang_seconds=value)
+
+
+def test_training_goes_on_to_its_stop_if_the_launcher_is_gone(monkeypatch, capsys):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.PrefixStore("group", dist.TCPStore("127.0.0.1", server.port, is_master=False))
+    del server
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr("training.processes.CONNECT", timedelta(milliseconds=50))
+    with watching(Progress(), 10.0, first=1):
+        pass
+    assert "processes that hang are no longer noticed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
