@@ -100,9 +100,9 @@ def draw(
 
 @torch.no_grad()
 def compare(real: torch.Tensor, images: torch.Tensor, model: DiffusionModel, judge: Judge) -> Row:
-    """The figures of drawn images. Raises ValueError if the judge does not know their classes."""
+    """The figures of drawn images. Raises ValueError if the judge lacks their classes."""
     if judge.probabilities is None or judge.classes is None or set(model.classes or ()) - set(judge.classes):
-        raise ValueError("the judge does not know the classes of the model; give a classifier of such images")
+        raise ValueError("the judge lacks classes of the model; give a classifier of such images")
     drawn = judge.features(images)
     names = model.names(model.cycle(range(len(images)))) or []
     wanted = torch.tensor([judge.classes.index(name) for name in names], device=drawn.device)

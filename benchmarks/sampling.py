@@ -2,7 +2,7 @@
 
     python -m benchmarks.sampling
 
-By default 64 images of the network of configs/digits.yaml, without classes, which the pipeline does not know, in 50
+By default 64 images of the network of configs/digits.yaml, without classes, which the pipeline does not take, in 50
 steps, with random weights. `--preset` gives a published network instead. The largest difference of the images is
 printed first. The last row is the time of the convolutions and matrix products of all steps alone.
 """

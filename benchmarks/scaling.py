@@ -51,7 +51,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cost model knows of the hardware. The defaults are H200s; docs/scaling.md says where they are from."""
+    """The hardware in the cost model. The defaults are H200s; docs/scaling.md has their sources."""
 
     flops: float = 989e12
     """dense bf16 operations per second of a GPU, as published"""

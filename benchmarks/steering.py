@@ -83,7 +83,7 @@ def numbers(images: Images, classes: Sequence[str]) -> Int64[Tensor, "n"]:
     assert images.labels is not None, "the caller checks it"
     names = images.classes or ()
     if lacking := [name for name in names if name not in classes]:
-        raise ValueError(f"judge does not know the class {lacking[0]!r}; give a classifier of such images")
+        raise ValueError(f"judge has no class {lacking[0]!r}; give a classifier of such images")
     return torch.tensor([classes.index(name) for name in names])[torch.from_numpy(images.labels)]
 
 

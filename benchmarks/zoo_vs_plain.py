@@ -10,7 +10,7 @@ activations, as that of the zoo does. The process keeps freed memory, as in trai
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -138,10 +138,9 @@ def zoo_copy(config: resnet.ResNetConfig, plain: PlainResNet) -> nn.Module:
     return net
 
 
-def forward(net: nn.Module, x: Tensor) -> Call:
+def forward(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     """A forward pass in eval mode, of images in the layout of the weights."""
-    last = next(net.parameters()).is_contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    x = in_layout_of(net, x)
 
     @torch.inference_mode()
     def call() -> Tensor:
@@ -150,8 +149,15 @@ def forward(net: nn.Module, x: Tensor) -> Call:
     return call
 
 
+def in_layout_of(net: nn.Module, x: Tensor) -> Tensor:
+    """Images in the layout of the weights of a network."""
+    last = next(net.parameters()).is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def training_step(net: nn.Module, x: Tensor) -> Call:
-    """A training step with fused SGD."""
+    """A training step with fused SGD, on images in the layout of the weights."""
+    x = in_layout_of(net, x)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
     label = torch.arange(len(x), device=x.device)
 

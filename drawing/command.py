@@ -14,12 +14,12 @@ from drawing.write import write
 from pipelines.drawn import gather_drawn
 from residual.names import amount
 from training.compile import explain_compile_error, require_compiler
-from training.log import print_line
 from training.processes import leave_processes, on_main, process_state
+from training.progress import print_line
 from training.script import show_next
 
 COMPILE_OPTION = "compile=True", "leave it out"
-"""the option that asks for compilation, and what to do without it"""
+"""the option that requests compilation, and what to do without it"""
 
 
 def run(args: argparse.Namespace) -> None:

@@ -26,11 +26,10 @@ from storage.show import printable
 from storage.write import remove
 from training.compile import compile_for_drawing
 from training.disk_space import is_full, require_disk_space
-from training.log import print_line
 from training.memory import free_bytes, is_out_of_memory
 from training.precision import place
 from training.processes import process_state
-from training.progress import Bar
+from training.progress import Bar, print_line
 from training.report import activation_bytes
 
 MAX_FRAMES = 40

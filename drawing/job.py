@@ -423,7 +423,7 @@ def _labels(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this process. Raises ValueError if torch does not know it or cannot use it."""
+    """The device of this process. Raises ValueError if torch has no such device or cannot use it."""
     if name == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"
     state = process_state()

@@ -29,12 +29,11 @@ from training.averages import RunAverages, load_average
 from training.data import DataConfig
 from training.data.sources.records import Item
 from training.data.sources.source import find_source
-from training.log import print_line
 from training.memory import explain_out_of_memory
 from training.output_folder import OutputFolder, default_folder, weights_sha256
 from training.precision import choose_precision, place
 from training.processes import leave_processes, on_main, process_state
-from training.progress import Bar
+from training.progress import Bar, print_line
 from training.script import VERSION, show_next
 
 RECORD = "upscaled.json"

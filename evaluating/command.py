@@ -405,7 +405,7 @@ def _compared(lines: list[str], measure: Callable[[Any], Figures | None], compar
         ]
         if left_out := [name for name in NEEDS_CLASSES if name not in found]:
             no_classes = comparison.judge.classes is None
-            reason = "the judge gives no probabilities" if no_classes else "the judge does not know their classes"
+            reason = "the judge gives no probabilities" if no_classes else "the judge lacks their classes"
             more.append(f"left out: {', '.join(left_out)}, because {reason}")
         return lines + more
 

@@ -13,19 +13,18 @@ from torch import Tensor
 
 from exporting.diffusers_folder import card, save_diffusers
 from exporting.options import DIFFUSERS, SPACE
-from pipelines import classification, graphs
+from pipelines import graphs, kinds
 from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE, DiffusionModel
 from pipelines.diffusion_folder import VQVAE, load_model
-from pipelines.superresolution import is_upscaler, load_upscaler
-from residual.weights.pretrained import local_folder, upload
+from residual.weights.pretrained import upload
 from storage.show import printable
 from storage.write import expand_home
 from tasks.card import check_licence, complete_card
 from training.averages import Average, RunAverages, load_average
 from training.disk_space import is_full
-from training.log import print_line
 from training.output_folder import OutputFolder, weights_sha256
+from training.progress import print_line
 from training.script import VERSION, show_next
 from web import space
 
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     show_next(next_command(args, export.model))
 
 
-def next_command(args: argparse.Namespace, model: graphs.Model) -> str | None:
+def next_command(args: argparse.Namespace, model: kinds.Model) -> str | None:
     """The command that uses what was written or uploaded, quoted for a shell; None for programs of one's own."""
     place = args.push or shlex.quote(str(args.out))
     if args.to == SPACE:
@@ -100,7 +99,7 @@ def next_command(args: argparse.Namespace, model: graphs.Model) -> str | None:
 class Export:
     """What is exported, and how it is written to a folder."""
 
-    model: graphs.Model
+    model: kinds.Model
     save: Callable[[Path], None]
     label: int | None = None
 
@@ -121,9 +120,8 @@ def _export(args: argparse.Namespace) -> Export:
     return Export(found, partial(save_weights, weights, layout=args.to))
 
 
-def _any_model(args: argparse.Namespace) -> graphs.Model:
-    load: Callable[..., graphs.Model] = load_upscaler if is_upscaler(local_folder(args.model)) else _loader(args)
-    return load_average(load, args.model, _average(args))
+def _any_model(args: argparse.Namespace) -> kinds.Model:
+    return load_average(kinds.loader(args.model), args.model, _average(args))
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path, layout: str) -> None:
@@ -155,13 +153,15 @@ def _push(args: argparse.Namespace) -> None:
     show_next(next_command(args, model))
 
 
-def _complete(args: argparse.Namespace, text: str, model: graphs.Model) -> str:
+def _complete(args: argparse.Namespace, text: str, model: kinds.Model) -> str:
     """A card with the licence, and with what is known of the run."""
     return complete_card(text, args.model, model.images_seen, args.license, is_main=args.ema is None)
 
 
 def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
-    model = _drawing(load_average(_loader(args), args.model, _average(args)))
+    is_classifier = kinds.loader(args.model) is load_classifier
+    load: Callable[..., DiffusionModel | ImageClassifier] = load_classifier if is_classifier else load_model
+    model = _drawing(load_average(load, args.model, _average(args)))
     if isinstance(model, DiffusionModel) and model.autoencoder is not None:
         raise ValueError(
             "this model draws latents of an autoencoder, which the code of a model card does not decode; add --to "
@@ -170,24 +170,18 @@ def _load(args: argparse.Namespace) -> DiffusionModel | ImageClassifier:
     return model
 
 
-def _loader(args: argparse.Namespace) -> Callable[..., DiffusionModel | ImageClassifier]:
-    folder = local_folder(args.model)
-    is_classifier = any((place / classification.DESCRIPTION_FILE).is_file() for place in (folder, folder / "model"))
-    return load_classifier if is_classifier else load_model
-
-
 def _drawing(model: Model) -> Model:
     """The model, if others can use it alone. Raises ValueError for one that enlarges pictures, that needs more than a
     label, or whose values are standardised."""
     if isinstance(model, DiffusionModel) and model.upscale is not None:
         raise ValueError(
-            f"this model enlarges pictures (upscale={model.upscale}), which neither diffusers nor a model card knows; "
+            f"this model enlarges pictures (upscale={model.upscale}), which diffusers and model cards do not support; "
             "give its folder, RUN/model, to sample.py --upscale"
         )
     if isinstance(model, DiffusionModel) and (model.inputs is not None or model.output_format.limit != 1):
         what = "draws standardised values" if model.inputs is None else "takes more than noise and a label"
         raise ValueError(
-            f"this model {what}, which neither diffusers nor a model card knows; give its folder, RUN/model, to "
+            f"this model {what}, which diffusers and model cards do not support; give its folder, RUN/model, to "
             "sample.py"
         )
     return model

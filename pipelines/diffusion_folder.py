@@ -49,7 +49,7 @@ Description = tuple[Formulation, tuple[str, ...] | None, bool, AnyFormat, tuple[
 def load_model(path: str | Path, weights: Mapping[str, Tensor] | None = None) -> DiffusionModel:
     """The model of a run folder (its newest) or of a model folder, on the CPU, in float32 and in eval mode.
 
-    A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler says what
+    A folder of diffusers is one, too: a pipeline around a `UNet2DModel`, or such a network, whose scheduler has what
     it predicts. `path` may also be "owner/name" on the Hugging Face hub. `weights` replace those of the network, such
     as by another average of its run. Raises ValueError, with the reason, if there is no model, if it is incomplete,
     and for weights that do not fit.

@@ -43,7 +43,7 @@ def model_folder(path: str | Path) -> Path:
     if not (Path(path) / "config.yaml").is_file():
         return _open(path)
     if not (Path(path) / "model").is_dir():
-        raise ValueError("this run has not saved a model yet")
+        raise ValueError(f"the run {str(path)!r} has not saved a model yet; continue it, or give another model")
     return Path(path) / "model"
 
 

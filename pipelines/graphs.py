@@ -27,10 +27,10 @@ from pictures.files import are_saved_as_bytes
 from pipelines.classification import ImageClassifier
 from pipelines.diffusion import DiffusionModel
 from pipelines.graph_formats import SUFFIXES
+from pipelines.kinds import Model
 from pipelines.superresolution import DiffusionUpscaler, EDSRUpscaler
 from storage.extra import require_extra
 
-Model = DiffusionModel | ImageClassifier | EDSRUpscaler | DiffusionUpscaler
 DESCRIPTION = "graph.json"
 TOLERANCE = 1e-4
 """largest difference from PyTorch, as a share of the largest absolute value of the output (at least 1)"""

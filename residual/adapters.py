@@ -23,7 +23,7 @@ _KINDS = ("parallel", "series")
 class Adapter(nn.Module):
     """What is added to the output of a layer: a linear map of the layer's input (parallel) or of its output (series).
 
-    The map is the submodule called `parallel` or `series`. `on` says whether it is added.
+    The map is the submodule called `parallel` or `series`. `on`: whether it is added.
     """
 
     def __init__(self, kind: str, linear: nn.Module) -> None:

@@ -61,7 +61,7 @@ class CrossAttention(nn.Module):
     The rows of `kv` are ordered (k, v) × head × channel. For `heads` and `head_channels` see `head_count`.
 
     The output map starts at zero. Neither input is normalised: place a `NormAct(channels, act=None)` before the pixels.
-    Items do not know their place: add an embedding of it to them where their order matters. Raises ValueError for fewer
+    Items have no position: add an embedding of it to them where their order matters. Raises ValueError for fewer
     than one channel of the items.
     """
 

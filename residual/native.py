@@ -143,8 +143,8 @@ def _key() -> str:
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.exists() else []
     found = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    told = (SOURCE.read_text(), os.environ.get("CC", ""), *FLAGS, platform.machine(), *found)
-    return _hash("\n".join(told).encode())
+    parts = (SOURCE.read_text(), os.environ.get("CC", ""), *FLAGS, platform.machine(), *found)
+    return _hash("\n".join(parts).encode())
 
 
 def _hash(data: bytes) -> str:

@@ -42,7 +42,7 @@ def is_regular(path: Path) -> bool:
 
 
 class BoundedReader(io.BufferedReader):
-    """An open file that takes no memory for bytes beyond its end, however many a damaged header asks for."""
+    """An open file that takes no memory for bytes beyond its end, however many a damaged header states."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """The next `size` bytes, or as many as there are; all if it is negative or None."""

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from pipelines.classification import ImageClassifier
 from resnet import Classifier
 from tasks.class_outcome import SURPLUS, ClassCounter
 from training.data import BatchReader, ImageSet
-from training.processes import meet, on_main, process_state
+from training.processes import gather, on_main, process_state
 from training.task import Evaluation, EvaluationContext, Figure
 
 
@@ -34,16 +35,11 @@ def accuracy(
     Call it on every process; each takes `batch` images at a time, and all call `interrupted()` equally often. The
     network of the classifier must be in eval mode and on the device.
     """
-    from torchmetrics import MeanMetric
-    from torchmetrics.classification import MulticlassAccuracy
-
     state, device = process_state(), next(classifier.net.parameters()).device
     rank, ranks, classes = state.process_index, state.num_processes, len(classifier.classes)
     batch = min(batch, -(-len(images) // ranks))
     best = {f"top{k}": k for k in (1, 5) if k == 1 or classes > k}
-    options = {"average": "micro", "ignore_index": SURPLUS, "validate_args": False}
-    shares = {name: MulticlassAccuracy(classes, top_k=k, **options).to(device) for name, k in best.items()}
-    loss = MeanMetric().to(device)
+    sums = torch.zeros(len(best) + 1, device=device)
     with closing(BatchReader(images, 0, batch * ranks, rank, ranks, device=device)) as reader:
         for step in range(-(-len(images) // (batch * ranks))):
             if interrupted():
@@ -56,14 +52,15 @@ def accuracy(
             losses = F.cross_entropy(logits, label, ignore_index=SURPLUS, reduction="none")
             if counter is not None:
                 counter.add(stored, label, logits, losses)
-            loss.update(losses, (label != SURPLUS).float())
-            for share in shares.values():
-                share.update(logits, label)
-    meet()  # before torchmetrics exchanges its sums
-    return {
-        **{name: share.compute().item() for name, share in shares.items()},
-        "validation_loss": loss.compute().item(),
-    }
+            sums += torch.stack([*(_count_right(logits, label, k) for k in best.values()), losses.sum()])
+    means = torch.tensor(gather([sums.tolist()])).sum(dim=0) / len(images)
+    return dict(zip((*best, "validation_loss"), means.tolist(), strict=True))
+
+
+def _count_right(logits: Float[Tensor, "b classes"], label: Int[Tensor, "b"], k: int) -> Int[Tensor, ""]:
+    """The number of images whose label is among the `k` most likely classes."""
+    likely = logits.argmax(dim=1, keepdim=True) if k == 1 else logits.topk(k, dim=1).indices
+    return (likely == label[:, None]).sum()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from training.yaml_file import read_yaml, write_yaml
 
 LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 NO_LICENCE = re.compile(r"^# license:.*\n", re.MULTILINE)
-"""the line of a card that asks for one"""
+"""the line of a card that stands for a missing one"""
 SEEDS = ("train.seed", "quality.seed", "ensemble.seed")
 
 

@@ -65,7 +65,7 @@ class DiffusionAugment:
     crop_positions: Literal["plane", "periodic_width"] | None = None
     """with crop_px: further inputs with the place of each pixel in the whole image. `plane`: y and x from -1 to 1;
     `periodic_width`: y, and sine and cosine of the longitude, with squares that go on across the left and right border.
-    The model then draws whole images, in windows of that side. null: the network does not know the place"""
+    The model then draws whole images, in windows of that side. null: no input has the place"""
     flip: bool = False
     """mirror each image left to right with probability 1/2"""
     non_leaky: float = 0.0

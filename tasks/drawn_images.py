@@ -55,7 +55,7 @@ def _has_labels(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return "arr_1.npy" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
-        return False  # reading the images says what is wrong
+        return False  # reading the images reports what is wrong
 
 
 def _read(source: Path, data: DataConfig, values: AnyFormat, **fields: Any) -> Images:

@@ -87,7 +87,7 @@ def open_judge(name: str, images: Images, input: Input | None, size: int | None,
         return _scripted(path, images, Preparation(input, size, rgb))
     if (input, size, rgb) != (None, None, False):
         raise ValueError(
-            f"quality.judge={name} is a classifier of this project, which knows its preprocessing; leave "
+            f"quality.judge={name} is a classifier of this project, which has its preprocessing; leave "
             "quality.judge_input, judge_size and judge_rgb out"
         )
     return _classifier(name, images)

@@ -11,6 +11,7 @@ import tests.typecheck  # noqa: F401
 os.environ["RESIDUAL_KERNELS"] = (
     "0"  # numbers that do not depend on a compiler; tests/residual/test_native.py has them on
 )
+gc.disable()  # until the end of the collection
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +21,7 @@ def _seeded() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Imported modules are no garbage: collections during the tests skip their million objects."""
+    """Imported modules are no garbage: neither their import nor the tests search their million objects for it."""
     gc.collect()
     gc.freeze()
+    gc.enable()

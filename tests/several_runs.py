@@ -1,4 +1,4 @@
-"""Run by torchrun or alone: train.py once for each list of arguments, without a start of the processes for each."""
+"""Run by torchrun: train.py once for each list of arguments, without a start of the processes for each."""
 
 import json
 import sys

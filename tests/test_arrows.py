@@ -161,12 +161,12 @@ def test_nothing_imports_a_script() -> None:
 
 
 def test_nothing_that_can_run_code_is_ever_loaded() -> None:
-    """Weights are safetensors, what is said of them JSON or YAML without tags; a pickle is never opened."""
+    """Weights are safetensors, what describes them JSON or YAML without tags; a pickle is never opened."""
     patterns = (
         r"^\s*(import|from) (c?pickle|dill|joblib|shelve|marshal)\b",
         r"allow_pickle=True",
         r"yaml\.(unsafe_load|full_load|load)\((?!.*, _Loader\))",  # a SafeLoader, see below
-        r"torch\.load\((?!PATH, weights_only=True\), ')",  # said in the message about pickles, not done
+        r"torch\.load\((?!PATH, weights_only=True\), ')",  # in the message about pickles, not called
     )
     forbidden = re.compile("|".join(patterns))
     assert issubclass(_Loader, yaml.SafeLoader)

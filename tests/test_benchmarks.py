@@ -1,6 +1,7 @@
 """The benchmarks: what is concluded from timings, and each comparison once, with small networks."""
 
 import argparse
+import copy
 import math
 import sys
 import time
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
+import resnet
 from benchmarks import (
     data,
     gpu,
@@ -26,6 +28,7 @@ from benchmarks import (
     unet_vs_diffusers,
     windows,
     zoo_vs_plain,
+    zoo_vs_timm,
 )
 from benchmarks.paired import CONTROL, Plan, Timings
 from benchmarks.steps import NoisePrediction, TheirStep, build, build_theirs
@@ -180,6 +183,39 @@ def test_a_comparison_prints_its_table(main: Callable[[list[str]], None], argume
     assert all(row in printed for row in (*rows, CONTROL))
 
 
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 0.05)])
+@pytest.mark.parametrize("what", zoo_vs_timm.KINDS)
+def test_every_network_of_the_comparison_with_timm_predicts_the_same(what: str, bf16: bool, tolerance: float) -> None:
+    ours = resnet.build(resnet.ResNetConfig(blocks_per_stage=(1, 1), widths=(8, 16), stem_channels=8, num_classes=5))
+    theirs = zoo_vs_timm.with_random_norms(copy.deepcopy(ours)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    arrange, work = zoo_vs_timm.KINDS[what]
+    nets, x = arrange(ours, theirs, CPU, bf16), torch.randn(2, 3, 32, 32)
+    assert {"ours", CONTROL, "timm", zoo_vs_timm.TIMM} <= nets.keys()
+    for net in nets.values():
+        found = zoo_vs_timm.difference(net, theirs, x)
+        assert bf16 * 1e-4 <= found < tolerance
+        work(net, x)()
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_timm_that_cannot_be_imported_is_one_line(
+    is_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The package of a folder lacks a library; or no package is installed."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if is_folder:
+        (tmp_path / "timm").mkdir()
+        (tmp_path / "timm" / "__init__.py").write_text("import absent_library\n")
+        monkeypatch.delitem(sys.modules, "timm", raising=False)
+    else:
+        monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SystemExit) as ended:
+        zoo_vs_timm.main(["--timm", str(tmp_path)] if is_folder else [])
+    assert ended.value.code == 2
+    assert ("absent_library" if is_folder else "--timm") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "error"),
     [
@@ -191,6 +227,8 @@ def test_a_comparison_prints_its_table(main: Callable[[list[str]], None], argume
         (train_vs_script.main, "--script absent.py", "--script=absent.py"),
         (train_vs_script.main, "--updates 0", "--updates=0"),
         (windows.main, "--num 0", "--num=0"),
+        (zoo_vs_timm.main, "--timm absent", "--timm=absent"),
+        (zoo_vs_timm.main, "--batch 8 0", "--batch=0"),
     ],
 )
 def test_wrong_options_are_one_line(main: Callable[[list[str]], None], arguments: str, error: str, capsys) -> None:

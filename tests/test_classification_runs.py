@@ -14,15 +14,10 @@ from evaluating.command import read_run
 from evaluating.options import read
 from pipelines.classification import load_classifier
 from pipelines.diffusion_folder import load_model
-from tests.test_end_to_end import RECIPE, ROOT, evaluated, launch
+from tests.test_end_to_end import RECIPE, ROOT, evaluated, train_here
 from training.data.open import divided
 
 PAGE = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
-
-
-def train(folder: Path, name: str, *flags: object, processes: int = 1) -> None:
-    common = ("--config", RECIPE, "--run", name, "--data.cache", "cache", "--train.trackers", "[]")
-    launch(folder, "train.py", *common, *flags, processes=processes)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     """The recipe, trained as it stands."""
-    train(folder, "runs/resnet8-digits")
+    flags = ["--config", RECIPE, "--run", "runs/resnet8-digits", "--data.cache", "cache", "--train.trackers", "[]"]
+    train_here(folder, *flags)
     return folder / "runs" / "resnet8-digits"
 
 
@@ -43,13 +39,13 @@ def test_the_recipe_reads_97_of_100_held_out_digits(run: Path) -> None:
     assert found["top1"] >= 0.97
 
 
-def test_evaluate_says_the_same_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_the_same_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), "--data.cache", str(run.parent.parent / "cache"), "--classification.validation_batch", "100"])
-    said, found = capsys.readouterr().out, evaluated(run)
+    printed, found = capsys.readouterr().out, evaluated(run)
     right = round(found["top1"] * 359)
-    assert f"model: {run} at 20,032 images seen\nimages: 359 grey images of 8 x 8 px" in said
-    assert f"top1: {right / 359:.4f} ({right} of 359)\ntop5: " in said
-    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+    assert f"model: {run} at 20,032 images seen\nimages: 359 grey images of 8 x 8 px" in printed
+    assert f"top1: {right / 359:.4f} ({right} of 359)\ntop5: " in printed
+    assert float(printed.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
 
 
 def test_evaluate_shows_help_with_the_values_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

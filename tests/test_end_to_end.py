@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 import evaluate
+import train
 from training.checkpoint import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -49,29 +51,42 @@ def launch(folder: Path, script: str, *arguments: object, processes: int = 1) ->
     return done.stdout
 
 
+def train_here(folder: Path, *arguments: object) -> None:
+    """Run train.py in `folder`, without another process."""
+    forget_precision()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ACCELERATE_USE_CPU", "1")
+        train.main([*map(str, arguments)])
+    forget_precision()
+
+
+def forget_precision() -> None:
+    """The next run in this process may have another one."""
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every run has been trained for ten updates; those in pieces were stopped after six.
 
-    The classifier has seen 640 images. Only the end of the pieces is a launch of its own, as it is for a user.
+    The classifier has seen 640 images. Those on two processes share a start, but for the end of the pieces.
     """
     out = tmp_path_factory.mktemp("runs")
     (out / "digits.yaml").write_text(CONFIG)
     (out / "edm2.yaml").write_text(EDM2)
-
-    def train(runs: dict[str, list[str]], processes: int = 1) -> None:
-        commands = [["--run", name, "--data.cache", "cache", *flags] for name, flags in runs.items()]
-        launch(out, "tests/several_runs.py", json.dumps(commands), processes=processes)
-
     digits, edm2 = ["--config", "digits.yaml"], ["--config", "edm2.yaml"]
     dropout = [*digits, "--model.dropout", "0.2"]
     classifier = ["--config", str(RECIPE), "--train.trackers", "[]", "--train.images", "640"]
     classifier += ["--train.eval_every_images", "640"]
-    train({"one": digits, "accumulated": [*digits, "--train.micro_batch", str(BATCH // 4)], "edm2": edm2})
     pieces = [*dropout, "--train.images", str(6 * BATCH)]
-    train(
-        {"two": digits, "edm2_two": edm2, "straight": dropout, "pieces": pieces, "classifier": classifier}, processes=2
-    )
+    accumulated = [*digits, "--train.micro_batch", str(BATCH // 4)]
+    for name, flags in {"one": digits, "accumulated": accumulated, "edm2": edm2}.items():
+        train_here(out, "--run", name, "--data.cache", "cache", *flags)
+    two = {"two": digits, "edm2_two": edm2, "straight": dropout, "pieces": pieces, "classifier": classifier}
+    commands = [["--run", name, "--data.cache", "cache", *flags] for name, flags in two.items()]
+    launch(out, "tests/several_runs.py", json.dumps(commands), processes=2)
     printed = launch(out, "train.py", "--run", "pieces", "--data.cache", "cache", *dropout, processes=2)
     assert "resuming pieces from 192 images (update 6)" in printed
     return out
@@ -113,17 +128,17 @@ def test_dropout_makes_another_run(runs: Path) -> None:
 def test_two_processes_count_every_image_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """359 images are 180 and 179; both processes have the batch norms of the first, which are those that are saved."""
     evaluate.main([str(runs / "classifier"), "--data.cache", str(runs / "cache")])
-    said, found = capsys.readouterr().out, evaluated(runs / "classifier")
+    printed, found = capsys.readouterr().out, evaluated(runs / "classifier")
     for name in ("top1", "top5"):
         count = found[name] * 359
         assert count == pytest.approx(round(count), abs=1e-3)
-        assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in said
-    assert float(said.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
+        assert f"{name}: {found[name]:.4f} ({round(count)} of 359)" in printed
+    assert float(printed.split()[-1]) == pytest.approx(found["validation_loss"], abs=1e-3)
 
 
-def test_the_same_command_again_says_finished(runs: Path) -> None:
-    printed = launch(runs, "train.py", "--config", "digits.yaml", "--run", "one", "--data.cache", "cache")
-    assert "finished: one has seen 320 images" in printed
+def test_the_same_command_again_prints_finished(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_here(runs, "--config", "digits.yaml", "--run", "one", "--data.cache", "cache")
+    assert "finished: one has seen 320 images" in capsys.readouterr().out
 
 
 def test_a_run_can_be_sampled(runs: Path) -> None:

@@ -78,8 +78,8 @@ def test_two_machines_train_what_one_does(tmp_path: Path, environment: dict[str,
         for number in range(2)
     ]  # fmt: skip
     for process in started:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said[-4000:]
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-4000:]
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-5)
 
 
@@ -104,16 +104,16 @@ def test_a_slurm_job_that_reaches_its_limit_is_requeued_and_goes_on(
     for process in psutil.Process(first.pid).children(recursive=True):
         if process.cmdline()[1:2] == ["train.py"]:
             process.send_signal(signal.SIGUSR1)
-    said, _ = first.communicate(timeout=120)
-    assert first.returncode == 75, said
-    assert "stopped by SIGUSR1 after" in said
-    assert f"requeued {job['SLURM_JOB_ID']}" in said
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 75, output
+    assert "stopped by SIGUSR1 after" in output
+    assert f"requeued {job['SLURM_JOB_ID']}" in output
 
     again = submit(1)
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said
-    assert "resuming run from" in said
-    assert "requeued" not in said
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert "resuming run from" in output
+    assert "requeued" not in output
     assert len(losses(tmp_path / "run")) == 120  # one line per update: nothing repeated, nothing left out
 
 

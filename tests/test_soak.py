@@ -23,7 +23,7 @@ def sampled(seed: int, growth_per_hour: float) -> Series:
     return Series(0, seconds.tolist(), values.astype(int).tolist(), [9] * len(seconds), [3] * len(seconds))
 
 
-def test_a_leak_is_told_from_noise() -> None:
+def test_a_leak_is_distinguished_from_noise() -> None:
     flat, leaking = ([sampled(seed, growth) for seed in range(8)] for growth in (0.0, 1e8))
     found = Slopes.of(flat, "bytes")
     assert found is not None

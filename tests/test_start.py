@@ -1,5 +1,6 @@
 """Help, completion and wrong options do not wait for PyTorch, which takes seconds to import."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -25,6 +26,15 @@ else:
     raise AssertionError("the script has begun")
 assert "torch" not in sys.modules
 """
+WRONG_FLAG = """
+import sys
+import train
+sys.argv = ["train.py", "--train.image", "3"]
+try:
+    train.main()
+except SystemExit as end:
+    print(end.code, [name for name in {late} if name in sys.modules])
+"""
 
 
 @pytest.mark.parametrize(
@@ -43,11 +53,13 @@ def test_help_and_wrong_options_import_no_torch(script: str, wrong: list[list[st
     assert done.returncode == 0, done.stderr
 
 
-def test_training_imports_a_library_where_it_is_used() -> None:
+def test_a_wrong_flag_of_training_is_one_line_before_the_libraries_of_a_run_are_imported() -> None:
     late = ["datasets", "diffusers", "huggingface_hub", "matplotlib", "scipy", "sklearn", "torch._dynamo"]
-    code = f"import sys, train; print([name for name in {late} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_FLAG.format(late=late)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "2 []\n"), done.stderr
+    assert re.fullmatch(r"train.py: error: --train\.image .*--train\.images.*\n", done.stderr)
 
 
 def test_packages_import_their_names_when_they_are_used() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from residual.names import shorten
 from residual.weights.config import read_config, read_json
 from storage.write import replace_folder, write_text
-from training.log import print_line
+from training.progress import print_line
 from training.run_folder import set_aside
 from training.task import Figure
 

@@ -29,7 +29,7 @@ KINDS_OF_BLOCKS = 256
 def require_compiler(option: str, otherwise: str, device: torch.device) -> list[str]:
     """Chooses the folder of compiled code, and compiles one operation as a test. Returns lines to print.
 
-    `option` asks for compilation, such as "train.compile=full"; `otherwise` is what to do without. Raises ValueError,
+    `option` requests compilation, such as "train.compile=full"; `otherwise` is what to do without. Raises ValueError,
     with both, if code for `device` cannot be compiled.
     """
     folder, lines = code_folder()

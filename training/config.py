@@ -80,7 +80,7 @@ class TrainConfig:
 
     @property
     def compile_option(self) -> tuple[str, str]:
-        """The setting that asks for compilation, and what to do without it; see `training/compile.py`."""
+        """The setting that requests compilation, and what to do without it; see `training/compile.py`."""
         return f"train.compile={self.compile}", "give train.compile=off"
 
     @property

@@ -9,9 +9,10 @@ from accelerate.utils import gather_object
 
 from residual.names import amount, shorten
 from training import checkpoint
-from training.log import RunLog, print_line
+from training.log import RunLog
 from training.meter import diverged
 from training.processes import on_main
+from training.progress import print_line
 from training.state import restore
 from training.step import Step, StepResult
 

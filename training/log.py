@@ -17,20 +17,10 @@ from tqdm import tqdm
 
 from residual.names import amount, shorten
 from storage.read import is_regular, open_regular, parse_json, read_bytes
-from storage.show import printable
 from storage.write import write_text
 from training.config import TrainConfig
 from training.disk_space import append_line, ignore_disk_full, is_full
-from training.progress import Bar
-
-
-def print_line(text: str) -> None:
-    """Print one line, above the progress bar if there is one; control characters are escaped.
-
-    A full disk behind the standard output is ignored.
-    """
-    with ignore_disk_full():
-        tqdm.write(printable(text))
+from training.progress import Bar, print_line
 
 
 def truncate(path: Path, images: int) -> None:

@@ -14,7 +14,7 @@ from residual.names import shorten
 from storage.read import is_regular, read_json
 from storage.write import publish_folder, remove, restore_folder, staging_folder, write_text
 from training.lock import RunLock
-from training.log import print_line
+from training.progress import print_line
 
 OF_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """files that file managers add to folders"""

@@ -1,9 +1,21 @@
-"""Progress on a terminal: a bar that leaves out what a narrow one has no room for."""
+"""Progress on a terminal: a bar that leaves out what a narrow one has no room for, and lines above it."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
+
+from storage.show import printable
+from training.disk_space import ignore_disk_full
+
+
+def print_line(text: str) -> None:
+    """Print one line, above the progress bar if there is one; control characters are escaped.
+
+    A full disk behind the standard output is ignored.
+    """
+    with ignore_disk_full():
+        tqdm.write(printable(text))
 
 
 class Bar(tqdm):

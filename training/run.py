@@ -40,7 +40,7 @@ class Run(TrainingSettings, ABC, Generic[T]):
         return None
 
     def outline(self) -> nn.Module:
-        """The network on the meta device, as far as it is known without the images: enough to tell its size, and which
+        """The network on the meta device, as far as it is known without the images: enough for its size, and for which
         of its parameters can be trained.
 
         By default nothing is known, and memory is not checked.

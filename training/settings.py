@@ -5,6 +5,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -110,6 +111,7 @@ def changeable(run: Any) -> set[str]:
     return found
 
 
+@cache
 def field_texts(cls: type) -> dict[str, str]:
     """The string literal under each field, its help text; fields of base classes included."""
     texts: dict[str, str] = {}

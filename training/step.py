@@ -24,10 +24,10 @@ from training.compile import compile_network
 from training.config import TrainConfig
 from training.data import BatchReader, ImageSet
 from training.ema import MAIN, Ema, EmaConfig
-from training.log import print_line
 from training.memory import activation_bytes, is_out_of_memory, state_bytes, total_bytes
 from training.optimizer import OPTIMIZERS, Optimizer
 from training.precision import choose_memory_format
+from training.progress import print_line
 from training.random import GlobalRandom, mix, seed_device
 from training.schedule import SCHEDULES, Schedule
 from training.settings import variants

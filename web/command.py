@@ -2,7 +2,7 @@
 
 import argparse
 
-from training.log import print_line
+from training.progress import print_line
 from web.models import find_runs, require_models
 from web.options import HOST, RUNS
 from web.space import require_gradio

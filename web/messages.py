@@ -10,7 +10,7 @@ SCRATCH = "page-"
 
 
 def message(error: ValueError | OSError) -> str:
-    """An error as one line, without folders that only the page knows."""
+    """An error as one line, without the folders of the page."""
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     return re.sub(rf"[^\s'\"]*/{SCRATCH}[^/\s]+/", "", " ".join(text.split()))
 

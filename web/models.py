@@ -1,17 +1,15 @@
 """The folders that the page opens: what they hold, and which runs there are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drawing.job import ALL
-from pipelines.classification import DESCRIPTION_FILE as CLASSIFIER
-from pipelines.classification import ImageClassifier, load_classifier
+from pipelines.classification import ImageClassifier
 from pipelines.diffusion import NO_LABEL, DiffusionModel
-from pipelines.diffusion_folder import load_model
 from pipelines.folder import model_folder
-from pipelines.graphs import Model
-from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler, load_upscaler
+from pipelines.kinds import Model, loader
+from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler
 from residual.names import amount
 from storage.read import is_regular
 
@@ -70,13 +68,6 @@ def find_runs(folder: Path) -> list[str]:
     """The run folders in a folder, the one that was changed last first."""
     runs = [path for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
     return [str(path) for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
-
-
-def loader(folder: str) -> Callable[..., Model]:
-    """What loads the model of a folder. Raises ValueError for a run that has not saved one yet."""
-    if is_regular(model_folder(folder) / CLASSIFIER):
-        return load_classifier
-    return load_upscaler if is_upscaler(folder) else load_model
 
 
 def describe(folder: str) -> Described:

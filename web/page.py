@@ -1,4 +1,4 @@
-"""The page itself: its tabs, and what their buttons do. The only file that knows gradio."""
+"""The page itself: its tabs, and what their buttons do. The only file that imports gradio."""
 
 import functools
 import os

@@ -5,7 +5,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.graphs import Model
+from pipelines.kinds import Model
 from storage.extra import require_extra
 from storage.show import markdown
 from web.models import describe_model, save_model

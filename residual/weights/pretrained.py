@@ -22,7 +22,7 @@ M = TypeVar("M", bound="Pretrained")
 CONFIGS = ("config.json", "unet/config.json")
 """places of the network's config: in a model folder, and in a pipeline folder of diffusers"""
 DESCRIPTIONS = ("diffusion.json", "classification.json")
-"""files beside the network's config that say what a whole model does"""
+"""files beside the network's config that describe a whole model"""
 
 
 class Pretrained(nn.Module):

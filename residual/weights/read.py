@@ -67,7 +67,7 @@ def read_folder_weights(folder: Path, stem: str) -> dict[str, Tensor]:
     """The tensors of a model folder, whose file of weights is called `stem`.safetensors.
 
     They may be in several files, with the index `stem`.safetensors.index.json, or in a variant, such as
-    `stem`.fp16.safetensors. A note says what was read if there is a choice. Raises ValueError if there are none, if
+    `stem`.fp16.safetensors. A note names what was read if there is a choice. Raises ValueError if there are none, if
     there are several variants and no other file, if the index is damaged or names a file outside the folder, and as
     `read_weights` does.
     """

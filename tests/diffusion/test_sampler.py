@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import diffusers
 import jaxtyping
@@ -30,12 +31,14 @@ from diffusion.seeds import standard_normal
 from tests.diffusion.closed_form import ALL, ideal
 
 SHAPE = (1, 8, 8)
+LARGE = (1, 24, 40)
+"""ten of these have 9,600 pixels, in less time than many small ones: the noise of each image is drawn by itself"""
 LINEAR, UNCONDITIONED = DDPM(), Condition()
 
 
-def frames(denoise, formulation, sources, condition=UNCONDITIONED, *, sampler="ddim", steps=50, **options):
+def frames(denoise, formulation, sources, condition=UNCONDITIONED, *, sampler="ddim", steps=50, shape=SHAPE, **options):
     chosen = choose_sampler(sampler, formulation, steps, **options)
-    return sample(denoise, formulation, chosen, sources, SHAPE, condition, steps=steps)
+    return sample(denoise, formulation, chosen, sources, shape, condition, steps=steps)
 
 
 def draw(*args, **options):
@@ -70,7 +73,8 @@ def expected_spread(formulation, spread):
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_ddpm_lands_on_the_variance_of_gaussian_data(name, variance):
     formulation = DDPM(schedule=name, variance=variance)
-    x = draw(ideal(formulation), formulation, generators(0, range(150)), sampler="ddpm", steps=1000)
+    with unchecked():
+        x = draw(ideal(formulation), formulation, generators(0, range(10)), shape=LARGE, sampler="ddpm", steps=1000)
     assert x.std().item() == pytest.approx(
         expected_spread(formulation, 0.2), rel=0.02
     )  # 9,600 pixels: 0.7 % is one error
@@ -80,7 +84,8 @@ def test_ddpm_lands_on_the_variance_of_gaussian_data(name, variance):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_lands_on_the_variance_of_gaussian_data(eta):
-    x = draw(ideal(DDPM()), DDPM(), generators(0, range(150)), steps=500, eta=eta)
+    with unchecked():
+        x = draw(ideal(DDPM()), DDPM(), generators(0, range(10)), shape=LARGE, steps=500, eta=eta)
     assert x.std().item() == pytest.approx(0.2, rel=0.05)
 
 
@@ -110,14 +115,14 @@ def test_chains_converge_to_the_exact_solution(sampler, tolerance):
 @pytest.mark.parametrize("formulation", [EDM(), Flow()])
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral"])
 def test_own_samplers_draw_from_every_formulation(sampler, formulation):
-    x = draw(ideal(formulation), formulation, generators(0, range(150)), sampler=sampler, steps=200)
+    x = draw(ideal(formulation), formulation, generators(0, range(10)), shape=LARGE, sampler=sampler, steps=200)
     assert x.std().item() == pytest.approx(0.2, rel=0.05)
     assert x.mean().item() == pytest.approx(0, abs=0.008)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "euler_ancestral"])
 def test_samplers_with_noise_land_on_the_variance_of_gaussian_data(sampler):
-    x = draw(ideal(DDPM()), DDPM(), generators(0, range(150)), sampler=sampler, steps=500)
+    x = draw(ideal(DDPM()), DDPM(), generators(0, range(10)), shape=LARGE, sampler=sampler, steps=500)
     assert x.std().item() == pytest.approx(0.2, rel=0.05)
     assert x.mean().item() == pytest.approx(0, abs=0.008)
 
@@ -242,10 +247,13 @@ def test_any_number_of_steps_ends_in_images(sampler, formulation):
         with pytest.raises(ValueError, match=r"dpmpp_2m_sde.*zero_terminal_snr"):
             choose_sampler(sampler, formulation, 5)
         return
-    last = formulation.timesteps - 1 if isinstance(formulation, DDPM) else 99
     denoise = NetworkDenoiser(toy, formulation)
     for steps in (1, 2, 3, 14, 16):
         assert draw(denoise, formulation, generators(0, [0]), sampler=sampler, steps=steps).isfinite().all()
+    if isinstance(formulation, DDPM) and formulation != DDPM():  # one chain of 999 steps for each sampler
+        formulation = replace(formulation, timesteps=min(formulation.timesteps, 100))
+    last = formulation.timesteps - 1 if isinstance(formulation, DDPM) else 99
+    denoise = NetworkDenoiser(toy, formulation)
     with unchecked():
         assert draw(denoise, formulation, generators(0, [0]), sampler=sampler, steps=last).isfinite().all()
 

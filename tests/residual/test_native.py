@@ -352,11 +352,11 @@ def test_without_a_cache_folder_of_ones_own_every_process_compiles(compiler: Pat
     assert case == "a file" or not list(folder.iterdir())
 
 
-@pytest.mark.parametrize(("command", "told"), [("no-such-compiler", "no-such-compiler"), ("false", "exit code 1")])
-def test_without_a_compiler_the_plain_path_is_used(compiler: Path, monkeypatch, command: str, told: str) -> None:
+@pytest.mark.parametrize(("command", "message"), [("no-such-compiler", "no-such-compiler"), ("false", "exit code 1")])
+def test_without_a_compiler_the_plain_path_is_used(compiler: Path, monkeypatch, command: str, message: str) -> None:
     monkeypatch.setenv("CC", command)
     line = native.load()
-    assert told in line
+    assert message in line
     assert "\n" not in line
     assert native.library is None
 

@@ -77,7 +77,7 @@ class Soak:
                     self.disturb(run)
                     check_no_trace(run, quiet, self.counts["damaged checkpoint"])
                     runs += 1
-                    self.say(run, "finished: the bits, the log and the files of the reference")
+                    self.report(run, "finished: the bits, the log and the files of the reference")
                 except Broken as error:  # the next run may find another problem
                     problems += 1
                     self.console.print(f"BROKEN: {error}", markup=False)
@@ -90,7 +90,7 @@ class Soak:
     def is_over(self) -> bool:
         return time.monotonic() - self.begun > self.seconds
 
-    def say(self, run: Run, what: str) -> None:
+    def report(self, run: Run, what: str) -> None:
         """Prints a line with the time and the images of the newest checkpoint."""
         names = [folder.name for folder in checkpoint.list_folders(run.checkpoints)]
         images = int(names[0]) if names else 0
@@ -138,7 +138,7 @@ class Soak:
                 if found := BETWEEN[name](run.folder, self.dice):
                     what, expected = found
                     self.counts[name] += 1
-                    self.say(run, f"{name}: {what}")
+                    self.report(run, f"{name}: {what}")
                     if name == "damaged checkpoint":
                         saved = int(checkpoint.list_folders(run.checkpoints)[1].name)
 
@@ -162,7 +162,7 @@ class Soak:
             started.kill()
             started.wait(below)
             self.counts["SIGKILL"] += 1
-            self.say(run, "SIGKILL: to all processes")
+            self.report(run, "SIGKILL: to all processes")
             return 1
         return 1 if self.strike(started, ENDING) else self.finish(started)
 
@@ -172,7 +172,7 @@ class Soak:
         if started.process.poll() is not None or (what := faults[name](started, self.dice)) is None:
             return False
         self.counts[name] += 1
-        self.say(started.run, f"{name}: {what}")
+        self.report(started.run, f"{name}: {what}")
         return True
 
     def restart(self, started: Started) -> bool:
@@ -191,7 +191,7 @@ class Soak:
         if not signals.trains(started, self.dice):
             return False
         self.counts["restart"] += 1
-        self.say(started.run, "restart: SIGKILL to one rank, both restarted by torchrun")
+        self.report(started.run, "restart: SIGKILL to one rank, both restarted by torchrun")
         self.watch.follow(started)
         return True
 

@@ -118,7 +118,7 @@ class Slopes:
 
     @property
     def is_flat(self) -> bool:
-        """Whether a growth cannot be told from none: at most three standard errors, and rounding."""
+        """Whether a growth cannot be distinguished from none: at most three standard errors, and rounding."""
         return self.mean <= 3 * self.error + 1e-6 * self.level
 
 

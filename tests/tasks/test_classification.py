@@ -250,7 +250,7 @@ def test_classes_of_validation_images_are_those_of_the_same_names() -> None:
 # --- published weights -----------------------------------------------------------------------------------------------
 
 
-def test_published_weights_are_adapted_and_it_is_said(tmp_path: Path) -> None:
+def test_published_weights_are_adapted_with_a_message(tmp_path: Path) -> None:
     theirs = resnet.create_model("resnet18", num_classes=7)
     save_file(theirs.export_weights("torchvision"), tmp_path / "r18.safetensors")
     init = str(tmp_path / "r18.safetensors")

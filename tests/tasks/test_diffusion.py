@@ -157,7 +157,7 @@ def test_a_learned_variance_needs_the_steps_of_ddpm(kind: str) -> None:
         small_run(model=VARIANCE, objective=FORMULATIONS[kind]())
 
 
-def test_the_table_of_runs_and_what_the_command_line_asks_of_them():
+def test_the_table_of_runs_and_what_the_command_line_needs_of_them():
     assert {
         "diffusion": DiffusionRun,
         "classification": ClassificationRun,
@@ -293,7 +293,7 @@ def test_stratified_noise_levels_fall_into_different_parts(objective: Formulatio
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9])
-def test_labels_are_dropped_as_often_as_asked(share):
+def test_labels_are_dropped_as_often_as_set(share):
     task = small_run(diffusion=DiffusionConfig(label_dropout=share)).build(digits())
     seen = []
     task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
@@ -798,7 +798,7 @@ FIRST = {("unet", "ddpm"), ("unet", "flow"), ("edm2", "edm")}
 )
 def test_every_network_trains_under_every_objective(tmp_path, kind: str, objective: str) -> None:
     """Through the trainer's own step: the loss falls, the folder is enough to sample with the default sampler."""
-    settings = TrainConfig(images=60 * 32, batch=32, precision="float32", trackers=())
+    settings = TrainConfig(images=40 * 32, batch=32, precision="float32", trackers=())
     run = small_run(
         model={"unet": SMALL, "edm2": NETWORKS["edm2"]}[kind],
         objective=FORMULATIONS[objective](),
@@ -808,8 +808,8 @@ def test_every_network_trains_under_every_objective(tmp_path, kind: str, objecti
     )
     task = run.build(digits())
     with closing(Step(task, digits(), run, make_accelerator(settings))) as step:
-        losses = [step.update().loss.item() for _ in range(60)]
-        assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:15])
+        losses = [step.update().loss.item() for _ in range(40)]
+        assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:10])
         if kind == "edm2":  # weights of unit magnitude per output, and a head for the uncertainty that trains too
             weight = task.model.middle.block0.res.branch.conv1.weight
             torch.testing.assert_close(weight.square().mean(dim=(1, 2, 3)), torch.ones(len(weight)), rtol=1e-3, atol=0)

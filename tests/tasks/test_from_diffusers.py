@@ -1,4 +1,4 @@
-"""Folders of diffusers as models to draw with and to start from: the scheduler says what the network predicts."""
+"""Folders of diffusers as models to draw with and to start from: the scheduler determines what the network predicts."""
 
 import json
 import shutil
@@ -189,7 +189,7 @@ def test_a_damaged_scheduler_is_named(text: str) -> None:
     ("kind", "flags"),
     [("FlowMatchEulerDiscreteScheduler", "--objective.kind flow"), ("EDMEulerScheduler", "--objective.kind edm")],
 )
-def test_a_run_of_another_formulation_is_told_the_flag(kind: str, flags: str) -> None:
+def test_the_error_of_another_formulation_names_the_flag(kind: str, flags: str) -> None:
     unet2d().save_pretrained("p/unet")
     getattr(diffusers, kind)().save_pretrained("p/scheduler")
     with pytest.raises(ValueError, match=flags):
@@ -198,7 +198,7 @@ def test_a_run_of_another_formulation_is_told_the_flag(kind: str, flags: str) ->
 
 @pytest.mark.parametrize("own", [{}, {"_class_name": "DDIMScheduler"}])
 def test_the_pipeline_names_the_class_of_its_scheduler(own: dict) -> None:
-    """As in diffusers, whatever the config of the scheduler says."""
+    """As in diffusers, whatever the config of the scheduler has."""
     scheduler("unused")
     Path("scheduler/scheduler_config.json").write_text(json.dumps({"num_train_timesteps": 500} | own))
     for name, expected in (("FlowMatchEulerDiscreteScheduler", Flow(time_scale=500)), ("EDMEulerScheduler", EDM())):
@@ -339,20 +339,20 @@ def test_a_run_from_a_learned_variance_keeps_or_drops_it(folder: Path) -> None:
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([7.0, 900.0])
     with torch.no_grad():
         expected = theirs.unet(x, t).sample
-        kept, said = started(small_run(init="p", model=replace(SMALL, learned_variance=True)), labels=False)
+        kept, lines = started(small_run(init="p", model=replace(SMALL, learned_variance=True)), labels=False)
         assert_close(kept.eval()(x, t), expected, rtol=0, atol=2e-5)
-        assert len(said) == 1
-        dropped, said = started(small_run(init="p"), labels=False)
+        assert len(lines) == 1
+        dropped, lines = started(small_run(init="p"), labels=False)
         assert_close(dropped.eval()(x, t), expected[:, :1], rtol=0, atol=2e-5)
-        assert any("variance" in line for line in said)
+        assert any("variance" in line for line in lines)
 
 
 def test_a_run_from_a_learned_variance_of_another_kind_has_to_drop_it(folder: Path) -> None:
     with_variance(folder / "p", variance_type="learned")
     with pytest.raises(ValueError, match=r"init=p.*learned_variance=true.*variance_type=learned.*false"):
         started(small_run(init="p", model=replace(SMALL, learned_variance=True)), labels=False)
-    _, said = started(small_run(init="p"), labels=False)
-    assert any("variance" in line for line in said)
+    _, lines = started(small_run(init="p"), labels=False)
+    assert any("variance" in line for line in lines)
 
 
 def test_a_network_of_unknown_size_is_refused(folder: Path) -> None:
@@ -367,9 +367,9 @@ def test_the_average_beside_a_checkpoint_is_named(folder: Path) -> None:
     pipeline(folder / "run")
     for name in ("unet", "unet_ema"):
         shutil.copytree("run/unet", f"run/checkpoint-500/{name}")
-    network, said = started(small_run(init="run/checkpoint-500"), labels=False)
-    assert any("unet_ema" in line for line in said)
-    assert "formulation" not in said[0]
+    network, lines = started(small_run(init="run/checkpoint-500"), labels=False)
+    assert any("unet_ema" in line for line in lines)
+    assert "formulation" not in lines[0]
     with pytest.warns(UserWarning, match="unet_ema"):
         load_model("run/checkpoint-500")
     assert isinstance(network, UNet)
@@ -400,13 +400,13 @@ def test_labels_keep_their_rows_by_name() -> None:
     images.classes, images.labels = (*(CLASSES[i] for i in order), "ant"), images.labels % 9
     run = small_run(init="m")
     task = run.build(images)
-    said = run.load_init(task)
+    lines = run.load_init(task)
     rows = source.net.embedding.label.weight
     found = task.model.embedding.label.weight
     assert_close(found[:9], rows[order], rtol=0, atol=0)
     assert_close(found[9], rows[:10].mean(dim=0))
     assert_close(found[10], rows[10], rtol=0, atol=0)
-    assert any("9 of 10 classes" in line for line in said)
+    assert any("9 of 10 classes" in line for line in lines)
 
 
 def classifier(path: Path, classes: tuple[str, ...], **changes: Any) -> ImageClassifier:
@@ -422,8 +422,8 @@ def test_a_classifier_starts_from_a_model_folder_by_names(folder: Path) -> None:
     target = resnet.create_model("resnet20", num_classes=3)
     fresh = target.fc.weight[0].clone()
     assert init_config("m") == source.net.config
-    said = load_init(target, "m", ("ant", "emu", "cat"))
-    assert "2 of 3" in said[-1]
+    lines = load_init(target, "m", ("ant", "emu", "cat"))
+    assert "2 of 3" in lines[-1]
     assert_close(target.fc.weight, torch.stack([fresh, source.net.fc.weight[2], source.net.fc.weight[0]]))
     assert_close(target.levels[1].state_dict(), source.net.levels[1].state_dict(), rtol=0, atol=0)
     x = torch.randn(2, 3, 32, 32)
@@ -450,8 +450,8 @@ def test_a_classifier_starts_from_a_run_with_other_channels(folder: Path) -> Non
     source = classifier(folder / "run/model", ("cat", "dog"))
     Path("run/config.yaml").touch()
     target = resnet.create_model("resnet20", num_classes=2, in_channels=1)
-    said = load_init(target, "run", ("cat", "dog"))
-    assert "3 channels in the source, 1 here" in said[1]
+    lines = load_init(target, "run", ("cat", "dog"))
+    assert "3 channels in the source, 1 here" in lines[1]
     x = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
         assert_close(target.eval()(x), source.net(x.expand(2, 3, 32, 32)), rtol=1e-4, atol=1e-4)

@@ -66,9 +66,9 @@ def net(config: UNetConfig) -> UNet:
 
 def started(run: DiffusionRun, labels: bool = True) -> tuple[UNet, list[str]]:
     task = run.build(digits(labels))
-    said = run.load_init(task)
+    lines = run.load_init(task)
     assert isinstance(task.model, UNet)
-    return task.model, said
+    return task.model, lines
 
 
 def same(a: UNet, b: UNet) -> None:
@@ -80,23 +80,23 @@ def same(a: UNet, b: UNet) -> None:
 
 
 def test_a_model_folder_of_ours(conditional: Path) -> None:
-    network, said = started(small_run(init=str(conditional)))
+    network, lines = started(small_run(init=str(conditional)))
     same(network, load_model(conditional).net)
-    assert said == [f"init: {conditional}, 1 x 8 x 8, 10 classes"]
+    assert lines == [f"init: {conditional}, 1 x 8 x 8, 10 classes"]
 
 
 def test_a_pipeline_of_diffusers_at_the_root_or_under_unet(conditional: Path) -> None:
     model = load_model(conditional)
     save_diffusers(model, Path("pipeline"))
-    network, said = started(small_run(init="pipeline"))
+    network, lines = started(small_run(init="pipeline"))
     same(network, model.net)
-    assert said[1:] == []
+    assert lines[1:] == []
     Path("pipeline/diffusion.json").unlink()  # a pipeline of another source: its classes have no names
-    _, said = started(small_run(init="pipeline"))
-    assert said[1:] == ["init: labels: number 10 of the 11 in the source is taken for “no label”"]
-    network, said = started(small_run(init="pipeline/unet"))
+    _, lines = started(small_run(init="pipeline"))
+    assert lines[1:] == ["init: labels: number 10 of the 11 in the source is taken for “no label”"]
+    network, lines = started(small_run(init="pipeline/unet"))
     same(network, model.net)
-    assert "formulation" not in said[0]
+    assert "formulation" not in lines[0]
     shutil.copytree("pipeline/unet", "root")
     assert started(small_run(init="root"))[1][0].endswith(f"; its formulation is unknown, the run trains {DDPM()}")
     shutil.copy("pipeline/scheduler/scheduler_config.json", "root")
@@ -114,9 +114,9 @@ def test_a_file_whose_names_share_a_prefix(prefix: str) -> None:
     trained = net(replace(SMALL, in_channels=1, out_channels=1))
     state = {prefix + name: tensor for name, tensor in trained.export_weights("diffusers").items()}
     save_file(state | {"n_averaged": torch.tensor(7)}, "weights.safetensors")
-    network, said = started(small_run(init="weights.safetensors"), labels=False)
+    network, lines = started(small_run(init="weights.safetensors"), labels=False)
     same(network, trained)
-    assert [text in line for text, line in zip(("n_averaged", prefix), said[1:], strict=True)] == [True, True]
+    assert [text in line for text, line in zip(("n_averaged", prefix), lines[1:], strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_a_file_in_every_layout(layout: str, config: UNetConfig) -> None:
     trained = net(replace(config, in_channels=1, out_channels=1))
     save_file(trained.export_weights(layout), "weights.safetensors")
     run = small_run(model=config, init="weights.safetensors", init_layout=layout)
-    network, said = started(run, labels=False)
+    network, lines = started(run, labels=False)
     same(network, trained)
-    assert len(said) == 1
+    assert len(lines) == 1
     if not layout.startswith("adm"):
         same(started(replace(run, init_layout=None), labels=False)[0], trained)
 
@@ -137,8 +137,8 @@ def test_a_file_in_every_layout(layout: str, config: UNetConfig) -> None:
 def test_a_file_of_a_network_with_other_channels_labels_and_a_learned_variance() -> None:
     trained = net(replace(ADM, classes=3, null_label=False, learned_variance=True))
     save_file(trained.export_weights("adm"), "weights.safetensors")
-    network, said = started(small_run(model=ADM, init="weights.safetensors", init_layout="adm"))
-    assert [line.partition(":")[2].partition(":")[0].strip() for line in said[1:]] == [
+    network, lines = started(small_run(model=ADM, init="weights.safetensors", init_layout="adm"))
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in lines[1:]] == [
         "output",
         "input",
         "output",
@@ -153,7 +153,7 @@ def test_a_file_of_a_network_with_other_channels_labels_and_a_learned_variance()
 @pytest.mark.parametrize("home", ["folder", "edm"])
 def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: str) -> None:
     song = replace(SONG, size=(8, 8), in_channels=1, out_channels=1)
-    told, plain = net(replace(song, augment_channels=9)), net(song)
+    augmented, plain = net(replace(song, augment_channels=9)), net(song)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 800])
 
     def through_init(trained: UNet, non_leaky: float) -> tuple[UNet, str]:
@@ -167,7 +167,7 @@ def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: st
             torch.testing.assert_close(network.eval()(x, t), trained(x, t), rtol=0, atol=0)
         return network, line
 
-    network, line = through_init(told, 0.0)
+    network, line = through_init(augmented, 0.0)
     assert network.config.augment_channels is None
     assert "augmentation" in line
     assert "augment_channels=9" in line
@@ -175,10 +175,10 @@ def test_images_as_they_are_mean_the_same_with_and_without_augmentation(home: st
     assert network.config.augment_channels == 9
     assert "augmentation" in line
     assert "9" in line
-    told.save_pretrained("there")
-    kept, said = started(small_run(model=SONG, init="there", augment=DiffusionAugment(non_leaky=0.1)), labels=False)
-    same(kept, told)
-    assert len(said) == 1
+    augmented.save_pretrained("there")
+    kept, lines = started(small_run(model=SONG, init="there", augment=DiffusionAugment(non_leaky=0.1)), labels=False)
+    same(kept, augmented)
+    assert len(lines) == 1
 
 
 def test_a_model_folder_of_edm2_gives_weights_and_config() -> None:
@@ -239,9 +239,9 @@ def test_a_run_that_is_gone_on_with_does_not_need_it_again(capsys: pytest.Captur
     shutil.rmtree("runs/first")
     capsys.readouterr()
     script.main([*command, "--train.images", "128"])
-    said = capsys.readouterr().out
-    assert "resuming runs/second from 64 images" in said
-    assert "init:" not in said
+    lines = capsys.readouterr().out
+    assert "resuming runs/second from 64 images" in lines
+    assert "init:" not in lines
     for changed in (["--config", "second.yaml", "--init", "runs/second"], [*command, "--fresh"]):
         with pytest.raises(SystemExit, match="2"):
             script.main(changed)
@@ -365,8 +365,8 @@ def test_a_checkpoint_names_its_run() -> None:
 
 def test_labels_by_number_are_named_where_names_differ() -> None:
     described(classes=("0", "1"))
-    _, said = started(small_run(init="m"))
-    assert any("by number" in line and "only numbers" in line for line in said)
+    _, lines = started(small_run(init="m"))
+    assert any("by number" in line and "only numbers" in line for line in lines)
 
 
 def test_a_run_without_a_model_yet() -> None:

@@ -184,7 +184,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [("unit", None, False), (None, 8, False), (None, None, True)])
-def test_a_classifier_knows_its_preprocessing(settings: tuple, tmp_path: Path) -> None:
+def test_a_classifier_has_its_preprocessing(settings: tuple, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"classifier.*judge_input"):
         open_judge(str(tmp_path), images(), *settings)
 

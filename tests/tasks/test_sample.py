@@ -28,6 +28,7 @@ from pictures.pixel_format import BYTES, PixelFormat
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from residual import native
+from tests import forks
 from tests.tasks.small import CLASSES, SMALL, sample_on_two_processes
 from training.compile import CACHE
 from training.report import activation_bytes
@@ -50,8 +51,9 @@ def record(folder):
     return json.loads((folder / "samples.json").read_text())
 
 
-def run(model, out, *flags):
-    sample.main([str(model), "--out", str(out), "--device", "cpu", *map(str, flags)])
+def run(model, out, *flags, batch=("--batch", 64)):
+    """The images of a command. Its batch is given, because the one that fits into memory takes time to find."""
+    sample.main([str(model), "--out", str(out), "--device", "cpu", *map(str, (*batch, *flags))])
     return pixels(out)
 
 
@@ -117,7 +119,7 @@ def test_the_batch_follows_from_free_memory(conditional, tmp_path, monkeypatch):
         monkeypatch.setattr(drawing.draw, "free_bytes", lambda device, free=free: free and int(free))
         with monkeypatch.context() as patch:
             counts = count_images(patch)
-            run(conditional, tmp_path / "out", "--num", 7, "--steps", 1, "--guidance", guidance)
+            run(conditional, tmp_path / "out", "--num", 7, "--steps", 1, "--guidance", guidance, batch=())
         assert counts == expected
 
 
@@ -631,7 +633,7 @@ class Killed(BaseException):
 
 
 def kill(count, command):
-    """Runs sample.py, killed when it has written `count` images."""
+    """Runs sample.py, killed when it has written `count` images. A batch is given as in `run`."""
     save, left = drawing.draw.save_image, [count]
 
     def saving(*arguments):
@@ -643,7 +645,7 @@ def kill(count, command):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing.draw, "save_image", saving)
         with pytest.raises(Killed):
-            sample.main(list(map(str, command)))
+            sample.main([str(command[0]), "--batch", "64", *map(str, command[1:])])
 
 
 def test_an_interrupted_command_goes_on_with_its_images(conditional, tmp_path, capsys):
@@ -781,9 +783,7 @@ def test_files_that_may_not_grow(conditional, tmp_path, capfd, number):
     code = "import resource, signal, sys, sample; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sample.main(sys.argv[1:])"
     flags = ["--num", "40", "--steps", "1", "--npz", "--animation", "--device", "cpu", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(conditional), *flags], cwd=ROOT, capture_output=True, text=True
-    )
+    done = forks.run(code, str(conditional), *flags)
     assert done.returncode in (0, 2), done.stderr
     assert (tmp_path / "out").exists() == (done.returncode == 0)
     assert "Traceback" not in done.stderr

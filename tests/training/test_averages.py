@@ -72,7 +72,7 @@ def test_a_tracked_width_is_its_own_snapshot():
 
 
 @pytest.mark.parametrize("width", [0.03, 0.04, 0.07, 0.15, 0.2])
-def test_a_reconstruction_is_as_near_as_its_error_says(width):
+def test_a_reconstruction_is_as_near_as_its_error(width):
     """In float64, of weights that change at random: the bound of Cauchy and Schwarz."""
     updates, every = 240, 10
     trajectory = np.random.default_rng(0).normal(size=(updates, 50))
@@ -173,7 +173,7 @@ def test_the_listed_range_of_widths_can_be_given(run):
         assert averages.choose(width).error <= MAX_ERROR
 
 
-def test_a_run_without_snapshots_says_so(tmp_path):
+def test_a_run_without_snapshots_is_one_line(tmp_path):
     train(tmp_path / "run", images=BATCH, halflife_images=None)
     with pytest.raises(ValueError, match=r"ema=0\.1 .*half-lives: none; widths: none.*ema\.power_widths"):
         RunAverages(str(tmp_path / "run")).choose(0.1)

@@ -14,7 +14,8 @@ from accelerate.utils import LoggerType
 from PIL import Image
 
 from tests.training.toy import accelerator, config, train
-from training.log import PROJECT, RunLog, evaluated, print_line, read, truncate
+from training.log import PROJECT, RunLog, evaluated, read, truncate
+from training.progress import print_line
 from training.step import TrainingSettings
 
 

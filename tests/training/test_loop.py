@@ -307,7 +307,7 @@ class Syncs(TorchDispatchMode):
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 def test_an_update_waits_for_the_device_only_to_decide_whether_to_skip_it(tmp_path, max_grad_norm, monkeypatch):
-    read, tolist = [], Tensor.tolist  # of which the counter knows nothing
+    read, tolist = [], Tensor.tolist  # which is not counted
     monkeypatch.setattr(Tensor, "tolist", lambda tensor: read.append(tensor) or tolist(tensor))
     runner = loop(tmp_path, ToyTask(), micro_batch=4, max_grad_norm=max_grad_norm)
     with Syncs() as syncs:

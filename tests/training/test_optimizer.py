@@ -49,7 +49,7 @@ def test_sgd_against_its_equations(momentum, nesterov, decay_vectors):
 
 
 @pytest.mark.parametrize("decay_vectors", [False, True])
-def test_adamw_decays_what_it_is_told(decay_vectors):
+def test_adamw_decays_what_is_chosen(decay_vectors):
     config = AdamW(learning_rate=0.1, weight_decay=0.5, decay_vectors=decay_vectors)
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
     before = [weight.detach().clone() for weight in model.parameters()]

@@ -76,16 +76,16 @@ def test_the_kernels_make_channels_last_faster_in_bf16(bf16: bool, compiled: boo
 def test_a_network_that_draws_has_the_faster_layout_and_the_kernels(monkeypatch, name, dtype, kernels):
     called, net = [], torch.nn.Conv2d(4, 4, 3)
     monkeypatch.setattr(native, "library", object() if kernels else None)
-    monkeypatch.setattr(native, "load", lambda: called.append("kernels") or "told")
+    monkeypatch.setattr(native, "load", lambda: called.append("kernels") or "loaded")
     monkeypatch.setattr(precision, "keep_freed_memory", lambda: called.append("memory"))
-    assert place(net, CPU, name, compiled=kernels) == ([] if kernels else ["told"])
+    assert place(net, CPU, name, compiled=kernels) == ([] if kernels else ["loaded"])
     assert net.weight.dtype is dtype
     assert net.weight.is_contiguous(memory_format=torch.channels_last) is (kernels or name == "float32")
     assert called == ["kernels", "memory"]
 
 
 def test_norms_are_folded_with_the_kernels_alone(monkeypatch):
-    monkeypatch.setattr(native, "load", lambda: "told")
+    monkeypatch.setattr(native, "load", lambda: "loaded")
     for library, compiled in ((object(), False), (object(), True), (None, False)):
         monkeypatch.setattr(native, "library", library)
         net = Chain(conv=torch.nn.Conv2d(4, 4, 3), norm=torch.nn.BatchNorm2d(4)).eval()

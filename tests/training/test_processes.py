@@ -31,7 +31,7 @@ def test_on_main_returns_and_raises():
         ("TORCHELASTIC_RESTART_COUNT", "2.5"),
     ],
 )
-def test_what_a_launcher_asks_for_in_vain_is_one_line(monkeypatch, capsys, name, value):
+def test_what_a_launcher_requests_in_vain_is_one_line(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match="2"):
         command(lambda argv: process_state())([])

@@ -33,7 +33,7 @@ def test_a_profile_changes_nothing_of_the_run(tmp_path, capsys):
         assert f"  {kind}  " in printed
 
 
-def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys):
+def test_a_run_too_short_for_a_profile_prints_a_line(tmp_path, capsys):
     profiled(tmp_path, images=24)
     assert "profile: none, because the run ended before 7 updates" in capsys.readouterr().out
 

@@ -2,15 +2,15 @@ import contextlib
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -239,24 +239,26 @@ def test_a_folder_that_is_refused_is_not_held(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_released(tmp_path):
-    code = "import sys; from tests.training.test_run_folder import held; held(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
-    with process, contextlib.ExitStack() as at_the_end:
-        at_the_end.callback(process.kill)
-        assert process.stdout is not None
-        assert "held\n" in iter(process.stdout.readline, "")
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    process = fork.Process(target=held, args=(tmp_path, ready))
+    process.start()
+    try:
+        assert ready.wait(60)
         with pytest.raises(ValueError, match=f"{tmp_path} is in use by process {process.pid} on "):
             opened(tmp_path)
+    finally:
+        process.kill()
+        process.join()
     assert json.loads((tmp_path / "lock").read_text())["pid"] == process.pid, "the killed process did not clean up"
     assert opened(tmp_path).status == "new"
 
 
-def held(path: str) -> None:
+def held(path: Path, ready: Event) -> None:
     """Run in a process of its own: opens a run folder and waits to be killed."""
     folder = RunFolder(path)
     folder.open(config(), resolved(config()))
-    print("held", flush=True)
+    ready.set()
     signal.pause()
 
 

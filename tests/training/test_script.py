@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 WORKS = r"""
 import os, sys, warnings
 from tqdm import tqdm
-from training.log import print_line
+from training.progress import print_line
 from training.script import command, require_printed
 
 @command

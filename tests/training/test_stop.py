@@ -2,18 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.training.test_loop import losses
 from tests.training.toy import BATCH, ToyTask, hashes, newest, train
 from training import checkpoint, stop
 from training.stop import SIGNALS, Stop
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +64,7 @@ with Stop() as request:
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once():
-    done = subprocess.run([sys.executable, "-c", SECOND_CTRL_C], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = forks.run(SECOND_CTRL_C)
     assert done.stdout == "SIGINT\n"
     assert done.stderr == "\nstopping after this update; Ctrl-C again: at once\n"
     assert done.returncode == -signal.SIGINT

@@ -160,7 +160,7 @@ def test_configs_that_edms_adm_cannot_express_are_refused(change: dict[str, Any]
 
 
 def test_other_filters_are_refused() -> None:
-    """They are no weights of ours, but tell the resampling that the weights were trained with."""
+    """They are no weights of ours, but the resampling that the weights were trained with."""
     theirs = weights("edm")
     name = "dec.16x16_up.skip.resample_filter"
     with pytest.warns(UserWarning, match="float16"):
@@ -213,7 +213,7 @@ def test_a_network_on_the_meta_device_takes_the_weights(layout: str) -> None:
     assert_close(net.export_weights(layout), theirs, rtol=0, atol=0)
 
 
-def test_a_pickle_converts_as_the_message_says(tmp_path: Path) -> None:
+def test_a_pickle_converts_as_in_the_message(tmp_path: Path) -> None:
     torch.save(weights("edm"), tmp_path / "weights.pt")
     save_file(torch.load(tmp_path / "weights.pt", weights_only=True), tmp_path / "weights.safetensors")
     net = build(NETWORKS["edm"])

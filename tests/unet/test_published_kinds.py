@@ -231,7 +231,7 @@ def test_weights_of_a_compiled_network_are_opened_with_a_note(small: UNet2DModel
 
 
 @pytest.mark.parametrize("other", ["ema_model.", "loss_fn."])
-def test_weights_of_several_networks_are_told_apart(small: UNet2DModel, other: str) -> None:
+def test_weights_of_several_networks_are_distinguished(small: UNet2DModel, other: str) -> None:
     state = {f"online_model.{name}": tensor for name, tensor in small.state_dict().items()}
     net = UNet(unet.layouts.diffusers.config_from(dict(small.config)))
     with pytest.raises(ValueError, match=r"begin with online_model\..*diffusers"):

@@ -57,7 +57,7 @@ def opened(models: dict[str, str]) -> Iterator[tuple[Any, str]]:
 
 @pytest.fixture(params=WIDTHS)
 def visitor(opened: tuple[Any, str], request: pytest.FixtureRequest) -> Iterator[PageVisitor]:
-    """A visitor of the page, whose browser asks no other host for anything."""
+    """A visitor of the page, whose browser requests nothing of other hosts."""
     found, address = opened
     visitor = PageVisitor(found, address, request.param)
     asked, errors = list[str](), list[str]()

@@ -17,6 +17,7 @@ import sample
 import web.space
 from pictures.files import read_image
 from pipelines.diffusion_folder import load_model
+from pipelines.kinds import loader
 from pipelines.superresolution import EDSRUpscaler
 from tests.test_arrows import ARROWS, imports
 from tests.web.models import (
@@ -35,7 +36,6 @@ from web.models import (
     Described,
     describe,
     find_runs,
-    loader,
     require_folder,
     require_models,
     require_upscaler,

@@ -69,8 +69,8 @@ def in_threads(
     """`function` of each item, in order, computed by threads; at most 2 * workers chunks are read ahead.
 
     `size` is the memory of a result in bytes. Once results of `MAX_HELD` bytes wait, a thread leaves the rest of its
-    chunk to the reader. `function` is also given what tells whether fewer wait: if it has to wait itself, it asks
-    afterwards, and raises Postponed if not.
+    chunk to the reader. `function` also takes a callable, whether fewer wait: if it has to wait itself, it calls
+    that afterwards, and raises Postponed if not.
     """
     todo = iter(items)
     pending: deque[tuple[list[Item], Future[list[T]]]] = deque()

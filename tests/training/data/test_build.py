@@ -222,7 +222,7 @@ open_images(DataConfig(source=sys.argv[1], cache=Path(sys.argv[2])))
 """
 
 
-def test_another_process_waits_says_for_whom_and_takes_over_when_it_is_killed(
+def test_another_process_waits_names_for_whom_and_takes_over_when_it_is_killed(
     pets, config, content, straight, capsys
 ) -> None:
     cache = config().cache

@@ -1,18 +1,16 @@
 """Where caches are kept: the given folder, the default one, or a temporary one if that cannot be written."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from PIL import Image
 
+from tests import forks
 from training.data import DataConfig, open_images
 from training.data.cache import place
 from training.data.cache.place import default_caches, writable_caches
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -21,31 +19,33 @@ def home(monkeypatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "pictures" / "0.png")
     return tmp_path / "home"
 
 
-def folder_of(config: DataConfig, base: Path) -> Path:
-    """Where below `base` the images are cached."""
-    open_images(config)
-    (file,) = base.rglob("images.bin")
+def folder_of(base: Path, cache: Path | None = None) -> Path:
+    """Where below `base`, or in `cache`, the one small picture of `home` is cached."""
+    open_images(DataConfig(source=str(base / "pictures"), cache=cache))
+    (file,) = (cache or base).rglob("images.bin")
     return file.parents[1]
 
 
 def test_the_cache_is_in_the_home_folder_by_default(home: Path, tmp_path: Path, capsys) -> None:
-    assert folder_of(DataConfig(), tmp_path) == home / ".cache" / "residual-diffusion"
+    assert folder_of(tmp_path) == home / ".cache" / "residual-diffusion"
     assert capsys.readouterr().err == ""
 
 
 def test_the_cache_folder_of_the_system_is_used(home: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert folder_of(DataConfig(), tmp_path) == tmp_path / "xdg" / "residual-diffusion"
+    assert folder_of(tmp_path) == tmp_path / "xdg" / "residual-diffusion"
 
 
 @pytest.mark.parametrize("value", ["", "relative", "./here", "~"])
 def test_a_relative_cache_folder_of_the_system_is_ignored(value: str, home: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     monkeypatch.chdir(tmp_path)
-    assert folder_of(DataConfig(), tmp_path) == home / ".cache" / "residual-diffusion"
+    assert folder_of(tmp_path) == home / ".cache" / "residual-diffusion"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_default_that_cannot_be_written_gives_way(
     monkeypatch.setenv(name, value.replace("FILE", str(tmp_path / "file")))
     temporary = tmp_path / "temporary" / f"residual-diffusion-{os.getuid()}"
     for _ in range(2):  # the second time it is found there
-        assert folder_of(DataConfig(), tmp_path) == temporary
+        assert folder_of(tmp_path) == temporary
         message = capsys.readouterr().err
         assert message.startswith(f"cache: {temporary}")
         assert "data.cache" in message
@@ -77,13 +77,13 @@ def test_a_default_that_cannot_be_written_gives_way(
     assert len(list(temporary.iterdir())) == 1
     assert temporary.stat().st_mode & 0o77 == 0
     given = tmp_path / "given"
-    assert folder_of(DataConfig(cache=given), given) == given
+    assert folder_of(tmp_path, given) == given
     assert capsys.readouterr().err == ""
 
 
 def test_a_full_disk_of_the_default_gives_way(home: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(place, "write_fault", lambda folder: f"{folder} cannot be written (No space left on device)")
-    assert folder_of(DataConfig(), tmp_path).parent == tmp_path / "temporary"
+    assert folder_of(tmp_path).parent == tmp_path / "temporary"
     assert "No space left" in capsys.readouterr().err
 
 
@@ -91,7 +91,7 @@ def test_a_user_without_a_home_folder(home: Path, tmp_path: Path, monkeypatch, c
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])  # what pwd raises for an unknown user
     assert default_caches() is None
-    assert folder_of(DataConfig(), tmp_path).parent == tmp_path / "temporary"
+    assert folder_of(tmp_path).parent == tmp_path / "temporary"
     assert "no home folder" in capsys.readouterr().err
 
 
@@ -104,7 +104,7 @@ def test_a_temporary_folder_of_somebody_else_is_not_used(taken: str, home: Path,
         name.symlink_to(tmp_path / "elsewhere")
     else:
         name.write_text("text")
-    folder = folder_of(DataConfig(), tmp_path)
+    folder = folder_of(tmp_path)
     assert folder != name
     assert folder.parent == name.parent
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -147,7 +147,7 @@ os.setgid(54321); os.setuid(54321)
 os.environ.pop("HOME", None)
 print(len(open_images(DataConfig(cache={f"Path({str(open_folder / 'shared')!r})" if cached else None}))))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = forks.run(code)
     assert done.stdout == "1797\n", done.stderr
     assert ("cache: " in done.stderr) is not cached
 
