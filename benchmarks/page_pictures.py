@@ -27,7 +27,8 @@ WIDTHS = (1280, 400)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 STARTED = "page: "
 """how the line begins by which demo.py names its address"""
-PATIENCE_MS = 60_000
+PATIENCE_MS = 240_000
+"""until the page shows what is waited for, also on a busy machine"""
 COLOURS = 64
 """of a palette, which keeps the files small"""
 

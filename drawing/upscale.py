@@ -61,6 +61,12 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
 
     Raises ValueError for pictures and options that do not suit the model, before any of them is enlarged.
     """
+    for _ in upscaling(args, defaults):
+        pass
+
+
+def upscaling(args: argparse.Namespace, defaults: Mapping[str, Any]) -> Iterator[float]:
+    """As `upscale`, with pauses: yields the share of the current picture that is done."""
     args.out = default_folder(args.model, "upscaled") if args.out is None else expand_home("out", args.out)
     average = None if args.ema is None else RunAverages(args.model).choose(args.ema)
     upscaler: Upscaler = load_average(load_upscaler, args.model, average)
@@ -102,7 +108,7 @@ def upscale(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
     try:
         on_main(lambda: (out.begin(facts, keep=("images",), may_differ=("device",)) / "images").mkdir(exist_ok=True))
         with explain_out_of_memory(f"tile={upscaler.tiles.px}", "give a smaller --tile or --batch"):
-            _enlarge(args.upscale, upscaler, sizes, out.staging / "images")
+            yield from _enlarge(args.upscale, upscaler, sizes, out.staging / "images")
         process_state().wait_for_everyone()
         if process_state().is_main_process:
             _write(args, upscaler, sizes, out, facts)
@@ -155,7 +161,7 @@ def _check(source: str, upscaler: Upscaler) -> tuple[Sizes, str]:
     return sizes, digest.hexdigest()
 
 
-def _enlarge(source: str, upscaler: Upscaler, sizes: Sizes, folder: Path) -> None:
+def _enlarge(source: str, upscaler: Upscaler, sizes: Sizes, folder: Path) -> Iterator[float]:
     """Enlarges and writes this process's share of the pictures, without those that are finished."""
     state = process_state()
     pairs = Bar(
@@ -166,7 +172,7 @@ def _enlarge(source: str, upscaler: Upscaler, sizes: Sizes, folder: Path) -> Non
         shape = (upscaler.channels, upscaler.scale * height, upscaler.scale * width)
         if number % state.num_processes == state.process_index and not _finished(path, shape):
             low = BYTES.to_unit(torch.from_numpy(_read(item, upscaler)[None]))
-            image = upscaler.enlarge(low, number)[0].cpu()
+            image = (yield from upscaler.enlarging(low, number))[0].cpu()
             if not image.isfinite().all():
                 raise ValueError(f"{item.name} has values that are not finite when enlarged; take other weights")
             save_image(image, BYTES, path, {"Software": VERSION, "picture": printable(item.name)[:200]})

@@ -1,12 +1,27 @@
 """Images of any size in tiles: a function of small images is applied to overlapping parts of a large one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import reduce
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+T = TypeVar("T")
+Pausing = Generator[float, None, T]
+"""a computation that pauses after each part, yields the share that is done, and returns its result"""
+
+
+def finish(computation: Pausing[T]) -> T:
+    """The result of a computation, without its pauses."""
+    while True:
+        try:
+            next(computation)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,12 @@ class Tiles:
         The function must not depend on what else is in the batch. Where it needs no pixel that is farther away than a
         quarter of the overlap, the result is that of the whole image. Overlaps are summed at least in float32.
         """
+        return finish(self.applying(function, image, scale))
+
+    def applying(
+        self, function: Callable[[Float[Tensor, "n c h w"]], Tensor], image: Float[Tensor, "1 c h w"], scale: int = 1
+    ) -> Pausing[Float[Tensor, "1 c2 h2 w2"]]:
+        """As `apply`, with a pause after each call of the function."""
         height, width = image.shape[2:]
         rows, columns = min(self.px, height), min(self.px, width)
         corners = [(top, left) for top in self._starts(height) for left in self._starts(width)]
@@ -58,6 +79,7 @@ class Tiles:
                 y, x = (slice(scale * a, scale * (a + n)) for a, n in ((top, rows), (left, columns)))
                 total[:, :, y, x] += weight * made
                 weights[:, :, y, x] += weight
+            yield min(1.0, (first + self.batch) / len(corners))
         assert total is not None, "there are at least two tiles"
         return total / weights
 

@@ -22,7 +22,7 @@ from pictures.files import to_uint8
 from pictures.formats import MAX_PIXELS
 from pictures.pixel_format import BYTES
 from pictures.preprocessing import Preprocessing
-from pictures.tiles import Tiles
+from pictures.tiles import Pausing, Tiles, finish
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
 from pipelines.diffusion import GUIDANCE, DiffusionModel, Network
 from pipelines.diffusion_folder import load_model, read_scale
@@ -57,9 +57,13 @@ class Upscaler(ABC):
     def with_tiles(self, tiles: Tiles) -> "Upscaler":
         """The model with other tiles."""
 
-    @abstractmethod
     def enlarge(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Float[Tensor, "1 c h2 w2"]:
         """One picture, enlarged, on the device of the network. Its random numbers, if any, are those of its number."""
+        return finish(self.enlarging(low, number))
+
+    @abstractmethod
+    def enlarging(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Pausing[Float[Tensor, "1 c h2 w2"]]:
+        """As `enlarge`, with a pause after each group of tiles, or after each step of a diffusion model."""
 
     def read(self, image: Picture, name: str | None = None) -> UInt8[np.ndarray, "c h w"]:
         """The pixels of a picture, in the channels of the model. `name` is that in messages.
@@ -111,11 +115,16 @@ class EDSRUpscaler(Upscaler):
     def with_tiles(self, tiles: Tiles) -> "EDSRUpscaler":
         return replace(self, tiles=tiles)
 
-    @torch.no_grad()
-    def enlarge(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Float[Tensor, "1 c h2 w2"]:
+    def enlarging(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Pausing[Float[Tensor, "1 c h2 w2"]]:
         weight = next(self.net.parameters())
         levels = (127.5 * (low.to(weight.device) + 1)).to(weight.dtype)
-        return self.tiles.apply(self.net, levels, self.scale).float() / 127.5 - 1
+        made = yield from self.tiles.applying(self._tiles, levels, self.scale)
+        return made.float() / 127.5 - 1
+
+    @torch.no_grad()  # around each call, because a generator would leave it to other code during its pauses
+    def _tiles(self, levels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+        enlarged: Tensor = self.net(levels)
+        return enlarged
 
     def with_network(self, net: nn.Module) -> "EDSRUpscaler":
         """The model with the network `net`, such as a copy with other weights."""
@@ -202,7 +211,7 @@ class DiffusionUpscaler(Upscaler):
     def with_tiles(self, tiles: Tiles) -> "DiffusionUpscaler":
         return replace(self, tiles=tiles)
 
-    def enlarge(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Float[Tensor, "1 c h2 w2"]:
+    def enlarging(self, low: Float[Tensor, "1 c h w"], number: int = 0) -> Pausing[Float[Tensor, "1 c h2 w2"]]:
         model, device = self.model, next(self.model.net.parameters()).device
         image = blurred(low.to(device), self.scale)
         height, width = image.shape[2:]
@@ -218,7 +227,9 @@ class DiffusionUpscaler(Upscaler):
         condition = Condition(None if label is None else torch.tensor([label], device=device), image)
         steps, sources = self.options.get("steps", STEPS), generators(self.seed, [number])
         shape = (self.channels, *image.shape[2:])
-        *_, x = sample(denoise, model.formulation, chosen, sources, shape, condition, steps=steps, device=device)
+        drawn = sample(denoise, model.formulation, chosen, sources, shape, condition, steps=steps, device=device)
+        for step, x in enumerate(drawn):  # noqa: B007  the last one is the picture
+            yield step / steps
         return x[:, :, :height, :width].clamp(-1, 1)
 
 

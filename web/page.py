@@ -18,7 +18,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from diffusion import SAMPLERS
 from drawing.options import make_parser
-from drawing.upscale import upscale
+from drawing.upscale import upscaling
 from pictures.files import read_image
 from pictures.preprocessing import Preprocessing
 from pipelines.classification import load_classifier
@@ -220,8 +220,13 @@ def _draw_tab(model: gr.Dropdown) -> gr.Dropdown:
     components = [model, label, num, seed, compare, *first, *second]
     outputs = [status, *pictures, *files]
     running = draw.click(handle, components, outputs, show_progress="hidden", **QUEUED)
-    stop.click(None, cancels=[running]).then(lambda: line("stopped"), None, [status], show_progress="hidden")
+    _stops(stop, running, status)
     return label
+
+
+def _stops(stop: gr.Button, running: Any, status: gr.HTML) -> None:
+    """Makes a button end what is running, at its next pause."""
+    stop.click(None, cancels=[running]).then(lambda: line("stopped"), None, [status], show_progress="hidden")
 
 
 def _watched(drawn: Sequence[Iterator[Frame]], pictures: Sequence[gr.Image], status: gr.HTML) -> Iterator[Shown]:
@@ -322,7 +327,7 @@ def _inpaint_tab(model: gr.Dropdown) -> gr.Dropdown:
     start.click(draw_one, [model, chosen, seed, *setting], opened, show_progress="hidden", **QUEUED)
     components = [model, values, editor, chosen, num, seed, *setting]
     running = draw.click(handle, components, [status, picture, file], show_progress="hidden", **QUEUED)
-    stop.click(None, cancels=[running]).then(lambda: line("stopped"), None, [status], show_progress="hidden")
+    _stops(stop, running, status)
     return chosen
 
 
@@ -334,7 +339,9 @@ def _enlarge_tab(model: gr.Dropdown) -> None:
     """Enlarges an upload."""
     upload = _upload()
     steps = gr.Slider(1, MAX_STEPS, value=18, step=1, label="Steps of a diffusion model", elem_id="enlarge-steps")
-    enlarge = gr.Button("Enlarge", variant="primary", elem_id="enlarge-button")
+    with gr.Row():
+        enlarge = gr.Button("Enlarge", variant="primary", scale=3, min_width=120, elem_id="enlarge-button")
+        stop = gr.Button("Stop", min_width=80)
     status = gr.HTML(elem_classes="status", elem_id="enlarge-status")
     with gr.Row():
         picture = _picture("Enlarged", type="filepath", elem_id="enlarged")
@@ -355,11 +362,13 @@ def _enlarge_tab(model: gr.Dropdown) -> None:
             flags, chosen = [f"--upscale={file}", f"--out={out}"], require_upscaler(folder)
             if not is_edsr(model_folder(chosen)):
                 flags.append(f"--steps={count}")
-            upscale(make_parser("").parse_args([*flags, "--", chosen]), vars(defaults))
+            for share in upscaling(make_parser("").parse_args([*flags, "--", chosen]), vars(defaults)):
+                yield {status: line(f"enlarging: {share:.0%}")}
             text = f"{file.name}, {height}×{width} px, enlarged in {time.monotonic() - begun:.1f} s"
             yield {status: line(text), picture: str(out / "images" / "000000.png"), grid: str(out / "grid.png")}
 
-    enlarge.click(handle, [model, upload, steps], [status, picture, grid], show_progress="hidden", **QUEUED)
+    running = enlarge.click(handle, [model, upload, steps], [status, picture, grid], show_progress="hidden", **QUEUED)
+    _stops(stop, running, status)
 
 
 def _classify_tab(model: gr.Dropdown) -> None:

@@ -48,6 +48,12 @@ def test_the_function_receives_no_more_tiles_than_the_batch() -> None:
     assert counts == [4, 4, 1]
 
 
+def test_there_is_a_pause_after_each_batch() -> None:
+    counts: list[int] = []
+    parts = Tiles(8, 2, batch=4).applying(lambda x: counts.append(len(x)) or x, picture(20, 20))
+    assert [(share, sum(counts)) for share in parts] == [(4 / 9, 4), (8 / 9, 8), (1.0, 9)]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [((0, 0), "tile=0"), ((8, -1), "overlap=-1.*0 to 7"), ((8, 8), "overlap=8.*tile=8"), ((8, 0, 0), "batch=0")],

@@ -399,15 +399,15 @@ def test_upscale_writes_every_picture_at_its_own_size(
 def test_an_interrupted_command_keeps_what_is_finished(
     trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enlarge, numbers = EDSRUpscaler.enlarge, []
+    enlarging, numbers = EDSRUpscaler.enlarging, []
 
     def count(self, low, number=0):
         numbers.append(number)
         if number == 1 and len(numbers) == 2:
             raise RuntimeError("cut short")
-        return enlarge(self, low, number)
+        return enlarging(self, low, number)
 
-    monkeypatch.setattr(EDSRUpscaler, "enlarge", count)
+    monkeypatch.setattr(EDSRUpscaler, "enlarging", count)
     command = [str(trained), "--upscale", str(pictures), "--out", str(tmp_path / "out"), "--device", "cpu"]
     with pytest.raises(RuntimeError, match="cut short"):
         sample.main(command)

@@ -21,7 +21,7 @@ import sample
 from diffusion import DDPM, EDM, Condition, choose_sampler, generators
 from diffusion import sample as draw
 from pictures.pixel_format import BYTES, PixelFormat
-from pictures.tiles import Tiles
+from pictures.tiles import Tiles, finish
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
 from pipelines.superresolution import DiffusionUpscaler, blurred, diffusion_upscaler, in_tiles, load_upscaler, shrunk
@@ -178,6 +178,12 @@ def test_enlarging_is_sampling_with_the_linearly_enlarged_picture_as_condition(t
     shape, source = (3, 16, 16), generators(0, [7])
     *_, x = draw(upscaler.model.denoiser(), upscaler.model.formulation, chosen, source, shape, condition, steps=3)
     assert_close(upscaler.enlarge(low, 7), x.clamp(-1, 1), rtol=0, atol=0)
+
+
+def test_there_is_a_pause_after_each_step(folder: Path) -> None:
+    upscaler, low = replace(load_upscaler(folder), options={"steps": 2}), torch.rand(1, 3, 5, 7)
+    assert list(upscaler.enlarging(low)) == [0, 0.5, 1]
+    assert_close(finish(upscaler.enlarging(low, 3)), upscaler.enlarge(low, 3), rtol=0, atol=0)
 
 
 def test_tiles_are_denoised_together() -> None:

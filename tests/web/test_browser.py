@@ -18,7 +18,7 @@ from PIL import Image
 
 import export
 import sample
-from benchmarks.page_pictures import WIDTHS, PageVisitor, browser, find_browser, free_port, served
+from benchmarks.page_pictures import PATIENCE_MS, WIDTHS, PageVisitor, browser, find_browser, free_port, served
 from pictures.files import read_image
 from tests.web.models import (
     save_classifier,
@@ -169,6 +169,23 @@ def test_enlarge(visitor: PageVisitor, models: dict[str, str], picture: Path, ki
     assert Image.open(BytesIO(data)).size == (60, 40)
 
 
+def test_enlarging_is_stopped(visitor: PageVisitor, models: dict[str, str], tmp_path: Path) -> None:
+    """It ends, so that the next picture is enlarged."""
+    for name, size in (("large.png", (30, 30)), ("small.png", (6, 6))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    visitor.choose(models["diffusion_upscaler"], "times as high")
+    visitor.open("Enlarge")
+    visitor.page.get_by_label("number input for Steps of a diffusion model").fill("250")
+    visitor.upload(tmp_path / "large.png")
+    visitor.click("Enlarge", "enlarge-status", "%")
+    with visitor.page.expect_response(lambda response: response.url.endswith("/cancel")):
+        assert visitor.click("Stop", "enlarge-status", "stopped") == "stopped"
+    visitor.page.get_by_role("button", name="Clear", exact=True).filter(visible=True).click()
+    visitor.upload(tmp_path / "small.png")
+    visitor.page.get_by_label("number input for Steps of a diffusion model").fill("1")
+    visitor.click("Enlarge", "enlarge-status", "small.png, 6×6 px, enlarged in")
+
+
 def test_classify(visitor: PageVisitor, models: dict[str, str], picture: Path) -> None:
     visitor.choose(models["classifier"], "classifies")
     visitor.open("Classify")
@@ -212,7 +229,7 @@ def test_folders_without_the_model_that_a_tab_needs(
 
 def wait_for_port(port: int) -> None:
     """Returns as soon as a process listens there."""
-    for _ in range(600):
+    for _ in range(PATIENCE_MS // 100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import demo
 import export
 import sample
+import storage.extra
 import web.space
 from pictures.files import read_image
 from pipelines.diffusion_folder import load_model
@@ -255,10 +256,7 @@ def test_the_command_line_refuses_in_oneline(drawing: str, capsys: pytest.Captur
 def test_a_missing_extra_is_oneline(
     drawing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(name: str) -> str:
-        raise web.space.PackageNotFoundError(name)
-
-    monkeypatch.setattr(web.space, "version", missing)
+    monkeypatch.setattr(storage.extra, "find_spec", lambda name: None)
     assert '".[demo]"' in refused(capsys, drawing)
 
 
