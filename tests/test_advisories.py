@@ -126,3 +126,14 @@ def test_an_unusable_file_is_no_clean_result(
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
     assert str(sbom if file == sbom.name else found) in error
+
+
+def test_a_damaged_archive_is_no_clean_result(tmp_path: Path, sbom: Path, capsys: Any) -> None:
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.json", json.dumps(advisory(**span(("introduced", "0")))))
+    content = bytearray(path.read_bytes())
+    content[40:60] = b"\xff" * 20
+    path.write_bytes(content)
+    assert advisories.main(str(path), str(sbom)) == 2
+    assert str(path) in capsys.readouterr().err
