@@ -10,42 +10,57 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+BILL = "a bill of materials of CycloneDX, as JSON"
+OSV = "OSV's all.zip of PyPI, or a folder with its files"
 START = "0"
 """the version in an event that stands before all others"""
 
 
 def main(database: str, sbom: str) -> int:
     """Prints what applies and how much was compared; returns the exit code."""
+    compared, found = 0, list[str]()
     try:
-        packages, compared, found = read_packages(Path(sbom)), 0, list[str]()
-        for advisory in read_advisories(Path(database)):
-            compared += 1
-            found += [line for name, version in packages.items() if (line := report(advisory, name, version))]
+        with readable(sbom, BILL):
+            packages = read_packages(Path(sbom))
+        if not packages:
+            raise ValueError(f"{sbom} lists no package of PyPI with a version; give {BILL}")
+        with readable(database, OSV):
+            for advisory in read_advisories(Path(database)):
+                compared += 1
+                found += [line for name, version in packages.items() if (line := report(advisory, name, version))]
         if not compared:
-            raise ValueError(f"{database} has no advisory; give OSV's all.zip of PyPI, or a folder with its files")
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{database} has no advisory; give {OSV}")
+    except ValueError as error:
         print(f"advisories.py: error: {error}", file=sys.stderr)
         return 2
     print(*sorted(found), f"packages: {len(packages)}, advisories: {compared:,}, findings: {len(found)}", sep="\n")
     return 1 if found else 0
 
 
+@contextmanager
+def readable(path: str, kind: str) -> Iterator[None]:
+    """Turns errors of the block, which reads a file of this kind, into a ValueError of one line that names the file."""
+    try:
+        yield
+    except Exception as error:  # zlib and zipfile have errors of their own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} cannot be read ({reason}); give {kind}") from None
+
+
 def read_packages(sbom: Path) -> dict[str, str]:
-    """The version of each package of PyPI, by its normalised name. Raises ValueError if there is none."""
+    """The version of each package of PyPI, by its normalised name."""
     components = json.loads(sbom.read_text(encoding="utf-8")).get("components", [])
-    found = {
+    return {
         normalised(each["name"]): each["version"]
         for each in components
         if each.get("purl", "").startswith("pkg:pypi/") and "version" in each
     }
-    if not found:
-        raise ValueError(f"{sbom} lists no package of PyPI with a version; give a bill of materials of CycloneDX")
-    return found
 
 
 def read_advisories(database: Path) -> Iterator[dict[str, Any]]:
@@ -69,8 +84,7 @@ def report(advisory: dict[str, Any], name: str, version: str) -> str | None:
     ]
     if not any(is_affected(each, version) for each in affected):
         return None
-    events = [event for each in affected for span in each.get("ranges", []) for event in span["events"]]
-    fixed = [event["fixed"] for event in events if "fixed" in event]
+    fixed = [event["fixed"] for each in affected for events in spans(each) for event in events if "fixed" in event]
     names = ", ".join([advisory["id"], *advisory.get("aliases", [])])
     way_out = f"; fixed in {', '.join(fixed)}" if fixed else ""
     return f"{name} {version}: {names}: {advisory.get('summary', 'no summary')!r}{way_out}"
@@ -79,12 +93,17 @@ def report(advisory: dict[str, Any], name: str, version: str) -> str | None:
 def is_affected(affected: dict[str, Any], version: str) -> bool:
     """Whether a version is listed, or in one of the ranges. Parts such as +cpu are ignored. True also if a version
     cannot be compared."""
-    spans = [span["events"] for span in affected.get("ranges", []) if span["type"] == "ECOSYSTEM"]
     try:
         public = Version(Version(version).public)
-        return any(in_range(events, public) for events in spans) or public in map(Version, affected.get("versions", []))
+        listed = map(Version, affected.get("versions", []))
+        return any(in_range(events, public) for events in spans(affected)) or public in listed
     except InvalidVersion:
         return True
+
+
+def spans(affected: dict[str, Any]) -> list[list[dict[str, str]]]:
+    """The events of each range of versions. Ranges of another type are commits."""
+    return [span["events"] for span in affected.get("ranges", []) if span["type"] == "ECOSYSTEM"]
 
 
 def in_range(events: list[dict[str, str]], version: Version) -> bool:

@@ -28,6 +28,7 @@ from training.script import ScriptParser, command
 
 MODELS = ["resnet18", "resnet50", "resnet101", "resnext50_32x4d", "resnet50d", "seresnet50", "resnetv2_50"]
 MODELS += ["resnet50_gn", "resnest50d"]
+PRECISIONS = ["float32", "bf16"]
 TIMM = "timm, channels last"
 
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--model", default="resnet50", choices=MODELS, help="network to time")
     parser.add_argument("--what", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of work")
     parser.add_argument("--batch", nargs="+", type=int, default=[8], help="images per call")
-    parser.add_argument("--precision", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="kinds of numbers")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     add_options(parser, rounds=20)

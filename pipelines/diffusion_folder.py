@@ -114,8 +114,8 @@ def read_network(folder: Path) -> tuple[Network, Description | None]:
     description = read_description(path)
     _, classes, null_label, *_ = description
     count = None if classes is None else len(classes)
-    if isinstance(net, UNet) and null_label and not net.config.null_label:
-        if count is None or net.config.classes != count + 1:
+    if isinstance(net, UNet) and null_label and not net.config.null_label and count is not None:
+        if net.config.classes != count + 1:
             raise ValueError(f"{path} has a null label, but the network has no row for it, only {net.config.classes}")
         net = _rebuilt(replace(net.config, classes=count, null_label=True), net.state_dict())
     if net.config.classes != count:

@@ -29,8 +29,8 @@ def accuracy(
     """Accuracy and loss over all images, each counted once, on all processes together. `counter` sees every batch.
 
     `top1` is the share of images whose label is the most likely class, `top5` (with more than five classes) the share
-    whose label is among the five most likely ones, `validation_loss` the mean cross-entropy. None if `interrupted()`
-    was true.
+    whose label is among the five most likely ones, `validation_loss` the mean cross-entropy. It is not finite if that
+    of any image is not. None if `interrupted()` was true.
 
     Call it on every process; each takes `batch` images at a time, and all call `interrupted()` equally often. The
     network of the classifier must be in eval mode and on the device.

@@ -166,7 +166,7 @@ class Comparison:
 
     @cached_property
     def floors(self) -> dict[str, float]:
-        """The metrics of the training images in place of drawn ones; after `compare` any process may call this.
+        """The metrics of the training images in place of drawn ones; after `compare` any process may read them.
 
         `memorised` is what a model that generalises reaches: of as many training as held-out images, half are nearer.
         """

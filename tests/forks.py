@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LIMIT_S = 300
+"""seconds until a process is killed"""
 PREPARED = ("datasets", "diffusers", "pyarrow.parquet", "drawing.command", "exporting.command", "training.data")
 
 
@@ -53,6 +56,7 @@ def _execute(code: str, arguments: list[str], *streams: str) -> None:
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    signal.alarm(LIMIT_S)
     sys.argv, exit_code = arguments, 0
     try:
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})

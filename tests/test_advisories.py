@@ -71,6 +71,7 @@ def test_which_versions_an_advisory_affects(affected: dict[str, Any], applies: b
 
 def test_what_applies_is_a_line_with_the_version_that_mends_it(tmp_path: Path, sbom: Path, capsys: Any) -> None:
     every = span(("introduced", "0"), ("fixed", "12.3.1"))
+    every["ranges"] += span(("introduced", "0"), ("fixed", "0f1e2d"), kind="GIT")["ranges"]
     found = database(tmp_path / "db", advisory(**every), advisory("Ruamel.YAML", **every), advisory("other", **every))
     assert advisories.main(str(found), str(sbom)) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -93,18 +94,46 @@ def test_nothing_applies(tmp_path: Path, sbom: Path, capsys: Any) -> None:
     assert capsys.readouterr().out == "packages: 2, advisories: 2, findings: 0\n"
 
 
-@pytest.mark.parametrize("damage", ["no database", "empty database", "no archive", "no sbom", "empty sbom", "no json"])
-def test_an_unusable_file_is_no_clean_result(damage: str, tmp_path: Path, sbom: Path, capsys: Any) -> None:
-    found = database(tmp_path / "db", *([] if damage == "empty database" else [advisory(**span(("introduced", "0")))]))
-    if damage == "no database":
-        found = tmp_path / "none"
-    elif damage == "no archive":
-        found = tmp_path / "all.zip"
-        found.write_bytes(b"PK")
-    elif damage == "no sbom":
-        sbom.unlink()
-    elif damage in ("empty sbom", "no json"):
-        sbom.write_text("{}" if damage == "empty sbom" else "{")
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("db", None),
+        ("db/0.json", None),
+        ("db/0.json", "{"),
+        ("db/0.json", "[]"),
+        ("db/0.json", '{"affected": [{"package": {"name": "pillow", "ecosystem": "PyPI"}, "ranges": [{}]}]}'),
+        ("all.zip", "PK"),
+        ("sbom.cdx.json", None),
+        ("sbom.cdx.json", "{"),
+        ("sbom.cdx.json", "{}"),
+        ("sbom.cdx.json", "[]"),
+    ],
+)
+def test_an_unusable_file_is_no_clean_result(
+    file: str, content: str | None, tmp_path: Path, sbom: Path, capsys: Any
+) -> None:
+    """One line names the file, or the folder of the database. None: it is absent."""
+    found = database(tmp_path / "db", advisory(**span(("introduced", "0"))))
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    elif file == "db":
+        found.rename(tmp_path / "other")
+    else:
+        (tmp_path / file).unlink()
+    if file == "all.zip":
+        found = tmp_path / file
     assert advisories.main(str(found), str(sbom)) == 2
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
+    assert str(sbom if file == sbom.name else found) in error
+
+
+def test_a_damaged_archive_is_no_clean_result(tmp_path: Path, sbom: Path, capsys: Any) -> None:
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.json", json.dumps(advisory(**span(("introduced", "0")))))
+    content = bytearray(path.read_bytes())
+    content[40:60] = b"\xff" * 20
+    path.write_bytes(content)
+    assert advisories.main(str(path), str(sbom)) == 2
+    assert str(path) in capsys.readouterr().err

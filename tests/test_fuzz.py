@@ -47,7 +47,7 @@ FOUND: list[tuple[str, Case, str | None]] = [
     ),
     ("checkpoints", Case({"²/state.json": b"{}"}), None),
 ]
-"""inputs that once had another end: the kind, and what the one line has (None: a valid value)"""
+"""inputs that once had another end: the kind, and what is in the one line (None: a valid value)"""
 
 
 @pytest.mark.parametrize("name", KINDS)

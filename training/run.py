@@ -40,8 +40,8 @@ class Run(TrainingSettings, ABC, Generic[T]):
         return None
 
     def outline(self) -> nn.Module:
-        """The network on the meta device, as far as it is known without the images: enough for its size, and for which
-        of its parameters can be trained.
+        """The network on the meta device, as far as it is known without the images: enough for its size and
+        for the parameters that are trained.
 
         By default nothing is known, and memory is not checked.
         """

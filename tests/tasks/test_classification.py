@@ -1,6 +1,7 @@
 """Classification as a task: its loss, its evaluation, what it saves, what it refuses; and a run on the digits."""
 
 import json
+import math
 import re
 from contextlib import closing
 from dataclasses import replace
@@ -143,6 +144,15 @@ def test_the_figures_are_those_of_all_images_each_once(size: int) -> None:
     images = digits().part(np.arange(101))
     task.model.eval()
     assert accuracy(task.classifier, images, size) == pytest.approx(by_hand(task, images), abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_is_part_of_the_mean() -> None:
+    task, images = small_run().build(digits()), digits().part(np.arange(11))
+    task.model.eval().register_forward_hook(lambda net, x, logits: logits.index_fill(0, torch.tensor([2]), math.nan))
+    found = accuracy(task.classifier, images, 11)
+    assert found is not None
+    assert math.isnan(found["validation_loss"])
+    assert math.isfinite(found["top1"])
 
 
 def test_few_classes_have_no_top_5() -> None:

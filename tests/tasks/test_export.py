@@ -26,6 +26,7 @@ from pipelines.diffusion_folder import load_model
 from residual.weights.note import WeightsNote
 from tasks.denoising import DiffusionAugment
 from tasks.grid_evaluation import SampleConfig
+from tasks.init import read_init
 from tests import forks
 from tests.tasks.small import CLASSES, SMALL, digits, shaken, small_run
 from tests.unet.test_pretrained import Hub, hub  # noqa: F401, a fixture
@@ -64,6 +65,19 @@ def test_pipelines_draw_the_images_of_an_unconditional_model(unconditional, tmp_
     }
     assert difference(DDIMPipeline, folder, model, None, 50) < 1e-4
     assert difference(DDPMPipeline, folder, model, None, 25, seed=4) < 1e-4
+
+
+def test_the_export_of_a_model_without_labels_is_read_again(tmp_path):
+    """A run has a null label by default, also on images without labels, where no row of the network belongs to it."""
+    model = shaken(small_run().build(digits(labels=False))).diffusion
+    assert model.null_label
+    diffusers_folder.save_diffusers(model, tmp_path)
+    loaded = load_model(tmp_path)
+    options = {"seed": 1, "steps": 2}
+    torch.testing.assert_close(loaded.draw(range(2), None, **options), model.draw(range(2), None, **options))
+    weights, messages = read_init(model.net, str(tmp_path), None, model.formulation)
+    torch.testing.assert_close(weights, dict(model.net.state_dict()))
+    assert len(messages) == 1, "nothing was adapted"
 
 
 @pytest.mark.parametrize("label", ["three", "none"])

@@ -198,7 +198,7 @@ def test_the_error_of_another_formulation_names_the_flag(kind: str, flags: str) 
 
 @pytest.mark.parametrize("own", [{}, {"_class_name": "DDIMScheduler"}])
 def test_the_pipeline_names_the_class_of_its_scheduler(own: dict) -> None:
-    """As in diffusers, whatever the config of the scheduler has."""
+    """As in diffusers, also if the config of the scheduler names another."""
     scheduler("unused")
     Path("scheduler/scheduler_config.json").write_text(json.dumps({"num_train_timesteps": 500} | own))
     for name, expected in (("FlowMatchEulerDiscreteScheduler", Flow(time_scale=500)), ("EDMEulerScheduler", EDM())):

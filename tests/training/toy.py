@@ -181,7 +181,10 @@ def resolved(settings: TrainingSettings, **other: object) -> dict:
 
 
 def train(path: Path, task: ToyTask | None = None, pictures: Images | None = None, **changes: object) -> ToyTask:
-    """What a script does: the same call starts, resumes, or finds the run finished. `task.finished` has which."""
+    """What a script does: the same call starts, resumes, or finds the run finished.
+
+    `task.finished` is what `fit` returns.
+    """
     settings = config(**changes)
     task = task or ToyTask(seed=settings.train.seed)
     task.evaluations = (ToyEvaluation(task, settings.train.eval_every_images),)

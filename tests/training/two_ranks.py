@@ -1,4 +1,4 @@
-"""Run by torchrun in two processes: all that the tests check of them, in one launch."""
+"""Run by torchrun in two processes: all that tests of two processes need, in one launch."""
 
 import signal
 import sys

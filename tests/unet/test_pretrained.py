@@ -181,7 +181,7 @@ def test_a_config_too_large_for_memory_is_refused(folder: Path) -> None:
         UNet.from_pretrained(folder)
 
 
-# Every argument that is refused, an example of it, and what the error has besides the rule.
+# Every argument that is refused, an example of it, and what is in the error besides the rule.
 REFUSED: dict[str, dict[str, Any]] = {
     "block_out_channels": {"block_out_channels": [32, 64, 64]},
     "center_input_sample": {"center_input_sample": True},
