@@ -184,12 +184,11 @@ def watching(progress: Progress, limit_s: float, first: int) -> Iterator[None]:
         yield
         return
     try:
-        store = connect_again()
-    except dist.DistNetworkError as error:
+        watchdog = Watchdog(progress, dist.get_rank(), dist.get_world_size(), limit_s, first, connect_again())
+    except RuntimeError as error:
         _warn(error)
         yield
         return
-    watchdog = Watchdog(progress, dist.get_rank(), dist.get_world_size(), limit_s, first, store)
     watchdog.start()
     try:
         yield

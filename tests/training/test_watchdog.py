@@ -120,7 +120,7 @@ def test_training_goes_on_to_its_stop_if_the_launcher_is_gone(monkeypatch, capsy
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store = dist.PrefixStore("group", dist.TCPStore("127.0.0.1", server.port, is_master=False))
     del server
-    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
         monkeypatch.setattr(dist, name, lambda value=value: value)
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr("training.processes.CONNECT", timedelta(milliseconds=50))
