@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from tests.soak.__main__ import numbers
-from tests.soak.watch import EVERY_S, WARM_UP_S, Series, Slopes, processes_in
+from tests.soak.watch import BLOCK_S, EVERY_S, WARM_UP_S, Series, Slopes, processes_in
 from tests.torture.runs import Run
 
 ROOT = Path(__file__).parents[1]
 
 
 def sampled(seed: int, growth_per_hour: float) -> Series:
-    """Two minutes of a process with 200 MB, noise of 1 MB, and more in the warm-up."""
-    seconds = np.arange(0, WARM_UP_S + 90, EVERY_S)
+    """Two minutes of a process with 200 MB, noise of 1 MB, and more in the warm-up before them."""
+    seconds = np.arange(0, WARM_UP_S + 2 * BLOCK_S + 10, EVERY_S)
     noise = np.random.default_rng(seed).normal(0, 1e6, len(seconds))
     values = 2e8 + growth_per_hour * seconds / 3600 + noise - 1e8 * (seconds < WARM_UP_S - 1)
     return Series(0, seconds.tolist(), values.astype(int).tolist(), [9] * len(seconds), [3] * len(seconds))
@@ -28,7 +28,7 @@ def test_a_leak_is_distinguished_from_noise() -> None:
     found = Slopes.of(flat, "bytes")
     assert found is not None
     assert found.is_flat
-    assert (found.count, found.level) == (8, pytest.approx(2e8, rel=0.01))
+    assert (found.processes, found.blocks, found.level) == (8, 16, pytest.approx(2e8, rel=0.01))
     found = Slopes.of(leaking, "bytes")
     assert found is not None
     assert not found.is_flat
@@ -36,7 +36,7 @@ def test_a_leak_is_distinguished_from_noise() -> None:
     files = Slopes.of(flat, "files")
     assert files is not None
     assert files.is_flat
-    assert Slopes.of(flat[:1], "bytes") is None
+    assert Slopes.of(flat[:4], "bytes") is None
 
 
 def test_processes_are_found_by_their_folder(tmp_path: Path) -> None:

@@ -145,8 +145,10 @@ def attempt(function: Callable[[], T], describe: Callable[[Exception], str]) -> 
 
 
 def connect_again() -> dist.Store:
-    """A connection of its own, for another thread, to the store of the process group. Raises DistNetworkError if the
-    store is gone, that of torchrun with torchrun."""
+    """Another connection to the store of the process group, for another thread.
+
+    Raises DistNetworkError if the process that holds the store (torchrun, or else the first process) is gone.
+    """
     store = dist.distributed_c10d._get_default_store()
     store.set_timeout(CONNECT)
     try:

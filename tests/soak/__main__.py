@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.soak.faults import BETWEEN, ENDING, SURVIVED
-from tests.soak.watch import Slopes, Watch, processes_in, shared_memory
+from tests.soak.watch import MIN_BLOCKS, Slopes, Watch, processes_in, shared_memory
 from tests.torture import signals
 from tests.torture.runs import QUIET_S, Broken, Run, Started, require, send
 from training import checkpoint
@@ -26,7 +26,7 @@ from training.lock import RunLock
 REFERENCE_SHARE = 0.1
 """of the time, for the run without faults"""
 LARGEST_REFERENCE_S = 600.0
-FAULTS_IN_A_LIFE = (0, 0, 1, 2, 4, 8)
+FAULTS_IN_A_LIFE = (0, 0, 1, 2, 4, 30)
 """that the processes survive before one ends them"""
 RESTARTS = ("--standalone", "--max-restarts", "2")
 CLOCK = {"time", "images_per_second", "data_wait"}
@@ -98,16 +98,19 @@ class Soak:
 
     def reference(self) -> Run:
         """A run without faults, whose length is what it trains in its share of the time."""
-        flags = ("--ema.snapshot_every_images", "3200", "--train.eval_every_images", "1600")
+        flags = ("--ema.snapshot_every_images", "3200", "--train.eval_every_images", "3200")
+        flags += ("--train.log_every_images", "1600")
         script = Path(__file__).with_name("slow_disk_train.py")
         endless = Run(self.folder / "reference", 10**6, 10, 2, flags=flags, script=script)
         started = endless.start()
         try:
             require(started.wait_for("images: loss"), f"the reference does not train: {started.printed()[-2000:]}")
+            self.watch.follow(started)
             time.sleep(min(LARGEST_REFERENCE_S, REFERENCE_SHARE * self.seconds))
             way = next(way for way in signals.WAYS if way.name == "SIGUSR1 to one rank")
             signals.stop(started, way, self.dice, QUIET_S)
         finally:
+            self.watch.follow(None)
             started.kill()
         newest, _ = checkpoint.newest(endless.checkpoints)
         assert newest is not None, "it has been saved"
@@ -148,9 +151,11 @@ class Soak:
         if saved is not None:
             started.resumes_from(saved)
             require(expected in started.printed(), f"not reported: {expected!r}: {started.printed()[-2000:]}")
-        if self.is_over() or not signals.trains(started, self.dice):
+        if not signals.trains(started, self.dice):
             return self.finish(started)
         self.watch.follow(started)
+        if self.is_over():
+            return self.finish(started)
         if restarts and not self.restart(started):
             return self.finish(started)
         for _ in range(self.dice.choice(FAULTS_IN_A_LIFE)):
@@ -226,13 +231,13 @@ class Soak:
             for name, unit, scale in (("bytes", "MB", 1e6), ("files", "", 1), ("threads", "", 1)):
                 slopes = Slopes.of(series, name)
                 if slopes is None:
-                    table.add_row(f"{name} of rank {rank}", "no two processes lived long enough")
+                    table.add_row(f"{name} of rank {rank}", f"fewer than {MIN_BLOCKS} minutes after warm-up")
                     continue
                 flat = flat and slopes.is_flat
                 table.add_row(
                     f"{name} of rank {rank}",
                     f"{slopes.mean / scale:+.2f} ± {slopes.error / scale:.2f} {unit} per hour, at"
-                    f" {slopes.level / scale:.0f}; {slopes.count} processes, {60 * slopes.hours:.0f} minutes",
+                    f" {slopes.level / scale:.0f}; {slopes.processes} processes, {slopes.blocks} minutes",
                 )
         for name, found in left.items():
             table.add_row(f"{name} left", ", ".join(found) or "none")

@@ -1,6 +1,7 @@
 """Samples memory, open files and threads of training processes, and finds what is left of them at the end."""
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ import psutil
 from tests.torture.runs import Started
 
 EVERY_S = 0.5
-WARM_UP_S = 30.0
+WARM_UP_S = 120.0
 """from the first update that was seen: allocators, thread pools and the first evaluations take their memory"""
 COOL_DOWN_S = 5.0
 """before the end: a process that stops ends its threads"""
-MIN_S = 30.0
-"""length of the shortest series whose slope counts"""
+BLOCK_S = 60.0
+"""length of the part of a series that has a slope"""
+MIN_BLOCKS = 10
+"""without so many slopes their standard error is not known well enough"""
 SHARED = Path("/dev/shm")
 
 
@@ -43,15 +46,12 @@ class Series:
                 values.append(value)
 
     @property
-    def warm(self) -> slice:
-        """The samples between warm-up and end."""
-        edges = self.seconds[0] + WARM_UP_S, self.seconds[-1] - COOL_DOWN_S
-        return slice(*np.searchsorted(self.seconds, edges).tolist())
-
-    @property
-    def length(self) -> float:
-        """Seconds between warm-up and end."""
-        return max(0.0, self.seconds[-1] - self.seconds[0] - WARM_UP_S - COOL_DOWN_S) if self.seconds else 0.0
+    def blocks(self) -> list[slice]:
+        """The samples between warm-up and end, in parts of equal length."""
+        if not self.seconds:
+            return []
+        edges = np.arange(self.seconds[0] + WARM_UP_S, self.seconds[-1] - COOL_DOWN_S, BLOCK_S)
+        return [slice(*pair) for pair in itertools.pairwise(np.searchsorted(self.seconds, edges).tolist())]
 
 
 class Watch:
@@ -88,33 +88,29 @@ class Watch:
 
 @dataclass(frozen=True)
 class Slopes:
-    """The change of a figure per hour: mean over processes and its standard error; `level` is the figure itself."""
+    """The change of a figure per hour: mean over blocks and its standard error; `level` is the figure itself."""
 
     mean: float
     error: float
     level: float
-    count: int
-    hours: float
+    processes: int
+    blocks: int
 
     @classmethod
     def of(cls, series: Sequence[Series], name: str) -> "Slopes | None":
-        """Least-squares slopes of the long series, weighted by the cube of their length; None without two of them.
-
-        The cube is proportional to the precision of a slope. The error follows from the differences between series.
-        """
-        long = [each for each in series if each.length >= MIN_S]
-        if len(long) < 2:
+        """Least-squares slopes of the blocks of all series; None with less than `MIN_BLOCKS`."""
+        slopes, levels, processes = [], [], 0
+        for each in series:
+            values = np.array(getattr(each, name))
+            for block in each.blocks:
+                seconds = np.array(each.seconds[block])
+                slopes.append(np.polyfit((seconds - seconds[0]) / 3600, values[block], 1)[0])
+                levels.append(np.median(values[block]))
+            processes += bool(each.blocks)
+        if len(slopes) < MIN_BLOCKS:
             return None
-        slopes, weights, levels = [], [], []
-        for each in long:
-            seconds, values = np.array(each.seconds[each.warm]), np.array(getattr(each, name)[each.warm])
-            slopes.append(np.polyfit((seconds - seconds[0]) / 3600, values, 1)[0])
-            weights.append(each.length**3)
-            levels.append(np.median(values))
-        weight = np.array(weights) / np.sum(weights)
-        mean = float(weight @ slopes)
-        error = float(np.sqrt(np.square(weight * (np.array(slopes) - mean)).sum()))
-        return cls(mean, error, float(np.median(levels)), len(long), sum(each.length for each in long) / 3600)
+        error = np.std(slopes, ddof=1) / np.sqrt(len(slopes))
+        return cls(float(np.mean(slopes)), float(error), float(np.median(levels)), processes, len(slopes))
 
     @property
     def is_flat(self) -> bool:

@@ -127,7 +127,7 @@ class Started:
         self.output = run.folder.with_name(f"{run.folder.name}.out")
         environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.date = time.time()
-        """of its start, as that of a file"""
+        """when it was started, comparable with the times of files"""
         with self.output.open("w") as out:
             self.process = psutil.Popen(
                 command, cwd=run.folder.parent, env=environment, stdout=out, stderr=out, start_new_session=True
