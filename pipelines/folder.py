@@ -14,6 +14,9 @@ from residual.weights.keymap import check_state
 from residual.weights.pretrained import local_folder
 from storage.read import is_regular
 
+RECORD = "best.json"
+"""what is known of the best model of a run, in its folder"""
+
 
 def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
     """The model folder of a run folder (its newest), or `path` itself; and the images seen, where they are known.
@@ -29,7 +32,12 @@ def find_model(path: str | Path, description: str) -> tuple[Path, int | None]:
         of_run = other if folder.is_dir() else "its training has not saved one yet"
         of_folder = f"it has neither config.yaml nor {description}"
         if (folder / "config.json").is_file():
-            of_folder += ", only a network; RUN/model is the whole model, which export.py RUN --push uploads"
+            others = sorted({path.name for path in folder.glob("*.json")} - {"config.json", RECORD})
+            of_folder += (
+                f", but {others[0]}, so it belongs to another task"
+                if others
+                else ", only a network; RUN/model is the whole model, which export.py RUN --push uploads"
+            )
         reason = of_run if is_run else of_folder
         raise ValueError(f"no model in {str(path)!r}: {reason}; give a run folder (of train.py) or a model folder")
     return folder, images_seen(path) if is_run else _recorded_images(folder)
@@ -101,7 +109,7 @@ def images_seen(run: Path) -> int | None:
 
 def _recorded_images(folder: Path) -> int | None:
     """The images seen by the best model of a run, from its best.json; None for another model folder."""
-    if not is_regular(folder / "best.json"):
+    if not is_regular(folder / RECORD):
         return None
-    seen = read_json(folder / "best.json").get("images_seen")
+    seen = read_json(folder / RECORD).get("images_seen")
     return seen if isinstance(seen, int) else None

@@ -507,6 +507,20 @@ def test_a_run_folder_gives_its_model_and_the_images_it_has_seen(conditional, tm
     assert load_model(str(tmp_path)).images_seen == 2048
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["config.json"], r"neither config\.yaml nor diffusion\.json.*RUN/model"),
+        (["config.json", "classification.json", "best.json"], r"nor diffusion\.json, but classification\.json"),
+    ],
+)
+def test_a_folder_without_such_a_model_is_described(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+
+
 def damaged(source, target, change):
     target.mkdir()
     for name in ("config.json", "model.safetensors"):
