@@ -40,7 +40,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
-    """Fork for each line of the standard input, and answer with the exit code."""
+    """Fork for each line of the standard input, and print the exit code."""
     for module in PREPARED:
         import_module(module)
 

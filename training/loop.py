@@ -290,8 +290,7 @@ class Loop:
                 with self.timed("checkpoints"):
                     saved = bool(save or stopped) and self.save(last=bool(stopped))
                 if evaluate and not stopped:
-                    self.evaluate()
-                    stopped = self.stop.agreed()
+                    stopped = self.evaluate()
             if stopped:
                 if not saved:
                     self.save(last=True)
@@ -403,12 +402,14 @@ class Loop:
         except DiskFull as error:
             self.show(f"NO SNAPSHOTS after {step.images_seen:,} images: {error}; training continues")
 
-    def evaluate(self) -> None:
-        """Run the evaluations due, and show them on the page."""
+    def evaluate(self) -> str | None:
+        """Run the evaluations due, and show them on the page; the reason to stop, if there is one."""
         with self.timed("evaluations"):
             self.evaluator.run(self.images_per_second)
-        if not self.step.ended:  # else it is written once more at the end
+        stopped = self.stop.agreed()
+        if not stopped and not self.step.ended:  # else the page is written at the end
             on_main(self.write_report)
+        return stopped
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

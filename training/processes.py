@@ -18,7 +18,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others: long enough for one of them to decode a large data set."""
 CONNECT = timedelta(seconds=20)
-"""How long a process tries, twice, to connect with its launcher, which answers at once unless it is gone."""
+"""How long a process tries, twice, to connect with its launcher; it takes milliseconds unless the launcher is gone."""
 
 LAUNCHER = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -49,7 +49,7 @@ def process_state() -> PartialState:
     """Rank, number of processes and device of this process. The first call joins the process group.
 
     Raises ValueError as `check_environment` does, if a launcher started several processes that do not see each other,
-    and if the launcher does not answer.
+    and if the launcher cannot be reached.
     """
     check_environment()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT, **store_of_launcher())
@@ -193,7 +193,7 @@ def store_of_launcher() -> dict[str, Any]:
     try:
         store: dist.Store = dist.TCPStore(address, port, world_size, is_master=False, timeout=CONNECT)
     except dist.DistNetworkError:
-        raise ValueError(f"the launcher at {address}:{port} does not answer; launch the same command again") from None
+        raise ValueError(f"the launcher at {address}:{port} cannot be reached; launch the same command again") from None
     store.set_timeout(TIMEOUT)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if restarts and int(os.environ.get("GROUP_WORLD_SIZE", 0)) == 1:

@@ -14,9 +14,11 @@ from training.stop import SIGNALS, Stop
 
 @pytest.fixture(autouse=True)
 def _default_handlers():
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if the tests were started by nohup
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
