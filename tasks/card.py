@@ -46,7 +46,9 @@ def complete_card(card: str, model: str, images_seen: int | None, licence: str |
 
 def _figures(facts: RunFacts, images_seen: int | None) -> list[str]:
     """A table of what was measured after so many images, with the floors."""
-    found = {name: value for name, points in facts.figures.items() for images, value in points if images == images_seen}
+    found = {
+        name: value for name, points in facts.log.figures.items() for images, value in points if images == images_seen
+    }
     rows = []
     for name, value in found.items():
         figure = FIGURES.get(name)
@@ -71,7 +73,7 @@ def _training(facts: RunFacts, settings: Mapping[str, Any]) -> list[str]:
         "## Training",
         "",
         f"- data: {markdown(str(_without_folders(facts.settings.get('data.source'))))}",
-        f"- images seen: {facts.images_seen:,}",
+        f"- images seen: {facts.log.images_seen:,}",
         f"- seeds: {markdown(', '.join(seeds))}",
         "",
         "This command repeats the training:",

@@ -29,12 +29,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of train.py, finished or in progress")
     run = parser.parse_args(argv).run
     facts = read_facts(run)
-    if (speed := facts.speed) is not None:
+    if (speed := facts.log.speed) is not None:
         low, middle, high = speed
         print(f"images per second: {middle:.0f} (quartiles {low:.0f} to {high:.0f})")
-        print(f"seconds of training: {facts.training_seconds:.0f}")
-        print(f"waiting for data: {facts.waiting_seconds / facts.training_seconds:.2%}")
-    if losses := facts.curves.get("loss"):
+        print(f"seconds of training: {facts.log.training_seconds:.0f}")
+        print(f"waiting for data: {facts.log.waiting_seconds / facts.log.training_seconds:.2%}")
+    if losses := facts.log.curves.get("loss"):
         print(f"loss: {losses[0][1]:.4f} at {losses[0][0]:,} images, {losses[-1][1]:.4f} at {losses[-1][0]:,}")
     print(f"report: {write_report(run, FIGURES)}")
 

@@ -1,7 +1,7 @@
 """Pictures of numbers: what evaluations logged over the images seen, and histograms."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) ->
     gc.collect()  # a figure of matplotlib is garbage in cycles, which is collected late otherwise
 
 
-def draw_points(curves: Mapping[str, list[Point]], picture: Path, figures: Mapping[str, Figure]) -> None:
+def draw_points(curves: Mapping[str, Sequence[Point]], picture: Path, figures: Mapping[str, Figure]) -> None:
     """Draws curves by the name of their figure, as `draw_curves` does."""
-    panels = dict[str, dict[str, list[Point]]]()
+    panels = dict[str, dict[str, Sequence[Point]]]()
     for name, points in curves.items():
         panels.setdefault(figures[name].axis, {})[name] = points
     if not panels or (new_figure := figure_class()) is None:
@@ -83,7 +83,7 @@ def _read(log_file: Path, figures: Mapping[str, Figure]) -> dict[str, list[Point
     return {name: points for name, points in found.items() if points}
 
 
-def _draw_panel(axes: Any, axis: str, curves: Mapping[str, list[Point]], figures: Mapping[str, Figure]) -> None:
+def _draw_panel(axes: Any, axis: str, curves: Mapping[str, Sequence[Point]], figures: Mapping[str, Figure]) -> None:
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     for name, points in curves.items():

@@ -69,7 +69,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
                 row = parse_json(line)
             except ValueError:
                 row = None
-            intact = isinstance(row, dict) and type(row.get("images")) is int and row["images"] >= 0
+            intact = isinstance(row, dict) and type(row.get("images")) is int and 0 <= row["images"] < 2**63
             yield row if intact else None
 
 

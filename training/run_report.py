@@ -18,6 +18,7 @@ from storage.read import is_regular, read_bytes, read_json
 from storage.show import printable
 from storage.write import replace_file
 from training.charts import chart
+from training.curves import Point
 from training.log import failures
 from training.run_facts import RunFacts, read_facts
 from training.task import Figure, limits_of
@@ -87,7 +88,7 @@ def next_command(settings: Mapping[str, Any], run: Path) -> str | None:
 
 def make_report(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
     """The page of a run."""
-    notes = [*facts.notes, *failures(facts.rows)]
+    notes = [*facts.notes, *failures(facts.log.failed)]
     name = _text(facts.path.resolve().name)
     sections = {
         "Figures": _figures(facts, figures),
@@ -109,29 +110,29 @@ def _state(facts: RunFacts) -> str:
     total = facts.total_images
     of = "" if total is None else f" of {total:,}"
     state = "finished" if facts.is_finished else "in progress, or stopped"
-    last = next((row.get("time") for row in reversed(facts.rows) if row.get("time")), None)
+    last = facts.log.last_time
     when = "" if last is None else f"; last line of the log: {_text(last)}"
-    return f"{_text(facts.task)}, {state}: {facts.images_seen:,}{of} images seen{when}"
+    return f"{_text(facts.task)}, {state}: {facts.log.images_seen:,}{of} images seen{when}"
 
 
 def _figures(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
     """A table of what evaluations measured last, with the best values and the floors."""
-    if not facts.figures:
+    if not facts.log.figures:
         return "<p>No evaluation yet.</p>"
     rows = []
-    for name, points in list(facts.figures.items())[:MAX_SETTINGS]:
+    for name, points in list(facts.log.figures.items())[:MAX_SETTINGS]:
         figure = figures.get(name)
         if figure is not None and figure.dashed:
             continue
         limits = [] if figure is None else limits_of(figure, figures)
-        floors = [f"{other} {facts.figures[other][-1][1]:.4g}" for other in limits if other in facts.figures]
+        floors = [f"{other} {facts.log.figures[other][-1][1]:.4g}" for other in limits if other in facts.log.figures]
         best = ""
         if figure is not None and figure.best is not None:
             images, value = figure.choose(points, key=lambda point: point[1])
             best = f"{value:.4g} at {images:,}"
         unit = "" if figure is None else figure.axis
         rows.append((name, f"{points[-1][1]:.4g}", best, ", ".join(floors), unit))
-    seen = max(points[-1][0] for points in facts.figures.values())
+    seen = max(points[-1][0] for points in facts.log.figures.values())
     columns = [("figure", "last", "best", "beside it", "unit"), *rows]
     used = [column for column in zip(*columns, strict=True) if any(column[1:])]
     head, *lines = zip(*used, strict=True)
@@ -142,10 +143,10 @@ def _curves(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
     """Panels: those of the updates, then the evaluations' figures, those of the same axis together."""
     panels = list[tuple[str, str]]()
     for name in OF_TRAINING:
-        if points := facts.curves.get(name):
+        if points := facts.log.curves.get(name):
             panels.append((name, chart({name: points}, log=name in ("loss", "gradient_norm"), title=name)))
-    axes = dict[str, dict[str, list[tuple[int, float]]]]()
-    for name, points in facts.figures.items():
+    axes = dict[str, dict[str, Sequence[Point]]]()
+    for name, points in facts.log.figures.items():
         axes.setdefault(figures[name].axis if name in figures else name, {})[name] = points
     for axis, curves in list(axes.items())[: MAX_PANELS - len(panels)]:
         curves = {_text(name): points for name, points in list(curves.items())[:MAX_PANELS]}
@@ -172,7 +173,7 @@ def _grids(facts: RunFacts, notes: list[str]) -> str:
         if path.name not in DRAWN_ELSEWHERE:
             series.setdefault(path.stem.rstrip("0123456789"), []).append(path)
     grids = series.pop("", [])
-    if not grids and facts.images_seen and facts.task in ("diffusion", "distillation"):
+    if not grids and facts.log.images_seen and facts.task in ("diffusion", "distillation"):
         notes.append(f"samples/ of {facts.path} has no grids")
     chosen = sorted({round(k * (len(grids) - 1) / max(1, MAX_GRIDS - 1)) for k in range(MAX_GRIDS)} if grids else set())
     columns = ": small, by the bicubic filter, by the model, original" if _enlarges(facts.settings) else ""
@@ -254,18 +255,18 @@ def picture_data(path: Path) -> tuple[str, bytes, int]:
 def _time(facts: RunFacts) -> str:
     """Speed, and where the time went."""
     rows = list[tuple[str, str]]()
-    if (speed := facts.speed) is not None:
+    if (speed := facts.log.speed) is not None:
         low, middle, high = speed
         rows.append(("images per second", f"{middle:,.4g} (quartiles {low:,.4g} to {high:,.4g})"))
-    if utilisation := facts.curves.get("mfu"):
+    if utilisation := facts.log.curves.get("mfu"):
         rows.append(("model FLOPs utilisation", f"{utilisation[-1][1]:.1%}"))
-    training, waiting = facts.training_seconds, facts.waiting_seconds
+    training, waiting = facts.log.training_seconds, facts.log.waiting_seconds
     rows += [("updates", _seconds(training - waiting)), ("waiting for data", _seconds(waiting))] if training else []
     seconds = facts.usage.get("seconds")
     for name, value in seconds.items() if isinstance(seconds, dict) else ():
         if isinstance(value, int | float):
             rows.append((str(name), _seconds(value)))
-    if (elapsed := facts.elapsed_seconds) is not None:
+    if (elapsed := facts.log.elapsed_seconds) is not None:
         rows.append(("from the first to the last line of the log", _seconds(elapsed)))
     machine = facts.usage.get("machine")
     if isinstance(machine, dict):

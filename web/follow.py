@@ -46,20 +46,20 @@ def follow(path: str, scratch: Path) -> Followed:
     if not is_run(require_folder(path)):
         raise ValueError(f"{path!r} is not the folder of a run of train.py (no config.yaml); give one")
     facts, samples = read_facts(Path(path)), RunFolder(path).samples
-    newest = max((points[-1][0] for points in facts.figures.values()), default=0)
+    newest = max((points[-1][0] for points in facts.log.figures.values()), default=0)
     return Followed(
         _about(facts),
         _curves(facts, scratch),
         _open(samples / "metrics.png"),
         _grids(samples),
-        {name: points[-1][1] for name, points in facts.figures.items() if points[-1][0] == newest},
+        {name: points[-1][1] for name, points in facts.log.figures.items() if points[-1][0] == newest},
     )
 
 
 def _curves(facts: RunFacts, scratch: Path) -> dict[str, Image.Image]:
     found = dict[str, Image.Image]()
     for name in CURVES:
-        points = facts.curves.get(name)
+        points = facts.log.curves.get(name)
         draw_points({name: points} if points else {}, scratch / f"{name}.png", CURVES)
         if (picture := _open(scratch / f"{name}.png")) is not None:
             found[name] = picture
@@ -68,17 +68,17 @@ def _curves(facts: RunFacts, scratch: Path) -> dict[str, Image.Image]:
 
 def _about(facts: RunFacts) -> str:
     """How far the run is, and about how much time is left, in a line."""
-    settings, rows = facts.settings, facts.rows
+    settings, log = facts.settings, facts.log
     batch = settings["train.batch"]
     total = -(-settings["train.images"] // batch) * batch
-    if not rows:
+    if log.last_time is None:
         return f"0 of {total:,} images seen; the log has no line yet"
-    last = rows[-1]
-    text = f"{last['images']:,} of {total:,} images seen ({last['images'] / total:.0%}), last line {last['time']}"
-    speed = next((row["images_per_second"] for row in reversed(rows) if row.get("images_per_second")), None)
-    if speed is None or last["images"] >= total:
+    text = f"{log.images_seen:,} of {total:,} images seen ({log.images_seen / total:.0%}), last line {log.last_time}"
+    speeds = log.curves.get("images_per_second")
+    speed = speeds[-1][1] if speeds else 0.0
+    if not speed or log.images_seen >= total:
         return text
-    return f"{text}; {speed:,.0f} images/s, {tqdm.format_interval((total - last['images']) / speed)} left"
+    return f"{text}; {speed:,.0f} images/s, {tqdm.format_interval((total - log.images_seen) / speed)} left"
 
 
 def _grids(folder: Path) -> list[tuple[Image.Image, str]]:

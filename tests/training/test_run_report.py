@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -100,17 +101,17 @@ def test_an_interval_of_skipped_updates_counts_once(tmp_path: Path) -> None:
     timed = [
         row if speed is None else row | {"images_per_second": speed} for row, speed in zip(rows, speeds, strict=True)
     ]
-    assert read_facts(run_of(tmp_path, *timed)).training_seconds == pytest.approx(100 / 50 + 100 / 25 + 100 / 50)
+    assert read_facts(run_of(tmp_path, *timed)).log.training_seconds == pytest.approx(100 / 50 + 100 / 25 + 100 / 50)
 
 
 def test_facts_are_those_of_the_log(tmp_path):
     facts = read_facts(run_of(tmp_path / "run", *ROWS))
-    assert (facts.images_seen, facts.total_images, facts.is_finished) == (300, 400, False)
-    assert facts.training_seconds == pytest.approx(100 / 50 + 100 / 25)
-    assert facts.waiting_seconds == pytest.approx(1.0)
-    assert facts.elapsed_seconds == 65
-    assert facts.curves["loss"] == [(100, 2.0), (200, 1.0)]
-    assert facts.figures["distance"] == [(200, 4.0), (300, 7.0)]
+    assert (facts.log.images_seen, facts.total_images, facts.is_finished) == (300, 400, False)
+    assert facts.log.training_seconds == pytest.approx(100 / 50 + 100 / 25)
+    assert facts.log.waiting_seconds == pytest.approx(1.0)
+    assert facts.log.elapsed_seconds == 65
+    assert list(facts.log.curves["loss"]) == [(100, 2.0), (200, 1.0)]
+    assert list(facts.log.figures["distance"]) == [(200, 4.0), (300, 7.0)]
 
 
 def test_a_page_has_figures_with_their_floor_curves_and_commands(tmp_path):
@@ -212,7 +213,9 @@ def test_usage_adds_up_over_processes(tmp_path):
 
 def test_a_run_writes_its_report_after_each_evaluation_and_at_the_end(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("training.loop.write_report", lambda path, figures: seen.append(read_facts(path).images_seen))
+    monkeypatch.setattr(
+        "training.loop.write_report", lambda path, figures: seen.append(read_facts(path).log.images_seen)
+    )
     train(tmp_path / "run", eval_every_images=4 * BATCH)
     assert seen == [4 * BATCH, 8 * BATCH, 10 * BATCH]
 
@@ -269,3 +272,28 @@ def test_the_columns_of_enlarged_pictures_are_named(tmp_path: Path, settings: di
     path = run_of(tmp_path / "run", **settings)
     grid(path / "samples" / "000000100.png")
     assert "100 images seen: small, by the bicubic filter, by the model, original" in page(path).text
+
+
+def test_a_long_log_takes_the_memory_of_its_numbers(tmp_path):
+    number, lines = 16, 500
+    row = {"loss": 1.0, "gradient_norm": 2.0, "images_per_second": 30.0, "data_wait": 0.1}
+    path = run_of(tmp_path / "run", *({"images": 10 * k, "update": k, **row} for k in range(lines)))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        facts = read_facts(path)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(facts.log.curves["loss"]) == lines
+    assert held < 1.3 * lines * len(row) * number + 10_000
+
+
+def test_a_number_that_no_float_holds_is_left_out(tmp_path):
+    path = run_of(
+        tmp_path / "run", {"images": 10, "loss": 10**400, "gradient_norm": 1.0}, {"images": 2**63, "loss": 1.0}
+    )
+    facts = read_facts(path)
+    assert list(facts.log.curves) == ["gradient_norm"]
+    assert facts.log.images_seen == 10
+    assert any("1 damaged line" in note for note in facts.notes)
