@@ -1,4 +1,4 @@
-"""Makes the suite's type checker importable by the name that pyproject.toml gives it, and seeds every test."""
+"""Has the shapes checked, and seeds every test."""
 
 import gc
 import os
@@ -6,11 +6,12 @@ import os
 import pytest
 import torch
 
-import tests.typecheck  # noqa: F401
+from tests.typecheck import check_shapes
 
 os.environ["RESIDUAL_KERNELS"] = (
     "0"  # numbers that do not depend on a compiler; tests/residual/test_native.py has them on
 )
+check_shapes()
 gc.disable()  # until the end of the collection
 
 

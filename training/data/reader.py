@@ -62,6 +62,7 @@ class BatchReader:
         self.micro_batches = batch // ranks // self.micro_batch
         """micro-batches per update"""
         self.device = torch.device(device)
+        self._is_pinned = self.device.type == "cuda"
         self.waited_seconds = 0.0
         """total time that `get` has waited for the thread"""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
@@ -106,15 +107,15 @@ class BatchReader:
     def _read(self, update: int, index: int) -> MicroBatch:
         start = update * self.batch + self.first + index * self.micro_batch
         position = np.arange(start, start + self.micro_batch, dtype=np.int64)
-        pinned = self.device.type == "cuda"
         dtype = getattr(torch, self.images.pixel_format.stored.name)
-        image = torch.empty((len(position), *self.images.shape), dtype=dtype, pin_memory=pinned)
+        image = torch.empty((len(position), *self.images.shape), dtype=dtype, pin_memory=self._is_pinned)
         numbers = self.images.take(position, self.seed, image.numpy())
+        labels, vectors = (self._part(values, numbers) for values in (self.images.labels, self.images.vectors))
+        return MicroBatch(image, labels, vectors, numbers)
 
-        def of_each(values: np.ndarray | None) -> Tensor | None:
-            if values is None:
-                return None
-            part = torch.from_numpy(values[numbers])
-            return part.pin_memory() if pinned else part
-
-        return MicroBatch(image, of_each(self.images.labels), of_each(self.images.vectors), numbers)
+    def _part(self, values: np.ndarray | None, numbers: np.ndarray) -> Tensor | None:
+        """The values of the images with these numbers."""
+        if values is None:
+            return None
+        part = torch.from_numpy(values[numbers])
+        return part.pin_memory() if self._is_pinned else part
