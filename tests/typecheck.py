@@ -22,5 +22,5 @@ def modules_with_shapes() -> list[str]:
 
 
 def check_shapes() -> None:
-    """Has the modules with shapes checked whenever one of their functions is called; to be called before their import."""
+    """Has each call of a function in the modules with shapes checked; to be called before they are imported."""
     install_import_hook(modules_with_shapes(), "tests.typecheck.check")
