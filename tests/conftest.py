@@ -26,3 +26,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """The objects of the tests before, such as the modules that they imported, are searched for garbage only once."""
+    gc.collect()
+    gc.freeze()
