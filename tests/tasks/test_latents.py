@@ -386,8 +386,15 @@ def test_a_model_folder_with_another_autoencoder_is_an_error(model: Path, tmp_pa
     with pytest.raises(ValueError, match=r"autoencoder is not .*copy the model again"):
         load_model(tmp_path / "other")
     shutil.rmtree(tmp_path / "other" / "autoencoder")
-    with pytest.raises(ValueError, match=r"autoencoder is no autoencoder"):
+    with pytest.raises(ValueError, match=r"other/autoencoder is no autoencoder"):
         load_model(tmp_path / "other")
+
+
+def test_an_exported_pipeline_without_its_autoencoder_is_an_error(tmp_path: Path) -> None:
+    save_diffusers(drawing(), tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "vqvae")
+    with pytest.raises(ValueError, match=r"out/vqvae is no autoencoder"):
+        load_model(tmp_path / "out")
 
 
 def test_a_guide_has_the_same_autoencoder(task: DiffusionTask) -> None:
