@@ -18,6 +18,7 @@ from pipelines.classification import ImageClassifier, load_classifier
 from pipelines.diffusion import DESCRIPTION_FILE as DIFFUSION
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
+from pipelines.folder import refuse_checkpoint
 from pipelines.regression import DESCRIPTION_FILE as REGRESSION
 from pipelines.regression import RegressionModel, load_regression
 from pipelines.superresolution import Upscaler, diffusion_upscaler, is_edsr, load_upscaler
@@ -433,6 +434,7 @@ def _table(averages: Sequence[Average | None], rows: Sequence[Figures], digits: 
 def kind_of(given: str) -> Literal["model", "drawn"]:
     """Whether a run or model is given, or images. Raises ValueError for neither."""
     path = Path(given)
+    refuse_checkpoint(path)
     if is_regular(path / "config.yaml") or any(is_regular(path / name) for name in OF_MODELS):
         return "model"
     if os.path.lexists(path):

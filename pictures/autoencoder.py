@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,8 @@ class Autoencoder:
 def load_autoencoder(folder: Path) -> Autoencoder:
     """The autoencoder in a folder of diffusers, on the CPU.
 
-    Raises ValueError, with the reason, if there is none, and for weights that are damaged, incomplete or not finite.
-    Only safetensors are read, never a pickle.
+    Raises ValueError, with the reason, if there is none, for a scale of the latents that is not a positive number, and
+    for weights that are damaged, incomplete or not finite. Only safetensors are read, never a pickle.
     """
     if not (folder / CONFIG).is_file():
         inner = next((name for name in ("vae", "vqvae") if (folder / name / CONFIG).is_file()), None)
@@ -103,8 +104,15 @@ def load_autoencoder(folder: Path) -> Autoencoder:
             f"give {folder / inner}" if inner else f"give a folder that {CLASS}.save_pretrained of diffusers wrote"
         )
         raise ValueError(f"{folder} is no autoencoder: it has no {CONFIG}; {way_out}")
-    if (name := read_json(folder / CONFIG).get("_class_name")) != CLASS:
+    config = read_json(folder / CONFIG)
+    if (name := config.get("_class_name")) != CLASS:
         raise ValueError(f"{folder / CONFIG} has _class_name={name!r}; give the folder of an {CLASS} of diffusers")
+    scale = config.get("scaling_factor", 1)  # diffusers has a default
+    if type(scale) not in (int, float) or not 0 < scale < math.inf:
+        raise ValueError(
+            f"{folder / CONFIG}: scaling_factor={scale!r} should be a finite number above 0, such as 1 divided by the "
+            "standard deviation of the latents"
+        )
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; save its weights as safetensors")
     from diffusers import AutoencoderKL

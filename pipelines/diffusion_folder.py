@@ -229,13 +229,13 @@ def read_base(document: Mapping[str, Any], folder: Path) -> Base | None:
 
 
 def read_autoencoder(document: Mapping[str, Any], folder: Path) -> Autoencoder | None:
-    """The autoencoder of a diffusion.json in its folder; None if it has none.
+    """The autoencoder of a diffusion.json in its folder, a model folder or an exported pipeline; None if it has none.
 
     Raises ValueError if it is damaged, and for another one than that of the training.
     """
     if (sha256 := document.get("autoencoder_sha256")) is None:
         return None
-    place = folder / (VQVAE if (folder / VQVAE).is_dir() else AUTOENCODER)
+    place = folder / (AUTOENCODER if (folder / "config.json").is_file() else VQVAE)
     autoencoder = load_autoencoder(place)
     if autoencoder.fingerprint != sha256:
         raise ValueError(f"{place} is not the autoencoder of its training; copy the model again")

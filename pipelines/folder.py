@@ -56,11 +56,16 @@ def model_folder(path: str | Path) -> Path:
 
 
 def _open(path: str | Path) -> Path:
-    """The folder, or that of a repository on the hub. Raises ValueError for a checkpoint, which holds no config."""
+    """The folder, or that of a repository on the hub. Raises ValueError for a checkpoint."""
     folder = local_folder(path)
+    refuse_checkpoint(folder)
+    return folder
+
+
+def refuse_checkpoint(folder: Path) -> None:
+    """Raises ValueError for a checkpoint, which holds no config; the error names its run."""
     if folder.parent.name == "checkpoints" and (folder / "state.json").is_file():
         raise ValueError(f"{folder} is a checkpoint, from which only its run goes on; give {folder.parents[1]}")
-    return folder
 
 
 def replace_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> None:

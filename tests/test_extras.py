@@ -4,7 +4,8 @@ import argparse
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from residual.ode import ODEBlock
 from tests.tasks.test_graphs import classifier
 from training.completion import completion
 from training.data.sources.grids import open_dataset
+from training.script import PACKAGES, command
 from unet import UNet, UNetConfig
 from web.space import require_gradio
 
@@ -39,6 +41,11 @@ FEATURES: list[tuple[str, str, Callable[[], object]]] = [
 ]
 
 
+def packages(extra: str) -> list[str]:
+    """The names of the packages of an extra, without versions."""
+    return [re.split("[><=]", requirement)[0] for requirement in EXTRAS[extra]]
+
+
 @pytest.mark.parametrize(("package", "extra", "use"), FEATURES, ids=[package for package, _, _ in FEATURES])
 def test_an_error_names_the_package_and_its_extra(
     package: str, extra: str, use: Callable[[], object], monkeypatch: pytest.MonkeyPatch
@@ -46,4 +53,33 @@ def test_an_error_names_the_package_and_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf'{package}.*: pip install -e "\.\[{extra}\]"$'):
         use()
-    assert package in [re.split("[><=]", requirement)[0] for requirement in EXTRAS[extra]]
+    assert package in packages(extra)
+
+
+@command
+def script(argv: Sequence[str]) -> None:
+    """Imports a module."""
+    import_module(argv[0])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_script_without_a_package_ends_in_one_line(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as ended:
+        script([package])
+    assert ended.value.code == 2
+    assert re.fullmatch(rf'.*: error: .*{package}.*: pip install -e "\.\[train\]"\n', capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("module", ["residual.nothing", "PIL.nothing", "nothing"])
+def test_any_other_missing_module_is_an_error_of_the_script(module: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=module):
+        script([module])
+
+
+def test_the_packages_of_scripts_are_those_of_the_extra() -> None:
+    names = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-learn": "sklearn"}
+    required = {*packages("sample"), *packages("train")} - {"residual-diffusion[sample]"}
+    assert {names.get(package, package) for package in required} == {*PACKAGES}

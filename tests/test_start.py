@@ -29,6 +29,8 @@ assert "torch" not in sys.modules
 WRONG_FLAG = """
 import sys
 import train
+from training.script import PACKAGES
+assert not {{*PACKAGES}} & {{*sys.modules}}, "without one of these the script could not print its error"
 sys.argv = ["train.py", "--train.image", "3"]
 try:
     train.main()

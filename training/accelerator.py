@@ -58,5 +58,6 @@ def _check_trackers(trackers: tuple[str, ...]) -> None:
     available = sorted(str(tracker) for tracker in get_available_trackers())
     for name in trackers:
         if name not in available:
-            reason = "not installed" if name in LOGGER_TYPE_TO_CLASS else "unknown"
+            is_known = name in LOGGER_TYPE_TO_CLASS
+            reason = f"not installed: pip install {name}, or leave it out" if is_known else "unknown"
             raise ValueError(f"train.trackers: {name!r} is {reason}; available: {', '.join(available) or 'none'}")

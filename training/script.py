@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import residual
 from residual.names import require_known
 from residual.weights.note import WeightsNote
+from storage.extra import require_extra
 from storage.show import printable
 from training.completion import COMPLETION, completion
 
@@ -24,6 +26,11 @@ MAX_MESSAGE = 2_000
 """characters of an error message; the middle of a longer one, such as a value of a megabyte, is left out"""
 VERSION = f"residual-diffusion {residual.__version__}"
 INTERRUPTED = 128 + signal.SIGINT
+PACKAGES = (
+    *("PIL", "accelerate", "datasets", "diffusers", "filelock", "matplotlib", "sklearn", "tensorboard", "torchmetrics"),
+    *("tqdm", "yaml"),
+)
+"""what every script may import of the extra `train`, which contains `sample`"""
 _python_shows = warnings.showwarning
 PATIENCE_S = 5.0
 """seconds that other ranks wait, so that rank 0 can report the error first"""
@@ -38,10 +45,10 @@ def rank() -> int:
 def command(main: Callable[..., None]) -> Callable[..., None]:
     """Makes a script of `main`, which takes the command line and any keyword arguments.
 
-    A ValueError, or an OSError about a file that the user named, ends it with one line and exit code 2 (under
-    `python -X dev` with the traceback). Ctrl-C ends it with exit code 130. Of several ranks rank 0 reports first; the
-    launcher then ends the others within `PATIENCE_S`, unless the error is theirs alone. A standard stream that is
-    closed or full does not end it (see `StandardStream`).
+    A ValueError, an OSError about a file that the user named, or one of `PACKAGES` that is not installed ends it with
+    one line and exit code 2 (under `python -X dev` with the traceback). Ctrl-C ends it with exit code 130. Of several
+    ranks rank 0 reports first; the launcher then ends the others within `PATIENCE_S`, unless the error is theirs alone.
+    A standard stream that is closed or full does not end it (see `StandardStream`).
     """
 
     @functools.wraps(main)
@@ -54,7 +61,8 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         if not sys.flags.dev_mode:
             threading.excepthook = _show_thread_error
         try:
-            main(sys.argv[1:] if argv is None else argv, **options)
+            with _explain_missing_package(name):
+                main(sys.argv[1:] if argv is None else argv, **options)
         except (ValueError, OSError) as error:
             if sys.flags.dev_mode or (isinstance(error, OSError) and error.filename is None):
                 raise
@@ -70,6 +78,17 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             raise SystemExit(INTERRUPTED) from None
 
     return script
+
+
+@contextmanager
+def _explain_missing_package(script: str) -> Iterator[None]:
+    """Raises ValueError, with the install command, in place of the error about a missing package of `PACKAGES`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in PACKAGES:
+            require_extra(error.name, "train", script)
+        raise
 
 
 def show_and_exit(text: str) -> NoReturn:

@@ -7,7 +7,7 @@ from pathlib import Path
 from drawing.job import ALL
 from pipelines.classification import ImageClassifier
 from pipelines.diffusion import NO_LABEL, DiffusionModel
-from pipelines.folder import model_folder
+from pipelines.folder import model_folder, refuse_checkpoint
 from pipelines.kinds import Model, loader
 from pipelines.superresolution import DiffusionUpscaler, Upscaler, is_upscaler
 from residual.names import amount
@@ -31,12 +31,13 @@ def is_run(folder: str | Path) -> bool:
 
 
 def require_folder(folder: str | None) -> str:
-    """The folder, if there is one. Raises ValueError otherwise: the page opens no model on the hub by its name."""
+    """The folder, if there is one that is no checkpoint. Raises ValueError otherwise, also for a model on the hub."""
     folder = (folder or "").strip()
     if not folder:
         raise ValueError("no model is chosen; give a run folder (of train.py) or a model folder")
     if not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder!r}; give a run folder (of train.py) or a model folder")
+    refuse_checkpoint(Path(folder))
     return folder
 
 

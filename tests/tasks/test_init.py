@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import train as script
 from diffusion import DDPM
+from evaluating.command import kind_of
 from exporting.diffusers_folder import save_diffusers
 from pipelines.diffusion import DiffusionModel
 from pipelines.diffusion_folder import load_model
@@ -24,6 +25,7 @@ from tasks.diffusion import DiffusionRun
 from tests.tasks.small import SMALL, digits, shaken, small_run
 from training.cli import parse
 from unet import EDM2Config, EDM2UNet, UNet, UNetConfig, diffusers_config
+from web.models import require_folder
 
 ADM = replace(SMALL, base_channels=32, groups=32, conditioning="scale_shift", resample="block", time_embedding="adm")
 SONG = replace(
@@ -358,7 +360,7 @@ def test_what_cannot_be_started_from_is_refused(make, fields: dict, message: str
 def test_a_checkpoint_names_its_run() -> None:
     Path("run/checkpoints/000000064").mkdir(parents=True)
     Path("run/checkpoints/000000064/state.json").write_text("{}")
-    for read in (DiffusionRun.init_config, load_model):
+    for read in (DiffusionRun.init_config, load_model, kind_of, require_folder):
         with pytest.raises(ValueError, match=r"run/checkpoints/000000064 is a checkpoint.* give run$"):
             read("run/checkpoints/000000064")
 

@@ -240,7 +240,6 @@ def spoil(folder: Path, **fields) -> None:
     [
         (lambda f: spoil(f, _class_name="VQModel"), "VQModel"),
         (lambda f: spoil(f, latent_channels=3), "cannot be read|does not fit"),
-        (lambda f: spoil(f, scaling_factor=0), "cannot be read"),
         (lambda f: spoil(f, out_channels=2), "cannot be read|returns 2"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 100), "cannot be read"),
@@ -254,6 +253,14 @@ def test_a_damaged_autoencoder_is_one_line(tmp_path: Path, damage, message: str)
     with pytest.raises(ValueError, match=message) as error:
         load_autoencoder(tmp_path / "a")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scale", [0, -0.5, float("nan"), float("inf"), "one", None, True])
+def test_a_scale_of_latents_that_is_no_positive_number_is_an_error(tmp_path: Path, scale: object) -> None:
+    make().save_pretrained(tmp_path)
+    spoil(tmp_path, scaling_factor=scale)
+    with pytest.raises(ValueError, match=rf"/config\.json: scaling_factor={scale!r} .*above 0"):
+        load_autoencoder(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
@@ -386,8 +393,15 @@ def test_a_model_folder_with_another_autoencoder_is_an_error(model: Path, tmp_pa
     with pytest.raises(ValueError, match=r"autoencoder is not .*copy the model again"):
         load_model(tmp_path / "other")
     shutil.rmtree(tmp_path / "other" / "autoencoder")
-    with pytest.raises(ValueError, match=r"autoencoder is no autoencoder"):
+    with pytest.raises(ValueError, match=r"other/autoencoder is no autoencoder"):
         load_model(tmp_path / "other")
+
+
+def test_an_exported_pipeline_without_its_autoencoder_is_an_error(tmp_path: Path) -> None:
+    save_diffusers(drawing(), tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "vqvae")
+    with pytest.raises(ValueError, match=r"out/vqvae is no autoencoder"):
+        load_model(tmp_path / "out")
 
 
 def test_a_guide_has_the_same_autoencoder(task: DiffusionTask) -> None:

@@ -20,9 +20,11 @@ def test_accumulation_reaches_accelerate():
     assert accelerator(config(micro_batch=2)).gradient_accumulation_steps == 4
 
 
-@pytest.mark.parametrize("name", ["tensorbord", "comet_ml"])
-def test_unknown_trackers_and_those_not_installed_are_named(name):
-    with pytest.raises(ValueError, match=rf"train\.trackers.*{name}.*tensorboard"):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("tensorbord", "unknown"), ("comet_ml", "not installed: pip install comet_ml,")]
+)
+def test_unknown_trackers_and_those_not_installed_are_named(name, reason):
+    with pytest.raises(ValueError, match=rf"train\.trackers.*{name}.* {reason}.*tensorboard"):
         accelerator(config(trackers=(name,)))
 
 
