@@ -1,16 +1,19 @@
 """The soak: what it finds in series of samples and in run folders, and a minute of it."""
 
+import contextlib
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from tests.soak.__main__ import numbers
-from tests.soak.watch import BLOCK_S, EVERY_S, WARM_UP_S, Series, Slopes, processes_in
-from tests.torture.runs import Run
+from tests.soak.__main__ import Soak, numbers
+from tests.soak.watch import BLOCK_S, EVERY_S, WARM_UP_S, Series, Slopes, Watch, processes_in
+from tests.torture.runs import Broken, Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +40,30 @@ def test_a_leak_is_distinguished_from_noise() -> None:
     assert files is not None
     assert files.is_flat
     assert Slopes.of(flat[:4], "bytes") is None
+
+
+def test_samples_are_written_with_their_process(tmp_path: Path) -> None:
+    watch = Watch()
+    watch.series = [sampled(0, 0.0), sampled(1, 0.0)]
+    watch.close()
+    watch.write(tmp_path / "samples.csv")
+    with (tmp_path / "samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["bytes"]) for row in rows if row["process"] == "1"] == watch.series[1].bytes
+
+
+@pytest.mark.parametrize(("code", "printed", "fine"), [(1, "the last updates are not saved", True), (1, "", False)])
+def test_a_disk_that_is_full_at_the_end_of_a_run_is_no_failure(
+    code: int, printed: str, fine: bool, tmp_path: Path
+) -> None:
+    """torchrun ends with 1 where a process ends with 2."""
+    started = Mock(**{"wait.return_value": code, "printed.return_value": printed})
+    soak = Soak(tmp_path, 60, 0)
+    try:
+        with contextlib.nullcontext() if fine else pytest.raises(Broken):
+            assert soak.finish(started) == code
+    finally:
+        soak.watch.close()
 
 
 def test_processes_are_found_by_their_folder(tmp_path: Path) -> None:

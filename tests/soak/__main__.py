@@ -1,6 +1,7 @@
 """`python -m tests.soak --minutes 60`: two processes under random faults that must leave no trace; with a table."""
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -23,9 +24,9 @@ from tests.torture.runs import QUIET_S, Broken, Run, Started, require, send
 from training import checkpoint
 from training.lock import RunLock
 
-REFERENCE_SHARE = 0.1
-"""of the time, for the run without faults"""
-LARGEST_REFERENCE_S = 600.0
+REFERENCE_SHARE = 0.25
+"""of the time, for the run without faults; the others are as long, so that memory can be watched once it has settled"""
+LARGEST_REFERENCE_S = 1200.0
 FAULTS_IN_A_LIFE = (0, 0, 1, 2, 4, 30)
 """that the processes survive before one ends them"""
 RESTARTS = ("--standalone", "--max-restarts", "2")
@@ -42,7 +43,7 @@ def main() -> None:
         "--minutes",
         type=float,
         default=60.0,
-        help="of faults, after a reference that takes a tenth; the last run is then finished",
+        help="of faults, after a reference that takes a quarter; the last run is then finished",
     )
     p.add_argument("--seed", type=int, default=int(time.time()), help="of the faults and their moments")
     p.add_argument("--out", type=Path, help="folder for the runs; a temporary one by default")
@@ -74,7 +75,7 @@ class Soak:
             while not self.is_over():
                 run = replace(quiet, folder=self.folder / f"run-{runs + problems + 1}")
                 try:
-                    self.disturb(run)
+                    self.disturb(run, is_one_life=not runs + problems)
                     check_no_trace(run, quiet, self.counts["damaged checkpoint"])
                     runs += 1
                     self.report(run, "finished: the bits, the log and the files of the reference")
@@ -83,6 +84,7 @@ class Soak:
                     self.console.print(f"BROKEN: {error}", markup=False)
         finally:
             self.watch.close()
+            self.watch.write(self.folder / "samples.csv")
         left = self.left() | {"shared memory": sorted(shared_memory() - shared)}
         flat = self.table(quiet, runs, problems, left)
         return int(bool(problems) or not flat or any(left.values()))
@@ -119,14 +121,18 @@ class Soak:
         print(f"seed {self.seed}; the reference has {quiet.updates} updates", flush=True)
         return quiet
 
-    def disturb(self, run: Run) -> None:
-        """Trains a run to its end under faults. Raises Broken if a guarantee does not hold."""
+    def disturb(self, run: Run, is_one_life: bool) -> None:
+        """Trains a run to its end under faults, if `is_one_life` under those that its processes survive.
+
+        Raises Broken if a guarantee does not hold.
+        """
         saved, expected = None, ""
         while True:
-            restarts = self.dice.random() < 0.25
+            restarts = not is_one_life and self.dice.random() < 0.25
+            faults = None if is_one_life else self.dice.choice(FAULTS_IN_A_LIFE)
             started = (replace(run, launcher=RESTARTS) if restarts else run).start()
             try:
-                code = self.live(started, saved, expected, restarts)
+                code = self.live(started, saved, expected, restarts, faults)
             finally:
                 self.watch.follow(None)
                 started.kill()
@@ -145,8 +151,11 @@ class Soak:
                     if name == "damaged checkpoint":
                         saved = int(checkpoint.list_folders(run.checkpoints)[1].name)
 
-    def live(self, started: Started, saved: int | None, expected: str, restarts: bool) -> int:
-        """Faults of one command, until it ends; returns 0 if the run is finished."""
+    def live(self, started: Started, saved: int | None, expected: str, restarts: bool, faults: int | None) -> int:
+        """Faults of one command: so many that it survives, and one that ends it; None for no such end.
+
+        Returns 0 if the run is finished.
+        """
         run = started.run
         if saved is not None:
             started.resumes_from(saved)
@@ -158,7 +167,7 @@ class Soak:
             return self.finish(started)
         if restarts and not self.restart(started):
             return self.finish(started)
-        for _ in range(self.dice.choice(FAULTS_IN_A_LIFE)):
+        for _ in itertools.count() if faults is None else range(faults):
             time.sleep(self.dice.uniform(0, 20 * self.seconds / HOURS))
             if self.is_over() or not self.strike(started, SURVIVED):
                 return self.finish(started)
@@ -201,10 +210,10 @@ class Soak:
         return True
 
     def finish(self, started: Started) -> int:
-        """Waits for the end of a command; returns 0 if the run is finished, 2 if the disk was full at its end."""
+        """Waits for the end of a command; returns 0 if the run is finished, another code if the disk was full then."""
         code = started.wait()
         printed = started.printed()
-        full = code == 2 and "the last updates are not saved" in printed
+        full = code in (1, 2) and "the last updates are not saved" in printed  # 1 is the code of torchrun
         require(code == 0 or full, f"{started.run.folder.name} ends with exit code {code}: {printed[-2000:]}")
         return code
 

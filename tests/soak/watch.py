@@ -1,6 +1,7 @@
 """Samples memory, open files and threads of training processes, and finds what is left of them at the end."""
 
 import contextlib
+import csv
 import itertools
 import threading
 import time
@@ -14,7 +15,7 @@ import psutil
 from tests.torture.runs import Started
 
 EVERY_S = 0.5
-WARM_UP_S = 120.0
+WARM_UP_S = 300.0
 """from the first update that was seen: allocators, thread pools and the first evaluations take their memory"""
 COOL_DOWN_S = 5.0
 """before the end: a process that stops ends its threads"""
@@ -72,6 +73,15 @@ class Watch:
         """Ends the thread."""
         self._ended.set()
         self._thread.join()
+
+    def write(self, file: Path) -> None:
+        """Writes all samples into a CSV file; the processes are numbered in the order of their start."""
+        with file.open("w", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(["process", "rank", "seconds", "bytes", "files", "threads"])
+            for number, each in enumerate(self.series):
+                for row in zip(each.seconds, each.bytes, each.files, each.threads, strict=True):
+                    writer.writerow([number, each.rank, *row])
 
     def _sample(self) -> None:
         known: dict[psutil.Process, Series] = {}
