@@ -3,14 +3,14 @@
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from math import isfinite
 from typing import Any, TypeGuard, overload
 
 import numpy as np
 
-from training.curves import Point
-
+Point = tuple[int, float]
+"""images seen, value"""
 NOT_FIGURES = {"images", "update", "time", "evaluated", "failed", "saved"}
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Curve(Sequence[Point]):
@@ -92,8 +92,8 @@ class LogFacts:
         return (last - first).total_seconds() if first and last and last > first else None
 
     def _add_time(self, time: object) -> None:
-        if time:
-            self.last_time = str(time)
+        if time and isinstance(time, str):
+            self.last_time = time
         if (moment := _moment(time)) is not None:
             first, last = self._times
             self._times = min(first or moment, moment), max(last or moment, moment)
@@ -101,20 +101,17 @@ class LogFacts:
     def _add_interval(self, row: Mapping[str, Any]) -> None:
         """Counts the seconds since the line before, if this line has a speed."""
         speed, wait = row.get("images_per_second"), row.get("data_wait")
-        if is_number(speed) and speed > 0:
-            seconds = (row["images"] - self._trained) / speed
+        seconds = (row["images"] - self._trained) / speed if is_number(speed) and speed > 0 else 0.0
+        if is_number(seconds) and seconds > 0:
             self.training_seconds += seconds
-            self.waiting_seconds += seconds * wait if is_number(wait) else 0.0
+            self.waiting_seconds += seconds * min(max(wait, 0.0), 1.0) if is_number(wait) else 0.0
         if "loss" in row or "images_per_second" in row:  # an interval of skipped updates has no loss
             self._trained = row["images"]
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of a JSON document is a finite number."""
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    except OverflowError:  # an integer beyond the numbers of a float
-        return False
+    """Whether a value of a JSON document is a finite number, and no larger than those of float32."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _moment(text: object) -> datetime | None:

@@ -41,7 +41,7 @@ class RunFacts:
     def total_images(self) -> int | None:
         """Images of the whole run; None if the settings have no such number."""
         total = self.settings.get("train.images")
-        return int(total) if isinstance(total, int | float) else None
+        return int(total) if is_number(total) else None
 
     @property
     def is_finished(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.report import main as print_report
 from tests.training.toy import BATCH, train
 from training import run_report
 from training.charts import chart
@@ -287,6 +288,47 @@ def test_a_long_log_takes_the_memory_of_its_numbers(tmp_path):
         tracemalloc.stop()
     assert len(facts.log.curves["loss"]) == lines
     assert held < 1.3 * lines * len(row) * number + 10_000
+
+
+LARGEST = float(np.finfo(np.float32).max)
+ODD = [-1.7e308, 1.7e308, -LARGEST, LARGEST, -5.0, 0.0, 5e-324, 1e400]
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_any_number_of_the_log_has_a_page(tmp_path: Path, value: float) -> None:
+    odd = dict.fromkeys(["images_per_second", "data_wait", "loss", "learning_rate", "distance"], value)
+    rows = [{**ROWS[0], "images": 0}, {**ROWS[0], **odd}, {**ROWS[1], **odd}, {**ROWS[0], "images": 50}, ROWS[3]]
+    path = run_of(tmp_path / "run", *rows)
+    page(path)
+    log = read_facts(path).log
+    assert 0 <= log.waiting_seconds <= log.training_seconds < float("inf")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, True, -1, "text"])
+def test_odd_numbers_of_usage_and_classes_have_a_page(tmp_path: Path, value: object) -> None:
+    path = run_of(tmp_path / "run")
+    (path / "usage.json").write_text(json.dumps({"seconds": {"evaluations": value}, "peak_memory_bytes": value}))
+    row = {"name": "0", "images": value, "right": 1, "confused_with": None}
+    (path / "samples" / "classes.json").write_text(json.dumps({"images_seen": value, "classes": [row]}))
+    page(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("\ud800", r"\ud800"), ("a\0b", r"a\x00b"), ("<b>", "<b>"), ("n" * 400, "n" * 299 + "…")]
+)
+def test_an_odd_name_of_a_number_is_one_line_of_text(tmp_path: Path, name: str, shown: str) -> None:
+    path = run_of(tmp_path / "run", {"images": 1, "evaluated": True, name: 1.0})
+    write_report(path, FIGURES)
+    found = page(path)
+    assert shown in found.text
+    assert [attributes["aria-label"] for tag, attributes in found.tags if tag == "svg"] == [shown]
+
+
+def test_a_report_without_an_interval_prints_no_share_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_report([str(run_of(tmp_path / "run", {"images": 0, "images_per_second": 5.0}))])
+    printed = capsys.readouterr().out
+    assert "images per second" in printed
+    assert "waiting" not in printed
 
 
 def test_a_number_that_no_float_holds_is_left_out(tmp_path):
