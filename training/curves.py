@@ -12,14 +12,13 @@ from jaxtyping import Float
 from storage.extra import require_extra
 from storage.write import replace_file
 from training import log
+from training.log_facts import Point
 from training.task import Figure
 
 COLUMNS = 3
 PANEL_INCHES = (4.2, 3.2)
 DPI = 100
 BINS = 40
-Point = tuple[int, float]
-"""images seen, value"""
 
 
 def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) -> None:

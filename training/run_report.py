@@ -18,8 +18,8 @@ from storage.read import is_regular, read_bytes, read_json
 from storage.show import printable
 from storage.write import replace_file
 from training.charts import chart
-from training.curves import Point
 from training.log import failures
+from training.log_facts import Point, is_number
 from training.run_facts import RunFacts, read_facts
 from training.task import Figure, limits_of
 from training.units import show_size
@@ -264,7 +264,7 @@ def _time(facts: RunFacts) -> str:
     rows += [("updates", _seconds(training - waiting)), ("waiting for data", _seconds(waiting))] if training else []
     seconds = facts.usage.get("seconds")
     for name, value in seconds.items() if isinstance(seconds, dict) else ():
-        if isinstance(value, int | float):
+        if is_number(value):
             rows.append((str(name), _seconds(value)))
     if (elapsed := facts.log.elapsed_seconds) is not None:
         rows.append(("from the first to the last line of the log", _seconds(elapsed)))
@@ -280,7 +280,7 @@ def _memory(facts: RunFacts) -> str:
         ("peak_memory_bytes", "peak memory of the main process"),
         ("peak_device_memory_bytes", "peak memory of its GPU"),
     ):
-        if isinstance(value := facts.usage.get(key), int | float):
+        if is_number(value := facts.usage.get(key)):
             rows.append((name, show_size(value)))
     for name in ("model", "best", "checkpoints", "snapshots", "samples"):
         if (folder := facts.path / name).is_dir() and (size := _size(folder)):

@@ -71,9 +71,8 @@ def _about(facts: RunFacts) -> str:
     settings, log = facts.settings, facts.log
     batch = settings["train.batch"]
     total = -(-settings["train.images"] // batch) * batch
-    if log.last_time is None:
-        return f"0 of {total:,} images seen; the log has no line yet"
-    text = f"{log.images_seen:,} of {total:,} images seen ({log.images_seen / total:.0%}), last line {log.last_time}"
+    text = f"{log.images_seen:,} of {total:,} images seen ({log.images_seen / total:.0%})"
+    text += "; the log has no line yet" if log.last_time is None else f", last line {log.last_time}"
     speeds = log.curves.get("images_per_second")
     speed = speeds[-1][1] if speeds else 0.0
     if not speed or log.images_seen >= total:
