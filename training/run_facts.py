@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from residual.names import amount
 from storage.read import is_regular, read_json
 from storage.write import write_text
 from training import log
@@ -66,7 +67,7 @@ def read_facts(path: Path) -> RunFacts:
     except (ValueError, OSError) as error:
         notes.append(f"log.jsonl cannot be read: {error}")
     if damaged:
-        notes.append(f"{damaged:,} damaged lines of log.jsonl are left out")
+        notes.append(f"left out: {amount(damaged, 'damaged line')} of log.jsonl")
     try:
         if (path / USAGE_FILE).exists():
             usage = read_json(path / USAGE_FILE)

@@ -169,7 +169,7 @@ def test_damaged_parts_are_notes(tmp_path):
     (path / "samples" / "000000100.png").write_bytes(b"\x89PNG damaged")
     os.mkfifo(path / "samples" / "000000200.png")
     notes = page(path).text.split("note: ")[1:]
-    for part in ("1 damaged lines of log.jsonl", "usage.json", "classes.json", "000000100.png", "000000200.png"):
+    for part in ("1 damaged line of log.jsonl", "usage.json", "classes.json", "000000100.png", "000000200.png"):
         assert any(part in note for note in notes), part
 
 
@@ -279,6 +279,7 @@ def test_a_long_log_takes_the_memory_of_its_numbers(tmp_path):
     number, lines = 16, 500
     row = {"loss": 1.0, "gradient_norm": 2.0, "images_per_second": 30.0, "data_wait": 0.1}
     path = run_of(tmp_path / "run", *({"images": 10 * k, "update": k, **row} for k in range(lines)))
+    read_facts(path)  # what is imported late
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -338,4 +339,14 @@ def test_a_number_that_no_float_holds_is_left_out(tmp_path):
     facts = read_facts(path)
     assert list(facts.log.curves) == ["gradient_norm"]
     assert facts.log.images_seen == 10
-    assert any("1 damaged line" in note for note in facts.notes)
+    assert "1 damaged line of log.jsonl" in facts.notes[0]
+
+
+def test_damaged_values_are_left_out_of_a_page(tmp_path):
+    row = {"images": 100, "time": "2026-01-01T00:00:00+00:00", "loss": 1.0}
+    path = run_of(tmp_path / "run", row | {"images_per_second": 1e-320}, row, train={"images": float("inf")})
+    (path / "usage.json").write_text('{"seconds": {"evaluations": NaN}, "peak_memory_bytes": Infinity}')
+    facts = read_facts(path)
+    assert facts.total_images is None
+    assert (facts.log.training_seconds, facts.log.elapsed_seconds) == (0.0, 0.0)
+    assert "evaluations" not in page(path).text

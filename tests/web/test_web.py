@@ -238,6 +238,12 @@ def test_a_run_with_an_odd_speed_and_a_huge_picture_is_followed(
     assert found.metrics is None
 
 
+def test_a_log_without_times_is_followed(tmp_path: Path) -> None:
+    run = Path(save_run(tmp_path / "run"))
+    (run / "log.jsonl").write_text('{"images": 128, "loss": 0.5}\n{"images": 64, "loss": 0.5}\n')
+    assert "128 of 1,024 images" in follow(str(run), tmp_path).about
+
+
 def test_other_folders_are_not_followed(drawing: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(drawing)):
         follow(drawing, tmp_path)
