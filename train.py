@@ -12,14 +12,18 @@ exits with code 75. A second Ctrl-C ends it at once.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.script import command
+
+if TYPE_CHECKING:
+    from training.run import Run
 
 DEFAULT = Path(__file__).with_name("configs") / "digits.yaml"
 
 
 @command
-def main(argv: Sequence[str], runs: Mapping[str, type] | None = None) -> None:
+def main(argv: Sequence[str], runs: "Mapping[str, type[Run]] | None" = None) -> None:
     """Trains. A script of your own may call it with `runs`, the tasks by name: `RUNS` of `tasks` and more."""
     from tasks import RUNS  # here, so that a package that is not installed is one line
     from training.command import run

@@ -432,7 +432,7 @@ def _table(averages: Sequence[Average | None], rows: Sequence[Figures], digits: 
 
 
 def kind_of(given: str) -> Literal["model", "drawn"]:
-    """Whether a run or model is given, or images. Raises ValueError for neither."""
+    """Whether a run or model is given, or images. Raises ValueError for neither, and for a checkpoint."""
     path = Path(given)
     refuse_checkpoint(path)
     if is_regular(path / "config.yaml") or any(is_regular(path / name) for name in OF_MODELS):

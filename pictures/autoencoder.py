@@ -100,9 +100,8 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     """
     if not (folder / CONFIG).is_file():
         inner = next((name for name in ("vae", "vqvae") if (folder / name / CONFIG).is_file()), None)
-        way_out = (
-            f"give {folder / inner}" if inner else f"give a folder that {CLASS}.save_pretrained of diffusers wrote"
-        )
+        whole = f"copy the whole model again, or give a folder that {CLASS}.save_pretrained of diffusers wrote"
+        way_out = f"give {folder / inner}" if inner else whole
         raise ValueError(f"{folder} is no autoencoder: it has no {CONFIG}; {way_out}")
     config = read_json(folder / CONFIG)
     if (name := config.get("_class_name")) != CLASS:

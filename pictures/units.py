@@ -56,8 +56,9 @@ class Units:
             )
         if unknown := [name for name in self.transform if name not in TRANSFORMS]:
             raise ValueError(f"transform={unknown[0]!r} is unknown; give one of {', '.join(TRANSFORMS)}")
+        smallest, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            if not (abs(mean) <= np.finfo(np.float32).max and np.finfo(np.float32).tiny <= std < math.inf):
+            if not (abs(mean) <= largest and smallest <= std <= largest):
                 raise ValueError(
                     f"mean={mean:g} and std={std:g} of channel {channel} are not those of varying values; give a "
                     "finite mean and a positive standard deviation of float32"

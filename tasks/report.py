@@ -32,8 +32,9 @@ def main(argv: Sequence[str]) -> None:
     if (speed := facts.log.speed) is not None:
         low, middle, high = speed
         print(f"images per second: {middle:.0f} (quartiles {low:.0f} to {high:.0f})")
-        print(f"seconds of training: {facts.log.training_seconds:.0f}")
-        print(f"waiting for data: {facts.log.waiting_seconds / facts.log.training_seconds:.2%}")
+    if seconds := facts.log.training_seconds:
+        print(f"seconds of training: {seconds:.0f}")
+        print(f"waiting for data: {facts.log.waiting_seconds / seconds:.2%}")
     if losses := facts.log.curves.get("loss"):
         print(f"loss: {losses[0][1]:.4f} at {losses[0][0]:,} images, {losses[-1][1]:.4f} at {losses[-1][0]:,}")
     print(f"report: {write_report(run, FIGURES)}")

@@ -1,4 +1,4 @@
-"""Has the shapes checked, and seeds every test."""
+"""Enables the checks of shapes, and seeds every test."""
 
 import gc
 import os
@@ -22,14 +22,12 @@ def _seeded() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Imported modules are no garbage: neither their import nor the tests search their million objects for it."""
-    gc.collect()
-    gc.freeze()
+    """The collection imports a million objects that are no garbage, and does not search them."""
     gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _frozen() -> None:
+def _freeze_earlier_objects() -> None:
     """The objects of the tests before, such as the modules that they imported, are searched for garbage only once."""
     gc.collect()
     gc.freeze()

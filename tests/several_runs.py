@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 import train
+from training import command
 
 
 def stay(accelerator: Accelerator, exit_code: int) -> None:
@@ -19,9 +20,9 @@ def stay(accelerator: Accelerator, exit_code: int) -> None:
 
 if __name__ == "__main__":
     *earlier, last = json.loads(sys.argv[1])
-    leave = train.leave_processes
-    train.leave_processes = stay
+    leave = command.leave_processes
+    command.leave_processes = stay
     for arguments in earlier:
         train.main(arguments)
-    train.leave_processes = leave
+    command.leave_processes = leave
     train.main(last)

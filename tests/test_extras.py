@@ -73,6 +73,23 @@ def test_a_script_without_a_package_ends_in_one_line(
     assert re.fullmatch(rf'.*: error: .*{package}.*: pip install -e "\.\[train\]"\n', capsys.readouterr().err)
 
 
+def test_a_missing_package_may_be_the_reason_of_another_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in diffusers."""
+
+    @command
+    def script(argv: Sequence[str]) -> None:
+        """Fails because of a missing package."""
+        raise RuntimeError("failed to import a pipeline") from ModuleNotFoundError(name=argv[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(SystemExit):
+            script(["accelerate"])
+    assert "needs accelerate" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        script(["nothing"])
+
+
 @pytest.mark.parametrize("module", ["residual.nothing", "PIL.nothing", "nothing"])
 def test_any_other_missing_module_is_an_error_of_the_script(module: str) -> None:
     with pytest.raises(ModuleNotFoundError, match=module):

@@ -9,18 +9,20 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 34
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989")
 MAX_POINTS = 400
 """of a curve; of more, evenly spaced ones and the last are drawn"""
+SMALLEST = 1e-290
+"""of values and differences that have ticks of their own; floats end at 1e-308"""
 Curve = Sequence[tuple[float, float]]
 
 
 def chart(curves: Mapping[str, Curve], log: bool = False, dashed: Sequence[str] = (), title: str = "") -> str:
     """One SVG element with curves over the images seen, and a legend below it if there are several.
 
-    `log` scales the vertical axis logarithmically if all values are positive. The curves named in `dashed` are grey
-    and dashed. Curves have one point or more, with finite values.
+    `log` scales the vertical axis logarithmically if all values are above `SMALLEST`. The curves named in `dashed` are
+    grey and dashed. Curves have one point or more, with finite values of float32.
     """
     points = {name: _thinned(curve) for name, curve in curves.items()}
     xs, ys = ([point[axis] for curve in points.values() for point in curve] for axis in (0, 1))
-    log = log and min(ys) > 0
+    log = log and min(ys) > SMALLEST
     low, high, ticks = _log_axis(min(ys), max(ys)) if log else _axis(min(ys), max(ys))
     step = None if log else ticks[1] - ticks[0]
     scale: Callable[[float], float] = math.log10 if log else float
@@ -69,7 +71,7 @@ def _thinned(curve: Curve) -> list[tuple[float, float]]:
 
 def _axis(low: float, high: float, count: int = 5) -> tuple[float, float, list[float]]:
     """Ends of a linear axis around the values, and about `count` round ticks."""
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
+    if high - low <= 1e-9 * max(abs(low), abs(high), SMALLEST):
         margin = abs(high) / 2 or 1.0
         low, high = low - margin, high + margin
     step = 10 ** math.floor(math.log10((high - low) / count))

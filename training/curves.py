@@ -12,14 +12,13 @@ from jaxtyping import Float
 from storage.extra import require_extra
 from storage.write import replace_file
 from training import log
+from training.log_facts import LogFacts, Point
 from training.task import Figure
 
 COLUMNS = 3
 PANEL_INCHES = (4.2, 3.2)
 DPI = 100
 BINS = 40
-Point = tuple[int, float]
-"""images seen, value"""
 
 
 def draw_curves(log_file: Path, picture: Path, figures: Mapping[str, Figure]) -> None:
@@ -73,14 +72,12 @@ def save_sheet(sheet: Any, picture: Path) -> None:
     replace_file(picture, lambda new: sheet.savefig(new, format="png", dpi=DPI), flush=False)
 
 
-def _read(log_file: Path, figures: Mapping[str, Figure]) -> dict[str, list[Point]]:
+def _read(log_file: Path, figures: Mapping[str, Figure]) -> dict[str, Sequence[Point]]:
     """The logged values of each figure that has any, in the order of `figures`."""
-    found: dict[str, list[Point]] = {name: [] for name in figures}
+    facts = LogFacts()
     for row in log.read(log_file):
-        for name in figures if "evaluated" in row else ():
-            if isinstance(value := row.get(name), int | float):
-                found[name].append((row["images"], value))
-    return {name: points for name, points in found.items() if points}
+        facts.add(row)
+    return {name: facts.figures[name] for name in figures if name in facts.figures}
 
 
 def _draw_panel(axes: Any, axis: str, curves: Mapping[str, Sequence[Point]], figures: Mapping[str, Figure]) -> None:

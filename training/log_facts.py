@@ -1,19 +1,19 @@
-"""What the lines of a log tell together, in memory of 16 bytes for each number."""
+"""Facts of the log of a run: curves, figures and times, in 16 bytes for each number."""
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from math import isfinite
 from typing import Any, TypeGuard, overload
 
 import numpy as np
 
-from training.curves import Point
-
+Point = tuple[int, float]
+"""images seen, value"""
 NOT_FIGURES = {"images", "update", "time", "evaluated", "failed", "saved"}
+LARGEST = float(np.finfo(np.float32).max)
 
 
-class Curve(Sequence[Point]):
+class LoggedCurve(Sequence[Point]):
     """The values of one number of the log, over the images seen, in the order of the lines."""
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class LogFacts:
         """of the last line with a time"""
         self.images_seen = 0
         """the largest number of images of a line"""
-        self.curves: dict[str, Curve] = {}
+        self.curves: dict[str, LoggedCurve] = {}
         """the finite values of every number, in the order in which they appeared"""
-        self.figures: dict[str, Curve] = {}
+        self.figures: dict[str, LoggedCurve] = {}
         """as `curves`, of the lines that evaluations logged"""
         self.failed: list[Mapping[str, Any]] = []
         """the lines about evaluations that failed"""
@@ -63,7 +63,8 @@ class LogFacts:
         """of updates, without evaluations and checkpoints, from the speeds"""
         self.waiting_seconds = 0.0
         """of `training_seconds`, those that were spent waiting for data"""
-        self._times: tuple[datetime | None, datetime | None] = None, None
+        self._times: tuple[datetime, datetime] | None = None
+        self._timed_lines = 0
         self._trained = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -77,7 +78,7 @@ class LogFacts:
         curves = self.figures if "evaluated" in row else self.curves
         for name, value in row.items():
             if is_number(value) and name not in NOT_FIGURES:
-                curves.setdefault(name, Curve()).append(images, float(value))
+                curves.setdefault(name, LoggedCurve()).append(images, float(value))
 
     @property
     def speed(self) -> tuple[float, float, float] | None:
@@ -87,34 +88,34 @@ class LogFacts:
 
     @property
     def elapsed_seconds(self) -> float | None:
-        """Seconds from the first to the last time, interruptions included; None without two different times."""
+        """Seconds from the first to the last time, interruptions included; None without two lines that have one."""
+        if self._times is None or self._timed_lines < 2:
+            return None
         first, last = self._times
-        return (last - first).total_seconds() if first and last and last > first else None
+        return (last - first).total_seconds()
 
     def _add_time(self, time: object) -> None:
-        if time:
-            self.last_time = str(time)
+        if time and isinstance(time, str):
+            self.last_time = time
         if (moment := _moment(time)) is not None:
-            first, last = self._times
-            self._times = min(first or moment, moment), max(last or moment, moment)
+            first, last = self._times or (moment, moment)
+            self._times = min(first, moment), max(last, moment)
+            self._timed_lines += 1
 
     def _add_interval(self, row: Mapping[str, Any]) -> None:
         """Counts the seconds since the line before, if this line has a speed."""
         speed, wait = row.get("images_per_second"), row.get("data_wait")
-        if is_number(speed) and speed > 0:
-            seconds = (row["images"] - self._trained) / speed
+        seconds = (row["images"] - self._trained) / speed if is_number(speed) and speed > 0 else 0.0
+        if is_number(seconds) and seconds > 0:
             self.training_seconds += seconds
-            self.waiting_seconds += seconds * wait if is_number(wait) else 0.0
+            self.waiting_seconds += seconds * min(max(wait, 0.0), 1.0) if is_number(wait) else 0.0
         if "loss" in row or "images_per_second" in row:  # an interval of skipped updates has no loss
             self._trained = row["images"]
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of a JSON document is a finite number."""
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    except OverflowError:  # an integer beyond the numbers of a float
-        return False
+    """Whether a value of a JSON document is a finite number, and no larger than those of float32."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _moment(text: object) -> datetime | None:

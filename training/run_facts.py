@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from residual.names import amount
 from storage.read import is_regular, read_json
 from storage.write import write_text
 from training import log
@@ -41,7 +42,7 @@ class RunFacts:
     def total_images(self) -> int | None:
         """Images of the whole run; None if the settings have no such number."""
         total = self.settings.get("train.images")
-        return int(total) if isinstance(total, int | float) else None
+        return int(total) if is_number(total) else None
 
     @property
     def is_finished(self) -> bool:
@@ -66,7 +67,7 @@ def read_facts(path: Path) -> RunFacts:
     except (ValueError, OSError) as error:
         notes.append(f"log.jsonl cannot be read: {error}")
     if damaged:
-        notes.append(f"{damaged:,} damaged lines of log.jsonl are left out")
+        notes.append(f"left out: {amount(damaged, 'damaged line')} of log.jsonl")
     try:
         if (path / USAGE_FILE).exists():
             usage = read_json(path / USAGE_FILE)

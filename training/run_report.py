@@ -18,8 +18,8 @@ from storage.read import is_regular, read_bytes, read_json
 from storage.show import printable
 from storage.write import replace_file
 from training.charts import chart
-from training.curves import Point
 from training.log import failures
+from training.log_facts import Point, is_number
 from training.run_facts import RunFacts, read_facts
 from training.task import Figure, limits_of
 from training.units import show_size
@@ -147,9 +147,9 @@ def _curves(facts: RunFacts, figures: Mapping[str, Figure]) -> str:
             panels.append((name, chart({name: points}, log=name in ("loss", "gradient_norm"), title=name)))
     axes = dict[str, dict[str, Sequence[Point]]]()
     for name, points in facts.log.figures.items():
-        axes.setdefault(figures[name].axis if name in figures else name, {})[name] = points
+        axes.setdefault(figures[name].axis if name in figures else _line(name), {})[name] = points
     for axis, curves in list(axes.items())[: MAX_PANELS - len(panels)]:
-        curves = {_text(name): points for name, points in list(curves.items())[:MAX_PANELS]}
+        curves = {_line(name): points for name, points in list(curves.items())[:MAX_PANELS]}
         log = any(figures[name].log for name in curves if name in figures)
         dashed = [name for name in curves if name in figures and figures[name].dashed]
         title = axis if len(curves) > 1 or axis in curves else f"{next(iter(curves))}: {axis}"
@@ -196,7 +196,7 @@ def _classes(facts: RunFacts, notes: list[str]) -> str:
             for each in document["classes"]
         ]
         seen = int(document["images_seen"])
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, OverflowError) as error:
         notes.append(f"{folder / CLASSES_FILE} cannot be read: {type(error).__name__}: {error}")
         return ""
     rows.sort(key=lambda row: row[2] / max(row[1], 1))
@@ -264,7 +264,7 @@ def _time(facts: RunFacts) -> str:
     rows += [("updates", _seconds(training - waiting)), ("waiting for data", _seconds(waiting))] if training else []
     seconds = facts.usage.get("seconds")
     for name, value in seconds.items() if isinstance(seconds, dict) else ():
-        if isinstance(value, int | float):
+        if is_number(value):
             rows.append((str(name), _seconds(value)))
     if (elapsed := facts.log.elapsed_seconds) is not None:
         rows.append(("from the first to the last line of the log", _seconds(elapsed)))
@@ -280,7 +280,7 @@ def _memory(facts: RunFacts) -> str:
         ("peak_memory_bytes", "peak memory of the main process"),
         ("peak_device_memory_bytes", "peak memory of its GPU"),
     ):
-        if isinstance(value := facts.usage.get(key), int | float):
+        if is_number(value := facts.usage.get(key)):
             rows.append((name, show_size(value)))
     for name in ("model", "best", "checkpoints", "snapshots", "samples"):
         if (folder := facts.path / name).is_dir() and (size := _size(folder)):
@@ -314,9 +314,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _text(value: object) -> str:
     """A text of unknown origin as HTML: one line, shortened, escaped."""
+    return escape(_line(value), quote=True)
+
+
+def _line(value: object) -> str:
+    """A text of unknown origin as one line, shortened."""
     text = str(value)
-    short = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
-    return escape(printable(short), quote=True)
+    return printable(text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…")
 
 
 def _seconds(value: float) -> str:

@@ -85,9 +85,12 @@ def _explain_missing_package(script: str) -> Iterator[None]:
     """Raises ValueError, with the install command, in place of the error about a missing package of `PACKAGES`."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        if error.name in PACKAGES:
-            require_extra(error.name, "train", script)
+    except (ModuleNotFoundError, RuntimeError) as error:  # diffusers raises RuntimeError because of it
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ModuleNotFoundError) and cause.name in PACKAGES:
+                require_extra(cause.name, "train", script)
+            cause = cause.__cause__ or cause.__context__
         raise
 
 

@@ -1,5 +1,6 @@
 """A run in training, as its folder shows it: how far it is, its curves, grids and figures. Nothing is written to it."""
 
+import math
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from storage.read import read_bytes
+from storage.show import printable
 from training.curves import draw_points
 from training.run_facts import RunFacts, read_facts
 from training.run_folder import RunFolder
@@ -71,14 +73,14 @@ def _about(facts: RunFacts) -> str:
     settings, log = facts.settings, facts.log
     batch = settings["train.batch"]
     total = -(-settings["train.images"] // batch) * batch
-    if log.last_time is None:
-        return f"0 of {total:,} images seen; the log has no line yet"
-    text = f"{log.images_seen:,} of {total:,} images seen ({log.images_seen / total:.0%}), last line {log.last_time}"
+    text = f"{log.images_seen:,} of {total:,} images seen ({log.images_seen / total:.0%})"
+    text += "; the log has no line yet" if log.last_time is None else f", last line {printable(log.last_time)}"
     speeds = log.curves.get("images_per_second")
     speed = speeds[-1][1] if speeds else 0.0
-    if not speed or log.images_seen >= total:
+    left = (total - log.images_seen) / speed if speed > 0 else 0.0
+    if not 0 < left < math.inf:
         return text
-    return f"{text}; {speed:,.0f} images/s, {tqdm.format_interval((total - log.images_seen) / speed)} left"
+    return f"{text}; {speed:,.0f} images/s, {tqdm.format_interval(left)} left"
 
 
 def _grids(folder: Path) -> list[tuple[Image.Image, str]]:
@@ -93,5 +95,5 @@ def _open(path: Path) -> Image.Image | None:
         picture = Image.open(BytesIO(read_bytes(path, None)), formats=["PNG"])
         picture.load()
         return picture
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

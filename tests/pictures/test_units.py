@@ -58,6 +58,7 @@ def test_some_of_the_channels_have_units_of_their_own() -> None:
     ("changes", "named"),
     [
         ({"std": (1.0, 0.0, 1.0)}, "std=0 of channel 1"),
+        ({"std": (1.0, 1.0, 1e39)}, r"std=1e\+39 of channel 2"),
         ({"mean": (1.0, float("nan"), 1.0)}, "mean=nan"),
         ({"mean": (1.0,)}, "1, 3 and 3"),
         ({"transform": ("none", "log", "none")}, "log"),

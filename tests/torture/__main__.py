@@ -18,7 +18,7 @@ from tests.torture.runs import Broken, Run
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    p.add_argument("--quick", action="store_true", help="some of each, in about 90 seconds")
+    p.add_argument("--quick", action="store_true", help="some of each, in a few minutes")
     p.add_argument("--kills", type=int, default=200, help="SIGKILLs, half of them with two processes")
     p.add_argument("--signals", type=int, default=20, help="times that a run is stopped in each way")
     p.add_argument("--only", help="only the rows whose name contains this")

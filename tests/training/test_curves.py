@@ -82,6 +82,11 @@ def test_distances_below_zero_are_drawn(tmp_path, drawn):
     assert drawn[0].axes[0].get_yscale() == "symlog"
 
 
+def test_a_number_that_no_float_holds_is_left_out(tmp_path, drawn):
+    draw_curves(log_of(tmp_path / "log.jsonl", *ROWS, {**ROWS[0], "top1": 10**400}), tmp_path / "metrics.png", FIGURES)
+    assert drawn[0].axes[1].lines[0].get_xydata().tolist() == [[100, 0.25]]
+
+
 @pytest.mark.parametrize("rows", [[], [{"images": 1, "evaluated": True, "other": 1.0}], [{"images": 1, "loss": 2.0}]])
 def test_nothing_is_drawn_without_a_figure(tmp_path, drawn, rows):
     draw_curves(log_of(tmp_path / "log.jsonl", *rows), tmp_path / "metrics.png", FIGURES)

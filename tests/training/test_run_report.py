@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.report import main as print_report
 from tests.training.toy import BATCH, train
 from training import run_report
 from training.charts import chart
@@ -168,7 +169,7 @@ def test_damaged_parts_are_notes(tmp_path):
     (path / "samples" / "000000100.png").write_bytes(b"\x89PNG damaged")
     os.mkfifo(path / "samples" / "000000200.png")
     notes = page(path).text.split("note: ")[1:]
-    for part in ("1 damaged lines of log.jsonl", "usage.json", "classes.json", "000000100.png", "000000200.png"):
+    for part in ("1 damaged line of log.jsonl", "usage.json", "classes.json", "000000100.png", "000000200.png"):
         assert any(part in note for note in notes), part
 
 
@@ -278,6 +279,7 @@ def test_a_long_log_takes_the_memory_of_its_numbers(tmp_path):
     number, lines = 16, 500
     row = {"loss": 1.0, "gradient_norm": 2.0, "images_per_second": 30.0, "data_wait": 0.1}
     path = run_of(tmp_path / "run", *({"images": 10 * k, "update": k, **row} for k in range(lines)))
+    read_facts(path)  # what is imported late
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -289,6 +291,47 @@ def test_a_long_log_takes_the_memory_of_its_numbers(tmp_path):
     assert held < 1.3 * lines * len(row) * number + 10_000
 
 
+LARGEST = float(np.finfo(np.float32).max)
+ODD = [-1.7e308, 1.7e308, -LARGEST, LARGEST, -5.0, 0.0, 5e-324, 1e400]
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_any_number_of_the_log_has_a_page(tmp_path: Path, value: float) -> None:
+    odd = dict.fromkeys(["images_per_second", "data_wait", "loss", "learning_rate", "distance"], value)
+    rows = [{**ROWS[0], "images": 0}, {**ROWS[0], **odd}, {**ROWS[1], **odd}, {**ROWS[0], "images": 50}, ROWS[3]]
+    path = run_of(tmp_path / "run", *rows)
+    page(path)
+    log = read_facts(path).log
+    assert 0 <= log.waiting_seconds <= log.training_seconds < float("inf")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, True, -1, "text"])
+def test_odd_numbers_of_usage_and_classes_have_a_page(tmp_path: Path, value: object) -> None:
+    path = run_of(tmp_path / "run")
+    (path / "usage.json").write_text(json.dumps({"seconds": {"evaluations": value}, "peak_memory_bytes": value}))
+    row = {"name": "0", "images": value, "right": 1, "confused_with": None}
+    (path / "samples" / "classes.json").write_text(json.dumps({"images_seen": value, "classes": [row]}))
+    page(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("\ud800", r"\ud800"), ("a\0b", r"a\x00b"), ("<b>", "<b>"), ("n" * 400, "n" * 299 + "…")]
+)
+def test_an_odd_name_of_a_number_is_one_line_of_text(tmp_path: Path, name: str, shown: str) -> None:
+    path = run_of(tmp_path / "run", {"images": 1, "evaluated": True, name: 1.0})
+    write_report(path, FIGURES)
+    found = page(path)
+    assert shown in found.text
+    assert [attributes["aria-label"] for tag, attributes in found.tags if tag == "svg"] == [shown]
+
+
+def test_a_report_without_an_interval_prints_no_share_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_report([str(run_of(tmp_path / "run", {"images": 0, "images_per_second": 5.0}))])
+    printed = capsys.readouterr().out
+    assert "images per second" in printed
+    assert "waiting" not in printed
+
+
 def test_a_number_that_no_float_holds_is_left_out(tmp_path):
     path = run_of(
         tmp_path / "run", {"images": 10, "loss": 10**400, "gradient_norm": 1.0}, {"images": 2**63, "loss": 1.0}
@@ -296,4 +339,14 @@ def test_a_number_that_no_float_holds_is_left_out(tmp_path):
     facts = read_facts(path)
     assert list(facts.log.curves) == ["gradient_norm"]
     assert facts.log.images_seen == 10
-    assert any("1 damaged line" in note for note in facts.notes)
+    assert "1 damaged line of log.jsonl" in facts.notes[0]
+
+
+def test_damaged_values_are_left_out_of_a_page(tmp_path):
+    row = {"images": 100, "time": "2026-01-01T00:00:00+00:00", "loss": 1.0}
+    path = run_of(tmp_path / "run", row | {"images_per_second": 1e-320}, row, train={"images": float("inf")})
+    (path / "usage.json").write_text('{"seconds": {"evaluations": NaN}, "peak_memory_bytes": Infinity}')
+    facts = read_facts(path)
+    assert facts.total_images is None
+    assert (facts.log.training_seconds, facts.log.elapsed_seconds) == (0.0, 0.0)
+    assert "evaluations" not in page(path).text

@@ -180,7 +180,8 @@ def test_enlarging_is_stopped(visitor: PageVisitor, models: dict[str, str], tmp_
     visitor.click("Enlarge", "enlarge-status", "%")
     with visitor.page.expect_response(lambda response: response.url.endswith("/cancel")):
         assert visitor.click("Stop", "enlarge-status", "stopped") == "stopped"
-    visitor.page.get_by_role("button", name="Clear", exact=True).filter(visible=True).click()
+    clear = visitor.page.get_by_role("button", name="Clear", exact=True).filter(visible=True)
+    clear.first.click()  # of the upload, the first of the tab
     visitor.upload(tmp_path / "small.png")
     visitor.page.get_by_label("number input for Steps of a diffusion model").fill("1")
     visitor.click("Enlarge", "enlarge-status", "small.png, 6×6 px, enlarged in")

@@ -1,5 +1,6 @@
 """What the page does, without a browser."""
 
+import json
 import re
 import socket
 from collections.abc import Callable
@@ -219,6 +220,28 @@ def test_a_run_that_has_logged_nothing_is_followed(tmp_path: Path) -> None:
     found = follow(str(run), tmp_path)
     assert "0 of 1,024 images" in found.about
     assert (found.curves, found.metrics, found.grids, found.figures) == ({}, None, [], {})
+
+
+@pytest.mark.parametrize("speed", [5e-324, -1.0, 0.0])
+def test_a_run_with_an_odd_speed_and_a_huge_picture_is_followed(
+    tmp_path: Path, speed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(save_run(tmp_path / "run"))
+    row = {"images": 1, "time": "\ud800", "images_per_second": speed}
+    (run / "log.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (run / "samples").mkdir()
+    Image.new("L", (4, 4), 9).save(run / "samples" / "metrics.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    monkeypatch.setattr("web.follow.CURVES", {})
+    found = follow(str(run), tmp_path)
+    assert found.about == r"1 of 1,024 images seen (0%), last line \ud800"
+    assert found.metrics is None
+
+
+def test_a_log_without_times_is_followed(tmp_path: Path) -> None:
+    run = Path(save_run(tmp_path / "run"))
+    (run / "log.jsonl").write_text('{"images": 128, "loss": 0.5}\n{"images": 64, "loss": 0.5}\n')
+    assert "128 of 1,024 images" in follow(str(run), tmp_path).about
 
 
 def test_other_folders_are_not_followed(drawing: str, tmp_path: Path) -> None:

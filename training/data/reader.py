@@ -110,12 +110,12 @@ class BatchReader:
         dtype = getattr(torch, self.images.pixel_format.stored.name)
         image = torch.empty((len(position), *self.images.shape), dtype=dtype, pin_memory=self._is_pinned)
         numbers = self.images.take(position, self.seed, image.numpy())
-        labels, vectors = (self._part(values, numbers) for values in (self.images.labels, self.images.vectors))
+        labels, vectors = (self._values_of(values, numbers) for values in (self.images.labels, self.images.vectors))
         return MicroBatch(image, labels, vectors, numbers)
 
-    def _part(self, values: np.ndarray | None, numbers: np.ndarray) -> Tensor | None:
+    def _values_of(self, values: np.ndarray | None, numbers: np.ndarray) -> Tensor | None:
         """The values of the images with these numbers."""
         if values is None:
             return None
-        part = torch.from_numpy(values[numbers])
-        return part.pin_memory() if self._is_pinned else part
+        found = torch.from_numpy(values[numbers])
+        return found.pin_memory() if self._is_pinned else found
