@@ -96,6 +96,8 @@ def parsed(script: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Names
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     is_module = script[0] == "-m"
     monkeypatch.setattr(sys, "argv", script[1:] if is_module else script)
+    if is_module:
+        monkeypatch.delitem(sys.modules, script[1], raising=False)  # another test may have imported it
     run = partial(runpy.run_module, script[1]) if is_module else partial(runpy.run_path, str(ROOT / script[0]))
     with pytest.raises(Parsed) as ended:
         run(run_name="__main__")
