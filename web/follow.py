@@ -74,7 +74,8 @@ def _about(facts: RunFacts) -> str:
     batch = settings["train.batch"]
     total = -(-settings["train.images"] // batch) * batch
     text = f"{log.images_seen:,} of {total:,} images seen ({log.images_seen / total:.0%})"
-    text += "; the log has no line yet" if log.last_time is None else f", last line {printable(log.last_time)}"
+    if log.last_time is not None:
+        text += f", last line {printable(log.last_time)}"
     speeds = log.curves.get("images_per_second")
     speed = speeds[-1][1] if speeds else 0.0
     left = (total - log.images_seen) / speed if speed > 0 else 0.0
